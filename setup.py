@@ -9,7 +9,7 @@ from setuptools.command.build_py import build_py
 
 here = Path(__file__).parent
 sys.path.insert(0, str(here))
-from mlnb.project.template import template_files  # noqa: E402
+from mlnb.project.template import template_files
 
 
 class BuildWithTemplate(build_py):

@@ -14,6 +14,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'mlnb.doctor': { 'mlnb.doctor.Finding': ('doctor.html#finding', 'mlnb/doctor.py'),
                              'mlnb.doctor._answers': ('doctor.html#_answers', 'mlnb/doctor.py'),
                              'mlnb.doctor._requirements': ('doctor.html#_requirements', 'mlnb/doctor.py'),
+                             'mlnb.doctor._said': ('doctor.html#_said', 'mlnb/doctor.py'),
                              'mlnb.doctor.check': ('doctor.html#check', 'mlnb/doctor.py'),
                              'mlnb.doctor.container_tools': ('doctor.html#container_tools', 'mlnb/doctor.py'),
                              'mlnb.doctor.device': ('doctor.html#device', 'mlnb/doctor.py'),

@@ -6,7 +6,7 @@
 __all__ = ['GOOD', 'NOTE', 'MISSING', 'CHECKS', 'Finding', 'check', 'python', 'machine', 'device', 'libraries', 'kernel',
            'container_tools', 'project', 'git', 'places', 'examine']
 
-# %% ../nbs/03_doctor.ipynb #3e94e22c
+# %% ../nbs/03_doctor.ipynb #f0631cf4
 import importlib.metadata
 import os
 import platform
@@ -20,7 +20,7 @@ from pathlib import Path
 from .project.errors import MlnbError
 from .project.settings import Settings, load_settings
 
-# %% ../nbs/03_doctor.ipynb #5083c996
+# %% ../nbs/03_doctor.ipynb #7a9f06eb
 GOOD, NOTE, MISSING = "good", "note", "missing"
 
 
@@ -36,12 +36,21 @@ class Finding:
 CHECKS = []
 
 
+def _said(command: list[str]) -> str:
+    "What a program printed, empty where it is not installed, fails or does not answer within 5 s"
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
 def check(function):
     "Register `function(settings or None) -> iterable of Finding`"
     CHECKS.append(function)
     return function
 
-# %% ../nbs/03_doctor.ipynb #dbb12f31
+# %% ../nbs/03_doctor.ipynb #7f6b9c1f
 @check
 def python(settings):
     "The interpreter is one that mlnb supports"
@@ -76,7 +85,7 @@ def device(settings):
     else:
         yield Finding("Device", GOOD, f"cpu, {torch.get_num_threads()} threads (torch {torch.__version__}); no CUDA device was found")
 
-# %% ../nbs/03_doctor.ipynb #1b061087
+# %% ../nbs/03_doctor.ipynb #e8d0ae99
 def _requirements() -> list:
     "What mlnb requires, extras left out"
     from packaging.requirements import Requirement
@@ -92,10 +101,11 @@ def libraries(settings):
         try:
             have = importlib.metadata.version(want.name)
         except importlib.metadata.PackageNotFoundError:
-            yield Finding(want.name, MISSING, "not installed", f"pip install '{want}'")
+            yield Finding(f"Library {want.name}", MISSING, "not installed", f"pip install '{want}'")
             continue
         fits = want.specifier.contains(have, prereleases=True)
-        yield Finding(want.name, GOOD, have) if fits else Finding(want.name, MISSING, have, f"pip install '{want}'")
+        item = f"Library {want.name}"
+        yield Finding(item, GOOD, have) if fits else Finding(item, MISSING, have, f"pip install '{want}'")
 
 
 @check
@@ -112,13 +122,13 @@ def kernel(settings):
 @check
 def container_tools(settings):
     "An engine that can make the service's image"
-    found = [name for name in ("docker", "podman", "buildah") if shutil.which(name)]
+    found = [name for name in ("docker", "podman", "buildah") if _said([name, "info"])]
     if found:
         yield Finding("Container engine", GOOD, ", ".join(found))
     else:
-        yield Finding("Container engine", NOTE, "none", "to make an image, install docker, podman or buildah")
+        yield Finding("Container engine", NOTE, "none that answers", "to make an image, install and start docker, podman or buildah")
 
-# %% ../nbs/03_doctor.ipynb #c37de2d4
+# %% ../nbs/03_doctor.ipynb #f8e7164a
 @check
 def project(settings):
     "The project's files are there"
@@ -141,13 +151,13 @@ def git(settings):
     "The project's code has a history"
     if settings is None:
         return
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=settings.root, capture_output=True, text=True) if shutil.which("git") else None
-    if done and done.returncode == 0:
-        yield Finding("git", GOOD, f"at {done.stdout.strip()}")
+    commit = _said(["git", "-C", str(settings.root), "rev-parse", "--short", "HEAD"])
+    if commit:
+        yield Finding("git", GOOD, f"at {commit}")
     else:
         yield Finding("git", NOTE, "no commit yet", "git init && git add . && git commit")
 
-# %% ../nbs/03_doctor.ipynb #4148e78e
+# %% ../nbs/03_doctor.ipynb #4327442c
 def _answers(url: str, item: str, setting: str) -> Finding:
     "A finding on the server or file behind `url`"
     from urllib.parse import urlsplit
@@ -176,10 +186,12 @@ def places(settings):
         yield Finding("Storage", GOOD, storage)
         return
     nearest = next(p for p in (Path(storage), *Path(storage).parents) if p.exists())
-    writable = os.access(nearest, os.W_OK)
-    yield Finding("Storage", GOOD, storage) if writable else Finding("Storage", MISSING, f"{nearest} is not writable", "change setting 'storage'")
+    if os.access(nearest, os.W_OK):
+        yield Finding("Storage", GOOD, storage)
+    else:
+        yield Finding("Storage", MISSING, f"{nearest} is not writable", "change setting 'storage'")
 
-# %% ../nbs/03_doctor.ipynb #effd87f9
+# %% ../nbs/03_doctor.ipynb #f0bde823
 def examine() -> dict:
     "Every finding on this machine and the project around the working folder: {'healthy', 'findings': [{item, state, found, mend}]}"
     findings = []

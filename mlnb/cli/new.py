@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['new']
 
-# %% ../../nbs/cli/01_new.ipynb #f003686e
+# %% ../../nbs/cli/01_new.ipynb #015b3b18
 import click
 
-# %% ../../nbs/cli/01_new.ipynb #6822711b
+# %% ../../nbs/cli/01_new.ipynb #1ef1f530
 @click.command()
 @click.argument("name")
 def new(name):
@@ -22,4 +22,5 @@ def new(name):
     from mlnb.project.template import new_project
 
     project = new_project(name)
-    click.echo(f"Made {project}\n\nNext:\n  cd {name}\n  mlnb run      # the pipeline, from raw data to a model bundle\n  make test     # its tests")
+    click.echo(f"Made {project}\n\nNext:\n  cd {name}")
+    click.echo("  mlnb run      # the pipeline, from raw data to a model bundle\n  make test     # its tests")

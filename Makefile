@@ -1,0 +1,46 @@
+# Two commands to know: `make demo` and `make test`. Each makes .venv first if need be.
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+READY := .venv/.ready
+WORKERS ?= 2
+
+.PHONY: demo test check notebooks pytest products bench wheel clean help
+
+demo: $(READY)  ## the whole road on real flights: pipeline, Bento, service, drift
+	python demo.py
+
+test: check notebooks products pytest  ## everything that must hold
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+$(READY): requirements.lock pyproject.toml setup.py
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else f"mlnb needs Python 3.11 or 3.12, this is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+check: $(READY)  ## notebooks exported, clean and valid; style; import directions
+	mlnb check
+	ruff check .
+	lint-imports --no-cache
+
+notebooks: $(READY)  ## the tests inside the notebooks
+	nbdev-test --n-workers $(WORKERS)
+
+products: $(READY)  ## the reference pipeline, only what changed
+	mlnb run
+
+pytest: $(READY) products  ## everything that crosses a process, a socket or a fault
+	pytest -n $(WORKERS)
+
+bench: $(READY)  ## every benchmark, and benchmarks/README.md from its figures
+	python benchmarks/run.py
+
+wheel: $(READY)  ## dist/mlnb-*.whl, templates included
+	python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+clean:  ## all that can be made again, .venv excepted
+	rm -rf products build dist .mlnb .pytest_cache .ruff_cache *.egg-info

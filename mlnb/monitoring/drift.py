@@ -106,7 +106,7 @@ def level_of(size: float | None, expected: float | None) -> str:
 
 def thresholds() -> str:
     "The levels in a sentence"
-    return f"levels by PSI: slight from {LEVELS['slight']}, moderate from {LEVELS['moderate']}, large from {LEVELS['large']}"
+    return f"slight from {LEVELS['slight']}, moderate from {LEVELS['moderate']}, large from {LEVELS['large']}"
 
 # %% ../../nbs/monitoring/00_drift.ipynb #5e2d38ed
 @dataclass(frozen=True)

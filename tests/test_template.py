@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -23,6 +24,15 @@ def run(*words, cwd, path=(), timeout=900):
     done = subprocess.run(words, cwd=cwd, env=variables, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+def source_copy(to: Path) -> Path:
+    """The files of the checkout that git knows or would add, so that a build leaves nothing in the checkout."""
+    for name in run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines():
+        if (ROOT / name).is_file():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, to / name)
+    return to
 
 
 def text_files(project: Path):
@@ -56,14 +66,14 @@ def test_a_place_that_is_taken(tmp_path):
 
 
 def test_a_wheel_makes_a_project_that_runs_and_passes_its_tests(tmp_path):
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path), str(ROOT), cwd=tmp_path)
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path)]
+    run(*pip, str(source_copy(tmp_path / "source")), cwd=tmp_path)
     site = tmp_path / "site"
     (wheel,) = tmp_path.glob("mlnb-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
-    assert {str(p.relative_to(site / "mlnb" / "template")) for p in (site / "mlnb" / "template").rglob("*") if p.is_file()} == set(
-        template_files(template_root())
-    )
+    carried = site / "mlnb" / "template"
+    assert {str(p.relative_to(carried)) for p in carried.rglob("*") if p.is_file()} == set(template_files(template_root()))
     mlnb = [sys.executable, "-c", "from mlnb.cli.main import main; main()"]
     where = run(sys.executable, "-c", "import mlnb; print(mlnb.__file__)", cwd=tmp_path, path=[site])
     assert where.strip() == str(site / "mlnb" / "__init__.py")

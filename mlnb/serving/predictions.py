@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Prediction', 'PredictionLog', 'records', 'read']
 
-# %% ../../nbs/serving/01_predictions.ipynb #e41e5c55
+# %% ../../nbs/serving/01_predictions.ipynb #454f86dd
 import os
 import re
 import time
@@ -18,7 +18,7 @@ import msgspec
 
 from ..project.errors import ServingError
 
-# %% ../../nbs/serving/01_predictions.ipynb #a96f3e86
+# %% ../../nbs/serving/01_predictions.ipynb #b0757261
 class Prediction(msgspec.Struct, gc=False):
     "One prediction as it is logged; times are ISO-8601 in UTC"
     request_id: str
@@ -34,7 +34,7 @@ class Prediction(msgspec.Struct, gc=False):
     input: object  # the raw request fields
     features: dict  # what the model saw; a missing number is null
 
-# %% ../../nbs/serving/01_predictions.ipynb #f3dde132
+# %% ../../nbs/serving/01_predictions.ipynb #02e7495e
 class PredictionLog:
     "Appends predictions to JSON-lines files in a folder, one a process and hour"
 
@@ -76,13 +76,17 @@ class PredictionLog:
             self._owner = owner
         return self._file
 
+    def check(self):
+        "Raise a `ServingError` if no line could be written now"
+        self.append([])
+
     def close(self):
         "Close the file; the next append opens a new one"
         if self._file is not None and self._owner[0] == os.getpid():
             os.close(self._file)
         self._file = None
 
-# %% ../../nbs/serving/01_predictions.ipynb #8e815fa8
+# %% ../../nbs/serving/01_predictions.ipynb #f61cd8dc
 def records(
     file: Path,
 ) -> tuple[list[Prediction], int]:  # whole records, number of lines that are torn
@@ -106,7 +110,7 @@ def _line_by_line(decoder, data: bytes) -> tuple[list[Prediction], int]:
             torn += 1
     return found, torn
 
-# %% ../../nbs/serving/01_predictions.ipynb #97b06a44
+# %% ../../nbs/serving/01_predictions.ipynb #83867ecd
 _OWN = tuple(f for f in Prediction.__struct_fields__ if f not in ("input", "features"))
 _TIMES = ("time", "logged_at", "context_moment")
 _ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)")
@@ -134,7 +138,7 @@ def _flat(found: list[Prediction]):
     numbers = {k: [float("nan") if v is None else v for v in c] for k, c in columns.items() if k in found[0].features and None in c}
     return pd.DataFrame(columns | numbers | {name: _as_times(columns[name]) for name in _TIMES})
 
-# %% ../../nbs/serving/01_predictions.ipynb #d031fa32
+# %% ../../nbs/serving/01_predictions.ipynb #7b30edce
 def _by_shape(found: Iterable[Prediction]) -> list[list[Prediction]]:
     "The records grouped by their inputs and features; a new model version may have others"
     groups: dict = {}
@@ -162,13 +166,12 @@ def read(
     import pandas as pd
 
     first, end = since is not None and _instant(since), until is not None and _instant(until)
+    wanted = lambda r: (not first or r.time >= first) and (not end or r.time < end) and (version is None or r.model_version == version)
     kept, torn = [], 0
     for file in sorted(Path(folder).glob("*.jsonl")):
         found, bad = records(file)
         torn += bad
-        kept += [
-            r for r in found if (not first or r.time >= first) and (not end or r.time < end) and (version is None or r.model_version == version)
-        ]
+        kept += filter(wanted, found)
     frames = [_flat(group) for group in _by_shape(kept)]
     table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(_OWN))
     table = table.sort_values(["time", "logged_at"], kind="stable", ignore_index=True)

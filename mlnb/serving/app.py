@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ARM', 'Answer', 'Refusal', 'Predictor', 'Metrics', 'openapi', 'welcome', 'App', 'create_app', 'app_of']
 
-# %% ../../nbs/serving/02_app.ipynb #f658a9bc
+# %% ../../nbs/serving/02_app.ipynb #3f37f7f0
 import os
 import sys
 import time
@@ -21,7 +21,7 @@ from ..project.errors import ServingError
 from .predictions import Prediction, PredictionLog
 from .requests import RequestError, RequestSchema, right_form
 
-# %% ../../nbs/serving/02_app.ipynb #e73d4ea5
+# %% ../../nbs/serving/02_app.ipynb #0abf7e6c
 class Answer(msgspec.Struct, gc=False):
     "What `POST /predict` says about one row"
     request_id: str
@@ -39,7 +39,7 @@ class Refusal(ServingError):
         super().__init__(message)
         self.status, self.more = status, more
 
-# %% ../../nbs/serving/02_app.ipynb #e2babd10
+# %% ../../nbs/serving/02_app.ipynb #c565562e
 ARM = "champion"  # traffic is not split: one model answers all of it
 _to_json = msgspec.json.Encoder().encode
 _ready_headers = [(b"content-type", b"application/json")]
@@ -54,7 +54,7 @@ def _row_features(features: dict[str, np.ndarray]) -> list[dict]:
     names = tuple(features)
     return [dict(zip(names, row, strict=True)) for row in zip(*(c.tolist() for c in features.values()), strict=True)]
 
-# %% ../../nbs/serving/02_app.ipynb #c13a16c2
+# %% ../../nbs/serving/02_app.ipynb #d2b492b1
 class Predictor:
     "From the body of a request to logged answers"
 
@@ -79,6 +79,8 @@ class Predictor:
         context, moments, ages = self._context(request, decisions)
         features = self.bundle.features(request, context)
         probability = self.bundle.predict(features)
+        if not np.isfinite(probability).all():
+            raise ArithmeticError(f"the model gave no number for row {int(np.flatnonzero(~np.isfinite(probability))[0])}")
         answers = self._answers(len(rows), probability, moments, ages)
         self._log(rows, request, decisions, features, answers, now, started)
         return _to_json(answers if many else answers[0]), int(ages.max())
@@ -112,17 +114,15 @@ class Predictor:
         entities, logged_at = entity_keys(self.bundle.entity, request), now.strftime("%Y-%m-%dT%H:%M:%SZ")
         latency = round((time.perf_counter() - started) * 1e3, 3)
         parts = zip(answers, entities, _times(decisions), rows, _row_features(features), strict=True)
-        records = [
-            Prediction(a.request_id, entity, at, logged_at, a.model_version, ARM, a.context_moment, latency, a.probability, a.decision, row, seen)
-            for a, entity, at, row, seen in parts
-        ]
+        said = lambda a: (a.model_version, ARM, a.context_moment, latency, a.probability, a.decision)
+        records = [Prediction(a.request_id, entity, at, logged_at, *said(a), row, seen) for a, entity, at, row, seen in parts]
         try:
             self.log.append(records)
         except ServingError as e:
             print(f"mlnb: {e}", file=sys.stderr, flush=True)
             raise Refusal(503, "the prediction could not be logged, so it is not answered; try again") from None
 
-# %% ../../nbs/serving/02_app.ipynb #9f820a50
+# %% ../../nbs/serving/02_app.ipynb #45d8f53c
 class Metrics:
     "Requests by status, seconds a request, and the age of the context"
 
@@ -155,7 +155,7 @@ class Metrics:
         multiprocess.MultiProcessCollector(together := CollectorRegistry())
         return generate_latest(together)
 
-# %% ../../nbs/serving/02_app.ipynb #fdb4aa15
+# %% ../../nbs/serving/02_app.ipynb #f238144b
 _JSON_TYPES = {"time": {"type": "string", "format": "date-time"}}
 
 
@@ -199,7 +199,7 @@ def welcome(
         "more": ["/openapi.json", "/metrics", "/readyz", "/livez"],
     }
 
-# %% ../../nbs/serving/02_app.ipynb #f5d569ad
+# %% ../../nbs/serving/02_app.ipynb #30c735aa
 class App:
     "The ASGI application"
 
@@ -264,7 +264,7 @@ class App:
         self.metrics.count(found[0], time.perf_counter() - started, age)
         return found
 
-# %% ../../nbs/serving/02_app.ipynb #fd2cfe96
+# %% ../../nbs/serving/02_app.ipynb #77bb5e26
 def _error(status: int, message: str, headers=(), **more):
     closing = [(b"connection", b"close")] if status == 413 else []
     return status, _to_json({"error": message} | more), [*_ready_headers, *headers, *closing]
@@ -305,7 +305,7 @@ async def _body(scope, receive, limit: int) -> bytes:
         raise Refusal(413, f"the body is longer than {limit} bytes; send fewer rows at once", body_limit_bytes=limit)
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
-# %% ../../nbs/serving/02_app.ipynb #41193a44
+# %% ../../nbs/serving/02_app.ipynb #543f2d62
 def create_app(
     bundle: Bundle,
     store,  # of context snapshots: has newest(moment)

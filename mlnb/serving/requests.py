@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LONGEST_TEXT', 'FORMS', 'RIGHT_FORM', 'right_form', 'RequestError', 'RequestSchema']
 
-# %% ../../nbs/serving/00_requests.ipynb #bc2a0d13
+# %% ../../nbs/serving/00_requests.ipynb #246bf73b
 import json
 import math
 from datetime import datetime
@@ -19,7 +19,7 @@ from ..data.context import Columns
 from ..models.bundle import DECISION_TIME, TYPES, Field
 from ..project.errors import ServingError, did_you_mean
 
-# %% ../../nbs/serving/00_requests.ipynb #19507a36
+# %% ../../nbs/serving/00_requests.ipynb #8640c595
 LONGEST_TEXT = 100  # characters
 _WHOLE = 2**53
 _YEARS = (1900, 2200)
@@ -43,7 +43,7 @@ def right_form(field: Field) -> str:
     "How a value of `field` is written, with its example"
     return f"{RIGHT_FORM[field.type]}, for example {json.dumps(field.example)}"
 
-# %% ../../nbs/serving/00_requests.ipynb #8c2dfdea
+# %% ../../nbs/serving/00_requests.ipynb #6d6fe334
 class RequestError(ServingError):
     "A request that cannot be answered: a sentence, and each wrong field with its row, problem and right form"
 
@@ -51,7 +51,7 @@ class RequestError(ServingError):
         super().__init__(message)
         self.fields = list(fields)
 
-# %% ../../nbs/serving/00_requests.ipynb #83694672
+# %% ../../nbs/serving/00_requests.ipynb #e7c7cb38
 def _short(value) -> str:
     "`value` as JSON, cut to a readable length"
     text = json.dumps(value)
@@ -64,13 +64,14 @@ def _problem(field: Field, value) -> str | None:
         found = msgspec.convert(value, FORMS[field.type])
         if isinstance(found, float) and not math.isfinite(found):
             raise msgspec.ValidationError
-    except msgspec.ValidationError:
+        msgspec.json.encode(found)  # half of a surrogate pair is no text
+    except (msgspec.ValidationError, UnicodeEncodeError):
         return f"{_short(value)} is not {RIGHT_FORM[field.type]}"
     if field.type == "time" and not _YEARS[0] <= found.year < _YEARS[1]:
         return f"{_short(value)} is not between the years {_YEARS[0]} and {_YEARS[1]}"
     return None
 
-# %% ../../nbs/serving/00_requests.ipynb #6b0a0f2f
+# %% ../../nbs/serving/00_requests.ipynb #28a507a9
 _MOST = 50  # problems named in one answer
 
 
@@ -109,7 +110,7 @@ def _parse(body: bytes):
     except ValueError as e:
         raise RequestError(f"the body is not JSON: {e}; send one object, or an array of objects") from None
 
-# %% ../../nbs/serving/00_requests.ipynb #3cb831a0
+# %% ../../nbs/serving/00_requests.ipynb #a532c97d
 class RequestSchema:
     "Decodes and checks request bodies of the given fields"
 

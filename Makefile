@@ -40,6 +40,7 @@ bench: $(READY)  ## every benchmark, and benchmarks/README.md from its figures
 	python benchmarks/run.py
 
 wheel: $(READY)  ## dist/mlnb-*.whl, templates included
+	rm -rf build
 	python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 clean:  ## all that can be made again, .venv excepted

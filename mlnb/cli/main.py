@@ -74,3 +74,7 @@ def main():
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
+
+# %% ../../nbs/cli/00_main.ipynb #20f613e6
+if __name__ == "__main__":  # python -m mlnb.cli.main, where the program is not on the path
+    main()

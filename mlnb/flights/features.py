@@ -7,7 +7,7 @@ __all__ = ['WEATHER', 'HOUR', 'PRIOR', 'DAY', 'context_features', 'CATEGORICAL',
            'local_seconds', 'request_features', 'History', 'refuse_leaks', 'known_at', 'read_history', 'decision_time',
            'feature_table']
 
-# %% ../../nbs/flights/03_features.ipynb #15a9ec03
+# %% ../../nbs/flights/03_features.ipynb #8715d0ef
 import datetime as dt
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -18,7 +18,7 @@ import numpy as np
 from ..data.context import Columns, Context, Events, Latest, View, distinct, quarter, to_columns
 from ..project.errors import ModelError
 
-# %% ../../nbs/flights/03_features.ipynb #ffbb4c1b
+# %% ../../nbs/flights/03_features.ipynb #4146c227
 _NEW_YORK = ZoneInfo("America/New_York")
 _DAYS = np.array(["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun"])
 _HOURS = np.array([f"{hour:02}" for hour in range(24)])
@@ -38,7 +38,7 @@ def local_seconds(
     hours, at = np.unique(seconds // 3600, return_inverse=True)
     return seconds + np.array([_offset(hour) for hour in hours.tolist()], np.int64)[at]
 
-# %% ../../nbs/flights/03_features.ipynb #b9330130
+# %% ../../nbs/flights/03_features.ipynb #3d48f041
 def request_features(
     request: Mapping[str, np.ndarray],  # the request's fields, (n,) each, times in UTC
 ) -> Columns:  # (n,) each
@@ -57,7 +57,7 @@ def request_features(
         "block_minutes": (arrives - leaves) / 60.0,
     }
 
-# %% ../../nbs/flights/03_features.ipynb #1bd788bb
+# %% ../../nbs/flights/03_features.ipynb #2cd3b476
 class History:
     "Tidied flights and weather, with an index for each question that the views ask"
 
@@ -104,7 +104,7 @@ class History:
         columns = self._by(keys)
         return self._once(("known", keys), lambda: {name: column[distinct(columns)[0]] for name, column in columns.items()})
 
-# %% ../../nbs/flights/03_features.ipynb #1d74513d
+# %% ../../nbs/flights/03_features.ipynb #833ac03c
 WEATHER = ("temperature", "dew_point", "humidity", "wind_direction", "wind_speed", "wind_gust", "precipitation", "pressure", "visibility")
 HOUR = 3600
 
@@ -126,7 +126,7 @@ def _before(readings: Mapping[str, np.ndarray], name: str, back: int) -> np.ndar
     out[back:][same] = readings[name][: len(out) - back][same]
     return out
 
-# %% ../../nbs/flights/03_features.ipynb #22711fca
+# %% ../../nbs/flights/03_features.ipynb #58066f77
 PRIOR = 0.25  # about the share of disrupted flights
 DAY = 24 * HOUR
 
@@ -142,7 +142,7 @@ def _rate(events: Events, pairs: Columns, seconds: int, weight: int = 20) -> np.
     count, total = events.window(pairs, -seconds)
     return (total + weight * PRIOR) / (count + weight)
 
-# %% ../../nbs/flights/03_features.ipynb #ba4ceea4
+# %% ../../nbs/flights/03_features.ipynb #390fb36b
 def _origin(history: History, pairs: Columns) -> Columns:
     "Weather, queue, delays and labels at an airport"
     left, labels, planned = history.delays("origin"), history.labels("origin"), history.timetable("origin")
@@ -183,7 +183,7 @@ def _flight(history: History, pairs: Columns) -> Columns:
     "Labels of a flight number to its destination"
     return {"flight_disrupted_21d": _rate(history.labels("carrier", "flight", "dest"), pairs, 21 * DAY, weight=5)}
 
-# %% ../../nbs/flights/03_features.ipynb #477c3b21
+# %% ../../nbs/flights/03_features.ipynb #3a897c0c
 def _view(name: str, keys: tuple[str, ...], features: tuple[str, ...], evaluate) -> View:
     return View(name, keys, features, evaluate, lambda history: history.known(*keys))
 
@@ -200,11 +200,11 @@ context_features = Context([
     _view("flight", ("carrier", "flight", "dest"), ("flight_disrupted_21d",), _flight),
 ])
 
-# %% ../../nbs/flights/03_features.ipynb #6a196547
+# %% ../../nbs/flights/03_features.ipynb #a556303b
 CATEGORICAL = ("carrier", "origin", "dest", "day_of_week", "hour")
 NUMERIC = ("minute_of_day", "distance", "block_minutes", *context_features.features)
 
-# %% ../../nbs/flights/03_features.ipynb #2e4a42ff
+# %% ../../nbs/flights/03_features.ipynb #1156ba72
 LEAKS = (
     "tailnum", "dep_time", "dep_delay", "arr_time", "arr_delay", "air_time",  # as the raw files call them
     "departure", "departure_delay", "arrival", "arrival_delay", "cancelled", "diverted", "disrupted", "label_time",  # as we do
@@ -220,7 +220,7 @@ def refuse_leaks(
     if found:
         raise ModelError(f"input {', '.join(map(repr, found))} is known only after the decision, two hours before departure; leave it out")
 
-# %% ../../nbs/flights/03_features.ipynb #f2763c63
+# %% ../../nbs/flights/03_features.ipynb #b2111fbb
 def known_at(
     history: History,
     moment: np.datetime64,  # UTC
@@ -238,7 +238,7 @@ def known_at(
     seen = w["observed"] + HOUR <= moment
     return History(flights, {name: column[seen] for name, column in w.items()})
 
-# %% ../../nbs/flights/03_features.ipynb #3092dcd2
+# %% ../../nbs/flights/03_features.ipynb #92119fe3
 def read_history(
     flights: str,  # flights.parquet
     weather: str,  # weather.parquet
@@ -248,7 +248,7 @@ def read_history(
 
     return History(to_columns(pd.read_parquet(flights)), to_columns(pd.read_parquet(weather)))
 
-# %% ../../nbs/flights/03_features.ipynb #b733b7e0
+# %% ../../nbs/flights/03_features.ipynb #dab892b2
 LEAD = 2 * HOUR  # from the decision to the scheduled departure
 REQUEST = ("carrier", "flight", "origin", "dest", "distance", "scheduled_departure", "scheduled_arrival")
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['data_folder', 'read_raw', 'time_zones', 'scheduled_arrival', 'tidy_flights', 'tidy_weather']
 
-# %% ../../nbs/flights/00_ingest.ipynb #7eb65f86
+# %% ../../nbs/flights/00_ingest.ipynb #acc47ee2
 import importlib.util
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from ..project.errors import ContractError
 
-# %% ../../nbs/flights/00_ingest.ipynb #7c7412b1
+# %% ../../nbs/flights/00_ingest.ipynb #75aeb8d3
 _FILES = {"flights": "flights.csv.zip", "weather": "weather.csv", "airports": "airports.csv"}
 
 
@@ -33,7 +33,7 @@ def read_raw(
 
     return pd.read_csv(data_folder() / _FILES[name])
 
-# %% ../../nbs/flights/00_ingest.ipynb #0a0b0e0d
+# %% ../../nbs/flights/00_ingest.ipynb #0a369de7
 _ATLANTIC = dict.fromkeys(("BQN", "PSE", "SJU", "STT"), "America/Puerto_Rico")  # not in the airports file
 
 
@@ -43,7 +43,7 @@ def time_zones(
     "The time zone of every destination"
     return dict(zip(airports["faa"], airports["tzone"], strict=True)) | _ATLANTIC
 
-# %% ../../nbs/flights/00_ingest.ipynb #2c98d315
+# %% ../../nbs/flights/00_ingest.ipynb #d950f487
 def _to_utc(local, zone: str):
     "Local clock times of one zone in UTC; in the hour that occurs twice the first is meant"
     first = np.ones(len(local), bool)
@@ -59,7 +59,7 @@ def scheduled_arrival(
     import pandas as pd
 
     clock = pd.to_timedelta(flights["sched_arr_time"] // 100 * 60 + flights["sched_arr_time"] % 100, unit="min")
-    local = pd.to_datetime(flights[["year", "month", "day"]]).astype("datetime64[s]") + clock.astype("timedelta64[s]")
+    local = pd.to_datetime(flights[["year", "month", "day"]]).astype("datetime64[ms]") + clock.astype("timedelta64[ms]")
     arrival = departure.copy()
     for zone, rows in flights.groupby(flights["dest"].map(zones)).groups.items():
         same_day = _to_utc(local.loc[rows], zone)
@@ -67,24 +67,24 @@ def scheduled_arrival(
         arrival.loc[rows] = same_day.where(same_day > departure.loc[rows], next_day)
     return arrival
 
-# %% ../../nbs/flights/00_ingest.ipynb #b5670d12
+# %% ../../nbs/flights/00_ingest.ipynb #b188c1c7
 def tidy_flights(
     flights,  # raw flights
     airports,  # raw airports
 ):
-    "One row a departure, times in UTC (datetime64[s]), sorted by scheduled departure: the request, the outcome, the label and its time"
+    "One row a departure, times in UTC (datetime64[ms]), sorted by scheduled departure: the request, the outcome, the label and its time"
     import pandas as pd
 
-    minute = pd.to_timedelta(flights["minute"], unit="min").astype("timedelta64[s]")
-    leaves = pd.to_datetime(flights["time_hour"]).dt.tz_localize(None).astype("datetime64[s]") + minute
+    minute = pd.to_timedelta(flights["minute"], unit="min").astype("timedelta64[ms]")
+    leaves = pd.to_datetime(flights["time_hour"]).dt.tz_localize(None).astype("datetime64[ms]") + minute
     arrives = scheduled_arrival(flights, leaves, time_zones(airports))
     tidy = flights[["carrier", "flight", "origin", "dest"]].assign(
         distance=flights["distance"].astype(float),
         scheduled_departure=leaves,
         scheduled_arrival=arrives,
-        departure=leaves + pd.to_timedelta(flights["dep_delay"], unit="min").astype("timedelta64[s]"),
+        departure=leaves + pd.to_timedelta(flights["dep_delay"], unit="min").astype("timedelta64[ms]"),
         departure_delay=flights["dep_delay"],
-        arrival=arrives + pd.to_timedelta(flights["arr_delay"], unit="min").astype("timedelta64[s]"),
+        arrival=arrives + pd.to_timedelta(flights["arr_delay"], unit="min").astype("timedelta64[ms]"),
         arrival_delay=flights["arr_delay"],
         cancelled=flights["dep_time"].isna(),
         diverted=flights["dep_time"].notna() & flights["arr_delay"].isna(),
@@ -102,7 +102,7 @@ def _labelled(flights):
     known = flights["arrival"].fillna(flights["scheduled_arrival"])
     return flights.assign(disrupted=disrupted.astype("int8"), label_time=known.clip(lower=left + pd.Timedelta(minutes=20)))
 
-# %% ../../nbs/flights/00_ingest.ipynb #b715208b
+# %% ../../nbs/flights/00_ingest.ipynb #6453e2ac
 _NAMES = {
     "temp": "temperature", "dewp": "dew_point", "humid": "humidity", "wind_dir": "wind_direction", "wind_speed": "wind_speed",
     "wind_gust": "wind_gust", "precip": "precipitation", "pressure": "pressure", "visib": "visibility",
@@ -116,7 +116,7 @@ def tidy_weather(
     import pandas as pd
 
     tidy = weather[["origin", *_NAMES]].rename(columns=_NAMES).astype(dict.fromkeys(_NAMES.values(), float))
-    tidy.insert(1, "observed", pd.to_datetime(weather["time_hour"]).dt.tz_localize(None).astype("datetime64[s]"))
+    tidy.insert(1, "observed", pd.to_datetime(weather["time_hour"]).dt.tz_localize(None).astype("datetime64[ms]"))
     for wind in ("wind_speed", "wind_gust"):
         tidy[wind] = tidy[wind].where(tidy[wind] <= 150)  # a hurricane at the airport; above it is an error
     return tidy.sort_values(["origin", "observed"], ignore_index=True)

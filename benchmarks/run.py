@@ -1,0 +1,80 @@
+"""Run every benchmark in this folder and write README.md from what was measured.
+
+Each program times mlnb and a peer in one run and prints, with `--json`, a list of
+{"name", "ours", "peer", "ratio", "bar", "holds"}; it ends with 1 where a bar does not hold. So does this one.
+"""
+
+import argparse
+import datetime as dt
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+TEXT = """# Benchmarks
+
+Each program times mlnb and a peer in one run and prints the ratio of their medians; a bar is the least ratio that must hold.
+Absolute figures belong to the machine, ratios travel better. `make bench` runs all of them and writes this page.
+
+Measured on {date}: {machine}.
+
+| work | ours | peer | ratio | bar | holds |
+| --- | --- | --- | --- | --- | --- |
+{rows}
+"""
+
+
+def machine() -> str:
+    """The processor, cores, versions and, where there is one, the CUDA device."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    import torch
+
+    gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
+    return f"{processor}, {os.cpu_count()} cores{gpu}, Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def measure(program: Path) -> tuple[str, list[dict]]:
+    """Headline and rows of one benchmark; a benchmark that fails without rows ends the whole run."""
+    done = subprocess.run([sys.executable, str(program), "--json"], stdout=subprocess.PIPE, text=True, cwd=HERE.parent)
+    try:
+        return program.stem, json.loads(done.stdout)
+    except json.JSONDecodeError:
+        sys.exit(f"{program.name} printed no JSON list and ended with {done.returncode}; run it alone to see why")
+
+
+def table(measured: list[tuple[str, list[dict]]]) -> str:
+    """Markdown rows, one a measurement."""
+
+    def shown(value) -> str:
+        return "" if value is None else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+    def line(program: str, r: dict) -> str:
+        figures = " | ".join([shown(r["ours"]), shown(r["peer"]), f"{shown(r['ratio'])}x", shown(r["bar"])])
+        return f"| {program}: {r['name']} | {figures} | {'yes' if r['holds'] else '**no**'} |"
+
+    return "\n".join(line(program, row) for program, rows in measured for row in rows)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print every row as one JSON list")
+    arguments = parser.parse_args()
+    programs = sorted(p for p in HERE.glob("*.py") if p.name != "run.py")
+    measured = []
+    for program in programs:
+        print(f"{program.stem} ...", file=sys.stderr)
+        measured.append(measure(program))
+    page = TEXT.format(date=dt.date.today().isoformat(), machine=machine(), rows=table(measured))
+    (HERE / "README.md").write_text(page)
+    rows = [row for _, rows in measured for row in rows]
+    print(json.dumps(rows) if arguments.json else page)
+    sys.exit(0 if all(r["holds"] for r in rows) else 1)
+
+
+if __name__ == "__main__":
+    main()

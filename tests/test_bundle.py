@@ -1,0 +1,166 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import toy_project
+
+from mlnb.models.bundle import Bundle, Field, columns_of, records_of
+from mlnb.project.errors import BundleError
+
+
+@pytest.fixture
+def folder(toy, tmp_path):
+    "A bundle of one's own to break"
+    return shutil.copytree(toy / "products/bundle", tmp_path / "bundle")
+
+
+def manifest(folder, **changed):
+    "The manifest with values changed, written back"
+    text = json.loads((folder / "bundle.json").read_text())
+    text.update(changed)
+    (folder / "bundle.json").write_text(json.dumps(text))
+
+
+def refused(folder, *words):
+    with pytest.raises(BundleError) as e:
+        Bundle.load(folder).self_test()
+    for word in (*words, "mlnb run"):
+        assert word in str(e.value)
+
+
+def test_a_bundle_loads_and_proves_itself(folder):
+    bundle = Bundle.load(folder)
+    assert (bundle.name, bundle.version, bundle.reference) == ("toy", "v1", b"profile")
+    assert bundle.self_test() == 12
+    assert bundle.samples["requests"][0]["departure"] == "2013-07-01T05:00:00Z"
+    assert bundle.decide(np.array([0.2, 1 / 3, 0.9])).tolist() == [False, True, True]
+
+
+def test_samples_hold_missing_values(folder):
+    assert None in Bundle.load(folder).samples["features"]["backlog"]
+
+
+def test_no_bundle(tmp_path):
+    refused(tmp_path, "no bundle.json")
+
+
+@pytest.mark.parametrize("name", ["samples.json", "model/weights.safetensors", "reference.profile"])
+def test_a_missing_file(folder, name):
+    (folder / name).unlink()
+    refused(folder, name, "is missing")
+
+
+@pytest.mark.parametrize("cut", [0, 1, 100, -1])
+def test_a_truncated_manifest(folder, cut):
+    whole = (folder / "bundle.json").read_bytes()
+    (folder / "bundle.json").write_bytes(whole[:cut])
+    refused(folder, "bundle.json is damaged")
+
+
+def test_a_manifest_that_is_no_object(folder):
+    (folder / "bundle.json").write_text("[]")
+    refused(folder, "bundle.json is damaged")
+
+
+def test_a_value_of_a_wrong_type(folder):
+    manifest(folder, threshold="high")
+    refused(folder, "bundle.json is damaged", "threshold")
+
+
+@pytest.mark.parametrize("position", [0, 60, -1])
+def test_a_flipped_bit_in_the_weights(folder, position):
+    weights = bytearray((file := folder / "model/weights.safetensors").read_bytes())
+    weights[position] ^= 1
+    file.write_bytes(weights)
+    refused(folder, "model/weights.safetensors", "is not what was written")
+
+
+def test_an_unknown_format(folder):
+    manifest(folder, format=99)
+    refused(folder, "format 99", "reads format 1")
+
+
+@pytest.mark.parametrize("function", ["request_features", "context_features"])
+def test_code_changed_since_training(folder, function):
+    manifest(folder, **{function: {"name": f"toy.features.{function}", "fingerprint": "0" * 16}})
+    refused(folder, f"trained with another toy.features.{function}")
+
+
+def test_a_changed_source_is_noticed_and_a_comment_is_not(toy, tmp_path):
+    project = shutil.copytree(toy, tmp_path / "project")
+    load = ("-c", "from mlnb.models.bundle import Bundle; print(Bundle.load('products/bundle').self_test())")
+    source = project / "toy/features.py"
+    source.write_text(source.read_text().replace('"""What follows', '# a comment\n    """All that follows'))
+    assert toy_project.run(project, *load).stdout == "12\n"
+    source.write_text(source.read_text().replace("-3600", "-7200"))
+    assert "trained with another toy.features.context_features" in toy_project.run(project, *load).stderr
+
+
+def test_a_predictor_that_is_gone(folder):
+    manifest(folder, predictor="toy.model.Forest")
+    with pytest.raises(BundleError, match=r"'toy.model.Forest', which cannot be imported .* pip install -e"):
+        Bundle.load(folder)
+
+
+def test_the_self_test_names_sample_and_feature(toy, folder):
+    bundle = Bundle.load(folder)
+    original = bundle.request_features
+    bundle.request_features = lambda request: original(request) | {"hour": original(request)["hour"] + (request["flight"] == 103)}
+    with pytest.raises(BundleError, match=r"sample 3 gives hour = 7.0, the pipeline gave 6.0"):
+        bundle.self_test()
+
+
+def test_the_self_test_sees_the_last_bit_of_a_prediction(folder):
+    bundle = Bundle.load(folder)
+    predict = bundle.predictor.predict
+    bundle.predictor.predict = lambda features: np.nextafter(predict(features), 1)
+    with pytest.raises(BundleError, match="sample 0 gives probability"):
+        bundle.self_test()
+
+
+def test_one_row_and_many_give_the_same_bits(folder):
+    bundle = Bundle.load(folder)
+    request = columns_of(bundle.request, bundle.samples["requests"])
+    newest, decisions = bundle.sample_context(), np.array([np.datetime64(r["decision_time"][:-1]) for r in bundle.samples["requests"]])
+    for i, expected in enumerate(bundle.samples["probability"]):
+        row = {name: column[i : i + 1] for name, column in request.items()}
+        features = bundle.features(row, newest(decisions[i]).lookup(row))
+        assert bundle.predict(features)[0] == expected
+
+
+def test_writing_replaces_the_old_bundle_or_leaves_it_untouched(toy, folder):
+    from toy.bundle import build, samples
+
+    assert build(folder, "v2").version == "v2"
+    wrong = samples()
+    features = {k: np.array(v, dtype=np.str_ if k == "origin" else float) for k, v in Bundle.load(folder).samples["features"].items()}
+    features["distance"] = features["distance"] + 1e-12
+    with pytest.raises(BundleError, match="gives distance"):
+        build(folder, "v3", samples=type(wrong)(wrong.requests, wrong.snapshots, features))
+    assert Bundle.load(folder).version == "v2"
+    assert [p.name for p in folder.parent.iterdir()] == ["bundle"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "value", "says"),
+    [
+        ("entity", ["carier"], "did you mean 'carrier'"),
+        ("request", [Field("carrier", "text", "", "UA")], "write one of string, integer, number, time"),
+        ("request_features", "toy.features.nothing", "cannot be imported"),
+    ],
+)
+def test_wrong_arguments(toy, tmp_path, argument, value, says):
+    from toy.bundle import build
+
+    with pytest.raises(BundleError, match=says):
+        build(tmp_path / "bundle", **{argument: value})
+    assert not list(tmp_path.iterdir())
+
+
+def test_records_and_columns_are_inverse(toy):
+    from toy.bundle import REQUEST, samples
+
+    columns = samples().requests
+    back = columns_of(REQUEST, records_of(REQUEST, columns))
+    assert all((back[f.name] == columns[f.name]).all() for f in REQUEST)

@@ -1,0 +1,69 @@
+"""The command line as a program: quick, and without a traceback for a user's mistake."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {"torch", "pandas", "mlflow", "ploomber", "papermill", "whylogs", "bentoml", "sklearn", "matplotlib", "sqlalchemy", "pandera"}
+COMMANDS = ["new", "doctor", "check", "run", "build", "serve", "drift"]
+
+
+def mlnb(*words, cwd=None, **variables):
+    call = [sys.executable, "-c", "from mlnb.cli.main import main; main()", *words]
+    return subprocess.run(call, cwd=cwd, capture_output=True, text=True, env={**os.environ, **variables}, timeout=120)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example_and_imports_nothing_heavy(command):
+    call = f"cli([{command!r}, '--help'], standalone_mode=False)"
+    code = f"import sys\nfrom mlnb.cli.main import cli\n{call}\nprint(*sys.modules, file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Example" in done.stdout
+    assert f"mlnb {command}" in done.stdout
+    assert not HEAVY & {module.split(".")[0] for module in done.stderr.split()}
+
+
+@pytest.mark.parametrize("command", ["check", "run", "build", "serve", "drift log"])
+def test_outside_a_project(command, tmp_path):
+    done = mlnb(*command.split(), cwd=tmp_path)
+    assert done.returncode == 2
+    assert "make one with: mlnb new NAME" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_unknown_command():
+    done = mlnb("rum")
+    assert done.returncode == 2
+    assert "did you mean 'run'?" in done.stderr
+
+
+def test_unknown_environment_is_refused_before_any_work(tmp_path):
+    (tmp_path / "pyproject.toml").write_text("[tool.mlnb]\n")
+    done = mlnb("--env", "production", "run", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "no environment 'production'" in done.stderr
+
+
+def test_doctor_prints_one_document(tmp_path):
+    done = mlnb("doctor", "--json", cwd=tmp_path)
+    report = json.loads(done.stdout)
+    assert report["healthy"] == (done.returncode == 0)
+    assert {"item", "state", "found", "mend"} == set(report["findings"][0])
+
+
+def test_doctor_names_a_server_that_is_not_there(tmp_path):
+    (tmp_path / "pyproject.toml").write_text('[tool.mlnb]\ntracking = "http://127.0.0.1:1"\n')
+    done = mlnb("doctor", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "http://127.0.0.1:1 does not answer" in done.stdout
+
+
+def test_telemetry_is_off():
+    names = ["WHYLOGS_NO_ANALYTICS", "BENTOML_DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY", "PLOOMBER_STATS_ENABLED"]
+    code = f"import mlnb, os; print(*[os.environ[name] for name in {names}])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.split() == ["1", "True", "true", "false"]

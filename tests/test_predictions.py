@@ -1,0 +1,146 @@
+import os
+import resource
+import subprocess
+import sys
+from multiprocessing import get_context
+
+import msgspec
+import numpy as np
+import pytest
+
+from mlnb.project.errors import ServingError
+from mlnb.serving.predictions import Prediction, PredictionLog, read
+
+
+def prediction(number=0, version="v1", **features):
+    at = f"2013-07-01T{number % 24:02}:00:00Z"
+    raw = {"carrier": "UA", "distance": 1400, "departure": "2013-07-01T20:00:00-04:00"}
+    seen = {"carrier": "UA", "wind": None if number % 2 else 3.5} | features
+    return Prediction(f"r{number}", f"UA/{number}", at, at, version, "champion", at, 0.5, 0.1 + 0.2, number % 2 == 0, raw, seen)
+
+
+def test_what_is_logged_is_read(tmp_path):
+    log = PredictionLog(tmp_path)
+    log.append([prediction(1), prediction(0)])
+    table = read(tmp_path)
+    assert table["request_id"].tolist() == ["r0", "r1"] and table["probability"].tolist() == [0.1 + 0.2] * 2
+    assert table["wind"].dtype == float and np.isnan(table["wind"][1])
+    assert table["decision"].tolist() == [True, False] and table.attrs["torn"] == 0
+    for name in ("time", "logged_at", "context_moment", "departure"):
+        assert table[name].dtype == "datetime64[s]", name
+    assert str(table["departure"][0]) == "2013-07-02 00:00:00"
+    assert table.columns.tolist().count("carrier") == 1
+
+
+def test_windows_and_versions(tmp_path):
+    log = PredictionLog(tmp_path)
+    log.append([prediction(i, "v1" if i < 3 else "v2") for i in range(6)])
+    ids = lambda **where: read(tmp_path, **where)["request_id"].tolist()
+    assert ids(since="2013-07-01T04:00:00Z") == ["r4", "r5"]
+    assert ids(until="2013-07-01 02:00") == ["r0", "r1"]
+    assert ids(since="2013-06-30T22:00:00-04:00", until="2013-07-01T03:00:00") == ["r2"]
+    assert ids(version="v2") == ["r3", "r4", "r5"]
+
+
+def test_versions_with_other_features_stand_in_one_table(tmp_path):
+    log = PredictionLog(tmp_path)
+    log.append([prediction(0), prediction(1, "v2", gust=9.0)])
+    table = read(tmp_path)
+    assert np.isnan(table["gust"][0]) and table["gust"][1] == 9.0
+
+
+def test_an_empty_log(tmp_path):
+    assert len(read(tmp_path / "nowhere")) == 0 and "entity" in read(tmp_path).columns
+
+
+@pytest.mark.parametrize("cut", range(1, 40, 7))
+def test_a_torn_last_line_is_skipped_and_counted(tmp_path, cut):
+    log = PredictionLog(tmp_path)
+    log.append([prediction(0), prediction(1)])
+    (file,) = tmp_path.iterdir()
+    os.truncate(file, file.stat().st_size - cut)
+    table = read(tmp_path)
+    assert (len(table), table.attrs["torn"]) == (1, 1)
+
+
+def test_a_damaged_line_in_the_middle_is_skipped_and_counted(tmp_path):
+    log = PredictionLog(tmp_path)
+    for i in range(3):
+        log.append([prediction(i)])
+    (file,) = tmp_path.iterdir()
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(lines[0] + b"\x00\xff garbage\n" + lines[2] + msgspec.json.encode(prediction(5))[:50])
+    table = read(tmp_path)
+    assert table["request_id"].tolist() == ["r0", "r2"] and table.attrs["torn"] == 2
+
+
+def _fill(folder, who):
+    log = PredictionLog(folder)
+    for i in range(200):
+        log.append([prediction(who * 1000 + i), prediction(who * 1000 + 500 + i)])
+
+
+def test_several_processes(tmp_path):
+    context = get_context("spawn")
+    workers = [context.Process(target=_fill, args=(tmp_path, who)) for who in range(3)]
+    for w in workers:
+        w.start()
+    for w in workers:
+        w.join()
+    table = read(tmp_path)
+    assert len(table) == table["request_id"].nunique() == 1200 and table.attrs["torn"] == 0
+
+
+def test_a_forked_process_writes_to_a_file_of_its_own(tmp_path):
+    log = PredictionLog(tmp_path)
+    log.append([prediction(0)])
+    child = get_context("fork").Process(target=log.append, args=([prediction(1)],))
+    child.start()
+    child.join()
+    log.append([prediction(2)])
+    assert len(list(tmp_path.iterdir())) == 2 and len(read(tmp_path)) == 3
+
+
+def test_a_file_removed_under_the_log_swallows_nothing(tmp_path):
+    log = PredictionLog(tmp_path / "log")
+    log.append([prediction(0)])
+    for file in (tmp_path / "log").iterdir():
+        file.unlink()
+    (tmp_path / "log").rmdir()
+    log.append([prediction(1)])
+    assert read(tmp_path / "log")["request_id"].tolist() == ["r1"]
+
+
+def test_a_log_that_cannot_be_written_says_so(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ServingError, match=r"the prediction log in .*file/log cannot be written: Not a directory"):
+        PredictionLog(tmp_path / "file" / "log").append([prediction(0)])
+
+
+FULL_DISK = """
+import resource, signal, sys
+sys.path.insert(0, {tests!r})
+from test_predictions import prediction, PredictionLog, ServingError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+log = PredictionLog({folder!r})
+log.append([prediction(0)])
+resource.setrlimit(resource.RLIMIT_FSIZE, (700, resource.RLIM_INFINITY))
+for i in range(1, 4):
+    try:
+        log.append([prediction(i)] * i)
+        print("written")
+    except ServingError as e:
+        print(e)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+log.append([prediction(9)])
+"""
+
+
+def test_a_disk_that_fills_up_tears_no_other_line(tmp_path):
+    code = FULL_DISK.format(tests=os.path.dirname(__file__), folder=str(tmp_path / "log"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "only a part was written, the disk may be full" in done.stdout
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
+    table = read(tmp_path / "log")
+    assert table["request_id"].iloc[-1] == "r9" and "r0" in set(table["request_id"]) and table.attrs["torn"] >= 1

@@ -1,0 +1,86 @@
+"""`mlnb new` from the checkout and from a wheel: the copy is a project of its own."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from mlnb.project.errors import SettingError
+from mlnb.project.template import new_project, template_files, template_root
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(*words, cwd, path=(), timeout=900):
+    """A program of this environment in folder `cwd`, with `path` first among the imports."""
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("MLNB_")}
+    variables["PYTHONPATH"] = os.pathsep.join(map(str, path))
+    variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(words, cwd=cwd, env=variables, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, f"{words}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def source_copy(to: Path) -> Path:
+    """The files of the checkout that git knows or would add, so that a build leaves nothing in the checkout."""
+    for name in run("git", "ls-files", "--cached", "--others", "--exclude-standard", cwd=ROOT).splitlines():
+        if (ROOT / name).is_file():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, to / name)
+    return to
+
+
+def text_files(project: Path):
+    return [p for p in project.rglob("*") if p.is_file() and p.suffix in {".ipynb", ".py", ".toml", ".yaml", ".yml", ".md", ".lock"}]
+
+
+def test_the_copy_speaks_of_itself_alone(tmp_path):
+    project = new_project("flight-delays", tmp_path)
+    assert (project / "flight_delays" / "features.py").exists()
+    assert (project / ".github" / "workflows" / "ci.yml").exists()
+    for file in text_files(project):
+        text = file.read_text()
+        for foreign in ("mlnb.flights", "nbs/flights", "products/flights", "PROJECT_NAME", "PROJECT_PACKAGE"):
+            assert foreign not in text, f"{file} still says {foreign}"
+    for notebook in (project / "nbs").glob("*.ipynb"):
+        json.loads(notebook.read_text())
+
+
+@pytest.mark.parametrize("name", ["class", "json", "2fast", "Upper", "tests", "numpy", "a b", "../up"])
+def test_a_name_that_will_not_do(name, tmp_path):
+    with pytest.raises(SettingError, match="choose a new word"):
+        new_project(name, tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_place_that_is_taken(tmp_path):
+    (tmp_path / "delays").mkdir()
+    with pytest.raises(SettingError, match="exists already"):
+        new_project("delays", tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["delays"]
+
+
+def test_a_wheel_makes_a_project_that_runs_and_passes_its_tests(tmp_path):
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path)]
+    run(*pip, str(source_copy(tmp_path / "source")), cwd=tmp_path)
+    site = tmp_path / "site"
+    (wheel,) = tmp_path.glob("mlnb-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    carried = site / "mlnb" / "template"
+    assert {str(p.relative_to(carried)) for p in carried.rglob("*") if p.is_file()} == set(template_files(template_root()))
+    mlnb = [sys.executable, "-c", "from mlnb.cli.main import main; main()"]
+    where = run(sys.executable, "-c", "import mlnb; print(mlnb.__file__)", cwd=tmp_path, path=[site])
+    assert where.strip() == str(site / "mlnb" / "__init__.py")
+    run(*mlnb, "new", "delays", cwd=tmp_path, path=[site])
+    project = tmp_path / "delays"
+    report = json.loads(run(*mlnb, "run", "--param", "epochs=2", "--json", cwd=project, path=[site]))
+    assert report["status"] == "succeeded"
+    assert {t["status"] for t in report["tasks"]} == {"executed"}
+    run(*mlnb, "check", cwd=project, path=[site])
+    run(sys.executable, "-m", "pytest", cwd=project, path=[site])

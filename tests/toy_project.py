@@ -1,0 +1,177 @@
+"""A tiny but real project: a package with features and a model, a context in storage, a bundle. Independent of the reference project."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from textwrap import dedent
+
+import httpx
+
+FEATURES = '''
+import numpy as np
+
+from mlnb.data.context import Context, Events, View
+
+
+def request_features(request):
+    """What follows from the request alone"""
+    seconds = request["departure"].astype(np.int64)
+    hour = (seconds // 3600 % 24).astype(np.float64)
+    return {"origin": request["origin"], "hour": hour, "distance": np.log1p(request["distance"])}
+
+
+def _backlog(history, pairs):
+    count, _ = Events({"origin": history["origin"]}, history["time"]).window(pairs, -3600)
+    return {"backlog": np.where(count == 0, np.nan, count.astype(np.float64))}
+
+
+def _known(history):
+    return {"origin": np.unique(history["origin"])}
+
+
+context_features = Context([View("origin", ("origin",), ("backlog",), _backlog, _known)])
+'''
+
+MODEL = '''
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file, save_file
+
+
+class Logistic:
+    def __init__(self, weights):
+        self.weights = np.asarray(weights, np.float64)
+
+    def predict(self, features):
+        columns = [features["origin"] == "JFK", features["hour"], features["distance"], np.nan_to_num(features["backlog"])]
+        z = sum(w * c for w, c in zip(self.weights, columns))
+        return np.round(1 / (1 + np.exp(-z)), 9)
+
+    def save(self, folder):
+        Path(folder).mkdir(parents=True)
+        save_file({"weights": self.weights}, str(Path(folder) / "weights.safetensors"))
+
+    @classmethod
+    def load(cls, folder):
+        return cls(load_file(str(Path(folder) / "weights.safetensors"))["weights"])
+'''
+
+BUNDLE = '''
+import sys
+
+import numpy as np
+
+from mlnb.data.context import SnapshotStore, quarter
+from mlnb.models.bundle import Field, Samples, write_bundle
+from toy.features import context_features
+from toy.model import Logistic
+
+REQUEST = [
+    Field("carrier", "string", "Airline", "UA"),
+    Field("flight", "integer", "Flight number", 1545),
+    Field("origin", "string", "Where it starts", "EWR"),
+    Field("distance", "number", "Miles", 1400.0),
+    Field("departure", "time", "Scheduled departure", "2013-07-01T05:15:00-04:00"),
+]
+
+
+def history():
+    times = np.datetime64("2013-07-01T00:00:00") + np.arange(0, 86400, 600)
+    return {"origin": np.array(["JFK", "EWR", "JFK"])[np.arange(len(times)) % 3], "time": times}
+
+
+def samples(n=12):
+    departure = np.datetime64("2013-07-01T05:00:00") + np.arange(n) * 1800
+    requests = {
+        "carrier": np.array(["UA", "B6", "DL"])[np.arange(n) % 3],
+        "flight": np.arange(n, dtype=np.float64) + 100,
+        "origin": np.array(["JFK", "EWR", "LGA"])[np.arange(n) % 3],
+        "distance": np.linspace(200.0, 2400.0, n),
+        "departure": departure,
+        "decision_time": departure - 7200 + 60,
+    }
+    return Samples(requests, list(context_features.snapshots(history(), np.unique(quarter(requests["decision_time"])))))
+
+
+def build(folder, version="v1", weights=(0.5, 0.05, -0.3, 0.4), **more):
+    arguments = dict(
+        name="toy", version=version, request=REQUEST, entity=["carrier", "flight", "origin", "departure"],
+        request_features="toy.features.request_features", context_features="toy.features.context_features",
+        categorical=["origin"], numeric=["hour", "distance", "backlog"], predictor=Logistic(weights), threshold=1 / 3,
+        reference=b"profile", samples=samples(), training={"run": "r1"},
+    )
+    return write_bundle(folder, **(arguments | more))
+
+
+def store(url):
+    store = SnapshotStore(url)
+    for snapshot in context_features.snapshots(history(), np.datetime64("2013-07-01T02:00:00") + np.arange(0, 8 * 3600, 900)):
+        store.write(snapshot)
+
+
+if __name__ == "__main__":
+    build("products/bundle", *sys.argv[1:])
+    store(".mlnb/storage/context")
+'''
+
+BENTOFILE = (Path(__file__).parent.parent / "bentofile.yaml").read_text
+PYPROJECT = """
+[project]
+name = "toy"
+version = "0"
+[tool.mlnb]
+package = "toy"
+"""
+
+
+def environment(root: Path) -> dict[str, str]:
+    "Variables of a process that works in the project below `root`"
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLNB_", "BENTOML_", "PROMETHEUS_"))}
+    return kept | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{kept['PATH']}"}
+
+
+def run(root: Path, *command: str) -> subprocess.CompletedProcess:
+    "A Python command in the project below `root`"
+    return subprocess.run([sys.executable, *command], cwd=root, env=environment(root), capture_output=True, text=True)
+
+
+def make(root: Path) -> Path:
+    "A project in `root` with its bundle and a day of context"
+    (root / "toy").mkdir(parents=True)
+    for name, text in {"__init__": "", "features": FEATURES, "model": MODEL, "bundle": BUNDLE}.items():
+        (root / "toy" / f"{name}.py").write_text(text)
+    (root / "pyproject.toml").write_text(dedent(PYPROJECT))
+    (root / "bentofile.yaml").write_text(BENTOFILE())
+    (root / "requirements.lock").write_text("numpy\n")
+    done = run(root, "-m", "toy.bundle")
+    assert done.returncode == 0, done.stderr
+    return root
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def wait_until_ready(process: subprocess.Popen, url: str, seconds: float = 120) -> str:
+    "`url` once it answers; fails at once if the process has ended"
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        assert process.poll() is None, "the server ended before it was ready"
+        try:
+            if httpx.get(f"{url}/readyz", timeout=5).status_code == 200:
+                return url
+        except httpx.TransportError:
+            time.sleep(0.05)
+    raise AssertionError(f"{url} did not become ready")
+
+
+def example(root: Path, **other) -> dict:
+    "A request that the bundle of `root` answers"
+    return json.loads((root / "products/bundle/samples.json").read_text())["requests"][0] | other

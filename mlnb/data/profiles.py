@@ -760,7 +760,8 @@ def _parsed(data: bytes) -> dict[str, ColumnProfile]:
     header, start = _message(pb.DatasetProfileHeader, data, at)
     if len(data) != start + header.length:
         raise ProfileError(f"is damaged: {len(data)} bytes where its header says {start + header.length}")
-    return {name: _parsed_column(data, start, chunk.offsets, header.indexed_metric_paths) for name, chunk in header.column_offsets.items()}
+    places = sorted(header.column_offsets.items())
+    return {name: _parsed_column(data, start, chunk.offsets, header.indexed_metric_paths) for name, chunk in places}
 
 
 def _message(kind, data: bytes, at: int):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ARM', 'Answer', 'Refusal', 'Predictor', 'Metrics', 'openapi', 'welcome', 'App', 'create_app', 'app_of']
 
-# %% ../../nbs/serving/02_app.ipynb #3f37f7f0
+# %% ../../nbs/serving/02_app.ipynb #eb965105
 import os
 import sys
 import time
@@ -21,7 +21,7 @@ from ..project.errors import ServingError
 from .predictions import Prediction, PredictionLog
 from .requests import RequestError, RequestSchema, right_form
 
-# %% ../../nbs/serving/02_app.ipynb #0abf7e6c
+# %% ../../nbs/serving/02_app.ipynb #da2d1acd
 class Answer(msgspec.Struct, gc=False):
     "What `POST /predict` says about one row"
     request_id: str
@@ -39,10 +39,10 @@ class Refusal(ServingError):
         super().__init__(message)
         self.status, self.more = status, more
 
-# %% ../../nbs/serving/02_app.ipynb #c565562e
+# %% ../../nbs/serving/02_app.ipynb #c1bcf0eb
 ARM = "champion"  # traffic is not split: one model answers all of it
 _to_json = msgspec.json.Encoder().encode
-_ready_headers = [(b"content-type", b"application/json")]
+_is_json = [(b"content-type", b"application/json")]
 
 
 def _times(column: np.ndarray) -> list[str]:
@@ -54,7 +54,7 @@ def _row_features(features: dict[str, np.ndarray]) -> list[dict]:
     names = tuple(features)
     return [dict(zip(names, row, strict=True)) for row in zip(*(c.tolist() for c in features.values()), strict=True)]
 
-# %% ../../nbs/serving/02_app.ipynb #d2b492b1
+# %% ../../nbs/serving/02_app.ipynb #d0ca4283
 class Predictor:
     "From the body of a request to logged answers"
 
@@ -122,7 +122,7 @@ class Predictor:
             print(f"mlnb: {e}", file=sys.stderr, flush=True)
             raise Refusal(503, "the prediction could not be logged, so it is not answered; try again") from None
 
-# %% ../../nbs/serving/02_app.ipynb #45d8f53c
+# %% ../../nbs/serving/02_app.ipynb #2fa9e666
 class Metrics:
     "Requests by status, seconds a request, and the age of the context"
 
@@ -155,7 +155,7 @@ class Metrics:
         multiprocess.MultiProcessCollector(together := CollectorRegistry())
         return generate_latest(together)
 
-# %% ../../nbs/serving/02_app.ipynb #f238144b
+# %% ../../nbs/serving/02_app.ipynb #0559424b
 _JSON_TYPES = {"time": {"type": "string", "format": "date-time"}}
 
 
@@ -199,7 +199,7 @@ def welcome(
         "more": ["/openapi.json", "/metrics", "/readyz", "/livez"],
     }
 
-# %% ../../nbs/serving/02_app.ipynb #30c735aa
+# %% ../../nbs/serving/02_app.ipynb #ce5fd128
 class App:
     "The ASGI application"
 
@@ -244,7 +244,11 @@ class App:
             return 200, self.metrics.text(), [(b"content-type", b"text/plain; version=0.0.4; charset=utf-8")]
         if path == "/readyz":
             return _ready(self.predictor)
-        return 200, self.pages[path], _ready_headers
+        return 200, self.pages[path], _is_json
+
+    def ready(self) -> bool:
+        "Whether predictions can be logged, hence answered"
+        return _ready(self.predictor)[0] == 200
 
     async def _predict(self, scope, receive):
         "Status, body and headers of the answer to one request"
@@ -253,7 +257,7 @@ class App:
             body = await _body(scope, receive, self.body_limit)
             started = time.perf_counter()
             answer, age = self.predictor(body)
-            found = 200, answer, _ready_headers
+            found = 200, answer, _is_json
         except RequestError as e:
             found = _error(400, str(e), fields=e.fields)
         except Refusal as e:
@@ -264,10 +268,10 @@ class App:
         self.metrics.count(found[0], time.perf_counter() - started, age)
         return found
 
-# %% ../../nbs/serving/02_app.ipynb #77bb5e26
+# %% ../../nbs/serving/02_app.ipynb #1b1df1bd
 def _error(status: int, message: str, headers=(), **more):
     closing = [(b"connection", b"close")] if status == 413 else []
-    return status, _to_json({"error": message} | more), [*_ready_headers, *headers, *closing]
+    return status, _to_json({"error": message} | more), [*_is_json, *headers, *closing]
 
 
 def _not_allowed(method: str):
@@ -280,7 +284,7 @@ def _ready(predictor: Predictor):
         predictor.log.check()
     except ServingError as e:
         return _error(503, str(e))
-    return 200, _to_json({"ready": True, "version": predictor.bundle.version}), _ready_headers
+    return 200, _to_json({"ready": True, "version": predictor.bundle.version}), _is_json
 
 
 async def _body(scope, receive, limit: int) -> bytes:
@@ -305,7 +309,7 @@ async def _body(scope, receive, limit: int) -> bytes:
         raise Refusal(413, f"the body is longer than {limit} bytes; send fewer rows at once", body_limit_bytes=limit)
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
-# %% ../../nbs/serving/02_app.ipynb #543f2d62
+# %% ../../nbs/serving/02_app.ipynb #747bf731
 def create_app(
     bundle: Bundle,
     store,  # of context snapshots: has newest(moment)
@@ -319,11 +323,12 @@ def create_app(
 
 def app_of(
     settings,  # of the project
+    folder=None,  # of the bundle; default: the project's
 ) -> App:
-    "The service of the project's bundle: loaded, tested on its own samples, with its storage and its log"
+    "The service of a bundle: loaded, tested on its own samples, with the project's storage and log"
     from mlnb.data.context import SnapshotStore
 
-    bundle = Bundle.load(settings.path(settings.bundle))
+    bundle = Bundle.load(folder or settings.path(settings.bundle))
     bundle.self_test()
     store = SnapshotStore(settings.url(settings.storage).rstrip("/") + "/context")
     return create_app(bundle, store, PredictionLog(settings.path(settings.predictions)), settings.context_limit_minutes)

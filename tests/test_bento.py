@@ -1,0 +1,129 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+import httpx
+import psutil
+import pytest
+import toy_project
+
+from mlnb.models.bundle import Bundle
+from mlnb.serving.predictions import read
+
+MLNB = (sys.executable, "-c", "from mlnb.cli.main import main; main()")
+
+
+def mlnb(root, *arguments):
+    "`mlnb ARGUMENTS` in the project below `root`, whose package is not installed"
+    env = toy_project.environment(root)
+    del env["PYTHONPATH"]
+    return subprocess.run([*MLNB, *arguments], cwd=root, env=env, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def built(toy, tmp_path_factory):
+    "A project with a built Bento, and what `mlnb build --json` said"
+    root = shutil.copytree(toy, tmp_path_factory.mktemp("built") / "project")
+    done = mlnb(root, "build", "--json")
+    assert done.returncode == 0, done.stderr
+    return root, json.loads(done.stdout)
+
+
+@pytest.fixture
+def serve(built):
+    "Starts `mlnb serve` with arguments; ends it afterwards, with all that it started"
+    started = []
+
+    def start(*arguments):
+        port = toy_project.free_port()
+        env = toy_project.environment(built[0])
+        del env["PYTHONPATH"]
+        process = subprocess.Popen([*MLNB, "serve", "--port", str(port), *arguments], cwd=built[0], env=env)
+        started.append(process)
+        url = toy_project.wait_until_ready(process, f"http://127.0.0.1:{port}")
+        return process, url, family(process.pid)
+
+    yield start
+    for process in started:
+        for one in family(process.pid):
+            one.kill()
+        process.wait()
+
+
+def family(pid: int) -> list[psutil.Process]:
+    "The process and its children"
+    try:
+        return [parent := psutil.Process(pid), *parent.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def test_what_a_bento_holds(built):
+    root, told = built
+    assert told["model"] == "toy" and told["samples"] == 12 and told["tag"].startswith("toy:")
+    source = root / ".mlnb/bentoml/bentos" / told["tag"].replace(":", "/") / "src"
+    assert sorted(p.name for p in source.iterdir() if p.name != "bentofile.yaml") == [
+        "bundle", "mlnb", "pyproject.toml", "requirements.lock", "toy",
+    ]  # fmt: skip
+    assert Bundle.load(source / "bundle").self_test() == 12
+    assert not [p for p in source.rglob("*") if p.name == "__pycache__"]
+
+
+def test_building_again_does_not_pack_the_first(built):
+    root, told = built
+    again = json.loads(mlnb(root, "build", "--json").stdout)
+    assert again["tag"] != told["tag"] and again["megabytes"] == pytest.approx(told["megabytes"], rel=0.1)
+
+
+def test_building_from_another_folder(built, tmp_path):
+    root, _ = built
+    other = shutil.copytree(root / "products/bundle", tmp_path / "other")
+    assert json.loads(mlnb(root, "build", "--json", "--bundle", str(other)).stdout)["samples"] == 12
+    (other / "samples.json").unlink()
+    done = mlnb(root, "build", "--bundle", str(other))
+    assert done.returncode == 1 and "samples.json is missing" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_bento_answers_as_the_pipeline_did_with_two_workers(built, serve):
+    root, _ = built
+    samples = Bundle.load(root / "products/bundle").samples
+    process, url, everyone = serve("--workers", "2")
+    assert len(everyone) >= 3
+    assert [a["probability"] for a in httpx.post(f"{url}/predict", json=samples["requests"]).json()] == samples["probability"]
+    answers = [httpx.post(f"{url}/predict", json=samples["requests"][i % 12]).json() for i in range(60)]
+    logged = read(root / ".mlnb/predictions").set_index("request_id")
+    assert [logged.loc[a["request_id"], "probability"] for a in answers] == [a["probability"] for a in answers]
+    wrong = httpx.post(f"{url}/predict", json=samples["requests"][0] | {"distance": None})
+    assert wrong.status_code == 400 and wrong.json()["fields"][0]["field"] == "distance"
+    assert httpx.get(f"{url}/docs.json").json()["info"]["title"] == "toy" and httpx.get(f"{url}/livez").status_code == 200
+    counted = [line for line in httpx.get(f"{url}/metrics").text.splitlines() if line.startswith('mlnb_requests_total{status="200"}')]
+    assert counted == ['mlnb_requests_total{status="200"} 61.0']
+    process.send_signal(signal.SIGTERM)
+    process.wait(60)
+    assert not psutil.wait_procs(everyone, timeout=60)[1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_no_process_is_left_behind(serve, number):
+    process, _, everyone = serve()
+    os.kill(process.pid, number)
+    process.wait(60)
+    assert not psutil.wait_procs(everyone, timeout=60)[1]
+
+
+def test_the_project_as_it_lies_there(built, serve):
+    _, url, _ = serve("--development")
+    assert httpx.post(f"{url}/predict", json=toy_project.example(built[0])).json()["model_version"] == "v1"
+
+
+def test_a_bento_that_changed_is_not_served(built):
+    root, told = built
+    samples = root / ".mlnb/bentoml/bentos" / told["tag"].replace(":", "/") / "src/bundle/samples.json"
+    kept = samples.read_bytes()
+    samples.write_bytes(kept + b" ")
+    done = mlnb(root, "serve", "--bento", told["tag"], "--port", str(toy_project.free_port()))
+    samples.write_bytes(kept)
+    assert done.returncode == 1 and "is not fit to serve" in done.stderr and "samples.json is not what was written" in done.stderr

@@ -1,0 +1,68 @@
+import shutil
+import socket
+
+import pytest
+from test_bento import mlnb
+
+
+@pytest.fixture
+def project(toy, tmp_path):
+    return shutil.copytree(toy, tmp_path / "project")
+
+
+def refused(done, *words):
+    "The command ended with one sentence and no traceback"
+    assert done.returncode in (1, 2) and "Traceback" not in done.stderr and done.stdout == ""
+    for word in words:
+        assert word in " ".join(done.stderr.split()), done.stderr
+
+
+def test_a_port_in_use_is_named_before_anything_starts(project):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        refused(mlnb(project, "serve", "--port", str(port)), f"port {port} of 127.0.0.1 cannot be used", "in use", "mlnb serve --port")
+
+
+@pytest.mark.parametrize(("arguments", "says"), [((), "run: mlnb run, then mlnb build"), (("--development",), "make one with: mlnb run")])
+def test_no_bundle(project, arguments, says):
+    shutil.rmtree(project / "products")
+    refused(mlnb(project, "serve", *arguments), says)
+    refused(mlnb(project, "build"), "no model bundle in", "make one with: mlnb run")
+
+
+def test_no_bento(project):
+    refused(mlnb(project, "serve"), "no Bento has been built yet; run: mlnb build")
+
+
+def test_no_bentofile(project):
+    (project / "bentofile.yaml").unlink()
+    refused(mlnb(project, "build"), "bentofile.yaml")
+
+
+def test_a_bentofile_that_bentoml_refuses(project):
+    (project / "bentofile.yaml").write_text("service: toy.nothing:Model\n")
+    refused(mlnb(project, "build"), "BentoML cannot build", "toy.nothing")
+
+
+def test_a_package_that_is_not_there(project):
+    file = project / "pyproject.toml"
+    file.write_text(file.read_text().replace('package = "toy"', 'package = "toys"'))
+    refused(mlnb(project, "build"), "package 'toys' cannot be imported", "[tool.mlnb]")
+
+
+def test_code_changed_since_training(project):
+    source = project / "toy/features.py"
+    source.write_text(source.read_text().replace("np.log1p", "np.sqrt"))
+    for command in (("build",), ("serve", "--development")):
+        refused(mlnb(project, *command), "trained with another toy.features.request_features", "train again with: mlnb run")
+
+
+def test_wrong_calls(project):
+    refused(mlnb(project, "serve", "--bento", "toy:1", "--development"), "exclude each other")
+    refused(mlnb(project, "serve", "--workers", "0"), "--workers")
+
+
+def test_outside_a_project(tmp_path):
+    refused(mlnb(tmp_path, "serve"), "no project at or above")

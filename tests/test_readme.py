@@ -1,0 +1,119 @@
+"""Every command that the README shows is run as it stands there."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+LINES = [line.split("  #")[0].strip() for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()]
+PROGRAM = [sys.executable, "-m", "mlnb.cli.main"]
+
+
+def lines(start: str) -> list[str]:
+    return [line for line in LINES if line.startswith(start)]
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A copy of this project with its products, so that what the README does changes nothing here."""
+    if not (ROOT / "products" / "flights" / "bundle" / "bundle.json").exists():
+        pytest.fail("the reference pipeline has not run; make products")
+    known = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    copy = tmp_path / "project"
+    for name in [*known.stdout.splitlines(), *map(str, (p.relative_to(ROOT) for p in _kept()))]:
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / name).write_bytes((ROOT / name).read_bytes())
+    monkeypatch.setenv("PYTHONPATH", str(copy))
+    for variable in [v for v in os.environ if v.startswith("MLNB_")]:
+        monkeypatch.delenv(variable)
+    return copy
+
+
+def _kept():
+    """Products and snapshots, hidden files of the pipeline included."""
+    for folder in ("products", ".mlnb/storage"):
+        yield from (p for p in (ROOT / folder).rglob("*") if p.is_file())
+
+
+def run(line: str, cwd: Path) -> str:
+    program, *words = shlex.split(line)
+    assert program == "mlnb"
+    done = subprocess.run([*PROGRAM, *words], cwd=cwd, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def test_the_first_two_commands_are_targets():
+    assert LINES[:2] == ["make demo", "make test"]
+    for line in LINES[:2]:
+        subprocess.run(["make", "--dry-run", line.split()[1]], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_every_line_is_of_a_kind_that_is_run_here():
+    known = ("make ", "mlnb run", "mlnb build", "mlnb serve", "mlnb drift", "mlnb check", "mlnb doctor", "mlnb new", "cd ", "curl ")
+    assert [line for line in LINES if not line.startswith(known)] == []
+
+
+def test_links_lead_to_files():
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+def test_pipeline_build_serve_and_drift(project):
+    """In the order of the README; `mlnb serve` runs while the request of the next block is sent."""
+    for line in [*lines("mlnb build"), *lines("mlnb check"), *lines("mlnb doctor")]:
+        run(line, project)
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    words = shlex.split(lines("mlnb serve")[0])[1:]
+    log = (project / "serve.log").open("w")
+    service = subprocess.Popen([*PROGRAM, *words, "--port", str(port)], cwd=project, stdout=log, stderr=log, start_new_session=True)
+    try:
+        answers = [ask(line, port, service, project / "serve.log") for line in lines("curl ")]
+    finally:
+        service.send_signal(signal.SIGTERM)
+        service.wait(timeout=60)
+        log.close()
+    for answer in answers:
+        assert 0 < answer["probability"] < 1
+        assert {"decision", "model_version", "context_age_seconds", "request_id"} <= set(answer)
+    for line in lines("mlnb drift"):
+        run(line, project)
+    page = (project / "products" / "flights" / "drift.html").read_text()
+    assert "<svg" in page
+    assert not re.search(r"""(src|href)=["']https?://""", page)
+
+
+def ask(line: str, port: int, service: subprocess.Popen, log: Path) -> dict:
+    """What the request of a curl line is answered, sent to `port` once the service is ready."""
+    words = shlex.split(line)
+    url = words[1].replace(":3000/", f":{port}/")
+    assert url != words[1]
+    for _ in range(600):
+        assert service.poll() is None, log.read_text()
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2).close()
+            break
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    name, value = words[words.index("-H") + 1].split(": ")
+    request = urllib.request.Request(url, words[words.index("-d") + 1].encode(), {name: value})
+    try:
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+    except urllib.error.HTTPError as e:
+        raise AssertionError(e.read().decode()) from None

@@ -1,0 +1,163 @@
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+
+import pytest
+
+from mlnb.models.registry import Tracking
+from mlnb.project.errors import TrackingError
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    folder = tmp_path / "made" / "bundle"
+    (folder / "model").mkdir(parents=True)
+    (folder / "bundle.json").write_text('{"name": "flights"}')
+    (folder / "model" / "weights.safetensors").write_bytes(bytes(range(256)))
+    return folder
+
+
+@pytest.fixture
+def tracking(tmp_path):
+    return Tracking(f"sqlite:///{tmp_path}/kept/mlflow.db")
+
+
+def content(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def whole_life(tracking, bundle, tmp_path):
+    "Log, register, release, roll back, download"
+    with tracking.run("flights", "first", parameters={"seed": 0, "device": "cpu"}, tags={"pipeline": "p1"}) as run:
+        for epoch in (1, 2, 3):
+            run.metrics({"train_loss": 1 / epoch, "valid_loss": 2 / epoch}, step=epoch)
+        run.metrics({"auc": 0.76, "absent": None})
+        first = tracking.register("flights", bundle, run)
+    second = tracking.register("flights", bundle, run.id, tags={"why": "again"})
+    assert (first, second) == (1, 2)
+
+    kept = tracking.client.get_run(run.id)
+    assert kept.info.status == "FINISHED" and kept.data.params == {"seed": "0", "device": "cpu"}
+    assert kept.data.metrics["auc"] == 0.76 and "absent" not in kept.data.metrics and kept.data.tags["pipeline"] == "p1"
+    curve = tracking.client.get_metric_history(run.id, "valid_loss")
+    assert [(m.step, m.value) for m in curve] == [(1, 2.0), (2, 1.0), (3, 2 / 3)]
+
+    assert tracking.version_of("flights", "champion") is None
+    for version in (2, 1):
+        tracking.set_alias("flights", "champion", version)
+        assert tracking.version_of("flights", "champion") == version
+    for i, wanted in enumerate(("champion", 2)):
+        copy = tracking.download("flights", wanted, tmp_path / f"copies/{i}")
+        assert content(copy) == content(bundle)
+    assert sorted(p.name for p in (tmp_path / "copies").iterdir()) == ["0", "1"]
+
+
+def test_a_file_is_store_enough(tracking, bundle, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path / "made")
+    whole_life(tracking, bundle, tmp_path)
+    assert sorted(p.name for p in (tmp_path / "kept").iterdir()) == ["mlflow.db", "mlruns"]
+    assert [p.name for p in (tmp_path / "made").iterdir()] == ["bundle"]  # no ./mlruns
+
+
+def _server(folder, port):
+    place = f"sqlite:///{folder}/server.db", "--artifacts-destination", f"{folder}/artifacts"
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    log = (folder / "server.log").open("wb")
+    return subprocess.Popen(
+        [*command, "--backend-store-uri", *place], stdout=log, stderr=log, cwd=folder, start_new_session=True
+    )
+
+
+def _wait_for(url, server):
+    for _ in range(600):
+        try:
+            return urllib.request.urlopen(f"{url}/health", timeout=5).close()
+        except (urllib.error.URLError, OSError):
+            assert server.poll() is None
+            time.sleep(0.1)
+    raise AssertionError("the MLflow server did not start")
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def test_a_server_does_the_same(bundle, tmp_path):
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    server = _server(tmp_path, port)
+    try:
+        _wait_for(url, server)
+        whole_life(Tracking(url), bundle, tmp_path)
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)
+        server.wait()
+
+
+def test_a_run_that_raises_is_kept_as_failed(tracking):
+    with pytest.raises(ZeroDivisionError), tracking.run("flights") as run:
+        run.metrics({"valid_loss": 1.0}, step=1)
+        1 / 0
+    assert tracking.client.get_run(run.id).info.status == "FAILED"
+
+
+def test_a_closed_port_is_no_server():
+    url = f"http://127.0.0.1:{free_port()}"
+    with pytest.raises(TrackingError) as e, Tracking(url).run("flights"):
+        pass
+    assert f"setting 'tracking' has value '{url}', which does not answer (" in str(e.value)
+    assert 'write tracking = "sqlite:///.mlnb/mlflow.db" or tracking = "http://host:5000"' in str(e.value)
+
+
+def test_a_port_that_never_answers_is_no_server():
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        with pytest.raises(TrackingError, match="timed out"):
+            Tracking(f"http://127.0.0.1:{silent.getsockname()[1]}").version_of("flights", "champion")
+
+
+@pytest.mark.parametrize("url", ["ftp//x", "foo://x", "http://", "sqlite:////proc/none/mlflow.db"])
+def test_a_url_that_cannot_be_opened_is_a_wrong_setting(url):
+    with pytest.raises(TrackingError, match="setting 'tracking' has value"):
+        Tracking(url).version_of("flights", "champion")
+
+
+def test_a_file_that_is_no_database_is_said(tmp_path):
+    (tmp_path / "mlflow.db").write_text("not a database" * 100)
+    with pytest.raises(TrackingError, match="which cannot be opened"):
+        Tracking(f"sqlite:///{tmp_path}/mlflow.db").version_of("flights", "champion")
+
+
+def test_what_is_not_there_is_named(tracking, bundle, tmp_path):
+    with tracking.run("flights") as run:
+        version = tracking.register("flights", bundle, run)
+        with pytest.raises(TrackingError, match="nowhere does not exist"):
+            tracking.register("flights", tmp_path / "nowhere", run)
+    with pytest.raises(TrackingError, match="model 'flights' has no alias 'champion'"):
+        tracking.download("flights", "champion", tmp_path / "copy")
+    with pytest.raises(TrackingError, match="refuses"):
+        tracking.download("flights", version + 1, tmp_path / "copy")
+    with pytest.raises(TrackingError, match="exists already"):
+        tracking.download("flights", version, bundle)
+    with pytest.raises(TrackingError, match="refuses"):
+        tracking.continued("0" * 32)
+    assert content(bundle) and not (tmp_path / "copy").exists()
+
+
+def test_nothing_is_printed(tmp_path):
+    code = f"""
+import logging
+logging.basicConfig(level=logging.INFO)
+from mlnb.models.registry import Tracking
+with Tracking("sqlite:///{tmp_path}/mlflow.db").run("flights", parameters={{"a": 1}}) as run:
+    run.metrics({{"auc": .5}})
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert (done.stdout, done.stderr) == ("", "")

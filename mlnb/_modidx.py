@@ -797,6 +797,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'mlnb.pipelines.spec._product': ('pipelines/spec.html#_product', 'mlnb/pipelines/spec.py'),
                                      'mlnb.pipelines.spec._read_yaml': ('pipelines/spec.html#_read_yaml', 'mlnb/pipelines/spec.py'),
                                      'mlnb.pipelines.spec._task': ('pipelines/spec.html#_task', 'mlnb/pipelines/spec.py'),
+                                     'mlnb.pipelines.spec._timeout': ('pipelines/spec.html#_timeout', 'mlnb/pipelines/spec.py'),
                                      'mlnb.pipelines.spec._unique': ('pipelines/spec.html#_unique', 'mlnb/pipelines/spec.py'),
                                      'mlnb.pipelines.spec._upstream': ('pipelines/spec.html#_upstream', 'mlnb/pipelines/spec.py'),
                                      'mlnb.pipelines.spec._wired': ('pipelines/spec.html#_wired', 'mlnb/pipelines/spec.py'),

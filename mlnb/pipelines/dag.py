@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Event', 'TaskReport', 'Report', 'identity', 'Pipeline', 'load']
 
-# %% ../../nbs/pipelines/02_dag.ipynb #1c2e3380
+# %% ../../nbs/pipelines/02_dag.ipynb #2a233855
 import json
 
 import time
@@ -22,7 +22,7 @@ from ..project.errors import MlnbError, PipelineError, did_you_mean
 from ..project.settings import Settings
 from ..records import Records
 
-# %% ../../nbs/pipelines/02_dag.ipynb #792dfdf2
+# %% ../../nbs/pipelines/02_dag.ipynb #26768e1e
 @dataclass(frozen=True)
 class Event:
     "Something happened to a task"
@@ -58,7 +58,7 @@ class Report:
         "For JSON"
         return asdict(self)
 
-# %% ../../nbs/pipelines/02_dag.ipynb #206dd092
+# %% ../../nbs/pipelines/02_dag.ipynb #8c00e3b3
 def identity(
     notebook: Path,
     packages: Iterable[str],  # first-party
@@ -78,7 +78,7 @@ def _difference(old: str, new: str) -> str:
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return f"{shown} changed"
 
-# %% ../../nbs/pipelines/02_dag.ipynb #4c7925b9
+# %% ../../nbs/pipelines/02_dag.ipynb #641e5c59
 @cache
 def _ploomber():
     "Import Ploomber, once and late, and derive the four classes"
@@ -221,7 +221,7 @@ def _ploomber():
 
     return DAG, NotebookTask, InTurn, DAGBuildError
 
-# %% ../../nbs/pipelines/02_dag.ipynb #69ba6c0a
+# %% ../../nbs/pipelines/02_dag.ipynb #4a1a8387
 class _Run:
     "A run that is going on"
 
@@ -286,7 +286,7 @@ class _Run:
                 stage.path("nb").write_text(copy.read_text(encoding="utf-8"), encoding="utf-8")
             stage.publish()
 
-# %% ../../nbs/pipelines/02_dag.ipynb #d0c4ad09
+# %% ../../nbs/pipelines/02_dag.ipynb #67085538
 @dataclass(frozen=True)
 class Pipeline:
     "A checked pipeline of a project, ready to run"
@@ -329,14 +329,14 @@ class Pipeline:
         order, named = self._selected(only)
         with lock(self.settings.path(f".mlnb/locks/{self.spec.path.stem}.lock"), f"pipeline {self.spec.path}"):
             records = Records(self.settings.url(self.settings.records))
+            _ploomber()  # a broken installation is no run
             try:
                 return self._run(_Run(self, records, order, on_event), named if force else set())
             finally:
                 records.close()
 
     def _run(self, run: _Run, forced: set[str]) -> Report:
-        begun, status = time.perf_counter(), "failed"
-        DAGBuildError = _ploomber()[3]
+        begun, status, DAGBuildError = time.perf_counter(), "failed", _ploomber()[3]
         try:
             self._graph(run, forced).build(show_progress=False)
             status = "succeeded"

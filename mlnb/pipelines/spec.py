@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TaskSpec', 'Spec', 'read', 'from_text']
 
-# %% ../../nbs/pipelines/00_spec.ipynb #0e138ece
+# %% ../../nbs/pipelines/00_spec.ipynb #cc11e2b5
 import datetime as dt
 import getpass
 import re
@@ -18,7 +18,7 @@ from ..notebooks import cells
 from ..project.errors import NotebookError, PipelineError, did_you_mean
 from ..project.settings import Settings
 
-# %% ../../nbs/pipelines/00_spec.ipynb #80476bdc
+# %% ../../nbs/pipelines/00_spec.ipynb #21c1c6fc
 def _plain(value):
     "`value` with dates as ISO text: what a notebook can be given"
     if isinstance(value, dict):
@@ -44,7 +44,7 @@ def _read_yaml(path: Path):
         hint = '; a placeholder stands in quotes: "{{name}}"' if "unhashable" in str(e) else ""
         raise PipelineError(f"{path} is not valid YAML{where}: {getattr(e, 'problem', None) or e}{hint}") from None
 
-# %% ../../nbs/pipelines/00_spec.ipynb #19b34dbe
+# %% ../../nbs/pipelines/00_spec.ipynb #5bf8baeb
 _placeholder = re.compile(r"\{\{\s*(\w+)\s*\}\}")
 
 
@@ -68,7 +68,7 @@ def _expanded(value, env: dict, where: str):
     whole = _placeholder.fullmatch(value.strip())
     return env[whole[1]] if whole else _placeholder.sub(lambda m: str(env[m[1]]), value)
 
-# %% ../../nbs/pipelines/00_spec.ipynb #838f84ed
+# %% ../../nbs/pipelines/00_spec.ipynb #1a1d530a
 @dataclass(frozen=True)
 class TaskSpec:
     "One notebook with what it is given and what it must write"
@@ -102,14 +102,14 @@ class Spec:
                 todo += self.tasks[name].upstream
         return found
 
-# %% ../../nbs/pipelines/00_spec.ipynb #ca9b966e
+# %% ../../nbs/pipelines/00_spec.ipynb #96ba4b8c
 _task_keys = {
     "name": "name: train",
     "source": "source: nbs/train.ipynb",
     "product": "product: {nb: products/train.ipynb, model: products/model}",
     "params": "params: {seed: 0}",
     "upstream": "upstream: [features]",
-    "timeout": "timeout: 600",
+    "executor_params": "executor_params: {execution_timeout: 600}",
     "class": "class: NotebookRunner",
 }
 _spec_keys = ("tasks", "meta")
@@ -129,7 +129,7 @@ def _of_form(item: dict, key: str, form: type, where: str, default=None):
         raise PipelineError(f"{where}: '{key}' {what}; write for example: {_task_keys[key]}")
     return value
 
-# %% ../../nbs/pipelines/00_spec.ipynb #eb707e30
+# %% ../../nbs/pipelines/00_spec.ipynb #f382960f
 def _product(item: dict, root: Path, where: str) -> dict[str, Path] | Path:
     "The products as absolute paths; the executed notebook among them ends with .ipynb"
     product = _of_form(item, "product", str | dict, where)
@@ -151,7 +151,17 @@ def _upstream(item: dict, declared: dict, where: str) -> tuple[str, ...]:
         raise PipelineError(f'{where}: upstream is {named!r}; write for example: upstream = ["ingest"]')
     return tuple(dict.fromkeys(named))
 
-# %% ../../nbs/pipelines/00_spec.ipynb #2db1b3db
+def _timeout(item: dict, where: str) -> int | None:
+    "Seconds for one cell, as papermill calls them"
+    if "executor_params" not in item:
+        return None
+    given = _of_form(item, "executor_params", dict, where)
+    seconds = given.get("execution_timeout")
+    if set(given) != {"execution_timeout"} or not isinstance(seconds, int) or isinstance(seconds, bool) or seconds < 1:
+        raise PipelineError(f"{where}: 'executor_params' has value {given!r}; write for example: {_task_keys['executor_params']}")
+    return seconds
+
+# %% ../../nbs/pipelines/00_spec.ipynb #5d766dc8
 def _task(item, number: int, root: Path) -> TaskSpec:
     "Check one entry of `tasks` and read its notebook"
     if not isinstance(item, dict):
@@ -168,12 +178,11 @@ def _task(item, number: int, root: Path) -> TaskSpec:
         declared = cells.parameters(root / source)
     except NotebookError as e:
         raise PipelineError(f"task '{name}': {e}") from None
-    timeout = _of_form(item, "timeout", int, where) if "timeout" in item else None
     params = _of_form(item, "params", dict, where) if item.get("params") is not None else {}
     upstream, product = _upstream(item, declared, where), _product(item, root, where)
-    return TaskSpec(name, (root / source).resolve(), product, params, upstream, declared, timeout)
+    return TaskSpec(name, (root / source).resolve(), product, params, upstream, declared, _timeout(item, where))
 
-# %% ../../nbs/pipelines/00_spec.ipynb #4e8669a2
+# %% ../../nbs/pipelines/00_spec.ipynb #0f8a85c8
 def _declaring(tasks, name: str) -> list:
     "The defaults of `name` in the notebooks that declare it"
     return [t.declared[name].default for t in tasks if name in t.declared and name not in {"upstream", "product"}]
@@ -203,7 +212,7 @@ def _given(task: TaskSpec, overrides: dict, env: dict) -> dict:
         raise PipelineError(f"task '{task.name}': {e}") from None
     return params
 
-# %% ../../nbs/pipelines/00_spec.ipynb #64806e88
+# %% ../../nbs/pipelines/00_spec.ipynb #c321055a
 def _wired(tasks: dict[str, TaskSpec]) -> dict[str, tuple[str, ...]]:
     "Task -> upstream tasks, patterns such as `fit-*` resolved; an unknown one is a `PipelineError`"
     wired = {}
@@ -231,7 +240,7 @@ def _ordered(tasks: dict[str, TaskSpec], wired: dict) -> dict[str, TaskSpec]:
         done[name] = tasks[name]
     return done
 
-# %% ../../nbs/pipelines/00_spec.ipynb #d180f6d6
+# %% ../../nbs/pipelines/00_spec.ipynb #170f500e
 def _unique(tasks: list[TaskSpec]) -> dict[str, TaskSpec]:
     "Tasks by name; two with one name or one product are a `PipelineError`"
     found, owner = {}, {}
@@ -245,7 +254,7 @@ def _unique(tasks: list[TaskSpec]) -> dict[str, TaskSpec]:
             owner[path] = task.name
     return found
 
-# %% ../../nbs/pipelines/00_spec.ipynb #adf7f18e
+# %% ../../nbs/pipelines/00_spec.ipynb #d6a59b73
 def _documents(settings: Settings) -> tuple[Path, list, dict]:
     "Path of the pipeline, its raw tasks and the values of env.yaml"
     path = settings.path(settings.pipeline)
@@ -255,6 +264,8 @@ def _documents(settings: Settings) -> tuple[Path, list, dict]:
         example = "tasks: [{source: nbs/a.ipynb, product: products/a.ipynb}]"
         raise PipelineError(f"{path} needs a list of tasks; write for example: {example}")
     _check_keys(document, _spec_keys, str(path))
+    if document.get("meta") not in ({}, None, {"extract_upstream": True}, {"extract_upstream": False}):
+        raise PipelineError(f"{path}: 'meta' has value {document['meta']!r}; leave it out: upstream tasks are read from the notebooks")
     beside = path.with_name("env.yaml")
     env = _read_yaml(beside) or {} if beside.exists() else {}
     if not isinstance(env, dict):
@@ -287,7 +298,7 @@ def read(
     tasks = {n: replace(t, params=_given(t, overrides, built_in | new), upstream=wired[n]) for n, t in tasks.items()}
     return Spec(path, _ordered(tasks, wired), env | overrides)
 
-# %% ../../nbs/pipelines/00_spec.ipynb #e8ffddf6
+# %% ../../nbs/pipelines/00_spec.ipynb #a3fda197
 def from_text(
     settings: Settings,
     assignments,  # "seed=1", "train_end=2013-05-31", ...

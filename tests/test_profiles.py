@@ -166,7 +166,7 @@ def test_stock_reads_and_merges_our_bytes(flights, tmp_path):
 
 def test_we_read_and_merge_stock_bytes(flights, tmp_path):
     half = len(flights) // 2
-    stock(flights.iloc[:half]).write(str(tmp_path / "stock.bin"))
+    (tmp_path / "stock.bin").write_bytes(stock(flights.iloc[:half]).serialize())
     merged = Profile.read(tmp_path / "stock.bin").merge(Profile.of(flights.iloc[half:]))
     assert merged.rows == len(flights)
     assert merged.columns["carrier"].frequent()[0] == flights.carrier.value_counts().to_dict()

@@ -106,7 +106,8 @@ def _measured(current, reference, columns, by, time):
 
     settings = load_settings()
     windows = read_windows(current, settings, by, time)
-    return compare(reference_of(reference, settings), windows, list(columns), by, reference)
+    said = "the bundle's reference" if reference == "bundle" else reference
+    return compare(reference_of(reference, settings), windows, list(columns), by, said)
 
 
 def _print(drift, limit: int):

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['validate']
 
-# %% ../../nbs/data/00_contracts.ipynb #c2eb0800
+# %% ../../nbs/data/00_contracts.ipynb #3f1b7389
 from pathlib import Path
 
 import numpy as np
 
 from ..project.errors import ContractError
 
-# %% ../../nbs/data/00_contracts.ipynb #9ff79b36
+# %% ../../nbs/data/00_contracts.ipynb #cb35a603
 def _rows(found) -> str:
     "How many rows, in words"
     count = found["index"].nunique()
@@ -48,7 +48,7 @@ def _sentences(cells, dtypes) -> list[str]:
     of_column = [_in_column(found, *names, dtypes) for names, found in cells[~tables].groupby(["column", "check"], sort=False)]
     return of_table + of_column
 
-# %% ../../nbs/data/00_contracts.ipynb #1db43b5d
+# %% ../../nbs/data/00_contracts.ipynb #6b742d93
 def _save(frame, cells, rejected: Path) -> str:
     "Write the offending rows, with what each violates, and return the end of the sentence; a wrong type offends no single row"
     cells = cells[cells["index"].notna() & ~cells["check"].str.startswith("dtype(")]
@@ -58,7 +58,7 @@ def _save(frame, cells, rejected: Path) -> str:
     broken.index = broken.index.astype(int)
     rejected.parent.mkdir(parents=True, exist_ok=True)
     frame.loc[broken.index].assign(violates=broken).to_parquet(rejected)
-    return f". The {len(broken)} offending rows are in {rejected}"
+    return f". {'The offending row is' if len(broken) == 1 else f'The {len(broken)} offending rows are'} in {rejected}"
 
 
 def validate(

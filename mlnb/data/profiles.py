@@ -560,6 +560,8 @@ def _of_column(values) -> ColumnProfile:
         return _of_array(values)
     if isinstance(dtype, np.dtype):
         return _of_array(values.to_numpy())
+    if getattr(dtype, "kind", "") == "M" and hasattr(dtype, "tz"):
+        return _moments_in_time(values.dt.tz_convert(None).to_numpy())
     if type(dtype).__name__ == "SparseDtype":
         return _of_array(np.asarray(values))
     import pyarrow as pa

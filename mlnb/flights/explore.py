@@ -5,13 +5,10 @@
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'RED', 'PALE', 'INK', 'STYLE', 'local_times', 'share_by', 'daily_shares']
 
-# %% ../../nbs/flights/02_explore.ipynb #a2394737
-import json
-from pathlib import Path
-
+# %% ../../nbs/flights/02_explore.ipynb #1ec3c039
 import numpy as np
 
-# %% ../../nbs/flights/02_explore.ipynb #2da182bf
+# %% ../../nbs/flights/02_explore.ipynb #bdf4e689
 def local_times(
     flights,  # flights.parquet
 ):
@@ -29,7 +26,7 @@ def share_by(
     middle, half = (p + z**2 / (2 * n)) / (1 + z**2 / n), z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
     return groups.assign(low=middle - half, high=middle + half)
 
-# %% ../../nbs/flights/02_explore.ipynb #3e81ec3c
+# %% ../../nbs/flights/02_explore.ipynb #da3c8300
 BLUE, ORANGE, RED, PALE, INK = "#3465a4", "#e08214", "#b2182b", "#c3ccd8", "#333a44"
 STYLE = {
     "figure.figsize": (10, 3.8), "figure.dpi": 110, "figure.constrained_layout.use": True,
@@ -39,7 +36,7 @@ STYLE = {
     "legend.frameon": False, "lines.linewidth": 1.8,
 }  # fmt: skip
 
-# %% ../../nbs/flights/02_explore.ipynb #ac4e324d
+# %% ../../nbs/flights/02_explore.ipynb #abfb4876
 def daily_shares(
     flights,  # has date, hour, disrupted
     seed: int = 0,

@@ -5,11 +5,7 @@
 # %% auto #0
 __all__ = ['flights_contract', 'weather_contract']
 
-# %% ../../nbs/flights/01_validate.ipynb #4a0f7861
-import json
-from pathlib import Path
-
-# %% ../../nbs/flights/01_validate.ipynb #ec231c7d
+# %% ../../nbs/flights/01_validate.ipynb #8caf8578
 def flights_contract():
     "The pandera schema of flights.parquet"
     import pandas as pd
@@ -48,7 +44,7 @@ def flights_contract():
         name="flights",
     )
 
-# %% ../../nbs/flights/01_validate.ipynb #306acc40
+# %% ../../nbs/flights/01_validate.ipynb #278586d1
 _RANGES = {
     "temperature": (-30, 120), "dew_point": (-50, 90), "humidity": (0, 101), "wind_direction": (0, 360), "wind_speed": (0, 150),
     "wind_gust": (0, 200), "precipitation": (0, 6), "pressure": (900, 1080), "visibility": (0, 20),

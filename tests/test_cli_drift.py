@@ -1,0 +1,106 @@
+"""`mlnb drift` as a user calls it: a process, its two outputs and its exit code."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mlnb.data.profiles import Profile
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    "A project with a reference and a table of three later months"
+    root = tmp_path_factory.mktemp("project")
+    (root / "pyproject.toml").write_text("[tool.mlnb]\n")
+    rng = np.random.default_rng(0)
+
+    def rows(start, end, mean):
+        times = pd.date_range(start, end, freq="15min", inclusive="left")
+        return pd.DataFrame(
+            {
+                "decision_time": times,
+                "month": times.month,
+                "temperature": rng.normal(mean, 10, len(times)),
+                "carrier": rng.choice(["UA", "DL", "B6"], len(times)),
+                "[red]odd": rng.random(len(times)),
+            }
+        )
+
+    Profile.of(rows("2013-01-01", "2013-06-01", 40)).write(root / "products/bundle/reference.profile")
+    later = pd.concat([rows("2013-07-01", "2013-08-01", 80), rows("2013-08-01", "2013-09-01", 75), rows("2013-09-01", "2013-10-01", 42)])
+    later.to_parquet(root / "later.parquet")
+    return root
+
+
+def mlnb(project, *arguments):
+    code = "from mlnb.cli.main import main; main()"
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("MLNB_")}
+    command = [sys.executable, "-c", code, "drift", *arguments]
+    return subprocess.run(command, cwd=project, env=environ, capture_output=True, text=True)
+
+
+def test_json_is_one_document_and_nothing_else(project):
+    done = mlnb(project, "later.parquet", "--by", "month", "--json")
+    document = json.loads(done.stdout)
+    assert done.returncode == 0 and document["reference"]["rows"] == 151 * 96
+    assert [w["window"] for w in document["windows"]] == ["2013-07", "2013-08", "2013-09"]
+    levels = {(w["window"], c["name"]): c["level"] for w in document["windows"] for c in w["columns"]}
+    assert levels["2013-07", "temperature"] == "large" and levels["2013-07", "carrier"] == "none"
+    assert document["left_out"] == ["decision_time", "month"]
+
+
+def test_tables(project):
+    months = mlnb(project, "later.parquet", "--by", "month").stdout
+    assert "2013-07" in months and "temperature" in months and "[red]odd" in months and "slight from 0.05" in months
+    assert "Left out, since they drift by construction: decision_time, month." in months
+    days = mlnb(project, "later.parquet", "--by", "day").stdout
+    assert "█" in days or "?" in days
+    assert "noise" in mlnb(project, "later.parquet").stdout
+
+
+def test_a_table_against_a_table(project):
+    done = mlnb(project, "later.parquet", "--reference", "later.parquet", "--json")
+    assert {c["psi"] for c in json.loads(done.stdout)["windows"][0]["columns"]} == {0.0}
+
+
+def test_columns_and_limit(project):
+    chosen = json.loads(mlnb(project, "later.parquet", "--column", "carrier", "--column", "month", "--json").stdout)
+    assert {c["name"] for c in chosen["windows"][0]["columns"]} == {"carrier", "month"}
+    few = mlnb(project, "later.parquet", "--limit", "1").stdout
+    assert "1 of 3 columns are shown" in few
+
+
+def test_the_page(project, tmp_path):
+    done = mlnb(project, "later.parquet", "--by", "month", "--html", str(tmp_path / "drift.html"), "--json")
+    json.loads(done.stdout)
+    assert (tmp_path / "drift.html").read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["nowhere.parquet"], 1, "no such file"),
+        (["log"], 1, "mlnb serve"),
+        (["log:july"], 1, "names no period"),
+        (["bundle", "--by", "day"], 1, "cannot be split"),
+        (["later.parquet", "--column", "temprature"], 1, "did you mean 'temperature'?"),
+        (["later.parquet", "--by", "year"], 2, "'year' is not one of"),
+        (["later.parquet", "--by", "day", "--time", "carrier"], 1, "cannot be read as times"),
+        (["later.parquet", "--limit", "0"], 2, "0 is not in the range"),
+        ([], 2, "Missing argument"),
+    ],
+)
+def test_a_mistake_is_one_sentence(project, arguments, code, said):
+    done = mlnb(project, *arguments)
+    assert done.returncode == code and said in done.stderr and done.stdout == "" and "Traceback" not in done.stderr
+
+
+def test_help_imports_nothing_heavy(project):
+    code = "import sys; from mlnb.cli.drift import drift; print({'pandas', 'whylogs', 'whylogs_sketching', 'numpy'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
+    assert "Examples:" in mlnb(project, "--help").stdout

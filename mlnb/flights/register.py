@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['FIELDS', 'ENTITY', 'sample_rows', 'samples_of']
 
-# %% ../../nbs/flights/06_register.ipynb #12007014
+# %% ../../nbs/flights/06_register.ipynb #6348e17b
 import numpy as np
 
 from ..data.context import Columns, to_columns
 from .features import REQUEST, History, context_features
 from ..models.bundle import Field, Samples
 
-# %% ../../nbs/flights/06_register.ipynb #a3d4de64
+# %% ../../nbs/flights/06_register.ipynb #30a01e0f
 FIELDS = (
     Field("carrier", "string", "Two-letter code of the carrier", "UA"),
     Field("flight", "integer", "Flight number", 1545),
@@ -24,7 +24,7 @@ FIELDS = (
 )
 ENTITY = ("carrier", "flight", "origin", "scheduled_departure")
 
-# %% ../../nbs/flights/06_register.ipynb #47cd21b4
+# %% ../../nbs/flights/06_register.ipynb #1f31eaec
 def sample_rows(
     table,  # rows of features.parquet
     moments: int = 8,

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['between', 'inputs']
 
-# %% ../../nbs/flights/04_train.ipynb #bbc5f945
+# %% ../../nbs/flights/04_train.ipynb #ef0b99c9
 import numpy as np
 
 from ..data.context import Columns, to_columns
 from .features import CATEGORICAL, NUMERIC, local_seconds, refuse_leaks
 from ..project.errors import ModelError
 
-# %% ../../nbs/flights/04_train.ipynb #7db8a894
+# %% ../../nbs/flights/04_train.ipynb #15cf2cf6
 def between(
     table,  # features.parquet
     start: str,  # first day, New York

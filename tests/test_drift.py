@@ -369,6 +369,11 @@ def test_windows_of_the_log(settings):
         rows("log:2014")
 
 
+def test_a_named_period_has_a_length():
+    found = [d.length_of(source) for source in ("log", "log:2013", "log:2013-07", "log:2013-07-04", "log:2013-07-04T05", "x.parquet")]
+    assert found == [None, None, "month", "day", "hour", None]
+
+
 def test_the_log_is_read_no_more_once_it_is_profiled(settings):
     log_hours(settings, ["2013-07-04T05"])
     update(settings)

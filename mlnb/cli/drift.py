@@ -101,13 +101,13 @@ def _one_sided(drift) -> list[str]:
 # %% ../../nbs/cli/07_drift.ipynb #a0fcd45c
 def _measured(current, reference, columns, by, time):
     "The drift that the command is asked for"
-    from mlnb.monitoring.drift import compare, read_windows, reference_of
+    from mlnb.monitoring.drift import compare, length_of, read_windows, reference_of
     from mlnb.project.settings import load_settings
 
     settings = load_settings()
     windows = read_windows(current, settings, by, time)
     said = "the bundle's reference" if reference == "bundle" else reference
-    return compare(reference_of(reference, settings), windows, list(columns), by, said)
+    return compare(reference_of(reference, settings), windows, list(columns), by or length_of(current), said)
 
 
 def _print(drift, limit: int):

@@ -84,6 +84,7 @@ def _ranks(rows: int, height: int) -> list[np.ndarray]:
 def _kll(
     values: np.ndarray,  # (distinct,) float64, ascending, finite
     ends: np.ndarray,  # (distinct,) integer, rows up to and including each value
+    extremes: tuple[float, float] | None = None,  # least and greatest value, where `values` no longer holds them
 ):
     "A KLL sketch of sorted rows; the same rows give the same bytes"
     rows = int(ends[-1]) if len(ends) else 0
@@ -93,7 +94,7 @@ def _kll(
         sketch.update(array=np.repeat(values, np.diff(ends, prepend=0)))
         return sketch
     kept = [values[np.searchsorted(ends, ranks, side="right")] for ranks in _ranks(rows, height)]
-    return sketching.kll_doubles_sketch.deserialize(_kll_bytes(rows, kept, values[0], values[-1]))
+    return sketching.kll_doubles_sketch.deserialize(_kll_bytes(rows, kept, *(extremes or (values[0], values[-1]))))
 
 
 def _kll_bytes(rows: int, levels: list[np.ndarray], least: float, most: float) -> bytes:
@@ -112,7 +113,7 @@ def _levels(data: bytes) -> tuple[np.ndarray, np.ndarray]:
     rows, levels = struct.unpack_from("<8xQ2xB", data)
     begins = np.frombuffer(data, "<u4", levels, 24).astype(np.int64)
     kept = np.frombuffer(data, "<f8", offset=24 + 4 * levels)[2:]
-    sizes = np.diff(begins, append=begins[0] + len(kept))
+    sizes = np.append(begins[1:], begins[0] + len(kept)) - begins
     if (sizes < 0).any() or levels > 60 or (sizes << np.arange(levels)).sum() != rows:
         raise ValueError("the levels of a sketch do not add up")
     return kept, np.repeat(1 << np.arange(levels), sizes)
@@ -299,15 +300,27 @@ def _moments(parts: list[ColumnProfile]) -> tuple[float, float]:
         return float(mean), float(m2.sum() + (n * (means - mean) ** 2).sum())
 
 
-def _merged_sketch(sketches: list, new):
+def _merged_kll(sketches: list):
     "One sketch of all that hold something"
     full = [s for s in sketches if not s.is_empty()]
-    if len(full) == 1:
-        return full[0]
+    if len(full) <= 2:
+        return full[0] if len(full) == 1 else _merged_one_by_one(full, _new_kll)
+    values, weights = map(np.concatenate, zip(*(_levels(s.serialize()) for s in full), strict=True))
+    order = np.argsort(values, kind="stable")
+    return _kll(values[order], np.cumsum(weights[order]), (min(s.get_min_value() for s in full), max(s.get_max_value() for s in full)))
+
+
+def _merged_one_by_one(sketches: list, new):
     merged = new()
-    for sketch in full:
+    for sketch in sketches:
         merged.merge(sketch)
     return merged
+
+
+def _merged_items(sketches: list):
+    "One sketch of all that hold something"
+    full = [s for s in sketches if not s.is_empty()]
+    return full[0] if len(full) == 1 else _merged_one_by_one(full, _new_items)
 
 
 def _merged_hll(sketches: list):
@@ -333,9 +346,9 @@ def _merged(
         types=_total([p.types for p in parts], _TYPES),
         mean=mean,
         m2=m2,
-        kll=_merged_sketch([p.kll for p in parts], _new_kll),
+        kll=_merged_kll([p.kll for p in parts]),
         hll=_merged_hll([p.hll for p in parts]),
-        items=_merged_sketch([p.items for p in parts], _new_items),
+        items=_merged_items([p.items for p in parts]),
         integers=(min(p.integers[0] for p in parts), max(p.integers[1] for p in parts)),
     )
 

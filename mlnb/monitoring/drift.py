@@ -6,7 +6,7 @@
 __all__ = ['TOP', 'LEAST_SHARE', 'LEVELS', 'TOO_SMALL', 'NOT_COMPARED', 'FORMS', 'psi', 'noise', 'jensen_shannon', 'hellinger',
            'total_variation', 'kolmogorov_smirnov', 'level_of', 'thresholds', 'ColumnDrift', 'column_drift',
            'by_construction', 'Window', 'Drift', 'compare', 'headline', 'labels_of', 'time_column', 'split',
-           'HourStore', 'profile_log', 'read_windows', 'reference_of']
+           'HourStore', 'profile_log', 'read_windows', 'length_of', 'reference_of']
 
 # %% ../../nbs/monitoring/00_drift.ipynb #acefe5d5
 import re
@@ -592,6 +592,14 @@ def _log_windows(source: str, settings, by: str | None) -> dict[str, Profile]:
     for hour in hours:
         groups.setdefault(hour[: _LENGTHS[by]] if by else source, []).append(hour)
     return {label: Profile.merged(map(store.read, members)) for label, members in groups.items()}
+
+
+def length_of(
+    source: str,  # as in `FORMS`
+) -> str | None:
+    "The length of the one window that a source like log:2013-07-04 names: month, day or hour; None where it names none"
+    period = source.partition(":")[2] if source.startswith("log:") else ""
+    return next((word for word, length in _LENGTHS.items() if len(period) == length), None)
 
 
 def reference_of(

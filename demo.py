@@ -50,7 +50,6 @@ def show_scores():
         figures = [f"{s[k]:.3f}" for k in ("auc", "pr_auc", "log_loss", "ece")]
         table.add_row(name, *figures, f"{s['cost_per_1000']:.0f}")
     say.print(table)
-    say.print(f"[dim]{document['objective'] if isinstance(document['objective'], str) else ''}[/]", end="")
 
 
 def free_port() -> int:
@@ -139,8 +138,8 @@ def show_answers(flights: pd.DataFrame, answers: list[dict]):
         alert = "yes" if row.answer["decision"] else "no"
         table.add_row(route, f"{row.scheduled_departure:%d %b %H:%M}", f"{row.answer['probability']:.2f}", alert, happened, age)
     say.print(table)
-    alerts = sum(a["decision"] for a in answers)
-    say.print(f"{len(answers):,} flights answered, {alerts:,} alerts, {int(flights.disrupted.sum()):,} were disrupted; all of it is in the log.")
+    alerts, disrupted = sum(a["decision"] for a in answers), int(flights.disrupted.sum())
+    say.print(f"{len(answers):,} flights answered, {alerts:,} alerts, {disrupted:,} were disrupted; all of it is in the log.")
 
 
 def main():

@@ -119,6 +119,20 @@ def test_the_project_as_it_lies_there(built, serve):
     assert httpx.post(f"{url}/predict", json=toy_project.example(built[0])).json()["model_version"] == "v1"
 
 
+def test_an_old_bento_is_served_with_a_word(built, tmp_path):
+    root = shutil.copytree(built[0], tmp_path / "project")
+    assert toy_project.run(root, "-m", "toy.bundle", "v2").returncode == 0
+    env = {k: v for k, v in toy_project.environment(root).items() if k != "PYTHONPATH"}
+    words = [*MLNB, "serve", "--port", str(toy_project.free_port())]
+    process = subprocess.Popen(words, cwd=root, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    said = process.stderr.readline()
+    everyone = family(process.pid)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert "of model v1 (the project has v2 by now; mlnb build would pack it)" in said
+    assert not psutil.wait_procs(everyone, timeout=60)[1]
+
+
 def test_a_bento_that_changed_is_not_served(built):
     root, told = built
     samples = root / ".mlnb/bentoml/bentos" / told["tag"].replace(":", "/") / "src/bundle/samples.json"

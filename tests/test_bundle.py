@@ -138,6 +138,8 @@ def test_writing_replaces_the_old_bundle_or_leaves_it_untouched(toy, folder):
     features["distance"] = features["distance"] + 1e-12
     with pytest.raises(BundleError, match="gives distance"):
         build(folder, "v3", samples=type(wrong)(wrong.requests, wrong.snapshots, features))
+    with pytest.raises(BundleError, match="features have no column 'hour'"):
+        build(folder, "v3", samples=type(wrong)(wrong.requests, wrong.snapshots, {"origin": features["origin"]}))
     assert Bundle.load(folder).version == "v2"
     assert [p.name for p in folder.parent.iterdir()] == ["bundle"]
 
@@ -148,6 +150,8 @@ def test_writing_replaces_the_old_bundle_or_leaves_it_untouched(toy, folder):
         ("entity", ["carier"], "did you mean 'carrier'"),
         ("request", [Field("carrier", "text", "", "UA")], "write one of string, integer, number, time"),
         ("request_features", "toy.features.nothing", "cannot be imported"),
+        ("numeric", ["hour", "backlogs"], "feature 'backlogs' comes from neither"),
+        ("samples", ({}, []), "the samples have no 'carrier'"),
     ],
 )
 def test_wrong_arguments(toy, tmp_path, argument, value, says):

@@ -29,11 +29,13 @@ def build(bundle, as_json):
     from contextlib import redirect_stdout
     from dataclasses import asdict
 
+    from rich.console import Console
+
     from mlnb.project.settings import load_settings
     from mlnb.serving import server
 
     settings = load_settings()
-    with redirect_stdout(sys.stderr):
+    with redirect_stdout(sys.stderr), Console(stderr=True).status("testing the bundle, building the Bento ..."):
         built = server.build(settings, bundle and bundle.resolve())
     if as_json:
         click.echo(json.dumps(asdict(built)))

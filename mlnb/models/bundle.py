@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TYPES', 'DECISION_TIME', 'OUTPUT', 'FORMAT', 'Field', 'FieldType', 'columns_of', 'records_of', 'entity_keys',
-           'context_columns', 'Function', 'Manifest', 'Bundle', 'Samples', 'write_bundle']
+           'context_columns', 'Function', 'Manifest', 'version_of', 'Bundle', 'Samples', 'write_bundle']
 
 # %% ../../nbs/models/03_bundle.ipynb #3b2769ec
 import hashlib
@@ -104,7 +104,7 @@ def context_columns(
     newest: Callable,  # moment -> the newest Snapshot not later than it, or None
 ) -> tuple[Columns, np.ndarray]:  # features (n,) each; the snapshots' moments (n,), NaT where there is none
     "What was known for each row; features are empty if any row has no snapshot"
-    times, where = np.unique(decisions, return_inverse=True)
+    times, where = np.unique(decisions, return_inverse=True) if len(decisions) > 1 else (decisions, np.zeros(1, int))
     found = [newest(t) for t in times]
     moments = np.array([np.datetime64("NaT") if s is None else s.moment for s in found], dtype="datetime64[s]")[where]
     if any(s is None for s in found):
@@ -158,6 +158,16 @@ def _read_manifest(file: Path) -> Manifest:
         return msgspec.json.decode(data, type=Manifest)
     except (msgspec.MsgspecError, UnicodeDecodeError, AttributeError) as e:
         raise BundleError(f"{file} is damaged: {e}; make the bundle again with: mlnb run") from None
+
+
+def version_of(
+    folder: str | Path,
+) -> str | None:
+    "The version of the bundle in `folder`, None where there is none to be read"
+    try:
+        return _read_manifest(Path(folder) / "bundle.json").version
+    except BundleError:
+        return None
 
 
 def _digest(file: Path) -> str:
@@ -286,7 +296,10 @@ def _compute(bundle: Bundle, requests: list[dict], newest: Callable) -> tuple[Co
     if np.isnat(moments).any():
         row = int(np.flatnonzero(np.isnat(moments))[0])
         raise BundleError(f"sample {row} is decided at {requests[row]['decision_time']}, and no snapshot of the context is that old")
-    features = bundle.features(request, context)
+    try:
+        features = bundle.features(request, context)
+    except KeyError as e:
+        raise BundleError(f"feature {e} comes from neither the request nor the context; name features that the functions give") from None
     return features, bundle.predict(features)
 
 
@@ -313,8 +326,8 @@ class Samples:
     features: Columns | None = None  # (n,) each, as the pipeline computed them for training; the service's must be equal
 
 
-def _check_names(request: Sequence[Field], entity: Sequence[str], samples: Samples):
-    "Raise a `BundleError` for an unknown type, an entity that is no field, or samples without a field"
+def _check_names(request: Sequence[Field], entity: Sequence[str], features: Sequence[str], samples: Samples):
+    "Raise a `BundleError` for an unknown type, an entity that is no field, or samples without a field or feature"
     names = [f.name for f in request]
     for f in request:
         if f.type not in TYPES:
@@ -325,8 +338,11 @@ def _check_names(request: Sequence[Field], entity: Sequence[str], samples: Sampl
         if name not in names:
             raise BundleError(f"entity {name!r} is no field of the request{did_you_mean(name, names)}; fields are {', '.join(names)}")
     for name in [*names, DECISION_TIME.name]:
-        if name not in samples.requests:
-            raise BundleError(f"the samples have no column {name!r}; they need every request field and decision_time")
+        if not len(samples.requests.get(name, ())):
+            raise BundleError(f"the samples have no {name!r}; they need a few rows of every request field and decision_time")
+    for name in features if samples.features is not None else ():
+        if name not in samples.features:
+            raise BundleError(f"the samples' features have no column {name!r}; give every feature of the model, or no features at all")
 
 
 def _versions() -> dict[str, str]:
@@ -389,7 +405,7 @@ def write_bundle(
 ) -> Bundle:
     "Write, test and place a bundle; raises `BundleError` and leaves the old one untouched if any part is wrong"
     folder, samples = Path(folder), samples if isinstance(samples, Samples) else Samples(*samples)
-    _check_names(request, entity, samples)
+    _check_names(request, entity, [*categorical, *numeric], samples)
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:

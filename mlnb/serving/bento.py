@@ -75,7 +75,7 @@ class Model:
         settings = load_settings(Path.cwd())
         mounted.app = app_of(settings, bundle_folder(settings))
 
-    def __is_ready__(self) -> bool:
+    async def __is_ready__(self) -> bool:  # on the event loop, as every use of the log
         return mounted.app.ready()
 
 # %% ../../nbs/serving/03_bento.ipynb #2d0d52aa

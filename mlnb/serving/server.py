@@ -164,7 +164,15 @@ def launch_bento(
         raise ServingError(f"there is no Bento {tag!r}; built are {', '.join(str(b.tag) for b in built[:5])}")
     bento, environment = chosen[0], process_environment(settings, workers)
     _prove(str(bento.tag), source := Path(bento.path_of("src")), environment)
-    return Launch(f"Bento {bento.tag}", _bentoml(str(bento.tag), host, port), source, environment)
+    return Launch(f"Bento {bento.tag}{_age(settings, source)}", _bentoml(str(bento.tag), host, port), source, environment)
+
+
+def _age(settings: Settings, source: Path) -> str:
+    "A word on a Bento that was built from another bundle than the project's newest, empty where it was not"
+    from mlnb.models.bundle import version_of
+
+    packed, newest = version_of(source / "bundle"), version_of(settings.path(settings.bundle))
+    return "" if newest in (None, packed) else f" of model {packed} (the project has {newest} by now; mlnb build would pack it)"
 
 
 def launch_project(

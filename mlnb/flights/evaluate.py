@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BASELINES', 'NETWORK', 'HIGHEST_HONEST_AUC', 'base_rate', 'carrier_hour_means', 'logistic_regression',
-           'gradient_boosting', 'refuse_too_good', 'all_scores']
+           'gradient_boosting', 'refuse_too_good', 'all_scores', 'write_scores']
 
 # %% ../../nbs/flights/05_evaluate.ipynb #cd10254c
 import json
@@ -31,10 +31,14 @@ def carrier_hour_means(train, valid, test) -> np.ndarray:
     return test.merge(means, how="left", left_on=["carrier", "hour"], right_index=True)["p"].fillna(base).to_numpy()
 
 # %% ../../nbs/flights/05_evaluate.ipynb #5012c472
-def _matrix(encoder: Encoder, rows) -> np.ndarray:
-    "Standardised numbers, then a column for each category"
+def _matrix(encoder: Encoder, rows):
+    "Standardised numbers, then a column for each category: sparse, since all but a few are 0"
+    from scipy import sparse
+
     codes, numbers = encoder.encode(inputs(rows))
-    return np.concatenate([numbers, *(np.eye(encoder.codes)[column] for column in codes.T)], axis=1, dtype=np.float32)
+    n, k = codes.shape
+    ones = sparse.csr_matrix((np.ones(n * k), codes.ravel(), np.arange(0, n * k + 1, k)), shape=(n, encoder.codes))
+    return sparse.hstack([numbers, ones], format="csr")
 
 
 def logistic_regression(train, valid, test) -> np.ndarray:
@@ -43,12 +47,13 @@ def logistic_regression(train, valid, test) -> np.ndarray:
 
     encoder = Encoder.fit(inputs(train), CATEGORICAL, NUMERIC)
     model = LogisticRegression(C=0.1, max_iter=300).fit(_matrix(encoder, train), train["disrupted"])
-    return model.predict_proba(_matrix(encoder, test))[:, 1].astype(np.float64)
+    return model.predict_proba(_matrix(encoder, test))[:, 1]
 
 
 def gradient_boosting(train, valid, test) -> np.ndarray:
     "Histogram gradient boosting (scikit-learn), stopped by the validation rows"
     from sklearn.ensemble import HistGradientBoostingClassifier
+    from threadpoolctl import threadpool_limits
 
     encoder = Encoder.fit(inputs(train), CATEGORICAL, NUMERIC)
 
@@ -60,8 +65,9 @@ def gradient_boosting(train, valid, test) -> np.ndarray:
         learning_rate=0.05, max_iter=400, max_leaf_nodes=31, min_samples_leaf=100, l2_regularization=10.0,
         categorical_features=range(len(CATEGORICAL)), early_stopping=True, n_iter_no_change=20, random_state=0,
     )  # fmt: skip
-    model.fit(matrix(train), train["disrupted"], X_val=matrix(valid), y_val=valid["disrupted"])
-    return model.predict_proba(matrix(test))[:, 1]
+    with threadpool_limits(1):  # its threads wait for each other by spinning: on a busy machine two take five times as long as one
+        model.fit(matrix(train), train["disrupted"], X_val=matrix(valid), y_val=valid["disrupted"])
+        return model.predict_proba(matrix(test))[:, 1]
 
 
 BASELINES = {
@@ -101,3 +107,18 @@ def all_scores(
         model: {"overall": scores(y, p, cost), "month": grouped("month", p), "origin": grouped("origin", p)}
         for model, p in probabilities.items()
     }
+
+
+def write_scores(
+    path: str | Path,
+    objective: dict,
+    models: dict[str, dict],  # of `all_scores`
+):
+    "Write `scores.json`; a score that is not defined, such as the AUC of one class, is null"
+
+    def plain(value):
+        if isinstance(value, dict):
+            return {name: plain(v) for name, v in value.items()}
+        return None if isinstance(value, float) and not np.isfinite(value) else value
+
+    Path(path).write_text(json.dumps(plain({"objective": objective, "models": models}), indent=1, allow_nan=False))

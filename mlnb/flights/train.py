@@ -6,6 +6,8 @@
 __all__ = ['between', 'inputs']
 
 # %% ../../nbs/flights/04_train.ipynb #ef0b99c9
+import datetime as dt
+
 import numpy as np
 
 from ..data.context import Columns, to_columns
@@ -13,16 +15,24 @@ from .features import CATEGORICAL, NUMERIC, local_seconds, refuse_leaks
 from ..project.errors import ModelError
 
 # %% ../../nbs/flights/04_train.ipynb #15cf2cf6
+def _day(text: str) -> np.datetime64:
+    try:
+        return np.datetime64(dt.date.fromisoformat(str(text)))
+    except ValueError:
+        raise ModelError(f"day has value {text!r}; write it such as '2013-06-01'") from None
+
+
 def between(
     table,  # features.parquet
     start: str,  # first day, New York
     end: str,  # first day that no longer belongs to it
 ):
-    "The rows scheduled from `start` to before `end`; raises `ModelError` where there are none"
-    local = local_seconds(table["scheduled_departure"].to_numpy()).astype("datetime64[s]")
-    rows = table[(local >= np.datetime64(start)) & (local < np.datetime64(end))]
+    "The rows scheduled from `start` to before `end`; raises `ModelError` for what is no day, and where there are no rows"
+    days = local_seconds(table["scheduled_departure"].to_numpy()).astype("datetime64[s]").astype("datetime64[D]")
+    rows = table[(days >= _day(start)) & (days < _day(end))]
     if rows.empty:
-        raise ModelError(f"no flight is scheduled from {start} to before {end}; the table runs from {local.min()} to {local.max()}")
+        have = f"runs from {days.min()} to {days.max()}" if len(days) else "is empty"
+        raise ModelError(f"no flight is scheduled from {start} to before {end}; the table {have}")
     return rows
 
 

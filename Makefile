@@ -15,11 +15,12 @@ test: check notebooks products pytest  ## everything that must hold
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-$(READY): requirements.lock pyproject.toml setup.py
+$(READY): requirements.lock pyproject.toml setup.py $(wildcard jupyter/*/*)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else f"mlnb needs Python 3.11 or 3.12, this is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@cp -R jupyter/. .venv/etc/jupyter/
 	@touch $@
 
 check: $(READY)  ## notebooks exported, clean and valid; style; import directions

@@ -206,6 +206,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'mlnb.doctor.examine': ('doctor.html#examine', 'mlnb/doctor.py'),
                              'mlnb.doctor.git': ('doctor.html#git', 'mlnb/doctor.py'),
                              'mlnb.doctor.kernel': ('doctor.html#kernel', 'mlnb/doctor.py'),
+                             'mlnb.doctor.lab': ('doctor.html#lab', 'mlnb/doctor.py'),
                              'mlnb.doctor.libraries': ('doctor.html#libraries', 'mlnb/doctor.py'),
                              'mlnb.doctor.machine': ('doctor.html#machine', 'mlnb/doctor.py'),
                              'mlnb.doctor.places': ('doctor.html#places', 'mlnb/doctor.py'),

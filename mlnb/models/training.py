@@ -78,6 +78,23 @@ class TrainingConfig:
         if self.device not in DEVICES:
             pick_device(self.device)
 
+# %% ../../nbs/models/02_training.ipynb #be62ef2b
+class Dropout(nn.Module):
+    "Dropout of a share, in steps of 1/256, whose mask is drawn a byte a unit on a CPU"
+
+    def __init__(self, share: float):
+        super().__init__()
+        self.cut = min(round(share * 256), 255)
+
+    def forward(self, x):
+        if not (self.training and self.cut):
+            return x
+        if x.device.type != "cpu":
+            return F.dropout(x, self.cut / 256)
+        words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
+        kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self.cut
+        return x * kept.to(x.dtype).mul_(256 / (256 - self.cut))
+
 # %% ../../nbs/models/02_training.ipynb #6c7a2096
 class Dropout(nn.Module):
     "Dropout, its rate rounded to a 256th, that draws eight masks with each random number"

@@ -6,7 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-PRODUCTS = Path(__file__).parents[2] / "products" / "flights"
+from mlnb.project.settings import find_root
+
+PRODUCTS = find_root(Path(__file__).parent) / "products/flights"
 LEAST = {"auc": 0.755, "pr_auc": 0.56}
 MOST = {"log_loss": 0.476, "ece": 0.015, "cost_per_1000": 615}
 

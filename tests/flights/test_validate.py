@@ -7,8 +7,9 @@ import pytest
 
 from mlnb.notebooks.execute import execute
 from mlnb.project.errors import NotebookError
+from mlnb.project.settings import find_root
 
-ROOT = Path(__file__).parents[2]
+ROOT = find_root(Path(__file__).parent)
 
 
 def test_a_broken_year_fails_the_task_and_keeps_its_rows(flights, weather, tmp_path):

@@ -89,28 +89,11 @@ class Dropout(nn.Module):
     def forward(self, x):
         if not (self.training and self.cut):
             return x
-        if x.device.type != "cpu":
+        if x.device.type != "cpu" or torch.compiler.is_compiling():
             return F.dropout(x, self.cut / 256)
         words = torch.empty((x.numel() + 7) // 8, dtype=torch.int64).random_(-(2**63), None)
         kept = words.view(torch.uint8)[: x.numel()].view(x.shape) >= self.cut
         return x * kept.to(x.dtype).mul_(256 / (256 - self.cut))
-
-# %% ../../nbs/models/02_training.ipynb #6c7a2096
-class Dropout(nn.Module):
-    "Dropout, its rate rounded to a 256th, that draws eight masks with each random number"
-
-    def __init__(self, rate: float):
-        super().__init__()
-        self.dropped = min(round(256 * rate), 255)  # of 256 byte values
-
-    def forward(self, x):
-        if not self.training or not self.dropped:
-            return x
-        if x.is_cuda or torch.compiler.is_compiling():
-            return F.dropout(x, self.dropped / 256)
-        drawn = torch.empty(-(-x.numel() // 8), dtype=torch.int64).random_(torch.iinfo(torch.int64).min, None)
-        kept = drawn.view(torch.uint8)[: x.numel()].view(x.shape) >= self.dropped
-        return x * kept.to(x.dtype).mul_(256 / (256 - self.dropped))
 
 # %% ../../nbs/models/02_training.ipynb #738f5e4f
 class Layer(nn.Module):

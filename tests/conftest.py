@@ -1,6 +1,10 @@
+import signal
 import sys
 
 import pytest
+
+# A shell that starts the tests in the background makes its children ignore Ctrl-C; the programs under test must not inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 import hashlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -180,6 +181,15 @@ def test_going_on_is_exact_under_other_settings(tmp_path, change):
     again = train(config, checkpoint=tmp_path / "last", on_epoch=epochs.append, say=lambda _: None)
     assert digest(again.predictor) == digest(train(config).predictor)
     assert [e.epoch for e in epochs] == [1, 2, 3, 4]
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler to compile graphs with")
+def test_going_on_is_exact_with_compiled_graphs(tmp_path):
+    config = replace(SMALL, compiled=True, bf16=True)
+    _interrupted(tmp_path / "last", config)
+    again = train(config, checkpoint=tmp_path / "last", say=lambda _: None)
+    assert digest(again.predictor) == digest(train(config).predictor)
+    assert again.best.valid_loss == pytest.approx(train().best.valid_loss, abs=0.01)
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"epochs": 5}, {"width": 16}, {"learning_rate": 1e-3}, {"bf16": True}])

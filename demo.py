@@ -26,13 +26,12 @@ MOMENTS = 60  # quarters of an hour sampled from each month that is served
 say = Console(highlight=False)
 
 
-def mlnb(*words: str) -> subprocess.CompletedProcess:
+def mlnb(*words: str):
     """A command of mlnb; the demo ends where it fails."""
     say.print(f"[dim]$ mlnb {' '.join(words)}[/]")
     done = subprocess.run([sys.executable, "-m", "mlnb.cli.main", *words], cwd=ROOT)
     if done.returncode:
         sys.exit(done.returncode)
-    return done
 
 
 def heading(text: str):
@@ -169,7 +168,7 @@ def main():
         "write in JupyterLab": "jupyter lab nbs/flights",
         "a project of your own": "mlnb new delays",
     }.items():
-        say.print(f"  {what:28}{where}")
+        say.print(f"  {what:28}{where}", soft_wrap=True)
     say.print(f"\nDone in {time.monotonic() - started:.0f} s; no process is left behind.")
 
 

@@ -89,7 +89,7 @@ def renamed(
 # %% ../../nbs/project/02_template.ipynb #619e217f
 def _export(project: Path):
     "Export the notebooks of `project` to its package"
-    command = [sys.executable, "-c", "from nbdev.export import nb_export\nfrom nbdev.doclinks import nbdev_export\nnbdev_export()"]
+    command = [sys.executable, "-c", "from nbdev.doclinks import nbdev_export\nnbdev_export()"]
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(project)})
     if done.returncode:
         raise SettingError(f"the notebooks of {project.name} could not be exported:\n{done.stderr.strip()}")

@@ -4,8 +4,9 @@ BIN := .venv/bin
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 READY := .venv/.ready
 WORKERS ?= 2
+PEERS := litserve mlserver evidently
 
-.PHONY: demo test check notebooks pytest products bench wheel clean help
+.PHONY: demo test check notebooks pytest products test-container bench bench-peers wheel clean help
 
 demo: $(READY)  ## the whole road on real flights: pipeline, Bento, service, drift
 	python demo.py
@@ -15,12 +16,14 @@ test: check notebooks products pytest  ## everything that must hold
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
-$(READY): requirements.lock pyproject.toml setup.py $(wildcard jupyter/*/*)
+$(READY): requirements.lock pyproject.toml setup.py $(wildcard jupyter/*/*/*)
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v < (3, 13) else f"mlnb needs Python 3.11 or 3.12, this is {v[0]}.{v[1]}: make PYTHON=python3.11 ...")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	@cp -R jupyter/. .venv/etc/jupyter/
+	@mkdir -p .venv/etc/jupyter .venv/share/jupyter
+	@cp -R jupyter/etc/. .venv/etc/jupyter/
+	@cp -R jupyter/share/. .venv/share/jupyter/
 	@touch $@
 
 check: $(READY)  ## notebooks exported, clean and valid; style; import directions
@@ -29,16 +32,27 @@ check: $(READY)  ## notebooks exported, clean and valid; style; import direction
 	lint-imports --no-cache
 
 notebooks: $(READY)  ## the tests inside the notebooks
-	nbdev-test --n-workers $(WORKERS)
+	MLNB_KERNEL_IDLE_MINUTES=1 nbdev-test --n-workers $(WORKERS)
 
 products: $(READY)  ## the reference pipeline, only what changed
-	mlnb run
+	MLNB_KERNEL_IDLE_MINUTES=1 mlnb run
 
 pytest: $(READY) products  ## everything that crosses a process, a socket or a fault
 	pytest -n $(WORKERS)
 
+test-container: $(READY)  ## a real image, made without a container engine, and asked; minutes, as root
+	command -v buildah && command -v mmdebstrap || apt-get install --yes --no-install-recommends buildah mmdebstrap
+	python tests/container.py
+
 bench: $(READY)  ## every benchmark, and benchmarks/README.md from its figures
 	python benchmarks/run.py
+
+bench-peers: $(PEERS:%=.mlnb/peers/%/.ready)  ## what is compared and has an environment of its own
+
+.mlnb/peers/%/.ready: benchmarks/peers/requirements-%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	@touch $@
 
 wheel: $(READY)  ## dist/mlnb-*.whl, templates included
 	rm -rf build

@@ -1,7 +1,8 @@
 """Run every benchmark in this folder and write README.md from what was measured.
 
 Each program times mlnb and a peer in one run and prints, with `--json`, a list of
-{"name", "ours", "peer", "ratio", "bar", "holds"}; it ends with 1 where a bar does not hold. So does this one.
+{"name", "ours", "peer", "ratio", "bar", "holds"}; where there is no peer, peer and ratio are null and the bar is a text.
+It ends with 1 where a bar does not hold. So does this one.
 """
 
 import argparse
@@ -51,10 +52,12 @@ def table(measured: list[tuple[str, list[dict]]]) -> str:
     """Markdown rows, one a measurement."""
 
     def shown(value) -> str:
-        return "" if value is None else f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
+        if value is None or isinstance(value, str):
+            return value or ""
+        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
     def line(program: str, r: dict) -> str:
-        figures = " | ".join([shown(r["ours"]), shown(r["peer"]), f"{shown(r['ratio'])}x", shown(r["bar"])])
+        figures = " | ".join([shown(r["ours"]), shown(r["peer"]), f"{shown(r['ratio'])}x" if r["ratio"] else "", shown(r["bar"])])
         return f"| {program}: {r['name']} | {figures} | {'yes' if r['holds'] else '**no**'} |"
 
     return "\n".join(line(program, row) for program, rows in measured for row in rows)
@@ -64,7 +67,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print every row as one JSON list")
     arguments = parser.parse_args()
-    programs = sorted(p for p in HERE.glob("*.py") if p.name != "run.py")
+    programs = sorted(p for p in HERE.glob("*.py") if p.name not in {"run.py", "generated.py", "servers.py"})
     measured = []
     for program in programs:
         print(f"{program.stem} ...", file=sys.stderr)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GOOD', 'NOTE', 'MISSING', 'CHECKS', 'Finding', 'check', 'python', 'machine', 'device', 'libraries', 'kernel', 'lab',
-           'container_tools', 'project', 'git', 'places', 'examine']
+           'container_tools', 'project', 'git', 'places', 'variables', 'examine']
 
 # %% ../nbs/03_doctor.ipynb #f0631cf4
 import importlib.metadata
@@ -14,10 +14,10 @@ import shutil
 import socket
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from .project.errors import MlnbError
+from .project.errors import MlnbError, did_you_mean
 from .project.settings import Settings, load_settings
 
 # %% ../nbs/03_doctor.ipynb #7a9f06eb
@@ -113,10 +113,17 @@ def kernel(settings):
     "Notebooks can be executed with this interpreter"
     from jupyter_client.kernelspec import KernelSpecManager
 
-    if "python3" in KernelSpecManager().find_kernel_specs():
+    found = KernelSpecManager().find_kernel_specs()
+    if "python3" in found:
         yield Finding("Jupyter kernel", GOOD, "python3")
     else:
         yield Finding("Jupyter kernel", MISSING, "no kernel named python3", "python -m ipykernel install --sys-prefix")
+    if "mlnb" not in found:
+        yield Finding("Warm kernel", NOTE, "no kernel named mlnb", "install mlnb from its wheel, or run make in its checkout")
+    elif sys.platform != "linux":
+        yield Finding("Warm kernel", NOTE, "mlnb, which starts cold", "warm kernels need Linux")
+    else:
+        yield Finding("Warm kernel", GOOD, "mlnb")
 
 
 @check
@@ -144,7 +151,6 @@ def container_tools(settings):
 def project(settings):
     "The project's files are there"
     if settings is None:
-        yield Finding("Project", NOTE, "none at or above this folder", "make one: mlnb new NAME")
         return
     yield Finding("Project", GOOD, f"{settings.name} at {settings.root}, environment {settings.env}")
     for item, value, mend in (
@@ -153,6 +159,9 @@ def project(settings):
     ):
         there = settings.path(value).exists()
         yield Finding(item, GOOD, value) if there else Finding(item, MISSING, f"no {value}", mend)
+    if not settings.path(settings.package).is_dir():
+        mend = "export it with nbdev-export, or set package in [tool.mlnb]; what it holds does not count as a change otherwise"
+        yield Finding("Package", NOTE, f"no folder {settings.package}", mend)
     ready = (settings.path(settings.bundle) / "bundle.json").exists()
     yield Finding("Model bundle", GOOD, settings.bundle) if ready else Finding("Model bundle", NOTE, "none yet", "make it: mlnb run")
 
@@ -185,6 +194,22 @@ def _answers(url: str, item: str, setting: str) -> Finding:
     return Finding(item, GOOD, url)
 
 
+def _opens(storage: str) -> Finding:
+    "A finding on the folder or fsspec URL of the storage"
+    from fsspec import get_filesystem_class
+
+    if "://" in storage:
+        try:
+            get_filesystem_class(storage.partition("://")[0])
+        except (ValueError, ImportError) as e:  # an unknown kind, or its library is not installed: fsspec says which
+            return Finding("Storage", MISSING, f"{storage} cannot be opened: {e}", "install what it asks for, or change setting 'storage'")
+        return Finding("Storage", GOOD, storage)
+    nearest = next(p for p in (Path(storage), *Path(storage).parents) if p.exists())
+    if not os.access(nearest, os.W_OK):
+        return Finding("Storage", MISSING, f"{nearest} is not writable", "change setting 'storage'")
+    return Finding("Storage", GOOD, storage)
+
+
 @check
 def places(settings):
     "Records, tracking and storage can be used"
@@ -192,26 +217,32 @@ def places(settings):
         return
     yield _answers(settings.url(settings.records), "Records", "records")
     yield _answers(settings.url(settings.tracking), "Tracking", "tracking")
-    storage = settings.url(settings.storage)
-    if "://" in storage:
-        yield Finding("Storage", GOOD, storage)
-        return
-    nearest = next(p for p in (Path(storage), *Path(storage).parents) if p.exists())
-    if os.access(nearest, os.W_OK):
-        yield Finding("Storage", GOOD, storage)
-    else:
-        yield Finding("Storage", MISSING, f"{nearest} is not writable", "change setting 'storage'")
+    yield _opens(settings.url(settings.storage))
+
+
+@check
+def variables(settings):
+    "Every MLNB_ variable is one that is read"
+    known = ["MLNB_ROOT", "MLNB_ENV", "MLNB_WORKERS", *(f"MLNB_{f.name.upper()}" for f in fields(Settings) if "form" in f.metadata)]
+    for name in sorted(set(os.environ) - set(known)):
+        hint = did_you_mean(name, known)
+        if name.startswith("MLNB_") and hint:
+            yield Finding("Variables", NOTE, f"{name} is set and nothing reads it{hint}", f"unset {name}")
 
 # %% ../nbs/03_doctor.ipynb #f0bde823
+def _no_settings(why: str) -> Finding:
+    "A finding on settings that cannot be read, or on a folder that is in no project"
+    if why.startswith("no project at"):
+        return Finding("Project", NOTE, "none at or above this folder", "make one: mlnb new NAME")
+    return Finding("Settings", MISSING, why, "correct pyproject.toml or the variable")
+
+
 def examine() -> dict:
     "Every finding on this machine and the project around the working folder: {'healthy', 'findings': [{item, state, found, mend}]}"
-    findings = []
     try:
-        settings: Settings | None = load_settings()
+        settings, findings = load_settings(), []
     except MlnbError as e:
-        settings = None
-        if "no project at" not in str(e):
-            findings.append(Finding("Settings", MISSING, str(e), "correct pyproject.toml or the variable"))
+        settings, findings = None, [_no_settings(str(e))]
     for look in CHECKS:
         findings += look(settings)
     return {"healthy": all(f.state != MISSING for f in findings), "findings": [asdict(f) for f in findings]}

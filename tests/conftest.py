@@ -1,10 +1,28 @@
+import os
+import shutil
 import signal
 import sys
+import tempfile
 
 import pytest
 
 # A shell that starts the tests in the background makes its children ignore Ctrl-C; the programs under test must not inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+os.environ["MLNB_TRACK_RUNS"] = "false"  # no process that writes to MLflow is left behind; its own tests ask for it
+
+IS_FIRST = "PYTEST_XDIST_WORKER" not in os.environ  # the process that starts the others
+if IS_FIRST:
+    os.environ["MLNB_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="mlnb-")  # one fork server for all tests, which ends with them
+
+
+def pytest_unconfigure(config):
+    if IS_FIRST:
+        from mlnb.notebooks import kernels
+
+        kernels.stop(kill=True)
+        shutil.rmtree(os.environ["MLNB_RUNTIME_DIR"], ignore_errors=True)
+
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,13 @@
 """A tiny project with a pipeline of quick notebooks and a small package of its own."""
 
 import json
+import os
 import textwrap
 from pathlib import Path
+
+from mlnb.pipelines.plan import Planner
+from mlnb.pipelines.spec import from_text, read
+from mlnb.project.settings import load_settings
 
 LIBRARY = '''
 FACTOR = 10
@@ -70,3 +75,52 @@ def make(root: Path) -> Path:
     notebook(root / "nbs" / "second.ipynb", 'upstream = ["first"]\nproduct = None\nextra = 1', SECOND)
     notebook(root / "nbs" / "other.ipynb", "upstream = None\nproduct = None", "1 + 1")
     return root
+
+
+def planner(root, *assignments):
+    settings = load_settings(root)
+    return Planner(settings, read(settings, from_text(settings, assignments)), assignments)
+
+
+def finish(plan, *names, text="1"):
+    "Do what a run does: begin, write the products, commit"
+    for name in names:
+        token = plan.begin(name)
+        plan.forget(name)
+        for key, path in plan.spec.tasks[name].products.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if key == "folder":
+                path.mkdir(exist_ok=True)
+            (path / "part" if key == "folder" else path).write_text(f"{name} {key} {text}")
+        plan.commit(name, token, "run-1", 1.5)
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def aged(root):
+    "As if all files of a project had been written long ago"
+    for path in root.rglob("*"):
+        if path.is_file():
+            os.utime(path, (1e9, 1e9))
+    return root
+
+
+def done(root):
+    "A project for which nothing is to do"
+    plan = planner(aged(root))
+    finish(plan, *plan.spec.tasks)
+    plan.save()
+    assert not plan.warnings
+    return root
+
+
+def lives(pid):
+    "Whether a process runs; one that has ended and that nobody has waited for does not"
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False

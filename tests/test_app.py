@@ -65,7 +65,7 @@ def test_the_samples_are_answered_to_the_bit(server, toy):
 
 def test_an_answer_says_what_it_rests_on(server, row):
     answer = server[0].post("/predict", json=row | {"decision_time": "2013-07-01T05:07:30+02:00"}).json()
-    assert list(answer) == ["request_id", "probability", "decision", "model_version", "context_moment", "context_age_seconds"]
+    assert list(answer) == ["request_id", "probability", "decision", "model_version", "arm", "context_moment", "context_age_seconds"]
     assert answer["model_version"] == "v1"
     assert (answer["context_moment"], answer["context_age_seconds"]) == ("2013-07-01T03:00:00Z", 450)
 
@@ -165,8 +165,10 @@ def test_metrics(server, row):
     client.post("/predict", content=b"{")
     text = client.get("/metrics").text
     for status in (200, 400):
-        assert f'mlnb_requests_total{{status="{status}"}}' in text
-    assert "mlnb_request_seconds_bucket" in text and "mlnb_context_age_seconds 60" in text
+        validity = {200: "valid", 400: "invalid"}[status]
+        assert f'mlnb_requests_total{{status="{status}",validity="{validity}"}}' in text
+    assert 'mlnb_request_seconds_bucket{arm="champion",le="0.0005",version="v1"}' in text
+    assert 'mlnb_rows_total{arm="champion",version="v1"}' in text and "mlnb_context_age_seconds 60" in text
 
 
 def test_the_context_limit_is_a_setting(toy, tmp_path, row):

@@ -2,15 +2,19 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
 import pytest
 import toy_project
+from plain_server import plain
 
 from mlnb.models.bundle import Bundle
+from mlnb.models.registry import Tracking
 from mlnb.serving.predictions import read
 
 MLNB = (sys.executable, "-c", "from mlnb.cli.main import main; main()")
@@ -37,9 +41,9 @@ def serve(built):
     "Starts `mlnb serve` with arguments; ends it afterwards, with all that it started"
     started = []
 
-    def start(*arguments):
+    def start(*arguments, **variables):
         port = toy_project.free_port()
-        env = toy_project.environment(built[0])
+        env = toy_project.environment(built[0]) | variables
         del env["PYTHONPATH"]
         process = subprocess.Popen([*MLNB, "serve", "--port", str(port), *arguments], cwd=built[0], env=env)
         started.append(process)
@@ -99,8 +103,8 @@ def test_a_bento_answers_as_the_pipeline_did_with_two_workers(built, serve):
     wrong = httpx.post(f"{url}/predict", json=samples["requests"][0] | {"distance": None})
     assert wrong.status_code == 400 and wrong.json()["fields"][0]["field"] == "distance"
     assert httpx.get(f"{url}/docs.json").json()["info"]["title"] == "toy" and httpx.get(f"{url}/livez").status_code == 200
-    counted = [line for line in httpx.get(f"{url}/metrics").text.splitlines() if line.startswith('mlnb_requests_total{status="200"}')]
-    assert counted == ['mlnb_requests_total{status="200"} 61.0']
+    counted = [line for line in httpx.get(f"{url}/metrics").text.splitlines() if line.startswith('mlnb_requests_total{status="200"')]
+    assert counted == ['mlnb_requests_total{status="200",validity="valid"} 61.0']
     process.send_signal(signal.SIGTERM)
     process.wait(60)
     assert not psutil.wait_procs(everyone, timeout=60)[1]
@@ -117,6 +121,71 @@ def test_no_process_is_left_behind(serve, number):
 def test_the_project_as_it_lies_there(built, serve):
     _, url, _ = serve("--development")
     assert httpx.post(f"{url}/predict", json=toy_project.example(built[0])).json()["model_version"] == "v1"
+
+
+def test_the_guard_stands_under_bentoml_too(built, serve):
+    _, url, _ = serve(MLNB_KEYS="predict:correct-horse-battery", MLNB_BODY_LIMIT_KB="16")
+    row, key = toy_project.example(built[0]), {"x-api-key": "correct-horse-battery"}
+    assert httpx.post(f"{url}/predict", json=row).status_code == httpx.post(f"{url}/predict/columns", json=row).status_code == 401
+    assert httpx.post(f"{url}/predict", json=row, headers=key).status_code == 200
+    table = {name: [value] * 3 for name, value in row.items()}
+    assert len(httpx.post(f"{url}/predict/columns", json=table, headers=key).json()["probability"]) == 3
+    chunks = (b" " * 4096 for _ in range(5))
+    answer = httpx.post(f"{url}/predict", content=chunks, headers=key | {"content-type": "application/json"})
+    assert answer.status_code == 413 and "server" not in answer.headers
+
+
+def test_callers_who_stall_are_cut_off_under_bentoml_too(serve, built):
+    _, url, _ = serve(MLNB_REQUEST_SECONDS="2")
+    row, where = toy_project.example(built[0]), urlsplit(url)
+    heads = (b"", b"POST /pre", b"POST /predict HTTP/1.1\r\nHost: x\r\n", b"GET /livez HTTP/1.1\r\nHost: x\r\nX: ")
+    stalled = [socket.create_connection((where.hostname, where.port), timeout=60) for _ in range(200)]
+    for number, caller in enumerate(stalled):
+        caller.sendall(heads[number % len(heads)])
+    assert all(httpx.post(f"{url}/predict", json=row).status_code == 200 for _ in range(20))
+    for caller in stalled:
+        with caller:
+            assert caller.recv(65536).startswith(b"HTTP/1.1 408") and caller.recv(1) == b""
+    with socket.create_connection((where.hostname, where.port), timeout=60) as endless:
+        endless.sendall(b"GET / HTTP/1.1\r\nX: " + b"x" * 100_000)
+        assert endless.recv(65536).startswith(b"HTTP/1.1 431")
+
+
+def test_idle_connections_do_not_keep_others_out_of_bentoml_for_long(serve, built):
+    process, url, _ = serve(MLNB_REQUEST_SECONDS="3")
+    where = urlsplit(url)
+    idle = [socket.create_connection((where.hostname, where.port), timeout=60) for _ in range(1010)]
+    refused = idle[-5:]
+    assert all(caller.recv(65536).startswith(b"HTTP/1.1 503") for caller in refused)
+    assert all(caller.recv(65536).startswith(b"HTTP/1.1 408") for caller in idle[:990])
+    for caller in idle:
+        caller.close()
+    toy_project.wait_until_ready(process, url)
+    assert httpx.post(f"{url}/predict", json=toy_project.example(built[0])).status_code == 200
+
+
+def test_what_the_registry_releases_is_served_although_the_bundle_in_the_bento_is_broken(built, serve, tmp_path, toy):
+    from toy.bundle import build
+
+    tracking = Tracking(f"sqlite:///{tmp_path}/mlflow.db")
+    with tracking.run("toy") as run:
+        number = tracking.register("toy", build(tmp_path / "v7", "v7").folder, run)
+    tracking.set_alias("toy", "champion", number)
+    follow = {"MLNB_SERVE_FROM": "models:/toy", "MLNB_TRACKING": tracking.url, "MLNB_VERSIONS": str(tmp_path / "versions")}
+    root, told = built
+    samples = root / ".mlnb/bentoml/bentos" / told["tag"].replace(":", "/") / "src/bundle/samples.json"
+    kept = samples.read_bytes()
+    samples.write_bytes(kept + b" ")
+    try:
+        _, url, _ = serve("--bento", told["tag"], **follow)
+        assert httpx.post(f"{url}/predict", json=toy_project.example(root)).json()["model_version"] == "v7"
+        wanted = {"challenger_percent": 5, "shadow": True}
+        answer = httpx.put(f"{url}/routing", json=wanted).json()
+        assert answer == wanted | {"said_by": "request", "versions": {"champion": "v7"}, "problem": None}
+    finally:
+        samples.write_bytes(kept)
+    with plain(root, tmp_path / "log", MLNB_BUNDLE="no/such/folder", **follow) as (_, url):
+        assert httpx.post(f"{url}/predict", json=toy_project.example(root)).json()["model_version"] == "v7"
 
 
 def test_an_old_bento_is_served_with_a_word(built, tmp_path):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import toy_project
 
-from mlnb.models.bundle import Bundle, Field, columns_of, records_of
+from mlnb.models.bundle import Bundle, Field, Samples, columns_of, records_of
 from mlnb.project.errors import BundleError
 
 
@@ -151,7 +151,7 @@ def test_writing_replaces_the_old_bundle_or_leaves_it_untouched(toy, folder):
         ("request", [Field("carrier", "text", "", "UA")], "write one of string, integer, number, time"),
         ("request_features", "toy.features.nothing", "cannot be imported"),
         ("numeric", ["hour", "backlogs"], "feature 'backlogs' comes from neither"),
-        ("samples", ({}, []), "the samples have no 'carrier'"),
+        ("samples", Samples({}, []), "the samples have no 'carrier'"),
     ],
 )
 def test_wrong_arguments(toy, tmp_path, argument, value, says):

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 HEAVY = {"torch", "pandas", "mlflow", "ploomber", "papermill", "whylogs", "bentoml", "sklearn", "matplotlib", "sqlalchemy", "pandera"}
-COMMANDS = ["new", "doctor", "check", "run", "build", "serve", "drift"]
+COMMANDS = ["new", "doctor", "check", "plan", "run", "runs", "kernels", "build", "serve", "predictions", "compact", "drift", "performance"]
 
 
 def mlnb(*words, cwd=None, **variables):
@@ -27,7 +27,7 @@ def test_help_shows_an_example_and_imports_nothing_heavy(command):
     assert not HEAVY & {module.split(".")[0] for module in done.stderr.split()}
 
 
-@pytest.mark.parametrize("command", ["check", "run", "build", "serve", "drift log"])
+@pytest.mark.parametrize("command", ["check", "run", "runs", "build", "serve", "drift log"])
 def test_outside_a_project(command, tmp_path):
     done = mlnb(*command.split(), cwd=tmp_path)
     assert done.returncode == 2
@@ -67,3 +67,12 @@ def test_telemetry_is_off():
     code = f"import mlnb, os; print(*[os.environ[name] for name in {names}])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.split() == ["1", "True", "true", "false"]
+
+
+def test_doctor_names_what_nothing_reads_and_what_cannot_be_opened(tmp_path):
+    (tmp_path / "pyproject.toml").write_text('[tool.mlnb]\npackage = "plnaes"\nstorage = "nowhere://bucket"\n')
+    done = mlnb("doctor", "--json", cwd=tmp_path, MLNB_STORGE="elsewhere")
+    found = {f["item"]: f for f in json.loads(done.stdout)["findings"]}
+    assert done.returncode == 1 and found["Storage"]["state"] == "missing" and "nowhere" in found["Storage"]["found"]
+    assert found["Variables"]["found"] == "MLNB_STORGE is set and nothing reads it (did you mean 'MLNB_STORAGE'?)"
+    assert found["Package"]["found"] == "no folder plnaes"

@@ -1,9 +1,6 @@
 """Effect sizes, windows, and the hourly profiles of a real prediction log."""
 
-import dataclasses
-import os
-import subprocess
-import sys
+import threading
 
 import numpy as np
 import pandas as pd
@@ -13,6 +10,7 @@ from mlnb.data.profiles import ColumnProfile, Profile
 from mlnb.monitoring import drift as d
 from mlnb.project.errors import ProfileError
 from mlnb.project.settings import Settings
+from mlnb.serving.compactor import Compactor
 from mlnb.serving.predictions import Prediction, PredictionLog
 
 
@@ -244,7 +242,7 @@ def test_every_kind_of_file_is_known_by_its_content(settings):
         (b"PAR1 not really", "x.parquet", "not a readable Parquet"),
         (b"WHY1 not really", "x.profile", "x.profile"),
         (b"\x00\x01\x02\x03", "x.bin", "neither a whylogs profile nor a Parquet"),
-        (b"", "x.csv", "not a readable CSV"),
+        (b"", "x.csv", "x.csv is empty"),
         (b"a,b\n", "x.csv", "holds no rows"),
         (None, ".", "no model bundle"),
         (None, "log:july", "names no period"),
@@ -293,79 +291,13 @@ def log_hours(settings, hours, rows=20, start=0):
     log.close()
 
 
-def store_of(settings) -> str:
-    return f"{settings.url(settings.storage)}/profiles"
-
-
-def update(settings) -> list[str]:
-    return d.profile_log(settings.path(settings.predictions), store_of(settings))
-
-
-def test_one_profile_an_hour_written_once(settings):
-    hours = ["2013-07-04T05", "2013-07-04T06", "2013-08-01T00"]
-    log_hours(settings, hours)
-    assert update(settings) == hours and update(settings) == []
-    store = d.HourStore(store_of(settings))
-    assert store.hours() == hours and store.hours("2013-07") == hours[:2]
-    profile = store.read(hours[0])
-    assert profile.rows == 20 and profile.columns["carrier"].frequent()[0] == {"UA": 13, "DL": 7}
-    assert profile.columns["wind"].missing == 4 and profile.columns["distance"].mean == pytest.approx(109.5)
-
-
-def test_only_hours_that_grew_are_written_again(settings):
-    log_hours(settings, ["2013-07-04T05", "2013-07-04T06"])
-    update(settings)
-    log_hours(settings, ["2013-07-04T06", "2013-07-04T07"], rows=7, start=100)
-    assert update(settings) == ["2013-07-04T06", "2013-07-04T07"]
-    store = d.HourStore(store_of(settings))
-    assert [store.read(h).rows for h in store.hours()] == [20, 27, 7]
-
-
-def test_a_log_file_that_went_takes_its_hours_along(settings):
-    log_hours(settings, ["2013-07-04T05"])
-    update(settings)
-    log_hours(settings, ["2013-07-04T05", "2013-07-04T06"], rows=3)
-    update(settings)
-    newest = max(settings.path(settings.predictions).glob("*.jsonl"), key=lambda f: len(d._hours_in(f)))
-    newest.unlink()
-    update(settings)
-    store = d.HourStore(store_of(settings))
-    assert store.hours() == ["2013-07-04T05"] and store.read("2013-07-04T05").rows == 20
-
-
-def test_a_run_that_was_killed_before_its_list_counts_nothing_twice(settings):
-    log_hours(settings, ["2013-07-04T05"])
-    update(settings)
-    (settings.root / ".mlnb/storage/profiles/log.json").write_text('{"torn')
-    assert update(settings) == ["2013-07-04T05"]
-    assert d.HourStore(store_of(settings)).read("2013-07-04T05").rows == 20
-
-
-def test_a_torn_last_line_waits_for_its_end(settings):
-    log_hours(settings, ["2013-07-04T05"])
-    (file,) = settings.path(settings.predictions).glob("*.jsonl")
-    with file.open("ab") as torn:
-        torn.write(b'{"request_id": "r9')
-    assert update(settings) == ["2013-07-04T05"] and d.HourStore(store_of(settings)).read("2013-07-04T05").rows == 20
-
-
-def test_two_processes_may_profile_at_once(settings):
-    log_hours(settings, [f"2013-07-{day:02}T{hour:02}" for day in (1, 2, 3) for hour in range(0, 24, 2)])
-    code = "import sys; from mlnb.monitoring.drift import profile_log; profile_log(*sys.argv[1:])"
-    command = [sys.executable, "-c", code, str(settings.path(settings.predictions)), store_of(settings)]
-    running = [subprocess.Popen(command, env=dict(os.environ)) for _ in range(2)]
-    assert [process.wait() for process in running] == [0, 0]
-    store = d.HourStore(store_of(settings))
-    assert len(store.hours()) == 36 and Profile.merged(map(store.read, store.hours())).rows == 720 and update(settings) == []
-
-
 def test_windows_of_the_log(settings):
     log_hours(settings, ["2013-07-04T05", "2013-07-04T06", "2013-07-05T00", "2013-08-01T00"])
     rows = lambda source, by=None: {label: p.rows for label, p in d.read_windows(source, settings, by).items()}
     assert rows("log") == {"log": 80} and rows("log", "month") == {"2013-07": 60, "2013-08": 20}
     assert rows("log:2013-07", "day") == {"2013-07-04": 40, "2013-07-05": 20}
     assert rows("log:2013-07-04T05") == {"log:2013-07-04T05": 20}
-    with pytest.raises(ProfileError, match="no rows of 2014; it has 2013-07-04T05 to 2013-08-01T00"):
+    with pytest.raises(ProfileError, match="no rows in 2014; it has 2013-07-04T05 to 2013-08-01T00"):
         rows("log:2014")
 
 
@@ -374,16 +306,32 @@ def test_a_named_period_has_a_length():
     assert found == [None, None, "month", "day", "hour", None]
 
 
-def test_the_log_is_read_no_more_once_it_is_profiled(settings):
-    log_hours(settings, ["2013-07-04T05"])
-    update(settings)
-    (file,) = settings.path(settings.predictions).glob("*.jsonl")
-    size = file.stat().st_size
-    file.write_bytes(b"x" * size)  # of the same length: nobody looks inside
-    assert d.read_windows("log", settings)["log"].rows == 20
+def test_compacting_changes_no_profile(settings):
+    hours = ["2013-07-04T05", "2013-07-04T06", "2013-08-01T00"]
+    log_hours(settings, hours)
+    compactor, before = Compactor.of(settings), d.read_windows("log", settings, "hour")
+    compactor.run()
+    after = d.read_windows("log", settings, "hour")
+    assert [p.to_bytes() for p in after.values()] == [p.to_bytes() for p in before.values()] and list(after) == hours
+    log_hours(settings, hours[1:2], rows=5, start=100)
+    assert [p.rows for p in d.read_windows("log", settings, "hour").values()] == [20, 25, 20]
+    compactor.run()
+    assert [p.rows for p in d.read_windows("log", settings, "hour").values()] == [20, 25, 20]
 
 
-def test_storage_may_be_any_filesystem(settings):
-    there = dataclasses.replace(settings, storage="memory://drift-test")
-    log_hours(there, ["2013-07-04T05"])
-    assert d.read_windows("log", there)["log"].rows == 20 and d.HourStore("memory://drift-test/profiles").hours() == ["2013-07-04T05"]
+def test_profiles_beside_the_compactor_count_nothing_twice(settings):
+    ended, compactor = threading.Event(), Compactor.of(settings)
+
+    def compact():
+        while not ended.is_set():
+            compactor.run()
+
+    thread = threading.Thread(target=compact)
+    thread.start()
+    try:
+        for i in range(1, 8):
+            log_hours(settings, ["2013-07-04T05"], start=20 * i)
+            assert d.read_windows("log", settings)["log"].rows == 20 * i
+    finally:
+        ended.set()
+        thread.join()

@@ -6,7 +6,8 @@ import textwrap
 
 import pytest
 
-from mlnb.notebooks.fingerprint import closure, normalised, of
+from mlnb.notebooks.fingerprint import Library, closure, of
+from mlnb.notebooks.sources import normalised
 from mlnb.project.errors import NotebookError
 
 
@@ -156,6 +157,361 @@ def test_what_counts_as_a_change(project, old, new, same):
     assert (of("planes.work.outer", project(work=BASE.replace(old, new))) == before) is same
 
 
+def survey(code, root):
+    "All that the plan is told of a notebook with one cell"
+    from pipeline_project import notebook
+
+    return Library(["planes"], root).notebook(notebook(root / "nbs" / "a.ipynb", None, code))
+
+
+SHAPES = """
+    from dataclasses import dataclass, field
+    from . import work, other
+    from .work import inner as within
+
+    @dataclass
+    class Row:
+        limit: int = work.LIMIT
+        rows: list = field(default_factory=lambda: [within(1)])
+
+    class Model(other.Base):
+        shared = within
+
+        @property
+        def size(self):
+            return work.outer(1)
+
+        @classmethod
+        def make(cls):
+            return cls()
+
+    def nested():
+        def first():
+            def second():
+                return work.outer(1)
+            return second
+        return first
+
+    def hidden(work):
+        return work.outer(1)
+
+    def in_a_loop():
+        return [work for work in range(3)], work.LIMIT
+
+    def quoted(x: "work.Type") -> None:
+        return None
+
+    Alias = dict[str, "Row"]
+    aliased: Alias = {}
+    pairs = {"a": lambda x: within(x)}
+    first, second = within(1), 2
+"""
+WORK = BASE + "\n    class Type: pass\n"
+OTHER = "class Base:\n    def go(self): return step()\ndef step(): return 1\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "also"),
+    [
+        ("Row", {"work.LIMIT", "work.inner"}),
+        ("Model", {"work.inner", "work.outer", "work.LIMIT", "other.Base", "other.step"}),
+        ("nested", {"work.outer", "work.inner", "work.LIMIT"}),
+        ("hidden", set()),
+        ("in_a_loop", {"work.LIMIT"}),
+        ("quoted", {"work.Type"}),
+        ("aliased", {"shapes.Alias"}),
+        ("pairs", {"work.inner", "work.LIMIT"}),
+        ("second", {"work.inner", "work.LIMIT"}),
+    ],
+)
+def test_ways_to_write(project, name, also):
+    root = project(work=WORK, other=OTHER, shapes=SHAPES)
+    assert reached(f"from planes.shapes import {name}", root) == {f"planes.shapes.{name}", *(f"planes.{n}" for n in also)}
+
+
+def test_a_decorator_with_arguments(project):
+    source = "from .work import inner, LIMIT\ndef wrap(n):\n    return lambda f: f\n@wrap(inner(LIMIT))\ndef f(x): return x\n"
+    root = project(work=BASE, deco=source)
+    assert {"planes.work.inner", "planes.work.LIMIT", "planes.deco.wrap"} < reached("from planes.deco import f", root)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "try:\n    from .fast import f\nexcept ImportError:\n    from .slow import f\n",
+        "import sys\nif sys.platform == 'x':\n    from .fast import f\nelse:\n    from .slow import f\n",
+        "try:\n    from .absent import f\nexcept ImportError:\n    from .fast import f\n    from .slow import f\n",
+    ],
+)
+def test_conditional_imports_count_both_ways(project, source):
+    root = project(fast="def f(): return 1", slow="def f(): return 2", pick=source)
+    assert {"planes.fast.f", "planes.slow.f"} <= reached("from planes.pick import f\nf()", root)
+
+
+def test_a_module_that_appears_is_seen(project):
+    root = project(slow="def f(): return 2", pick="try:\n    from .fast import f\nexcept ImportError:\n    from .slow import f\n")
+    library = Library(["planes"], root)
+    from pipeline_project import notebook
+
+    path = notebook(root / "nbs" / "a.ipynb", None, "from planes.pick import f")
+    assert set(library.notebook(path).code) == {"planes.slow.f"}
+    assert library.looks[f"{root}/planes/fast.py"] is None
+    (root / "planes" / "fast.py").write_text("def f(): return 1")
+    library.refresh()
+    assert set(library.notebook(path).code) == {"planes.fast.f", "planes.slow.f"}
+
+
+def test_packages(project):
+    root = project(work=BASE, deep__leaf=BASE, __init__="from . import work\nfrom .work import outer as main\nfrom .deep import *\n")
+    (root / "planes" / "deep" / "__init__.py").write_text("from . import leaf\nfrom .leaf import alone\n__all__ = ['leaf', 'alone']\n")
+    assert reached("import planes\nplanes.work.outer(1)", root) == OUTER
+    assert reached("from planes import main", root) == OUTER
+    assert reached("import planes\nplanes.deep.leaf.alone(1)", root) == {"planes.deep.leaf.alone"}
+    assert reached("from planes import alone", root) == {"planes.deep.leaf.alone"}
+    assert reached("from planes import leaf\nleaf.alone(1)", root) == {"planes.deep.leaf.alone"}
+
+
+def test_a_package_without_init(tmp_path):
+    (tmp_path / "planes" / "deep").mkdir(parents=True)
+    (tmp_path / "planes" / "deep" / "work.py").write_text(textwrap.dedent(BASE))
+    outer = {name.replace("planes.", "planes.deep.") for name in OUTER}
+    assert reached("from planes.deep.work import outer", tmp_path) == outer
+    assert reached("import planes.deep.work\nplanes.deep.work.outer(1)", tmp_path) == outer
+    assert reached("from planes.deep import work\nwork.outer(1)", tmp_path) == outer
+
+
+def test_all_says_what_a_star_brings(project):
+    root = project(a="__all__ = ['f']\ndef f(): return 1\ndef g(): return 1\n", b="def g(): return 2\n")
+    assert reached("from planes.a import *\nfrom planes.b import *\nf(), g()", root) == {"planes.a.f", "planes.b.g"}
+    root = project(a="__all__ = ['f']\n__all__ += ['g']\ndef f(): return 1\ndef g(): return 1\n")
+    assert reached("from planes.a import *\ng()", root) == {"planes.a.g"}
+
+
+@pytest.mark.parametrize(
+    ("code", "found"),
+    [
+        ("import importlib\nimportlib.import_module('planes.work').outer(1)", {"planes.work"}),
+        ("from importlib import import_module\nm = import_module('planes.work')", {"planes.work"}),
+        ("import planes.work as w\ngetattr(w, 'outer')(1)", OUTER),
+        ("import sys, planes.work\nsys.modules['planes.work'].outer(1)", {"planes.work"}),
+        ("from planes import work\nwork.inner = work.alone", {"planes.work.inner", "planes.work.LIMIT", "planes.work.alone"}),
+        ("from planes.work import outer, alone\n%timeit alone(1)", {*OUTER, "planes.work.alone"}),
+        ("from planes import work\n%time work.outer(1)", OUTER),
+        ("from planes import work\nx = !echo {work.outer(1)}", OUTER),
+        ("from planes import work\neval('work.outer(1)')", OUTER),
+    ],
+)
+def test_roundabout_ways(project, code, found):
+    assert set(survey(code, project(work=BASE)).code) >= found
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("from planes import work\ngetattr(work, name)(1)", "getattr with a name that is not literal"),
+        ("from planes import work\nuse(work)", "it is used as a value"),
+        ("from planes import work\nvars(work)", "it is used as a value"),
+        ("from planes.work import late", "it does not say where 'late' comes from"),
+        ("from planes.late import f", "globals() may be any of its names"),
+        ("from planes.late import g", "eval of a text that is not literal"),
+        ("import importlib\nimportlib.import_module('planes.work')", "it is imported by its name"),
+        ("import importlib\nimportlib.import_module(f'planes.{name}')", "import_module of a name that begins with planes."),
+        ("from planes.late import h", "import_module with a name that is not literal"),
+    ],
+)
+def test_what_counts_as_a_whole_is_said(project, code, why):
+    late = "import importlib\ndef f(n): return globals()[n]\ndef g(t): return eval(t)\ndef h(n): return importlib.import_module(n)\n"
+    root = project(work=BASE, late=late)
+    found = survey(code, root)
+    module = "late" if "late import" in code else "work"
+    assert f"module planes.{module} counts as a whole: {why}" in found.notes
+    assert found.code[f"planes.{module}"][0] == "module"
+
+
+LAZY = "import importlib\nWHERE = {'outer': '.work'}\n"
+LAZY += "def __getattr__(name):\n    return getattr(importlib.import_module(WHERE[name], __name__), name)\n"
+
+
+@pytest.mark.parametrize(
+    ("init", "code"),
+    [
+        (LAZY, "from planes import outer\nouter(1)"),
+        ("import lazy_loader as z\n__getattr__, __dir__, __all__ = z.attach(__name__, {'work': ['f']})\n", "import planes\nplanes.f(1)"),
+        ("import pkgutil\nFOUND = [m.name for m in pkgutil.iter_modules(__path__)]\n", "from planes import FOUND"),
+        ("", "import pkgutil, planes\nfor m in pkgutil.iter_modules(planes.__path__): m"),
+        ("def plugin(n):\n    return __import__('planes.' + n)\n", "import importlib, planes\nimportlib.import_module(f'planes.{n}')"),
+    ],
+)
+def test_modules_that_are_found_while_running(project, init, code):
+    found = survey(code, project(work=BASE, __init__=init))
+    assert "planes.work" in found.code and any("planes.work counts as a whole" in note for note in found.notes)
+
+
+def test_a_star_brings_modules_that_all_names(project):
+    assert reached("from planes import *\nwork.outer(1)", project(work=BASE, __init__="__all__ = ['work']\n")) == OUTER
+
+
+def test_odd_places(project):
+    more = """
+        import functools
+        import typing
+        from . import work
+        if typing.TYPE_CHECKING:
+            from .work import alone
+        with open("x") as f:
+            INSIDE = work.outer
+        def early(f=work.inner): return f
+        part = functools.partial(work.inner, 1)
+        def later(x: "alone") -> f"{work.LIMIT}": return lambda work: work
+        async def waits():
+            async with work.outer(1) as a:
+                return [b async for b in a]
+        def shadow():
+            for work in range(3):
+                pass
+            return work
+        def declared():
+            global work
+            work = work.alone
+        def caught():
+            try:
+                pass
+            except OSError as work:
+                return work
+        def matched(x):
+            match x:
+                case {"a": work}: return work
+        if work.LIMIT:
+            def choice(): return 1
+        else:
+            def choice(): return work.alone(1)
+    """
+    root = project(work=BASE, more=more)
+    expected = {
+        "INSIDE": {"inner", "LIMIT", "outer"}, "early": {"inner", "LIMIT"}, "part": {"inner", "LIMIT"}, "later": {"alone", "LIMIT"},
+        "waits": {"inner", "LIMIT", "outer"}, "shadow": set(), "declared": {"alone"}, "caught": set(), "matched": set(),
+        "choice": {"LIMIT", "alone"},
+    }  # fmt: skip
+    for name, names in expected.items():
+        assert {n for n in reached(f"from planes.more import {name}", root) if "work." in n} == {f"planes.work.{n}" for n in names}, name
+
+
+def test_a_name_in_globals_that_is_literal(project):
+    root = project(work=BASE + "\n    def pick(): return globals()['alone']\n")
+    found = survey("from planes.work import pick", root)
+    assert set(found.code) == {"planes.work.pick", "planes.work.alone"} and not found.notes
+
+
+PATCHING = {
+    "an assignment": "from . import work\ndef faster(x): return x\nwork.inner = faster\n",
+    "setattr": "from . import work\ndef faster(x): return x\nsetattr(work, 'inner', faster)\n",
+    "a block": "from . import work\ndef faster(x): return x\nif True:\n    work.inner = faster\n",
+    "a patch": "from fastcore.all import patch\nfrom .work import Type\n@patch\ndef faster(self: Type): return 1\n",
+    "a register": "from .work import register\n@register\ndef faster(x): return x\n",
+    "a subclass": "from .work import Plugin\nclass faster(Plugin): pass\n",
+    "a method": "from .work import REGISTER\n@REGISTER.task('faster')\ndef faster(x): return x\n",
+}
+PATCHED = """
+    KNOWN = []
+    class Type: pass
+    class Registry:
+        def task(self, name): return lambda f: f
+    REGISTER = Registry()
+    class Plugin:
+        def __init_subclass__(cls): KNOWN.append(cls)
+    def register(f):
+        KNOWN.append(f)
+        return f
+    def inner(x): return x
+    def outer(x): return inner(x)
+    def wrap(f): return f
+"""
+
+
+@pytest.mark.parametrize("source", PATCHING.values(), ids=PATCHING)
+@pytest.mark.parametrize("imports", ["import planes.patches\n", "from planes import patches\n", "import planes.chain\n", ""])
+def test_what_an_import_changes_elsewhere(project, source, imports):
+    modules = {"work": PATCHED, "patches": source, "chain": "def f():\n    pass\nfrom . import patches\n"}
+    root = project(**modules, __init__="" if imports else "from . import patches\n")
+    code = imports + "from planes.work import outer\nouter(1)"
+    before = survey(code, root).code
+    assert "planes.patches.faster" in before
+    changed = source.replace("return x\n", "return -x\n").replace("return 1", "return 2").replace("pass", "x = 1")
+    (root / "planes" / "patches.py").write_text(changed)
+    assert survey(code, root).code != before
+
+
+def test_an_import_that_changes_nothing_elsewhere(project):
+    source = "from .work import wrap, inner\nimport numpy as np\nX = np.ones(3)\n@wrap\ndef f(x): return inner(x)\n"
+    source += "if __name__ == '__main__':\n    np.seterr(f(1))\n"
+    root = project(work=PATCHED, patches=source)
+    assert "planes.patches.f" not in reached("import planes.patches\nfrom planes.work import outer", root)
+    assert survey("import planes.patches", root).modules == ()
+
+
+def test_settings_of_other_libraries_are_an_effect(project):
+    root = project(work=BASE, plots="import matplotlib\nmatplotlib.use('Agg')\n", __init__="from . import plots\n")
+    found = survey("from planes.work import alone", root)
+    assert found.code["import planes.plots"][0] == "the effect of" and found.modules == ("matplotlib",)
+
+
+def test_imported_packages(project):
+    work = "import numpy as np\nimport pandas\ndef f(): return np.ones(1)\ndef h(): return pandas\n"
+    work += "def g():\n    import torch.nn as nn\n    return nn\n"
+    root = project(work=work)
+    assert survey("import json, os.path\nfrom planes.work import f", root).modules == ("json", "numpy", "os")
+    assert survey("from planes.work import g\ng()", root).modules == ("torch",)
+    assert survey("import planes.work as w\nuse(w)", root).modules == ("numpy", "pandas", "torch")
+    assert survey("from scipy import *\nimport mlnb.data.profiles", root).modules == ("mlnb", "scipy")
+
+
+def test_a_module_beside_the_project_file_is_first_party(project):
+    root = project(work="from helpers import tidy\ndef f(): return tidy()\n")
+    (root / "helpers.py").write_text("def tidy(): return 1\ndef other(): return 2\n")
+    assert reached("from planes.work import f", root) == {"planes.work.f", "helpers.tidy"}
+
+
+def test_what_was_read_is_kept_and_believed_only_where_it_is_sure(project, monkeypatch):
+    import os
+
+    from pipeline_project import notebook
+
+    import mlnb.notebooks.fingerprint as module
+
+    root = project(work=BASE)
+    path = notebook(root / "nbs" / "a.ipynb", None, "from planes.work import outer")
+    for file in (path, root / "planes" / "work.py", root / "planes" / "__init__.py"):
+        os.utime(file, (1, 1))
+    memory = {}
+    first = Library(["planes"], root, memory).notebook(path)
+    with monkeypatch.context() as m:
+        m.setattr(module, "summary", None)  # nothing is parsed again
+        assert Library(["planes"], root, memory).notebook(path) == first
+    os.utime(root / "planes" / "work.py", (4e9, 4e9))  # the clock was put back
+    Library(["planes"], root, memory).notebook(path)
+    with monkeypatch.context() as m:
+        m.setattr(module, "summary", None)
+        with pytest.raises(TypeError):
+            Library(["planes"], root, memory).notebook(path)
+    damaged = {key: [3] if isinstance(value, list) else value for key, value in memory.items()}
+    assert Library(["planes"], root, damaged).notebook(path) == first
+
+
+def test_an_edit_in_the_same_tick(project):
+    "Same size, same time: what was just written is read again"
+    root = project(work=BASE)
+    library = Library(["planes"], root)
+    from pipeline_project import notebook
+
+    path = notebook(root / "nbs" / "a.ipynb", None, "from planes.work import outer")
+    seen = set()
+    for n in range(20):
+        (root / "planes" / "work.py").write_text(textwrap.dedent(BASE).replace("LIMIT = 3", f"LIMIT = {n + 10}"))
+        library.refresh()
+        seen.add(library.notebook(path).code["planes.work.LIMIT"])
+    assert len(seen) == 20
+
+
 def test_third_party_code_is_not_followed():
     assert closure("import numpy as np\nfrom json import loads\nnp.ones(3)", ["planes"]) == {}
 
@@ -184,3 +540,45 @@ def test_it_imports_nothing_of_ours(project):
 def test_normalised_is_the_same_text_for_every_layout():
     assert normalised("x = 1 # one") == normalised("x=1")
     assert normalised("x = 1") != normalised("x = 1.0")
+
+
+TRACE = """
+import inspect, sys
+from pathlib import Path
+import mlnb
+from mlnb.notebooks.fingerprint import closure
+
+code, package, ran = sys.argv[1], Path(mlnb.__file__).parent, set()
+
+def call(frame, event, argument):
+    file, here = Path(frame.f_code.co_filename), frame.f_code
+    if event == "call" and file.is_relative_to(package) and here.co_flags & inspect.CO_OPTIMIZED:  # a function, not a body of a class
+        parts = file.relative_to(package.parent).with_suffix("").parts
+        ran.add((".".join(p for p in parts if p != "__init__"), here.co_qualname.split(".")[0]))
+
+sys.setprofile(call)
+try:
+    exec(compile(code, "cell", "exec"), {"__name__": "cell"})
+finally:
+    sys.setprofile(None)
+reached = closure(code, ["mlnb"], package.parent)
+missed = {f"{m}.{n}" for m, n in ran if f"{m}.{n}" not in reached and m not in reached and n[0] != "<"}
+assert len(ran) > 20 and not missed, missed
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from mlnb.cli.plan import states_of\nfrom mlnb.project.settings import load_settings as l\nstates_of(l())\nstates_of(l())",
+        "from mlnb.cli import main\nmain.cli(['plan', '--json'], standalone_mode=False)",
+        "import numpy, mlnb.models.tabular as t\nt.Encoder.fit({'a': numpy.array(['x', 'y'])}, ['a'], [])\n"
+        "from mlnb.data.profiles import Profile\nimport pandas\nProfile.of(pandas.DataFrame({'x': [1.0, 2.0]})).to_bytes()",
+    ],
+)
+def test_whatever_runs_was_reached(tmp_path, code):
+    "The search against the interpreter: every function of ours that a cell ran is in the closure of the cell"
+    from pipeline_project import make
+
+    finished = subprocess.run([sys.executable, "-c", TRACE, code], cwd=make(tmp_path / "p"), capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr

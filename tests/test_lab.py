@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from pipeline_project import make
 
-OURS = Path(__file__).parent.parent / "jupyter"
+OURS = Path(__file__).parent.parent / "jupyter" / "etc"
 
 
 @pytest.fixture

@@ -6,10 +6,11 @@ from multiprocessing import get_context
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from mlnb.project.errors import ServingError
-from mlnb.serving.predictions import Prediction, PredictionLog, read
+from mlnb.serving.predictions import OWN, Prediction, PredictionLog, as_batch, read, tables
 
 
 def prediction(number=0, version="v1", **features):
@@ -47,6 +48,25 @@ def test_versions_with_other_features_stand_in_one_table(tmp_path):
     log.append([prediction(0), prediction(1, "v2", gust=9.0)])
     table = read(tmp_path)
     assert np.isnan(table["gust"][0]) and table["gust"][1] == 9.0
+
+
+@pytest.mark.parametrize("cut", [0, 1, 100])
+def test_a_feature_that_is_an_input_is_written_once_and_read_twice(tmp_path, cut):
+    own = dict.fromkeys(OWN) | {"request_id": ["a", "b"], "time": np.zeros(2, "datetime64[s]")}
+    log, wind = PredictionLog(tmp_path), np.array([1.5, np.nan])
+    for feature in (wind, wind.copy(), wind, wind + 1):
+        log.append_table(as_batch({"gust": wind, "wind": wind + 2}, {"wind": feature, "gust": wind + 3}, **own))
+    log.close()
+    written = lambda file: pa.ipc.open_stream(file.read_bytes()).schema.names
+    once, apart = sorted(tmp_path.iterdir(), key=lambda file: len(written(file)))  # a file of each way, whatever the values are
+    assert "features.wind" not in written(once) and "features.wind" in written(apart)
+    if cut:
+        os.truncate(once, once.stat().st_size - cut)
+    damaged = []
+    (first,), (second,) = (list(tables(file, damaged)) for file in (once, apart))
+    assert first.schema.equals(second.schema, check_metadata=True) and len(damaged) == bool(cut)
+    assert first["features.wind"].to_pylist() == first["input.gust"].to_pylist() == [1.5, None] * (1 if cut else 2)
+    assert second["features.wind"].to_pylist() == [1.5, None, 2.5, None]
 
 
 def test_an_empty_log(tmp_path):
@@ -124,11 +144,11 @@ from test_predictions import prediction, PredictionLog, ServingError
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 log = PredictionLog({folder!r})
 log.append([prediction(0)])
-resource.setrlimit(resource.RLIMIT_FSIZE, (700, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_FSIZE, (900, resource.RLIM_INFINITY))
 for i in range(1, 4):
     try:
         log.append([prediction(i)] * i)
-        print("written")
+        print("written", i)
     except ServingError as e:
         print(e)
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
@@ -140,7 +160,9 @@ def test_a_disk_that_fills_up_tears_no_other_line(tmp_path):
     code = FULL_DISK.format(tests=os.path.dirname(__file__), folder=str(tmp_path / "log"))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "only a part was written, the disk may be full" in done.stdout
+    assert "cannot be written: File too large" in done.stdout
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
     table = read(tmp_path / "log")
-    assert table["request_id"].iloc[-1] == "r9" and "r0" in set(table["request_id"]) and table.attrs["torn"] >= 1
+    assert table["request_id"].iloc[-1] == "r9" and "r0" in set(table["request_id"]) and table.attrs["torn"] == 0
+    acknowledged = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("written")]
+    assert len(table) == 2 + sum(acknowledged)

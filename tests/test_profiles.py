@@ -113,7 +113,7 @@ def test_ranks_and_distinct_are_near_the_truth(flights):
 @pytest.mark.parametrize("rows", [0, 1, 2, 7, 8, 1023, 1024, 1025, 1700, 1701, 2303, 2304, 5000, 65_537, 300_001])
 def test_a_sketch_of_any_size_is_valid(rows):
     values = np.random.default_rng(rows).normal(size=rows)
-    sketch = _kll(*_ordered(values))
+    sketch = _kll(*_ordered(values, None))
     assert sketch.get_n() == rows
     if rows:
         column = ColumnProfile(kll=sketch)
@@ -133,8 +133,8 @@ def test_merging_keeps_ranks(parts):
 
 
 def test_merging_small_profiles_loses_nothing():
-    values = np.random.default_rng(1).normal(size=90_000)
-    hours = [Profile.of({"x": part}) for part in np.array_split(values, 300)]
+    values = np.random.default_rng(1).normal(size=60_000)
+    hours = [Profile.of({"x": part}) for part in np.array_split(values, 200)]
     merged, again, whole = Profile.merged(hours), Profile.merged(hours), Profile.of({"x": values})
     assert merged.columns["x"].kll.serialize() == again.columns["x"].kll.serialize() == whole.columns["x"].kll.serialize()
 
@@ -357,6 +357,57 @@ def test_other_types():
     assert one(np.array([1 + 2j, 3j])).count == 2
 
 
+ORDERS = {
+    "ascending": np.sort,
+    "descending": lambda v: np.sort(v)[::-1],
+    "as they come": lambda v: v,
+    "a saw of eight": lambda v: np.sort(v)[: len(v) // 8 * 8].reshape(8, -1).T.ravel(),
+    "a saw of a run": lambda v: np.sort(v)[: len(v) // 8192 * 8192].reshape(8192, -1).T.ravel(),
+}
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("rows", [65_536, 73_735, 300_001])
+def test_a_long_column_keeps_ranks_in_any_order(rows, order):
+    values = ORDERS[order](np.random.default_rng(rows).gamma(1, size=rows))
+    column = one(values)
+    assert column.numbers == len(values) and rank_error(column, values) <= 0.001
+    assert (column.min, column.max) == (values.min(), values.max())
+
+
+@pytest.mark.parametrize(
+    ("values", "missing", "numbers", "kind"),
+    [
+        (np.ma.array([1.0, 2.0, 3.0], mask=[0, 1, 0]), 1, 2, "number"),
+        (np.ma.array([1, 2, 3], mask=[1, 1, 0]), 2, 1, "number"),
+        (pa.array(["a", None, "b"], pa.string_view()), 1, 0, "category"),
+        (pa.DictionaryArray.from_arrays(pa.array([0, 1, None]), pa.array(["a", None])), 2, 0, "category"),
+        (pa.array([1, None, 1]).dictionary_encode(), 1, 2, "number"),
+        (pa.array([Decimal("1.5"), None], pa.decimal256(40, 2)), 1, 1, "number"),
+        (pa.RunEndEncodedArray.from_arrays([2, 4], [1, None]), 2, 2, "number"),
+        (pa.array([{"a": 1}, None]), 1, 0, "object"),
+        (pa.array([[1, 2], None]), 1, 0, "object"),
+        (pa.nulls(3), 3, 0, "empty"),
+        (pd.array([1, None], dtype="Int64"), 1, 1, "number"),
+        (pd.Categorical(["a", None, "a"]), 1, 0, "category"),
+        (["a", 1, None], 1, 1, "category"),
+        ([1, None, 2], 1, 2, "number"),
+    ],
+)
+def test_what_else_may_be_a_column(values, missing, numbers, kind):
+    column = Profile.of({"x": values}).columns["x"]
+    assert (column.count, column.missing, column.numbers, column.kind) == (len(values), missing, numbers, kind)
+
+
+def test_rows_structured_arrays_and_a_series():
+    rows = [{"a": 1, "b": "x"}, {"a": None}, {"a": 3, "c": True}]
+    profile = Profile.of(rows)
+    assert profile.rows == 3 and [profile.columns[n].missing for n in "abc"] == [1, 2, 2]
+    structured = Profile.of(np.array([(1, 2.0), (3, np.nan)], dtype=[("a", "i4"), ("b", "f8")]))
+    assert structured.columns["a"].types["integral"] == 2 and structured.columns["b"].missing == 1
+    assert Profile.of(pd.Series([1, 2], name="a")).columns["a"].count == 2
+
+
 def test_arrow_tables_and_lists():
     table = pa.table({"x": pa.chunked_array([[1, 2], [None, 4]]), "t": ["a", None, "b", "b"]})
     profile = Profile.of(table)
@@ -401,7 +452,12 @@ def test_many_different_texts_are_not_exact():
         (pd.DataFrame([[1, 2]], columns=["a", 7]), r"not 7"),
         ({"a": np.arange(3), ("b",): np.arange(3)}, r"not \('b',\)"),
         ({"a": np.arange(3), "b": np.arange(4)}, "'a' has 3 rows, 'b' has 4"),
-        ([1, 2, 3], "cannot profile a list"),
+        ([1, 2, 3], "row 0 of the list is an object of type int"),
+        (np.zeros((3, 2)), r"cannot profile an object of type ndarray and shape \(3, 2\)"),
+        ({"a": np.arange(3), "b": np.zeros((3, 2))}, r"column 'b' is an object of type ndarray and shape \(3, 2\), not one value a row"),
+        ({"a": 3}, "column 'a' is an object of type int, not one value a row"),
+        ({"a": np.array(3)}, "column 'a' is an object of type ndarray and shape"),
+        ({"a": "abc"}, "column 'a' is an object of type str"),
     ],
 )
 def test_refused_tables(data, said):

@@ -37,14 +37,14 @@ def project(tmp_path, monkeypatch):
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             (copy / name).write_bytes((ROOT / name).read_bytes())
     monkeypatch.setenv("PYTHONPATH", str(copy))
-    for variable in [v for v in os.environ if v.startswith("MLNB_")]:
+    for variable in [v for v in os.environ if v.startswith("MLNB_") and v not in {"MLNB_TRACK_RUNS", "MLNB_RUNTIME_DIR"}]:
         monkeypatch.delenv(variable)
     return copy
 
 
 def _kept():
-    """Products and snapshots, hidden files of the pipeline included."""
-    for folder in ("products", ".mlnb/storage"):
+    """Products, their records, and snapshots."""
+    for folder in ("products", ".mlnb/tasks", ".mlnb/storage"):
         yield from (p for p in (ROOT / folder).rglob("*") if p.is_file())
 
 
@@ -63,7 +63,8 @@ def test_the_first_two_commands_are_targets():
 
 
 def test_every_line_is_of_a_kind_that_is_run_here():
-    known = ("make ", "mlnb run", "mlnb build", "mlnb serve", "mlnb drift", "mlnb check", "mlnb doctor", "mlnb new", "cd ", "curl ")
+    known = ("make ", "mlnb plan", "mlnb run", "mlnb build", "mlnb serve", "mlnb drift", "mlnb check", "mlnb doctor")
+    known = (*known, "mlnb predictions", "mlnb performance", "mlnb alerts list", "mlnb new", "cd ", "curl ")
     assert [line for line in LINES if not line.startswith(known)] == []
 
 
@@ -74,7 +75,9 @@ def test_links_lead_to_files():
 
 def test_pipeline_build_serve_and_drift(project):
     """In the order of the README; `mlnb serve` runs while the request of the next block is sent."""
-    for line in [*lines("mlnb build"), *lines("mlnb check"), *lines("mlnb doctor")]:
+    pipeline = list(dict.fromkeys(lines("mlnb run")))
+    assert pipeline[0] == "mlnb run"
+    for line in [*lines("mlnb plan"), *pipeline, *lines("mlnb build"), *lines("mlnb check"), *lines("mlnb doctor")]:
         run(line, project)
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -83,19 +86,28 @@ def test_pipeline_build_serve_and_drift(project):
     log = (project / "serve.log").open("w")
     service = subprocess.Popen([*PROGRAM, *words, "--port", str(port)], cwd=project, stdout=log, stderr=log, start_new_session=True)
     try:
-        answers = [ask(line, port, service, project / "serve.log") for line in lines("curl ")]
+        answers = {line.split()[1]: ask(line, port, service, project / "serve.log") for line in lines("curl ")}
     finally:
         service.send_signal(signal.SIGTERM)
         service.wait(timeout=60)
         log.close()
-    for answer in answers:
-        assert 0 < answer["probability"] < 1
-        assert {"decision", "model_version", "context_age_seconds", "request_id"} <= set(answer)
-    for line in lines("mlnb drift"):
+    answer, written = answers.values()
+    assert written == {"written": 1} and 0 < answer["probability"] < 1
+    assert {"decision", "model_version", "context_age_seconds", "request_id"} <= set(answer)
+    for line in [*lines("mlnb drift"), *lines("mlnb predictions"), *lines("mlnb performance"), *lines("mlnb alerts list")]:
         run(line, project)
     page = (project / "products" / "flights" / "drift.html").read_text()
     assert "<svg" in page
     assert not re.search(r"""(src|href)=["']https?://""", page)
+
+
+def test_a_project_of_your_own(tmp_path, monkeypatch):
+    """Its first `mlnb run` is that of `tests/test_template.py`, from a wheel."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    start = LINES.index(lines("mlnb new")[0])
+    assert LINES[start + 1 :] == ["cd delays", "mlnb run"]
+    run(LINES[start], tmp_path)
+    assert "● the pipeline is what it should be" in run("mlnb check", tmp_path / LINES[start + 1].removeprefix("cd "))
 
 
 def ask(line: str, port: int, service: subprocess.Popen, log: Path) -> dict:

@@ -1,3 +1,4 @@
+import datetime as dt
 import os
 import signal
 import socket
@@ -9,7 +10,8 @@ import urllib.request
 
 import pytest
 
-from mlnb.models.registry import Tracking
+from mlnb.models import registry
+from mlnb.models.registry import Tracking, log_pipeline_run
 from mlnb.project.errors import TrackingError
 
 
@@ -25,6 +27,21 @@ def bundle(tmp_path):
 @pytest.fixture
 def tracking(tmp_path):
     return Tracking(f"sqlite:///{tmp_path}/kept/mlflow.db")
+
+
+RUN = {
+    "id": "20260301T120000-ab12cd", "pipeline": "planes", "status": "failed", "resumed": None,
+    "parameters": {"seed": 0, "odd & name": "x" * 9000, "date": dt.date(2026, 1, 1)} | {f"p{i}": i for i in range(150)},
+    "started": dt.datetime(2026, 3, 1, 12), "ended": dt.datetime(2026, 3, 1, 12, 1), "code": {"commit": "1f" * 20, "dirty": True},
+}  # fmt: skip
+
+
+def pipeline_tasks(folder):
+    (notebook := folder / "train.ipynb").write_text("{}")
+    metrics = {"auc": 0.76, "loss": None, "by month.7 (July)": 0.7} | {f"m{i}": float(i) for i in range(1200)}
+    done = {"name": "train", "status": "executed", "seconds": 58.5, "metrics": metrics, "notebook": str(notebook)}
+    failed = {"name": "register", "status": "failed", "seconds": 0.5, "metrics": None, "notebook": str(folder / "gone.ipynb")}
+    return [{"name": "ingest", "status": "skipped", "seconds": 0.0, "metrics": {"rows": 7.0}, "notebook": None}, done, failed]
 
 
 def content(folder):
@@ -95,6 +112,8 @@ def test_a_server_does_the_same(bundle, tmp_path):
     try:
         _wait_for(url, server)
         whole_life(Tracking(url), bundle, tmp_path)
+        run_id = log_pipeline_run(url, RUN, pipeline_tasks(tmp_path))
+        assert [a.path for a in Tracking(url).client.list_artifacts(run_id, "notebooks")] == ["notebooks/train.ipynb"]
     finally:
         os.killpg(server.pid, signal.SIGTERM)
         server.wait()
@@ -155,9 +174,38 @@ def test_nothing_is_printed(tmp_path):
     code = f"""
 import logging
 logging.basicConfig(level=logging.INFO)
-from mlnb.models.registry import Tracking
+from mlnb.models import registry
+from mlnb.models.registry import Tracking, log_pipeline_run
 with Tracking("sqlite:///{tmp_path}/mlflow.db").run("flights", parameters={{"a": 1}}) as run:
     run.metrics({{"auc": .5}})
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=True)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_a_run_of_the_pipeline_is_logged_once(tracking, tmp_path):
+    ids = {log_pipeline_run(tracking.url, RUN, pipeline_tasks(tmp_path)) for _ in range(3)}
+    (run_id,) = ids
+    kept = tracking.client.get_run(run_id)
+    assert tracking.client.get_experiment(kept.info.experiment_id).name == "planes"
+    assert (kept.info.run_name, kept.info.status) == (RUN["id"], "FAILED") and kept.info.end_time - kept.info.start_time == 60_000
+    params, metrics, tags = kept.data.params, kept.data.metrics, kept.data.tags
+    assert len(params) == 153 and (params["seed"], params["date"], len(params["odd _ name"])) == ("0", "2026-01-01", 6000)
+    assert (metrics["train/auc"], metrics["train/seconds"], metrics["register/seconds"]) == (0.76, 58.5, 0.5)
+    assert "train/loss" not in metrics and "ingest/rows" not in metrics and len(metrics) == 1204
+    assert tags["mlnb.run"] == RUN["id"] and tags["mlflow.source.git.commit"] == "1f" * 20 and tags["mlnb.dirty"] == "True"
+    assert tags["mlnb.task.ingest"] == "skipped" and tags["mlnb.notebook.train"] == str(tmp_path / "train.ipynb")
+    assert not tracking.client.list_artifacts(run_id)  # this machine has the notebooks already
+
+
+def test_a_run_that_was_logged_in_part_is_completed(tracking, tmp_path, monkeypatch):
+    def away(self, values):
+        raise TrackingError("the server went away")
+
+    with monkeypatch.context() as patched, pytest.raises(TrackingError):
+        patched.setattr(registry.Run, "tags", away)
+        log_pipeline_run(tracking.url, RUN, pipeline_tasks(tmp_path))
+    run_id = log_pipeline_run(tracking.url, RUN, pipeline_tasks(tmp_path))
+    kept = tracking.client.get_run(run_id)
+    assert kept.info.status == "FAILED" and kept.data.metrics["train/auc"] == 0.76
+    assert len(tracking.client.search_runs([kept.info.experiment_id])) == 1

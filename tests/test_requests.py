@@ -111,3 +111,31 @@ def test_columns_of_many_rows_equal_those_of_each():
     together = SCHEMA.columns(rows)
     for i, row in enumerate(rows):
         assert all(np.array_equal(column[0], together[name][i]) for name, column in SCHEMA.columns([row]).items())
+
+
+@pytest.mark.parametrize("again", ['"flight": 1545', '"flight": 7', '"fl\\u0069ght": 7', '"decision_time": "2013-07-01T05:15:00Z"'])
+def test_a_key_that_stands_twice_is_named(again):
+    once = body(decision_time='"2013-07-01T05:15:00Z"')
+    found = problems(b"[" + once + b", " + once[:-1] + b", " + again.encode() + b"}]")
+    name = "decision_time" if "decision" in again else "flight"
+    assert [(p["row"], p["field"], p["problem"]) for p in found] == [(1, name, "is there more than once")]
+
+
+def test_text_with_quotes_colons_and_escapes_is_no_key():
+    for text in ('"\\\\"', '"a\\"b"', '"a:b,{}"', '"\\u0041"', '"\u00e9"'):
+        rows, _ = SCHEMA.decode(b"[" + body(carrier=text) + b"," + body(carrier=text, decision_time='"2013-07-01T05:15:00Z"') + b"]")
+        assert rows[0].carrier == rows[1].carrier == json.loads(text)
+
+
+@pytest.mark.parametrize("depth", [10, 500, *range(900, 1100, 7), 5000, 100_000])
+@pytest.mark.parametrize("value", ["[]", '{"a": }'])
+def test_a_nested_value_is_a_wrong_request_at_any_depth(depth, value):
+    opened, closed = value[:-1], value[-1]
+    with pytest.raises(RequestError):
+        SCHEMA.decode(body(carrier=opened * depth + "1" + closed * depth))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32", "utf-8-sig", "latin-1", "cp037"])
+def test_another_encoding_is_refused(encoding):
+    with pytest.raises(RequestError, match=r"UTF-8|JSON"):
+        SCHEMA.decode(body(carrier='"\u00e9"').decode().encode(encoding))

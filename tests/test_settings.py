@@ -41,6 +41,8 @@ def test_later_words_win(project, monkeypatch):
         ('port = "many"', "setting 'port' has value 'many'; write port = 3000"),
         ("port = true", "setting 'port' has value True"),
         ('records = ""', "setting 'records' has value ''; write records ="),
+        ('log_full = "ignore"', """setting 'log_full' has value 'ignore'; write log_full = "refuse" or "serve\""""),
+        ("log_rotate_mb = 0", "setting 'log_rotate_mb' has value 0; write log_rotate_mb = 64"),
         ("port = = 1", "is not valid TOML"),
     ],
 )

@@ -41,6 +41,9 @@ def test_it_is_read(project):
     assert found.needed(["second"]) == {"first", "second"}
 
 
+LAST = "product: out/other.ipynb"
+
+
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
@@ -66,6 +69,27 @@ def test_it_is_read(project):
         ('{n: "{{n}}"}', "[n]", "'params' has value ['n']"),
         ("  - name: first", "  - first\n  - name: first", "task 1 is 'first'; write a mapping"),
         ("product: {nb", "product: nb: {", "is not valid YAML in line 5"),
+        *(
+            (LAST, f"{LAST}\n    {key}: {value}", f"task 'other': '{key}' has value {shown}; write for {right}")
+            for key, value, shown, right in [
+                ("inputs", "3", "3", "example: inputs: [data/*.csv, config/limits.json]"),
+                ("inputs", "[a, 3]", "['a', 3]", "example: inputs"),
+                ("inputs", '[""]', "['']", "example: inputs"),
+                ("cpu", "many", "'many'", "example: cpu: 2"),
+                ("cpu", "-1", "-1", "example: cpu: 2"),
+                ("cpu", ".inf", "inf", "example: cpu: 2"),
+                ("gpu", "true", "True", "example: gpu: 1"),
+                ("memory", "much", "'much'", "example: memory: 4 GB"),
+                ("memory", "0", "0", "example: memory: 4 GB"),
+                ("memory", "[4]", "[4]", "example: memory: 4 GB"),
+                ("retries", "1.5", "1.5", "example: retries: 2"),
+                ("retries", "-1", "-1", "example: retries: 2"),
+                ("retry_delay", "soon", "'soon'", "example: retry_delay: 5"),
+                ("timeout", "0", "0", "example: timeout: 3600"),
+                ("timeout", "1h", "'1h'", "example: timeout: 3600"),
+            ]
+        ),
+        ("product: out/other.ipynb", "product: out/other.ipynb\n    retry: 2", "unknown key 'retry' (did you mean 'retries'?)"),
     ],
 )
 def test_mistakes_in_the_pipeline(project, old, new, says):
@@ -138,3 +162,57 @@ def test_parameters_from_a_command_line(project):
     for wrong in ("n", "=1", "n=[", "1n=2"):
         with pytest.raises(PipelineError, match="write for example"):
             from_text(load_settings(project), [wrong])
+
+
+def test_what_a_task_needs(project):
+    other = spec(project).tasks["other"]
+    assert (other.inputs, other.cpu, other.gpu, other.memory, other.retries, other.retry_delay) == ((), 1, 0, None, 0, 1)
+    assert (other.timeout, other.task_timeout) == (None, None)
+    keys = """
+    inputs: [data/*.csv, "{{here}}/x"]
+    cpu: 0.5
+    gpu: 1
+    memory: 1.5 GiB
+    retries: 2
+    retry_delay: 0
+    timeout: 90
+    executor_params: {execution_timeout: 9}"""
+    rewrite(project, LAST, LAST + keys)
+    other = spec(project).tasks["other"]
+    assert (other.inputs, other.cpu, other.gpu, other.memory) == (("data/*.csv", f"{project}/x"), 0.5, 1, 3 << 29)
+    assert (other.retries, other.retry_delay, other.task_timeout, other.timeout) == (2, 0, 90, 9)
+    rewrite(project, "memory: 1.5 GiB", "memory: 1000")
+    rewrite(project, 'inputs: [data/*.csv, "{{here}}/x"]', "inputs: data")
+    assert (spec(project).tasks["other"].memory, spec(project).tasks["other"].inputs) == (1000, ("data",))
+
+
+def test_ends(project):
+    found = spec(project)
+    assert found.selected() == ["first", "second", "other"]
+    assert found.selected(["second"]) == found.selected(to="second") == ["first", "second"]
+    assert found.selected(from_="first") == ["first", "second"] and found.selected(from_=["second", "other"]) == ["second", "other"]
+    assert found.selected(["second"], from_="first") == ["first", "second"] and found.selected(to="second", from_="second") == ["second"]
+    assert found.dependent(["first"]) == {"first", "second"}
+    with pytest.raises(PipelineError, match=r"there is no task 'secund' \(did you mean 'second'\?\)"):
+        found.selected(from_="secund")
+    with pytest.raises(PipelineError, match="no task lies between second and other; --from names a task that the one of --to needs"):
+        found.selected(to="other", from_="second")
+
+
+def test_a_long_pipeline_is_ordered_as_it_is_written(tmp_path):
+    "Each after those that it needs, otherwise as written; the time grows with the number of tasks, not with its square"
+    from mlnb.pipelines.spec import TaskSpec, _ordered, _wired
+
+    n = 3000
+    tasks = {f"t{i}": TaskSpec(f"t{i}", tmp_path, tmp_path, upstream=(f"t{i + 1}",) if i % 3 == 0 and i < n - 1 else ()) for i in range(n)}
+    order = list(_ordered(tasks, _wired(tasks)))
+    assert order[:6] == ["t1", "t0", "t2", "t4", "t3", "t5"] and len(order) == n
+
+
+def test_what_was_read_is_said(project):
+    found = spec(project)
+    assert set(found.looks) == {str(project / n) for n in ("pipeline.yaml", "env.yaml", *(f"nbs/{t}.ipynb" for t in found.tasks))}
+    assert not found.volatile
+    rewrite(project, '"{{n}}"', '"{{n}} {{now}}"')
+    notebook(project / "nbs" / "first.ipynb", "upstream = None\nproduct = None\nn = ''", "1")
+    assert spec(project).volatile

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from mlnb.models.tabular import Encoder, TabularPredictor, random_predictor, write_whole
+from mlnb.models.tabular import Encoder, TabularPredictor, random_predictor
 from mlnb.project.errors import ModelError
 
 CATEGORICAL, NUMERIC = ("origin", "hour"), ("temperature", "wind", "load")
@@ -164,10 +164,3 @@ def test_weights_of_another_encoder_are_refused(predictor):
     other = Encoder.fit(table() | {"origin": np.array(["EWR", "JFK"] * 1_000)}, CATEGORICAL, NUMERIC)
     with pytest.raises(ModelError, match=r"embedding.weight \(\d+, 16\) instead of \(\d+, 16\)"):
         TabularPredictor(other, predictor.weights)
-
-
-def test_a_file_is_replaced_whole_and_leaves_no_part(tmp_path):
-    for content in (b"old", b"new"):
-        write_whole(tmp_path / "file", content)
-    assert (tmp_path / "file").read_bytes() == b"new"
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]

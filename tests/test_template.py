@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[1]
 
 def run(*words, cwd, path=(), timeout=900):
     """A program of this environment in folder `cwd`, with `path` first among the imports."""
-    variables = {k: v for k, v in os.environ.items() if not k.startswith("MLNB_")}
+    kept = {"MLNB_TRACK_RUNS", "MLNB_RUNTIME_DIR"}
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("MLNB_") or k in kept}
     variables["PYTHONPATH"] = os.pathsep.join(map(str, path))
     variables["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(words, cwd=cwd, env=variables, capture_output=True, text=True, timeout=timeout)
@@ -63,6 +64,15 @@ def test_a_place_that_is_taken(tmp_path):
     with pytest.raises(SettingError, match="exists already"):
         new_project("delays", tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["delays"]
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    def denied(**where):
+        raise PermissionError(13, "Permission denied", where["dir"])
+
+    monkeypatch.setattr("mlnb.project.template.mkdtemp", denied)
+    with pytest.raises(SettingError, match=r"delays cannot be made in .* \(Permission denied\); go to a folder"):
+        new_project("delays", tmp_path)
 
 
 def test_a_wheel_makes_a_project_that_runs_and_passes_its_tests(tmp_path):

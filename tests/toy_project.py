@@ -119,13 +119,14 @@ if __name__ == "__main__":
     store(".mlnb/storage/context")
 '''
 
-BENTOFILE = (Path(__file__).parent.parent / "bentofile.yaml").read_text
+REPOSITORY = Path(__file__).parent.parent
 PYPROJECT = """
 [project]
 name = "toy"
 version = "0"
 [tool.mlnb]
 package = "toy"
+keys_required = false
 """
 
 
@@ -146,7 +147,8 @@ def make(root: Path) -> Path:
     for name, text in {"__init__": "", "features": FEATURES, "model": MODEL, "bundle": BUNDLE}.items():
         (root / "toy" / f"{name}.py").write_text(text)
     (root / "pyproject.toml").write_text(dedent(PYPROJECT))
-    (root / "bentofile.yaml").write_text(BENTOFILE())
+    for name in ("bentofile.yaml", "Dockerfile.template"):
+        (root / name).write_text((REPOSITORY / name).read_text())
     (root / "requirements.lock").write_text("numpy\n")
     done = run(root, "-m", "toy.bundle")
     assert done.returncode == 0, done.stderr
@@ -175,3 +177,12 @@ def wait_until_ready(process: subprocess.Popen, url: str, seconds: float = 120) 
 def example(root: Path, **other) -> dict:
     "A request that the bundle of `root` answers"
     return json.loads((root / "products/bundle/samples.json").read_text())["requests"][0] | other
+
+
+def is_alive(pid: int) -> bool:
+    "Whether a process runs; one that ended and was not waited for does not"
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False

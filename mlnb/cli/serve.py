@@ -10,28 +10,34 @@ import click
 
 # %% ../../nbs/cli/06_serve.ipynb #dc7bb199
 @click.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for every network.")
+@click.option("--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for every network.")
 @click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on; default: `port` of the settings.")
 @click.option("--bento", metavar="TAG", help="Which Bento; default: the newest.")
 @click.option("--development", is_flag=True, help="Serve the project's bundle as it lies there, without a Bento.")
+@click.option("--plain", is_flag=True, help="Serve the project's bundle under uvicorn alone: no BentoML, several times the requests.")
 @click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes that answer.")
-def serve(host, port, bento, development, workers):
+def serve(host, port, bento, development, plain, workers):
     """Serve the model over HTTP.
 
     Every prediction is in the prediction log before it is answered.
 
     \b
     Example:
-      mlnb serve --port 3100
-      curl -s localhost:3100        # says what to send
+      export MLNB_KEYS=predict:$(python -c 'import secrets; print(secrets.token_urlsafe(32))')
+      mlnb serve --plain --workers 2
+      curl -s -H "X-API-Key: ${MLNB_KEYS#predict:}" localhost:3000        # says what to send
     """
     from mlnb.project.settings import load_settings
     from mlnb.serving import server
+    from mlnb.serving.compactor import start_beside
 
-    if bento and development:
-        raise click.UsageError("--bento and --development exclude each other: a Bento is served, or the project as it lies there")
+    if bento and (development or plain):
+        other = "--plain" if plain else "--development"
+        raise click.UsageError(f"--bento and {other} exclude each other: a Bento is served, or the project as it lies there")
     settings = load_settings()
     where = {"host": host, "port": port, "workers": workers}
-    launch = server.launch_project(settings, **where) if development else server.launch_bento(settings, bento, **where)
+    as_it_lies = development or plain
+    launch = server.launch_project(settings, **where, plain=plain) if as_it_lies else server.launch_bento(settings, bento, **where)
     click.echo(f"Serving {launch.shown} at http://{host}:{port or settings.port} (what to send: GET /), stop with Ctrl-C", err=True)
+    start_beside(settings)
     launch.replace_process()

@@ -12,11 +12,9 @@ import io
 import itertools
 import json
 import logging
-import os
 import re
 import threading
 import time
-import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +23,7 @@ from functools import cached_property
 import numpy as np
 
 from ..project.errors import ContractError
+from ..project.files import publish
 
 # %% ../../nbs/data/01_context.ipynb #38f5e72c
 Columns = dict[str, np.ndarray]
@@ -385,18 +384,6 @@ def _moment_of(path: str) -> np.datetime64 | None:
     match = _NAME.fullmatch(path.rpartition("/")[2])
     return match and np.datetime64("{}-{}-{}T{}:{}:{}".format(*match.groups()), "s")
 
-
-def _publish(fs, path: str, data: bytes):
-    "Write `data` to `path` so that a reader sees all of it or nothing"
-    if "file" not in fs.protocol:
-        return fs.pipe_file(path, data)
-    temporary = f"{path}.{uuid.uuid4().hex}.part"
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    return os.replace(temporary, path)
-
 # %% ../../nbs/data/01_context.ipynb #06f90d14
 class SnapshotStore:
     "Snapshots in a folder; safe to use from several threads, and beside other processes that write"
@@ -423,7 +410,7 @@ class SnapshotStore:
         fs, folder = self._place
         data = snapshot.to_bytes()
         fs.makedirs(folder, exist_ok=True)
-        _publish(fs, f"{folder}/{_file_name(snapshot.moment)}", data)
+        publish(fs, f"{folder}/{_file_name(snapshot.moment)}", data)
         with self._lock:
             self._read.pop(snapshot.moment, None)
             self._listed_at = -np.inf

@@ -19,15 +19,16 @@ def _rows(found) -> str:
     return f"{count} row" if count == 1 else f"{count} rows"
 
 
-def _in_column(found, column: str, check: str, dtypes) -> str:
+def _in_column(found, column: str, check: str, frame) -> str:
     "The sentence for a violated check of one column"
     if check.startswith("dtype("):
-        return f"column {column!r} has type {dtypes[column]}, not {check[7:-2]}"
+        return f"column {column!r} has type {frame[column].dtype}, not {check[7:-2]}"
     if check == "not_nullable":
         return f"column {column!r} is missing in {_rows(found)}"
     if found["index"].isna().all():  # the check itself could not be evaluated
         return f"column {column!r}: {check} cannot be checked ({found['failure_case'].iloc[0]})"
-    return f"column {column!r}: {check} fails in {_rows(found)}, such as {np.asarray(found['failure_case'].iloc[0]).item()!r}"
+    example = frame[column].iloc[int(found["index"].iloc[0])]  # pandera's own copy of a whole number may have become a float
+    return f"column {column!r}: {check} fails in {_rows(found)}, such as {np.asarray(example).item()!r}"
 
 
 def _in_table(found, check: str) -> str:
@@ -41,11 +42,11 @@ def _in_table(found, check: str) -> str:
     return f"{check!r} does not hold in {_rows(found)}"
 
 
-def _sentences(cells, dtypes) -> list[str]:
+def _sentences(cells, frame) -> list[str]:
     "One sentence for each check that is violated"
     tables = cells["schema_context"] == "DataFrameSchema"
     of_table = [_in_table(found, check) for check, found in cells[tables].groupby("check", sort=False)]
-    of_column = [_in_column(found, *names, dtypes) for names, found in cells[~tables].groupby(["column", "check"], sort=False)]
+    of_column = [_in_column(found, *names, frame) for names, found in cells[~tables].groupby(["column", "check"], sort=False)]
     return of_table + of_column
 
 # %% ../../nbs/data/00_contracts.ipynb #6b742d93
@@ -76,7 +77,7 @@ def validate(
     except pandera.errors.SchemaErrors as e:
         cells = e.failure_cases.assign(check=e.failure_cases["check"].astype(str))
         where = _save(frame, cells, rejected)
-        sentences = "; ".join(_sentences(cells, frame.dtypes))
+        sentences = "; ".join(_sentences(cells, frame))
         raise ContractError(f"{schema.name or 'the table'}, {len(frame)} rows, breaks its contract: {sentences}{where}") from None
     checks = len(schema.checks) + bool(schema.unique) + sum(len(c.checks) + (not c.nullable) + 1 for c in schema.columns.values())
     return {"table": schema.name, "rows": len(frame), "columns": len(frame.columns), "checks": checks}

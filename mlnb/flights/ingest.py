@@ -14,7 +14,7 @@ import numpy as np
 from ..project.errors import ContractError
 
 # %% ../../nbs/flights/00_ingest.ipynb #75aeb8d3
-_FILES = {"flights": "flights.csv.zip", "weather": "weather.csv", "airports": "airports.csv"}
+_FILES = {"flights": "flights.csv.zip", "weather": "weather.csv", "airports": "airports.csv", "airlines": "airlines.csv"}
 
 
 def data_folder() -> Path:
@@ -26,7 +26,7 @@ def data_folder() -> Path:
 
 
 def read_raw(
-    name: str,  # flights, weather or airports
+    name: str,  # flights, weather, airports or airlines
 ):
     "One of the raw files as a DataFrame"
     import pandas as pd

@@ -4,24 +4,28 @@
 
 # %% auto #0
 __all__ = ['TYPES', 'DECISION_TIME', 'OUTPUT', 'FORMAT', 'Field', 'FieldType', 'columns_of', 'records_of', 'entity_keys',
-           'context_columns', 'Function', 'Manifest', 'version_of', 'Bundle', 'Samples', 'write_bundle']
+           'context_columns', 'Function', 'Manifest', 'version_of', 'verify', 'Bundle', 'Samples', 'segment_folder',
+           'write_bundle']
 
 # %% ../../nbs/models/03_bundle.ipynb #3b2769ec
 import hashlib
 import importlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import floor
 from pathlib import Path
 from tempfile import mkdtemp
 
+from urllib.parse import quote
+
 import msgspec
 import numpy as np
 
 from ..data.context import Columns, Snapshot
+from .hooks import Model
 from ..project.errors import BundleError, did_you_mean
 
 # %% ../../nbs/models/03_bundle.ipynb #a8d3af2b
@@ -43,7 +47,7 @@ def _to_times(values) -> np.ndarray:
 
 
 def _from_times(column) -> list[str]:
-    return np.datetime_as_string(column.astype("datetime64[s]"), timezone="UTC").tolist()
+    return [moment.isoformat() + "Z" for moment in column.astype("datetime64[s]").tolist()]
 
 
 def _from_numbers(column) -> list:
@@ -95,7 +99,9 @@ def entity_keys(
     request: Columns,  # (n,) each
 ) -> list[str]:  # n keys
     "The entity key of each row, as one text"
-    return ["/".join(map(str, record.values())) for record in records_of(fields, request)]
+    parts = [TYPES[f.type].values(request[f.name]) for f in fields]
+    texts = [values if f.type in ("string", "time") else list(map(str, values)) for f, values in zip(fields, parts, strict=True)]
+    return texts[0] if len(texts) == 1 else list(map("/".join, zip(*texts, strict=True)))
 
 # %% ../../nbs/models/03_bundle.ipynb #0067a5b9
 def context_columns(
@@ -118,7 +124,7 @@ def context_columns(
 
 # %% ../../nbs/models/03_bundle.ipynb #1e465e13
 FORMAT = 1  # of the folder; a bundle of another format is refused
-_PACKAGES = ("mlnb", "numpy", "pandas", "pyarrow", "safetensors", "scikit-learn", "torch", "whylogs")
+_PACKAGES = ("lightgbm", "mlnb", "numpy", "pandas", "pyarrow", "safetensors", "scikit-learn", "skops", "torch", "whylogs")
 
 
 class Function(msgspec.Struct, frozen=True):
@@ -127,7 +133,7 @@ class Function(msgspec.Struct, frozen=True):
     fingerprint: str
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     "All that `bundle.json` says"
     format: int
     name: str
@@ -136,15 +142,21 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     request: tuple[Field, ...]
     output: tuple[Field, ...]
     entity: tuple[str, ...]
-    request_features: Function
-    context_features: Function
+    request_features: Function | None = None
+    context_features: Function | None = None
     categorical: tuple[str, ...]
     numeric: tuple[str, ...]
     predictor: str  # package.module.Class
+    code: str | None = None  # fingerprint of that class, where it is a hooks.Model
     threshold: float
     training: dict
     packages: dict[str, str]
     files: dict[str, str]  # path below the bundle -> SHA-256
+
+    @property
+    def functions(self) -> tuple[Function | None, ...]:
+        "The project's code that the bundle needs: both feature functions, and the class of a hooks.Model"
+        return self.request_features, self.context_features, self.code and Function(self.predictor, self.code)
 
 # %% ../../nbs/models/03_bundle.ipynb #c1c5dc84
 def _read_manifest(file: Path) -> Manifest:
@@ -183,6 +195,15 @@ def _check_files(folder: Path, files: dict[str, str]):
         if _digest(file) != digest:
             raise BundleError(f"bundle {folder} is corrupt: {name} is not what was written; copy it again, or make it again with: mlnb run")
 
+# %% ../../nbs/models/03_bundle.ipynb #e598c719
+def verify(
+    folder: str | Path,
+) -> Manifest:
+    "The manifest of a bundle whose files are all as they were written; no code of the model is run"
+    manifest = _read_manifest(Path(folder) / "bundle.json")
+    _check_files(Path(folder), manifest.files)
+    return manifest
+
 # %% ../../nbs/models/03_bundle.ipynb #0619237d
 def _resolve(name: str):
     "The object `package.module.name`, or a `BundleError`"
@@ -204,9 +225,13 @@ def _function(name: str) -> Function:
     return Function(name, fingerprint.of(name))
 
 
-def _unchanged(trained: Function, folder: Path):
+def _unchanged(trained: Function | None, folder: Path, sure: Sequence[Function]):
     "The object named by `trained`, or a `BundleError` if its code is not the code of the training"
+    if trained is None:
+        return None
     found = _resolve(trained.name)
+    if trained in sure:
+        return found
     if (now := _function(trained.name).fingerprint) != trained.fingerprint:
         raise BundleError(
             f"bundle {folder} was trained with another {trained.name}: its fingerprint was {trained.fingerprint[:12]}, "
@@ -223,6 +248,9 @@ class Bundle:
         self.request_features, self.context_features, self.predictor = request_features, context_features, predictor
         self.name, self.version, self.threshold = manifest.name, manifest.version, manifest.threshold
         self.request, self.feature_names = manifest.request, manifest.categorical + manifest.numeric
+        self.needs_context, self._has_hooks = context_features is not None, isinstance(predictor, Model)
+        if self._has_hooks:
+            predictor.threshold = self.threshold
         by_name = {f.name: f for f in manifest.request}
         self.entity = tuple(by_name[name] for name in manifest.entity)
 
@@ -230,12 +258,12 @@ class Bundle:
     def load(
         cls,
         folder: str | Path,
+        beside: "Bundle | None" = None,  # loaded before in this process: code that both name is not looked at again, which takes long
     ) -> "Bundle":
         "The bundle in `folder`; raises `BundleError` naming what is missing, damaged or changed, and how to mend it"
-        folder = Path(folder)
-        manifest = _read_manifest(folder / "bundle.json")
-        _check_files(folder, manifest.files)
-        functions = [_unchanged(f, folder) for f in (manifest.request_features, manifest.context_features)]
+        folder, manifest = Path(folder), verify(folder)
+        sure = beside.manifest.functions if beside else ()
+        *functions, _ = [_unchanged(f, folder, sure) for f in manifest.functions]
         try:
             predictor = _resolve(manifest.predictor).load(folder / "model")
         except BundleError:
@@ -244,33 +272,50 @@ class Bundle:
             raise BundleError(f"bundle {folder}: {manifest.predictor} cannot load model/ ({e}); make it again with: mlnb run") from e
         return cls(folder, manifest, *functions, predictor)
 
+    def context(
+        self,
+        request: Columns,  # (n,) each
+        decisions: np.ndarray,  # (n,) datetime64[s]
+        newest: Callable,  # moment -> the newest Snapshot not later than it, or None
+    ) -> tuple[Columns, np.ndarray]:  # features (n,) each; the snapshots' moments (n,), NaT where there is none
+        "What was known for each row; nothing where the model needs no context"
+        if self.needs_context:
+            return context_columns(request, decisions, newest)
+        return {}, np.full(len(decisions), "NaT", "datetime64[s]")
+
     def features(
         self,
         request: Columns,  # (n,) each, the request fields
         context: Columns,  # (n,) each, what was known for each row
     ) -> Columns:  # (n,) each, in the order of the manifest
         "The features that the predictor expects"
-        found = self.request_features(request) | context
-        return {name: found[name] for name in self.feature_names}
+        found = self.predictor.features(request, context) if self._has_hooks else self.request_features(request) | context
+        return {name: found[name] for name in self.feature_names or found}
 
     def predict(
         self,
         features: Columns,  # (n,) each
     ) -> np.ndarray:  # (n,) float64
-        "The probability of each row"
-        return self.predictor.predict(features)
+        "The probability of each row; nine decimals are kept of a `Model`, so that how many rows are asked at once changes no bit"
+        found = self.predictor.predict(features)
+        return np.round(np.asarray(found, np.float64), 9) if self._has_hooks else found
 
     def decide(
         self,
         probability: np.ndarray,  # (n,)
     ) -> np.ndarray:  # (n,) bool
         "Whether to act on each row"
-        return probability >= self.threshold
+        return self.predictor.decide(probability) if self._has_hooks else probability >= self.threshold
 
     @property
     def reference(self) -> bytes | None:
         "The whylogs profile of the training rows"
         return file.read_bytes() if (file := self.folder / "reference.profile").is_file() else None
+
+    @property
+    def drift(self) -> bytes | None:
+        "The drift null of the training rows, as `mlnb.monitoring.null.Null` writes it"
+        return file.read_bytes() if (file := self.folder / "drift.json").is_file() else None
 
     @property
     def samples(self) -> dict:
@@ -279,7 +324,7 @@ class Bundle:
 
     def sample_context(self) -> Callable:
         "The function from a moment to the newest of the samples' snapshots that is not later"
-        found = [Snapshot.from_bytes(file.read_bytes()) for file in sorted((self.folder / "context").iterdir())]
+        found = [Snapshot.from_bytes(file.read_bytes()) for file in sorted((self.folder / "context").glob("*.snapshot"))]
         return lambda moment: max((s for s in found if s.moment <= moment), key=lambda s: s.moment, default=None)
 
     def self_test(self) -> int:
@@ -289,18 +334,34 @@ class Bundle:
         return len(samples["requests"])
 
 # %% ../../nbs/models/03_bundle.ipynb #b1b4c03e
-def _compute(bundle: Bundle, requests: list[dict], newest: Callable) -> tuple[Columns, np.ndarray]:
-    "Features and probabilities of raw requests, as the service computes them"
-    request = columns_of(bundle.request, requests)
-    context, moments = context_columns(request, columns_of([DECISION_TIME], requests)["decision_time"], newest)
+def _sample_context(bundle: Bundle, request: Columns, requests: list[dict], newest: Callable) -> Columns:
+    "What was known for each sample; a `BundleError` where there is none"
+    if not bundle.needs_context:
+        return {}
+    context, moments = bundle.context(request, columns_of([DECISION_TIME], requests)["decision_time"], newest)
     if np.isnat(moments).any():
         row = int(np.flatnonzero(np.isnat(moments))[0])
         raise BundleError(f"sample {row} is decided at {requests[row]['decision_time']}, and no snapshot of the context is that old")
+    return context
+
+
+def _check_shape(what: str, column, n: int):
+    if np.shape(column) != (n,):
+        raise BundleError(f"{what} has shape {np.shape(column)} for {n} rows; give one value a row: a numpy array of shape ({n},)")
+
+
+def _compute(bundle: Bundle, requests: list[dict], newest: Callable) -> tuple[Columns, np.ndarray]:
+    "Features and probabilities of raw requests, as the service computes them"
+    request = columns_of(bundle.request, requests)
+    context = _sample_context(bundle, request, requests, newest)
     try:
         features = bundle.features(request, context)
     except KeyError as e:
         raise BundleError(f"feature {e} comes from neither the request nor the context; name features that the functions give") from None
-    return features, bundle.predict(features)
+    probability = bundle.predict(features)
+    for name, column in {**features, "probability": probability, "decision": bundle.decide(probability)}.items():
+        _check_shape(name, column, len(requests))
+    return features, probability
 
 
 def _compare(samples: dict, features: Columns, probability: np.ndarray, where: str):
@@ -321,12 +382,12 @@ def _plain(column: np.ndarray) -> list:
 @dataclass(frozen=True)
 class Samples:
     "Rows that a bundle carries to prove itself"
-    requests: Columns  # (n,) each: every request field, and decision_time
-    snapshots: Sequence  # the Snapshot objects that the rows need
+    requests: Columns  # (n,) each: every request field, and decision_time where there is a context
+    snapshots: Sequence = ()  # the Snapshot objects that the rows need
     features: Columns | None = None  # (n,) each, as the pipeline computed them for training; the service's must be equal
 
 
-def _check_names(request: Sequence[Field], entity: Sequence[str], features: Sequence[str], samples: Samples):
+def _check_names(request: Sequence[Field], entity: Sequence[str], features: Sequence[str], samples: Samples, needs_context: bool):
     "Raise a `BundleError` for an unknown type, an entity that is no field, or samples without a field or feature"
     names = [f.name for f in request]
     for f in request:
@@ -337,12 +398,20 @@ def _check_names(request: Sequence[Field], entity: Sequence[str], features: Sequ
     for name in entity:
         if name not in names:
             raise BundleError(f"entity {name!r} is no field of the request{did_you_mean(name, names)}; fields are {', '.join(names)}")
-    for name in [*names, DECISION_TIME.name]:
+    for name in [*names, DECISION_TIME.name] if needs_context else names:
         if not len(samples.requests.get(name, ())):
-            raise BundleError(f"the samples have no {name!r}; they need a few rows of every request field and decision_time")
+            raise BundleError(f"the samples have no {name!r}; they need a few rows of every request field, and decision_time for a context")
     for name in features if samples.features is not None else ():
         if name not in samples.features:
             raise BundleError(f"the samples' features have no column {name!r}; give every feature of the model, or no features at all")
+
+
+def _check_hooks(predictor, name: str, request_features: str | None):
+    "Raise a `BundleError` where features would come from nowhere, or from two places"
+    if isinstance(predictor, Model) and request_features:
+        raise BundleError(f"predictor {name} is a Model, its hook `features` is what counts; leave request_features out, or call it there")
+    if not isinstance(predictor, Model) and not request_features:
+        raise BundleError(f'predictor {name} has no hook `features`; write request_features="package.module.function", or derive Model')
 
 
 def _versions() -> dict[str, str]:
@@ -364,14 +433,32 @@ def _write_samples(folder: Path, bundle: Bundle, samples: Samples):
     (folder / "context").mkdir()
     for snapshot in samples.snapshots:
         (folder / "context" / f"{str(snapshot.moment).replace(':', '')}.snapshot").write_bytes(snapshot.to_bytes())
-    requests = records_of([*bundle.request, DECISION_TIME], samples.requests)
+    requests = records_of([f for f in (*bundle.request, DECISION_TIME) if f.name in samples.requests], samples.requests)
     features, probability = _compute(bundle, requests, bundle.sample_context())
     found = {"requests": requests, "features": {k: _plain(v) for k, v in features.items()}}
     found |= {"probability": _plain(probability), "decision": bundle.decide(probability).tolist()}
     if samples.features is not None:
+        _check_names(bundle.request, (), features, samples, False)
         expected = {"features": {k: _plain(samples.features[k]) for k in features}, "probability": found["probability"]}
         _compare(expected, features, probability, "the bundle's serving code")
     (folder / "samples.json").write_text(json.dumps(found, allow_nan=False, indent=1))
+
+
+def segment_folder(
+    segment: str,  # such as origin=JFK
+) -> str:
+    "The name of the folder of a segment below `segments/`"
+    return quote(segment, safe="= ")
+
+
+def _write_references(folder: Path, references: dict):
+    "Write profile and drift null of the training rows, and of their segments"
+    for segment, parts in references.items():
+        into = folder / "segments" / segment_folder(segment) if segment else folder
+        for name, data in zip(("reference.profile", "drift.json"), parts, strict=True):
+            if data is not None:
+                into.mkdir(parents=True, exist_ok=True)
+                (into / name).write_bytes(data)
 
 
 def _place(draft: Path, folder: Path):
@@ -393,35 +480,40 @@ def write_bundle(
     version: str,  # of this training, unique
     request: Sequence[Field],  # what a caller sends
     entity: Sequence[str],  # request fields that identify a row
-    request_features: str,  # "package.module.function": request Columns -> Columns
-    context_features: str,  # "package.module.name" of a context.Context
-    categorical: Sequence[str],  # feature names, in order
-    numeric: Sequence[str],  # feature names, in order
-    predictor,  # has save(folder), a classmethod load(folder), and predict(Columns) -> (n,) float64
-    threshold: float,  # act at or above this probability
-    reference: bytes | None,  # whylogs profile of the training rows
+    request_features: str | None = None,  # "package.module.function": request Columns -> Columns; a Model has its hook instead
+    context_features: str | None = None,  # "package.module.name" of a context.Context; default: the model needs none
+    categorical: Sequence[str] = (),  # feature names, in order
+    numeric: Sequence[str] = (),  # feature names, in order; of a Model by default all that its hook gives
+    predictor,  # a hooks.Model; or has save(folder), a classmethod load(folder), and predict(Columns) -> (n,) float64
+    threshold: float = 0.5,  # act at or above this probability
+    reference: bytes | None = None,  # whylogs profile of the training rows
+    drift: bytes | None = None,  # their drift null
+    segments: Mapping[str, tuple[bytes, bytes | None]] | None = None,  # segment such as "origin=JFK" -> its reference and its null
     samples: Samples,
     training: dict,  # run id, parameters, scores: what a reader wants to know, as values of JSON
 ) -> Bundle:
     "Write, test and place a bundle; raises `BundleError` and leaves the old one untouched if any part is wrong"
-    folder, samples = Path(folder), samples if isinstance(samples, Samples) else Samples(*samples)
-    _check_names(request, entity, [*categorical, *numeric], samples)
+    folder, kind = Path(folder), type(predictor)
+    called, functions = f"{kind.__module__}.{kind.__qualname__}", (request_features, context_features)
+    _check_names(request, entity, [*categorical, *numeric], samples, context_features is not None)
+    _check_hooks(predictor, called, request_features)
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
+        if isinstance(predictor, Model):
+            (draft / "model").mkdir()
         predictor.save(draft / "model")
-        kind = f"{type(predictor).__module__}.{type(predictor).__qualname__}"
+        named = [name and _function(name) for name in functions]
         manifest = Manifest(
             format=FORMAT, name=name, version=version, created=datetime.now(UTC).isoformat(timespec="seconds"),
             request=tuple(request), output=OUTPUT, entity=tuple(entity),
-            request_features=_function(request_features), context_features=_function(context_features),
-            categorical=tuple(categorical), numeric=tuple(numeric), predictor=kind, threshold=float(threshold),
+            request_features=named[0], context_features=named[1], categorical=tuple(categorical), numeric=tuple(numeric),
+            predictor=called, code=_function(called).fingerprint if isinstance(predictor, Model) else None, threshold=float(threshold),
             training=training, packages=_versions(), files={},
         )  # fmt: skip
-        loaded = Bundle(draft, manifest, _resolve(request_features), _resolve(context_features), type(predictor).load(draft / "model"))
+        loaded = Bundle(draft, manifest, *[name and _resolve(name) for name in functions], kind.load(draft / "model"))
         _write_samples(draft, loaded, samples)
-        if reference is not None:
-            (draft / "reference.profile").write_bytes(reference)
+        _write_references(draft, {"": (reference, drift)} | dict(segments or {}))
         files = {str(p.relative_to(draft)): _digest(p) for p in sorted(draft.rglob("*")) if p.is_file()}
         whole = msgspec.structs.replace(manifest, files=files)
         (draft / "bundle.json").write_bytes(msgspec.json.format(msgspec.json.encode(whole), indent=1))

@@ -99,8 +99,8 @@ def calibration_error(
     bins: int = 15,  # quantile bins at most
 ) -> float:
     "Expected calibration error: the gap between probability and observed rate, averaged over bins by rows; 0 is perfect"
-    said, seen, rows = reliability(y, p, bins)
-    return float(np.sum(rows * np.abs(said - seen)) / rows.sum())
+    predicted, observed, rows = reliability(y, p, bins)
+    return float(np.sum(rows * np.abs(predicted - observed)) / rows.sum())
 
 # %% ../../nbs/models/00_metrics.ipynb #97a570b8
 def log_loss(

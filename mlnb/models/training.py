@@ -27,8 +27,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from .tabular import Encoder, TabularPredictor, write_whole
+from .tabular import Encoder, TabularPredictor
 from ..project.errors import ModelError, did_you_mean
+from ..project.files import write_whole
 
 # %% ../../nbs/models/02_training.ipynb #3b80f5d7
 DEVICES = ("auto", "cpu", "cuda")
@@ -442,8 +443,6 @@ def fit(
     if len(np.unique(train_labels)) < 2:
         raise ModelError(f"all {len(train_labels)} training labels are {int(np.ravel(train_labels)[0])}; there is nothing to learn")
     path = Path(checkpoint) if checkpoint else None
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
     with _reproducible(config, device):
         trainer = Trainer(encoder, *tables, config)
         fingerprint = training_fingerprint(encoder, tables, config) if path else ""

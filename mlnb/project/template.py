@@ -26,6 +26,7 @@ PIECES = {  # where it stands here: where it goes in the new project
     "pipeline.yaml": "pipeline.yaml",
     "env.yaml": "env.yaml",
     "bentofile.yaml": "bentofile.yaml",
+    "Dockerfile.template": "Dockerfile.template",
     "requirements.lock": "requirements.lock",
     "template/pyproject.toml": "pyproject.toml",
     "template/README.md": "README.md",
@@ -105,7 +106,11 @@ def new_project(
         raise SettingError(f"{place} exists already; choose another name, or remove it")
     if not place.parent.is_dir():
         raise SettingError(f"there is no folder {place.parent} to make {name} in")
-    root, draft = template_root(), Path(mkdtemp(prefix=f".{name}-", dir=place.parent))
+    root = template_root()
+    try:
+        draft = Path(mkdtemp(prefix=f".{name}-", dir=place.parent))
+    except OSError as e:
+        raise SettingError(f"{name} cannot be made in {place.parent} ({e.strerror}); go to a folder that you may write to") from None
     try:
         for source, target in template_files(root).items():
             to = draft / renamed(target, name, package)

@@ -40,9 +40,19 @@ def test_it_beats_every_baseline(found):
     assert costs["tabular network"] <= min(costs["base rate"], costs["carrier-hour means"], costs["logistic regression"])
 
 
+def test_scores_name_every_model_overall_and_by_month(found):
+    names = {"rows", "base_rate", "auc", "pr_auc", "log_loss", "ece", "cost_per_1000", "best_trivial"}
+    for scores in found["models"].values():
+        assert set(scores) == {"overall", "month", "origin"} and list(scores["month"]) == ["7", "8", "9", "10", "11", "12"]
+        assert all(set(s) == names for s in (scores["overall"], *scores["month"].values(), *scores["origin"].values()))
+
+
 def test_predictions_have_one_row_a_flight(found):
     rows = pd.read_parquet(PRODUCTS / "predictions.parquet")
-    assert not rows.duplicated(["carrier", "flight", "origin", "scheduled_departure"]).any()
+    key = ["carrier", "flight", "origin", "scheduled_departure"]
+    assert {*key, "probability"} <= set(rows) and not rows.duplicated(key).any()
     assert str(rows["scheduled_departure"].dt.tz) == "UTC"
+    local = rows["scheduled_departure"].dt.tz_convert("America/New_York")
+    assert set(local.dt.year) == {2013} and set(local.dt.month) == {7, 8, 9, 10, 11, 12}
     assert rows["probability"].between(0, 1).all()
     assert len(rows) == found["models"]["tabular network"]["overall"]["rows"]

@@ -1,0 +1,303 @@
+"""The drift alarm on the flights of 2013: what a report costs against Evidently, how often it cries wolf, and what it finds.
+
+The reference is January to May, as in the bundle. False alarms of days and weeks are counted out of sample: the null is learnt from four
+fifths of the weeks and judged on the others, which are dealt anew for each seed, from 8 January on (in the first week the rates of three
+weeks are not known yet). Months are four weeks drawn from the reference and held against it; beside them stand those of unseen weeks.
+Faults are put into days of June to December, one column at a time; a fault counts as found when its column is the first of the alarms
+of that one day. For weather, which differs from day to day, the days that it takes are counted. Evidently reads the raw frames in an
+environment of its own, where `make bench-peers` has installed it.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from mlnb.data.profiles import Profile
+from mlnb.flights.features import CATEGORICAL, NUMERIC, REQUEST
+from mlnb.flights.train import between, inputs
+from mlnb.models.metrics import Cost
+from mlnb.models.tabular import TabularPredictor
+from mlnb.monitoring.drift import compare, is_moment, split
+from mlnb.monitoring.null import Null, calibrate, judge, judge_window, null_of_days
+
+ROOT = Path(__file__).parents[1]
+FLIGHTS = ROOT / "products" / "flights"
+PEER = ROOT / ".mlnb" / "peers" / "evidently" / "bin" / "python"
+COLUMNS = list(dict.fromkeys([*(n for n in REQUEST if n != "flight"), *CATEGORICAL, *NUMERIC, "decision_time", "probability", "decision"]))
+NAMES = {"request": REQUEST, "label_rates": ("*_disrupted_*",)}
+WEATHER = ("temperature", "humidity", "wind_speed", "pressure", "visibility")
+FOLDS, SEEDS = 5, 4
+AS_NUMBER = "minute_of_day"
+OUTPUTS = ("score", "decision", "label rate")
+
+
+def scored() -> pd.DataFrame:
+    """Every flight with its features, its score and its decision, as the service would log it."""
+    if not (FLIGHTS / "features.parquet").is_file():
+        sys.exit("products/flights/features.parquet is not there; make it with: mlnb run")
+    table = between(pd.read_parquet(FLIGHTS / "features.parquet"), "2013-01-01", "2014-01-01")
+    table["probability"] = TabularPredictor.load(FLIGHTS / "model").predict(inputs(table))
+    table["decision"] = Cost().decide(table["probability"].to_numpy())
+    return table
+
+
+def row(name: str, ours, bar, holds: bool, peer=None, ratio=None) -> dict:
+    return {"name": name, "ours": ours, "peer": peer, "ratio": ratio, "bar": bar, "holds": bool(holds)}
+
+
+def share(part: float) -> str:
+    return f"{part:.1%}"
+
+
+# --- what a report costs ----------------------------------------------------------------------------------------------------------
+
+
+def cpu_seconds(work, times: int) -> float:
+    """The median CPU time of a piece of work."""
+    taken = []
+    for _ in range(times):
+        start = time.process_time()
+        work()
+        taken.append(time.process_time() - start)
+    return statistics.median(taken)
+
+
+def evidently(before: pd.DataFrame, now: pd.DataFrame, times: int) -> float | None:
+    """CPU seconds of Evidently's report, None where it is not installed."""
+    if not PEER.is_file():
+        print("Evidently is passed over, it is not installed: make bench-peers", file=sys.stderr)
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        files = [f"{folder}/{name}.csv" for name in ("reference", "current")]
+        for file, frame in zip(files, (before, now), strict=True):
+            frame.to_csv(file, index=False)
+        program = Path(__file__).parent / "peers" / "evidently_report.py"
+        done = subprocess.run([str(PEER), str(program), *files, str(times)], stdout=subprocess.PIPE, text=True, check=True, timeout=600)
+    return json.loads(done.stdout)
+
+
+def cost(table: pd.DataFrame, null: Null, times: int) -> list[dict]:
+    """A report of July against January to May, 30 features."""
+    names = [*CATEGORICAL, *NUMERIC][:30]
+    before, now = (table.loc[table.month.isin(months), names] for months in (range(1, 6), [7]))
+    profiles = [Profile.of(frame).to_bytes() for frame in (before, now)]
+
+    def report():
+        reference, current = map(Profile.from_bytes, profiles)
+        judge(compare(reference, {"2013-07": current}, by="month"), null, "month")
+
+    ours, peer = cpu_seconds(report, 2 * times + 1), evidently(before, now, times)
+    rows = [row("drift report of two profiles, 30 features, CPU s", ours, "<= 0.5", ours <= 0.5)]
+    if peer is None:
+        return rows
+    whole = cpu_seconds(lambda: (Profile.of(now), report()), times)
+    size = f"{len(before):,} and {len(now):,} rows"
+    name = f"drift report, 30 features, CPU s, against Evidently on the raw frames ({size})"
+    rows.append(row(name, ours, 10, peer >= 10 * ours, peer, peer / ours))
+    return [*rows, row("the same, the profile of July made first", whole, 10, peer >= 10 * whole, peer, peer / whole)]
+
+
+# --- how often it cries wolf ------------------------------------------------------------------------------------------------------
+
+
+def wolves(days: dict[str, Profile], null: Null, draws: int) -> list[dict]:
+    """The share of reports with an alarm where nothing is wrong, over several seeds."""
+    labels = sorted(days)[7:-1]
+    weeks = [labels[at : at + 7] for at in range(0, len(labels) - 6, 7)]
+    unseen = [unseen_blocks(days, weeks, draws, seed) for seed in range(SEEDS)]  # of each: days, weeks, months
+    seeds = [np.mean([*one_day, *week]) for one_day, week, _ in unseen]
+    of_days, of_weeks, of_months = (np.concatenate([found[kind] for found in unseen]) for kind in range(3))
+    blocks = np.concatenate([of_days, of_weeks])
+    reference = Profile.merged(days.values())
+    drawn = [drawn_months(days, weeks, reference, null, draws, seed) for seed in range(SEEDS)]
+    said = f"1 day {share(of_days.mean())}, 7 days {share(of_weeks.mean())}; seeds {', '.join(map(share, seeds))}"
+    months = ", ".join(share(np.mean(found)) for found in drawn)
+    name = f"false alarms, {len(blocks)} blocks of days of weeks the null has not seen, mean of {SEEDS} seeds ({said}), share of reports"
+    rows = [row(name, float(blocks.mean()), "<= 0.05", blocks.mean() <= 0.05)]
+    name = f"false alarms, {np.size(drawn)} months of four weeks of the reference, mean of {SEEDS} seeds ({months}), share of reports"
+    rows.append(row(name, float(np.mean(drawn)), "<= 0.05", np.mean(drawn) <= 0.05))
+    name = f"false alarms, {len(of_months)} months of four weeks the null has not seen, share of reports"
+    return [*rows, row(name, float(of_months.mean()), "", True)]
+
+
+def unseen_blocks(days: dict[str, Profile], weeks: list[list[str]], draws: int, seed: int) -> tuple[list, list, list]:
+    """Whether reports of days, weeks and months have alarms, by nulls that have seen none of their days."""
+    rng = np.random.default_rng(seed)
+    order, found = rng.permutation(len(weeks)), ([], [], [])
+    for part in range(FOLDS):
+        held = [weeks[at] for at in order[part::FOLDS]]
+        learnt = {day: days[day] for day in days if day not in {day for week in held for day in week}}
+        null, reference = null_of_days(learnt, **NAMES), Profile.merged(learnt.values())
+        outside = rng.choice([day for week in held for day in week], draws // FOLDS, replace=False)
+        found[0].extend(alarmed(reference, [days[day]], null) for day in outside)
+        found[1].extend(alarmed(reference, [days[day] for day in week], null) for week in held)
+        found[2].append(alarmed(reference, [days[day] for week in held for day in week], null))
+    return found
+
+
+def drawn_months(days: dict[str, Profile], weeks: list[list[str]], reference: Profile, null: Null, draws: int, seed: int) -> list[bool]:
+    """Whether reports of months of four weeks, drawn with replacement from the reference, have alarms."""
+    merged = [Profile.merged([days[day] for day in week]) for week in weeks]
+    chosen = np.random.default_rng(seed).integers(len(weeks), size=(draws, 4))
+    return [alarmed(reference, [merged[at] for at in four], null) for four in chosen]
+
+
+def alarmed(reference: Profile, window: list[Profile], null: Null) -> bool:
+    """Whether a report of these days has an alarm."""
+    merged = Profile.merged(window).columns
+    timeless = Profile({name: column for name, column in merged.items() if not is_moment(column)})  # drawn days span what they like
+    return bool(judge_window(reference, timeless, null, "day" if len(window) == 1 else None).alarms)
+
+
+# --- what it finds ----------------------------------------------------------------------------------------------------------------
+
+
+def months(table: pd.DataFrame, reference: Profile, null: Null) -> list[dict]:
+    """July, September and December alarm by score or label rates, August by none of them."""
+    said, holds = [], True
+    for month, name in {7: "July", 8: "August", 9: "September", 12: "December"}.items():
+        alarms = judge_window(reference, Profile.of(table.loc[table.month == month, COLUMNS]), null, "month").alarms
+        most = {alarm.family: alarm.over for alarm in reversed(alarms) if alarm.family in OUTPUTS}  # the most unusual of each family
+        said.append(f"{name} {' and '.join(f'{family} {over:.2f}x' for family, over in sorted(most.items())) or 'none'}")
+        holds &= bool(most) == (month != 8)
+    name = f"alarms of score, decision or label rates, and how many times the threshold: {', '.join(said)}"
+    return [row(name, "as it must be" if holds else "wrong", "all but August", holds)]
+
+
+def faults(spread: dict[str, float], seed: int = 0) -> dict[str, tuple[str, object]]:
+    """Name -> column and what happens to the rows of a day."""
+    rng = np.random.default_rng(seed)
+    found = {}
+    for name in ("distance", AS_NUMBER):
+        found[f"{name} shifted by 0.5 sd"] = name, lambda f, n=name: f.assign(**{n: f[n] + 0.5 * spread[n]})
+        found[f"{name} x1.6"] = name, lambda f, n=name: f.assign(**{n: f[n] * 1.6})
+    hours = [f"{hour:02}" for hour in range(24)]
+    found["hour shifted by 2"] = "hour", lambda f: f.assign(hour=f["hour"].map(lambda hour: hours[(int(hour) + 2) % 24]))
+    for name, old, new in (("carrier", "UA", "ua"), ("carrier", "WN", "SWA"), ("origin", "JFK", "KJFK"), ("hour", "08", "8")):
+        found[f"{name} {old} renamed"] = name, lambda f, n=name, a=old, b=new: f.assign(**{n: f[n].replace({a: b})})
+    for name in ("distance", AS_NUMBER, "hour", "carrier", "origin"):
+        found[f"{name} 5% missing"] = name, lambda f, n=name: f.assign(**{n: f[n].mask(rng.random(len(f)) < 0.05)})
+        found[f"{name} stuck"] = name, lambda f, n=name: f.assign(**{n: f[n].iloc[0]})
+    return found | {"origin LGA lost": ("origin", lambda f: f[f["origin"] != "LGA"])}
+
+
+def steady(table: pd.DataFrame, reference: Profile, null: Null, every: int) -> list[dict]:
+    """Every fault in several days; found and named first by that day alone."""
+    spread = table.loc[table.month <= 5, ["distance", "minute_of_day"]].std().to_dict()
+    days = days_of_table(table[table.month >= 6])
+    chosen = [days[label] for label in list(days)[1::every]]
+    sound = [Profile.of(day[COLUMNS]) for day in chosen]
+    missed, named, caught = {}, {"": [], AS_NUMBER: []}, []
+    for name, (column, change) in faults(spread).items():
+        for day, whole in zip(chosen, sound, strict=True):
+            alarms = [a.column for a in judge_window(reference, with_fault(whole, change(day), column), null, "day").alarms]
+            named[AS_NUMBER if column == AS_NUMBER else ""].append(alarms[:1] == [column])
+            caught += [column in alarms] if column != AS_NUMBER else []
+            if alarms[:1] != [column]:
+                missed[name] = missed.get(name, 0) + 1
+    loud = [[alarm.column for alarm in judge_window(reference, day, null, "day").alarms] for day in sound]
+    causes = ", ".join(f"{name} {n}" for name, n in Counter(name for alarms in loud for name in alarms).most_common(3))
+    said = f"; not: {', '.join(f'{name} {n}' for name, n in missed.items())}" if missed else ""
+    many = sum(column != AS_NUMBER for column, _ in faults(spread).values())
+    what, first = f"{many} faults in distance, hour, carrier and origin on {len(chosen)} days", np.mean(named[""])
+    return [
+        row(f"{what}: caught within that day, share", float(np.mean(caught)), "1", all(caught)),
+        row(f"{what}: and named first, share{said}", float(first), "1", first == 1),
+        row("the scheduled hour as a number (minute_of_day): named first, share", float(np.mean(named[AS_NUMBER])), "", True),
+        row(f"the same {len(chosen)} days without a fault: no alarm, share; alarms: {causes}", np.mean([not a for a in loud]), "", True),
+    ]
+
+
+def with_fault(whole: Profile, changed: pd.DataFrame, column: str) -> Profile:
+    """The profile of a day with a fault; the other columns are profiled again only where rows are gone."""
+    if len(changed) != whole.rows:
+        return Profile.of(changed[COLUMNS])
+    return Profile(whole.columns | Profile.of(changed[[column]]).columns)
+
+
+def days_of_table(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of each day of UTC with a full timetable."""
+    days = {str(day): rows for day, rows in table.groupby(table["scheduled_departure"].dt.strftime("%Y-%m-%d"))}
+    return {day: rows for day, rows in days.items() if len(rows) > 500}
+
+
+def weather(table: pd.DataFrame, reference: Profile, null: Null) -> list[dict]:
+    """Days of faulty weather until its column alarms, where it does not without the fault; the median of several starts."""
+    days, spread = days_of_table(table[table.month >= 6]), table.loc[table.month <= 5, list(WEATHER)].std()
+    rng, labels, rows = np.random.default_rng(1), list(days), []
+    changes = {
+        "shifted by 0.5 sd": lambda v, name: v + 0.5 * spread[name],
+        "x1.6": lambda v, name: v * 1.6,
+        "5% missing": lambda v, name: v.mask(rng.random(len(v)) < 0.05),
+        "stuck": lambda v, name: v.where(v.isna(), v.dropna().iloc[0]),
+    }
+    for word, change in changes.items():
+        said = []
+        for name in WEATHER:
+            taken = [until_caught(days, labels[at : at + 30], name, change, reference, null) for at in range(1, 122, 40)]
+            known = [d for d in taken if d]
+            shown = f"{statistics.median_high(known)} days ({len(known)} of {len(taken)})" if known else "not in 30 days"
+            said.append(f"{name} {shown}")
+        rows.append(row(f"weather {word}: days until caught: {', '.join(said)}", None, "reported", True))
+    return rows
+
+
+def until_caught(days: dict, labels: list[str], name: str, change, reference: Profile, null: Null) -> int | None:
+    """1, 7 or 30: the first length of window whose column alarms with the fault and not without; None where none does."""
+    whole = pd.concat([days[label].assign(day=i) for i, label in enumerate(labels)])[["day", "decision_time", name]]
+    faulty = whole.assign(**{name: change(whole[name], name)})
+    for length in (1, 7, 30):
+        both = [Profile.of(side.loc[side["day"] < length, ["decision_time", name]]) for side in (faulty, whole)]
+        by = "day" if length == 1 else "month"
+        with_fault, without = (bool(judge_window(reference, side, null, by, [name]).alarms) for side in both)
+        if with_fault and not without:
+            return length
+    return None
+
+
+def main():
+    """Measure, print, and end with 1 where a bar does not hold."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--json", action="store_true", help="print a list of measurements")
+    options.add_argument("--times", type=int, default=1, help="runs of the peer, of which the median counts")
+    options.add_argument("--draws", type=int, default=50, help="days, and months, that are judged for each seed")
+    options.add_argument("--every", type=int, default=11, help="every such day of June to December gets the faults")
+    chosen = options.parse_args()
+    rows = measure(chosen.times, chosen.draws, chosen.every)
+    if chosen.json:
+        print(json.dumps(rows))
+    else:
+        for r in rows:
+            shown = "" if r["ours"] is None else r["ours"] if isinstance(r["ours"], str) else f"{r['ours']:.3g}"
+            against = f", peer {r['peer']:.3g}, {r['ratio']:.0f}x" if r["peer"] else ""
+            print(f"{r['name']}\n    {shown}{against}  bar {r['bar']}  holds {r['holds']}")
+    sys.exit(0 if all(r["holds"] for r in rows) else 1)
+
+
+def measure(times: int, draws: int, every: int) -> list[dict]:
+    """Every row of the table."""
+    table = scored()
+    known = table.loc[table.month <= 5, COLUMNS]
+    start = time.process_time()
+    null = calibrate(known, "scheduled_departure", **NAMES)
+    taken = time.process_time() - start
+    reference = Profile.of(known)
+    rows = cost(table, null, times)
+    rows.append(row(f"drift null of {len(known):,} rows, {null.days} days, CPU s", taken, "", True))
+    rows += wolves(split(known, "day", "scheduled_departure"), null, draws)
+    rows += months(table, reference, null)
+    rows += steady(table, reference, null, every)
+    return rows + weather(table, reference, null)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""A notebook against papermill's API, and kernel `mlnb` against `python3`.
+
+A notebook imports pandas and torch and makes a table. Beyond its cells' own time is what is left of the whole call once the time is
+taken off that the same cells take in a process that has imported both: `execute` against papermill's `execute_notebook`, each called
+again and again in one process.
+
+Kernels run under jupyter_client's own manager, `mlnb` forked from a process that has imported the libraries, `python3` started by
+Jupyter. The time is from the request for a kernel to the answer of its first cell. Memory is what belongs to one process alone, with
+the same libraries imported. All times are medians.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pandas
+import torch
+from jupyter_client.manager import KernelManager
+
+from mlnb.notebooks import kernels
+from mlnb.notebooks.execute import execute
+from mlnb.notebooks.forkserver import memory
+
+IMPORTS = "import numpy, pandas, pyarrow, torch, matplotlib.pyplot"
+MEGABYTES = 60  # that an idle kernel may have for itself
+
+
+@contextlib.contextmanager
+def server(pool: int):
+    """A fork server of our own that has imported everything."""
+    folder = tempfile.mkdtemp(prefix="mlnb-")
+    os.environ.update(MLNB_RUNTIME_DIR=folder, MLNB_KERNEL_POOL=str(pool))
+    try:
+        worker = kernels.fork_worker("builtins:repr")
+        worker.wait()
+        worker.close()
+        wait_ready(pool)
+        yield
+        kernels.stop(kill=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_ready(pool: int):
+    """Wait until the server has imported everything and has as many kernels ahead as it should."""
+    while True:
+        found = kernels.status()
+        ready = sum(child["ready"] for s in found for child in s.get("children", []) if child["kind"] == "pool")
+        if found and not found[0].get("waiting", True) and ready >= pool:
+            return
+        time.sleep(0.1)
+
+
+def start(name: str, code: str) -> tuple[float, KernelManager]:
+    """Seconds until a new kernel has answered `code`, and the kernel."""
+    begin = time.perf_counter()
+    manager = KernelManager(kernel_name=name)
+    with open(os.devnull, "w") as nowhere:
+        manager.start_kernel(stderr=nowhere)
+    client = manager.client()
+    client.start_channels(hb=False)
+    client.execute(code)
+    reply = client.get_shell_msg(timeout=120)
+    taken = time.perf_counter() - begin
+    assert reply["content"]["status"] == "ok", reply["content"]
+    client.stop_channels()
+    return taken, manager
+
+
+def seconds(name: str, code: str, times: int, pool: int = 0) -> float:
+    """The median time until the first answer."""
+    taken = []
+    for _ in range(times):
+        wait_ready(pool)
+        one, manager = start(name, code)
+        assert name != "mlnb" or manager.provisioner.how == ("pool" if pool else "forked"), manager.provisioner.how
+        manager.shutdown_kernel(now=True)
+        taken.append(one)
+    return statistics.median(taken)
+
+
+def launch(title: str, code: str, bar: float, times: int, pool: int) -> dict:
+    """One row: launch to first answer of both kernels."""
+    with server(pool):
+        ours, peer = seconds("mlnb", code, 2 * times + 1, pool), seconds("python3", code, times)
+    return {"name": title, "ours": ours, "peer": peer, "ratio": peer / ours, "bar": bar, "holds": peer / ours >= bar}
+
+
+CELLS = ["import pandas as pd\nimport torch\nrows = 3", "pd.DataFrame({'a': range(rows)}).a.sum(), torch.ones(rows).sum()"]
+
+
+def write(path: Path) -> Path:
+    """The notebook."""
+    empty = {"cell_type": "code", "metadata": {}, "outputs": [], "execution_count": None}
+    cells = [{**empty, "id": f"c{i}", "source": source} for i, source in enumerate(CELLS)]
+    spec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    path.write_text(json.dumps({"cells": cells, "metadata": {"kernelspec": spec}, "nbformat": 4, "nbformat_minor": 5}))
+    return path
+
+
+def median_of(times: int, function, *arguments, **options) -> float:
+    """Seconds of a call, the median of several after one that does not count."""
+    taken = []
+    for _ in range(times + 1):
+        begin = time.perf_counter()
+        function(*arguments, **options)
+        taken.append(time.perf_counter() - begin)
+    return statistics.median(taken[1:])
+
+
+def own_time(times: int) -> float:
+    """What the cells take where both libraries are imported already."""
+    code = [compile(cell, "cell", "exec") for cell in CELLS]
+    return median_of(times, lambda: [exec(c, {"rows": 3, "pd": pandas, "torch": torch}) for c in code])
+
+
+def whole_notebook(times: int) -> list[dict]:
+    """Two rows: the notebook against papermill, and the time alone."""
+    import papermill
+
+    with server(1), tempfile.TemporaryDirectory() as folder:
+        path, out, own = write(Path(folder, "task.ipynb")), Path(folder, "out.ipynb"), own_time(times)
+        ours = median_of(4 * times, execute, path, out) - own
+        peer = median_of(times, papermill.execute_notebook, str(path), str(out), progress_bar=False) - own
+    name = "notebook that imports pandas and torch, beyond its cells' own time, s"
+    row = {"name": f"{name}, against papermill", "ours": ours, "peer": peer, "ratio": peer / ours, "bar": 20, "holds": peer / ours >= 20}
+    return [row, {"name": name, "ours": ours, "peer": None, "ratio": None, "bar": "at most 0.1 s", "holds": ours <= 0.1}]
+
+
+def idle(count: int) -> dict:
+    """One row: the largest own memory of `count` idle kernels, and that of one that was started cold."""
+    with server(1):
+        running = [start("mlnb", IMPORTS)[1] for _ in range(count)]
+        cold = start("python3", IMPORTS)[1]
+        ours = max(memory(m.provisioner.pid)["uss"] for m in running) / 1e6
+        peer = memory(cold.provisioner.pid)["uss"] / 1e6
+        for manager in [*running, cold]:
+            manager.shutdown_kernel(now=True)
+    name = f"own memory of each of {count} idle kernels, MB, at most {MEGABYTES}"
+    return {"name": name, "ours": ours, "peer": peer, "ratio": peer / ours, "bar": None, "holds": ours <= MEGABYTES}
+
+
+def main():
+    """Measure, print, and end with 1 where a bar does not hold."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--json", action="store_true", help="print a list of measurements")
+    options.add_argument("--times", type=int, default=5, help="runs of the peer, of which the median counts")
+    times = options.parse_args().times
+    rows = [
+        *whole_notebook(times),
+        launch("kernel made ahead, launch to first answer, s, against python3", "1 + 1", 5, times, 1),
+        launch("kernel forked on demand, launch to first answer, s, against python3", "1 + 1", 2, times, 0),
+        launch("kernel made ahead, launch to pandas and torch imported, s, against python3", "import pandas, torch", 20, times, 1),
+        idle(8),
+    ]
+    if "--json" in sys.argv:
+        print(json.dumps(rows))
+    else:
+        for row in rows:
+            peer = f"{row['peer']:7.3f} {row['ratio']:6.1f}x" if row["peer"] else " " * 15
+            print(f"{row['name']:85} {row['ours']:7.3f} {peer}  bar {row['bar']}  holds {row['holds']}")
+    sys.exit(0 if all(row["holds"] for row in rows) else 1)
+
+
+if __name__ == "__main__":
+    main()

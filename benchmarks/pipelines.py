@@ -1,0 +1,214 @@
+"""Pipelines against `ploomber build`, on generated projects, each command a process of its own from start to end.
+
+Both run the same 30 notebooks, each of which imports pandas and torch: in a chain, and side by side on two jobs. Beyond the cells' own
+time is what is left once the time is taken off that the same cells take in one process that has imported both. Kernels are warm: the
+process that holds the libraries ready has been started by a run that does not count.
+
+Both are asked about the same project when nothing has changed. Before the clock counts for anything, both must say that nothing is to do.
+The times of a plan after one function of 200 has changed, and of 1,000 tasks that nobody has planned before, have no peer: Ploomber
+does not see the function, and hashes no inputs. The time of a run of many trivial tasks is compared with that of a quarter of them.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+
+import generated
+
+ROUNDS = 5
+TASKS = 50
+PROGRAMS = Path(sys.executable).parent
+UP_TO_DATE = """
+from ploomber.spec import DAGSpec
+dag = DAGSpec("pipeline.yaml").to_dag().render()
+for name in dag:
+    task = dag[name]
+    task.product.metadata.update(source_code=str(task.source), params=task.params.to_json_serializable(params_only=True))
+"""
+
+
+def timed(command: list[str], root: Path) -> tuple[float, str]:
+    """Seconds of a whole process, and what it printed."""
+    quiet = {**os.environ, "PLOOMBER_STATS_ENABLED": "false", "MLNB_TRACK_RUNS": "false"}
+    started = time.perf_counter()
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=quiet)
+    taken = time.perf_counter() - started
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
+    return taken, done.stdout
+
+
+def plan(root: Path) -> tuple[float, list[dict]]:
+    """Seconds of `mlnb plan`, and its tasks."""
+    taken, text = timed([str(PROGRAMS / "mlnb"), "plan", "--json"], root)
+    return taken, json.loads(text)["tasks"]
+
+
+def outdated(tasks: list[dict]) -> list[str]:
+    return [t["name"] for t in tasks if t["state"] == "outdated"]
+
+
+def build(root: Path) -> float:
+    """Seconds of `ploomber build` when nothing is to do."""
+    taken, text = timed([str(PROGRAMS / "ploomber"), "build"], root)
+    if "True" in text:
+        sys.exit(f"ploomber build ran tasks:\n{text}")
+    return taken
+
+
+def most(name: str, ours: float, bar: float, unit: str = "s") -> dict:
+    """A row without a peer: at most `bar`."""
+    return {"name": name, "ours": ours, "peer": None, "ratio": None, "bar": f"at most {bar:g} {unit}", "holds": ours <= bar}
+
+
+def own_time(root: Path) -> float:
+    """Seconds of all cells of a project, one after the other, in a process that has imported what they import."""
+    script = """
+import json, os, pathlib, sys, time
+import pandas, torch, yaml
+sys.path.insert(0, "")
+codes = []
+for task in yaml.safe_load(open("pipeline.yaml"))["tasks"]:
+    cells = json.load(open(task["source"]))["cells"]
+    data = task["product"]["data"]
+    given = f"product = {{'data': {data!r}}}\\nupstream = upstream and {{upstream[0]: {{'data': f'out/{{upstream[0]}}.txt'}}}}"
+    codes.append([compile("".join(c["source"]), "cell", "exec") for c in cells[:1]] + [compile(given, "given", "exec")]
+                 + [compile("".join(c["source"]), "cell", "exec") for c in cells[1:]])
+os.makedirs("out", exist_ok=True)
+begin = time.perf_counter()
+for code in codes:
+    names = {}
+    for cell in code:
+        exec(cell, names)
+print(time.perf_counter() - begin)
+"""
+    taken = [float(timed([sys.executable, "-c", script], root)[1]) for _ in range(ROUNDS)]
+    shutil.rmtree(root / "out")
+    return statistics.median(taken)
+
+
+def mlnb_run(root: Path, *words: str) -> float:
+    """Seconds of `mlnb run` from nothing; every task must have been executed."""
+    for made in ("out", ".mlnb"):
+        shutil.rmtree(root / made, ignore_errors=True)
+    taken, text = timed([str(PROGRAMS / "mlnb"), "run", "--json", *words], root)
+    assert {t["status"] for t in json.loads(text)["tasks"]} == {"executed"}
+    return taken
+
+
+def ploomber_run(root: Path) -> float:
+    """Seconds of `ploomber build` from nothing."""
+    shutil.rmtree(root / "out", ignore_errors=True)
+    taken, text = timed([str(PROGRAMS / "ploomber"), "build"], root)
+    assert "False" not in text, text
+    return taken
+
+
+def notebooks(folder: Path, chain: bool, count: int = 30) -> list[dict]:
+    """A chain, or side by side on two jobs, against Ploomber serial or parallel."""
+    root = generated.make(folder / f"notebooks{chain}", count, chain=chain, imports=("pandas", "torch"))
+    own = own_time(root)
+    ours = statistics.median(mlnb_run(root, "--jobs", "1" if chain else "2") for _ in range(ROUNDS)) - own
+    if not chain:
+        text = "executor: {dotted_path: ploomber.executors.Parallel, processes: 2}\n" + (root / "pipeline.yaml").read_text()
+        (root / "pipeline.yaml").write_text(text)
+    peer = statistics.median(ploomber_run(root) for _ in range(ROUNDS)) - own
+    how = "in a chain" if chain else "side by side, 2 jobs"
+    name = f"{count} notebooks that import pandas and torch, {how}, beyond cell time, s, against ploomber build"
+    return [{"name": name, "ours": ours, "peer": peer, "ratio": peer / ours, "bar": 20, "holds": peer / ours >= 20}]
+
+
+def many_runs(folder: Path) -> list[dict]:
+    """1,000 trivial tasks against 250, and the memory of the process that runs them."""
+    taken = {n: mlnb_run(generated.make(folder / f"run{n}", n, chain=False), "--jobs", "2") for n in (250, 1000)}
+    root = generated.make(folder / "memory", 1000, chain=False)
+    script = "import resource, sys; sys.argv = ['mlnb', 'run', '--json', '--jobs', '2']; from mlnb.cli.main import cli\ntry: cli()\n"
+    script += "except SystemExit: print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+    peak = float(timed([sys.executable, "-c", script], root)[1].rsplit("PEAK", 1)[1])
+    name = "run of 1,000 trivial tasks against 4 runs of 250: it grows linearly, s"
+    ratio = 4 * taken[250] / taken[1000]
+    return [
+        {"name": name, "ours": taken[1000], "peer": 4 * taken[250], "ratio": ratio, "bar": 0.75, "holds": ratio >= 0.75},
+        most("run of 1,000 tasks, memory of mlnb run, MB", peak, 500, "MB"),
+    ]
+
+
+def nothing_changed(folder: Path) -> list[dict]:
+    root = generated.make(folder / "nothing", TASKS)
+    generated.complete(root)
+    subprocess.run([sys.executable, "-c", UP_TO_DATE], cwd=root, check=True, capture_output=True)
+    assert not outdated(plan(root)[1])
+    build(root)
+    ours, peer = (statistics.median(column) for column in zip(*((plan(root)[0], build(root)) for _ in range(ROUNDS)), strict=True))
+    name = f"nothing changed, {TASKS} tasks, whole process, s"
+    row = {"name": f"{name}, against ploomber build", "ours": ours, "peer": peer, "ratio": peer / ours, "bar": 20}
+    return [row | {"holds": peer / ours >= 20}, most(name, ours, 0.2)]
+
+
+def one_function_changed(folder: Path) -> list[dict]:
+    """Each round changes another function; just the tasks that use it, or a function that calls it, may be outdated."""
+    root = generated.make(folder / "one", TASKS, chain=False, functions=4 * TASKS)
+    generated.complete(root)
+    module, taken = root / generated.PACKAGE / "work.py", []
+    for n in range(ROUNDS):
+        before, changed = module.read_text(), 10 * n + 83
+        module.write_text(before.replace(f" + {changed}\n", f" + {changed + 1000}\n"))
+        callers = range(changed, 4 * TASKS, 10)  # the next in its column, and so on
+        seconds, tasks = plan(root)
+        taken.append(seconds)
+        assert outdated(tasks) == sorted({f"t{f // 4:04}" for f in callers}), outdated(tasks)
+        module.write_text(before)
+        plan(root)
+    return [most(f"one function changed of {4 * TASKS}, {TASKS} tasks, whole mlnb plan, s", statistics.median(taken), 0.5)]
+
+
+def many_tasks(folder: Path) -> list[dict]:
+    """Cold: nothing of an earlier plan is left."""
+    taken = {}
+    for n in (250, 1000):
+        root = generated.make(folder / f"many{n}", n)
+        taken[n] = statistics.median(plan(root)[0] for _ in range(ROUNDS) if not subprocess.run(["rm", "-rf", root / ".mlnb"]).returncode)
+    ratio = taken[1000] / taken[250]
+    row = {"name": "plan of 1,000 tasks against 4 plans of 250: it grows linearly, s", "ours": taken[1000], "peer": 4 * taken[250]}
+    return [
+        most("plan of 1,000 tasks, cold, whole process, s", taken[1000], 2),
+        row | {"ratio": 4 / ratio, "bar": 0.75, "holds": 4 / ratio >= 0.75},
+    ]
+
+
+PARTS = {
+    "nothing": nothing_changed,
+    "one": one_function_changed,
+    "plan": many_tasks,
+    "chain": partial(notebooks, chain=True),
+    "side": partial(notebooks, chain=False),
+    "many": many_runs,
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", action="store_true", help="print the rows as one JSON list")
+    parser.add_argument("--only", choices=PARTS, action="append", help="measure this part; default: all of them")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = [row for name, measure in PARTS.items() if name in (arguments.only or PARTS) for row in measure(Path(folder))]
+    if arguments.json:
+        print(json.dumps(found))
+    else:
+        for r in found:
+            peer = f", peer {r['peer']:.3g}, {r['ratio']:.3g}x" if r["peer"] else ""
+            print(f"{r['name']}: ours {r['ours']:.3g}{peer}, bar {r['bar']}: {'holds' if r['holds'] else 'FAILS'}")
+    sys.exit(0 if all(r["holds"] for r in found) else 1)
+
+
+if __name__ == "__main__":
+    main()

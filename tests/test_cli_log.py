@@ -1,0 +1,125 @@
+"""`mlnb predictions` and `mlnb compact` as a user calls them."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+from pipeline_project import lives
+from test_compactor import ids_in_parquet, prediction
+
+from mlnb.project.settings import load_settings
+from mlnb.serving.predictions import PredictionLog
+
+
+@pytest.fixture
+def project(tmp_path):
+    "A project with 30 predictions"
+    (tmp_path / "pyproject.toml").write_text("[tool.mlnb]\n")
+    log = PredictionLog.of(load_settings(tmp_path))
+    log.append([prediction(i, "v2" if i % 3 else "v1") for i in range(30)])
+    log.close()
+    return tmp_path
+
+
+def environment():
+    return {k: v for k, v in os.environ.items() if not k.startswith("MLNB_")}
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "mlnb.cli.main", *arguments]
+
+
+def mlnb(project, *arguments):
+    return subprocess.run(command(*arguments), cwd=project, env=environment(), capture_output=True, text=True)
+
+
+def test_a_question_before_and_after_compacting(project):
+    ask = ("predictions", "--entity", "UA/7", "--json")
+    before = json.loads(mlnb(project, *ask).stdout)
+    assert mlnb(project, "compact").stdout == "30 rows of 1 file in 3 parts, 3 hours profiled\n"
+    assert before == json.loads(mlnb(project, *ask).stdout)
+    (row,) = before
+    assert (row["request_id"], row["time"], row["distance"], row["probability"]) == ("r000007", "2013-07-01T01:07:00Z", 1400, 0.1 + 0.2)
+    assert json.loads(mlnb(project, "compact", "--json").stdout)["rows"] == 0
+    assert "nothing to compact" in mlnb(project, "compact").stdout
+
+
+def test_the_table_shows_the_newest(project):
+    shown = mlnb(project, "predictions", "--limit", "3").stdout.splitlines()
+    assert shown[0].split()[:3] == ["time", "entity", "model_version"] and len(shown) == 4 and "2013-07-01 02:29:00" in shown[3]
+    assert "No such prediction" in mlnb(project, "predictions", "--version", "v9").stdout
+
+
+def test_files(project):
+    said = mlnb(project, "predictions", "--since", "2013-07-01T01:00", "--until", "2013-07-01T02:00", "--output", "hour.parquet").stdout
+    assert said == "10 predictions in hour.parquet\n" and len(pd.read_parquet(project / "hour.parquet")) == 10
+    mlnb(project, "predictions", "--version", "v2", "--arm", "champion", "--limit", "4", "--output", "four.csv")
+    assert (pd.read_csv(project / "four.csv")["model_version"] == "v2").tolist() == [True] * 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("predictions", "--since", "soon"), "since is 'soon', which is no time; write 2013-07-01"),
+        (("predictions", "--output", "rows.xlsx"), "neither a .parquet nor a .csv file"),
+        (("predictions", "--output", "pyproject.toml/rows.csv"), "pyproject.toml/rows.csv cannot be written"),
+        (("compact", "--watch", "0"), "--watch"),
+    ],
+)
+def test_mistakes_are_a_sentence(project, arguments, says):
+    done = mlnb(project, *arguments)
+    assert done.returncode != 0 and "Traceback" not in done.stderr and says in " ".join(done.stderr.split())
+
+
+def test_a_setting_with_a_wrong_word(project):
+    (project / "pyproject.toml").write_text('[tool.mlnb]\nlog_full = "ignore"\n')
+    done = mlnb(project, "compact")
+    assert done.returncode == 2 and """setting 'log_full' has value 'ignore'; write log_full = "refuse" or "serve\"""" in done.stderr
+
+
+def wait(for_what):
+    end = time.monotonic() + 60
+    while not for_what():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_watching_until_ctrl_c(project):
+    process = subprocess.Popen(command("compact", "--watch", "1"), cwd=project, env=environment(), stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "30 rows of 1 file in 3 parts, 3 hours profiled\n"
+    log = PredictionLog.of(load_settings(project))
+    log.append([prediction(30)])
+    log.close()
+    assert process.stdout.readline() == "1 row of 1 file in 1 part, 1 hour profiled\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 0
+
+
+BESIDE = """
+import sys, time
+from mlnb.project.settings import load_settings
+from mlnb.serving.compactor import start_beside
+print(start_beside(load_settings()).pid, flush=True)
+time.sleep(60)
+"""
+
+
+def test_beside_a_service_it_ends_with_it(project):
+    service = subprocess.Popen([sys.executable, "-c", BESIDE], cwd=project, env=environment(), stdout=subprocess.PIPE, text=True)
+    pid = int(service.stdout.readline())
+    wait(lambda: len(ids_in_parquet(project / ".mlnb/storage/predictions")) == 30)
+    service.kill()
+    service.wait()
+    wait(lambda: not lives(pid))
+
+
+def test_no_compactor_where_the_setting_says_so(project):
+    from mlnb.serving.compactor import start_beside
+
+    (project / "pyproject.toml").write_text("[tool.mlnb]\nlog_compact_minutes = 0\n")
+    assert start_beside(load_settings(project)) is None

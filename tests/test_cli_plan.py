@@ -1,0 +1,79 @@
+"""mlnb plan as a program: what goes to which stream, and that nothing is run."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from pipeline_project import done, edit, make
+
+
+@pytest.fixture
+def project(tmp_path):
+    return done(make(tmp_path / "project"))
+
+
+def mlnb(root, *words):
+    program = [sys.executable, "-c", "from mlnb.cli.main import main; main()", *words]
+    return subprocess.run(program, cwd=root, capture_output=True, text=True)
+
+
+def test_a_new_project(tmp_path):
+    root = make(tmp_path / "project")
+    shown = mlnb(root, "plan")
+    assert shown.returncode == 0 and shown.stderr == ""
+    assert shown.stdout.splitlines()[0].split() == ["●", "first", "outdated", "never", "ran"]
+    assert shown.stdout.endswith("3 of 3 tasks would run\n") and not (root / "out").exists()
+
+
+def test_json_is_alone_on_standard_output(project):
+    edit(project / "planes" / "work.py", "FACTOR = 10", "FACTOR = 20")
+    shown = mlnb(project, "plan", "--json")
+    assert shown.returncode == 0 and shown.stderr == ""
+    assert json.loads(shown.stdout) == {
+        "tasks": [
+            {"name": "first", "state": "outdated", "reasons": ["global planes.work.FACTOR changed"], "notes": []},
+            {"name": "second", "state": "waiting", "reasons": ["upstream first will run"], "notes": []},
+            {"name": "other", "state": "current", "reasons": [], "notes": []},
+        ]
+    }
+    text = mlnb(project, "plan").stdout
+    assert "1 of 3 tasks would run, 1 waits for what they write" in text and "global planes.work.FACTOR changed" in text
+
+
+def test_nothing_to_do_from_anywhere_in_the_project(project):
+    for folder in (project, project / "nbs"):
+        shown = mlnb(folder, "plan")
+        assert shown.returncode == 0 and shown.stdout.endswith("Nothing to do: 3 tasks are current\n")
+    assert [t["name"] for t in json.loads(mlnb(project, "plan", "second", "--json").stdout)["tasks"]] == ["first", "second"]
+    assert [t["name"] for t in json.loads(mlnb(project, "plan", "--from", "second", "--json").stdout)["tasks"]] == ["second"]
+    assert [t["name"] for t in json.loads(mlnb(project, "plan", "--to", "other", "--json").stdout)["tasks"]] == ["other"]
+
+
+def test_a_parameter(project):
+    shown = mlnb(project, "plan", "--param", "n=5")
+    assert "parameter n changed from 1 to 5" in shown.stdout
+    assert mlnb(project, "plan").stdout.endswith("Nothing to do: 3 tasks are current\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["othre"], "there is no task 'othre' (did you mean 'other'?)"),
+        (["--to", "othre"], "there is no task 'othre' (did you mean 'other'?)"),
+        (["--from", "second", "--to", "other"], "no task lies between second and other"),
+        (["--param", "m=1"], "neither env.yaml nor any notebook declares a parameter 'm'"),
+        (["--param", "n"], "is not of the form name=value"),
+    ],
+)
+def test_mistakes(project, words, says):
+    finished = mlnb(project, "plan", *words)
+    assert finished.returncode == 1 and says in finished.stderr and finished.stdout == "" and "Traceback" not in finished.stderr
+
+
+def test_without_a_place_to_remember(tmp_path):
+    root = make(tmp_path / "project")
+    (root / ".mlnb").write_text("in the way")
+    shown = mlnb(root, "plan")
+    assert shown.returncode == 0 and "3 of 3 tasks would run" in shown.stdout
+    assert "cannot be written" in shown.stderr and len(shown.stderr.splitlines()) == 1

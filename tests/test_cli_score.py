@@ -1,0 +1,57 @@
+import json
+import shutil
+
+import pyarrow.parquet as pq
+import pytest
+from test_bento import mlnb
+from test_cli_serve import refused
+from test_scoring import many, parquet, text
+
+from mlnb.models.bundle import Bundle
+from mlnb.serving.predictions import read
+
+
+@pytest.fixture
+def project(toy, tmp_path):
+    "A project with 30 rows to score, of which the last is wrong"
+    root = shutil.copytree(toy, tmp_path / "project")
+    rows = many(Bundle.load(root / "products/bundle").samples["requests"], 29)
+    parquet(root / "in.parquet", [*rows, rows[0] | {"distance": None}])
+    text(root / "in.csv", rows)
+    return root
+
+
+def test_scoring_a_file(project):
+    done = mlnb(project, "score", "in.parquet", "scores/out.parquet")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Scored 29 rows with model toy v1 in ") and "scores/out.parquet\n" in done.stdout
+    assert "1 of 30 rows were set aside and are explained in scores/out.rejected.parquet" in done.stdout
+    assert done.stdout.endswith("the first is row 29, field 'distance': is missing\n")
+    assert pq.read_metadata(project / "scores/out.parquet").num_rows == 29
+    refused(mlnb(project, "score", "in.parquet", "scores/out.parquet"), "scores/out.parquet is there already", "--overwrite")
+    assert mlnb(project, "score", "in.csv", "scores/out.parquet", "--overwrite").returncode == 0
+    assert [p.name for p in (project / "scores").iterdir()] == ["out.parquet"]
+
+
+def test_a_document_for_a_program(project):
+    done = mlnb(project, "score", "in.parquet", "out.csv", "--json", "--log")
+    told = json.loads(done.stdout)
+    assert (told["rows"], told["rejected"], told["rejected_file"], told["model_version"]) == (30, 1, "out.rejected.csv", "v1")
+    assert len(read(project / ".mlnb/predictions")) == 29
+
+
+def test_strict(project):
+    refused(mlnb(project, "score", "in.parquet", "out.parquet", "--strict"), "row 29, field 'distance': is missing")
+    assert not (project / "out.parquet").exists()
+    assert mlnb(project, "score", "in.csv", "out.parquet", "--strict").returncode == 0
+
+
+def test_wrong_calls(project, tmp_path):
+    refused(mlnb(project, "score", "none.csv", "out.csv"), "there is no file none.csv")
+    refused(mlnb(project, "score", "in.csv", "out.json"), "out.json has no format that can be scored")
+    refused(mlnb(project, "score", "in.csv", "out.csv", "--at", "yesterday"), "'yesterday' is no time with its offset")
+    refused(mlnb(project, "score", "in.csv", "out.csv", "--at", "2013-07-01T05:00:00Z"), "has a column 'decision_time'")
+    refused(mlnb(project, "score", "in.csv", "out.csv", "--bundle", str(tmp_path)), "no model bundle in")
+    refused(mlnb(tmp_path, "score", "in.csv", "out.csv"), "no project at or above")
+    (project / "in.csv").write_text("carrier;flight\nUA;1\n")
+    refused(mlnb(project, "score", "in.csv", "out.csv"), "in.csv has no column 'carrier'", "the model needs carrier, flight")

@@ -1,0 +1,392 @@
+"""The compactor: killed at every step, beside others, beside readers; each row once."""
+
+import json
+import subprocess
+import sys
+import threading
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mlnb.project.errors import ServingError
+from mlnb.serving import compactor as c
+from mlnb.serving.log_reader import LogReader, Where
+from mlnb.serving.predictions import Prediction, PredictionLog, as_batch
+
+
+def prediction(number, version="v1", hour=None):
+    at = f"2013-07-01T{number % 3 if hour is None else hour:02}:{number % 60:02}:00Z"
+    raw = {"carrier": "UA", "distance": 1400, "departure": "2013-07-01T20:00:00-04:00"}
+    seen = {"carrier": "UA", "wind": None if number % 2 else 3.5}
+    return Prediction(f"r{number:06}", f"UA/{number}", at, at, version, "champion", at, 0.5, 0.1 + 0.2, number % 2 == 0, raw, seen)
+
+
+def columns(numbers):
+    "The same predictions as columns"
+    rows = [prediction(n) for n in numbers]
+    times = np.array([r.time[:-1] for r in rows], "datetime64[s]")
+    own = {"request_id": [r.request_id for r in rows], "entity": [r.entity for r in rows], "time": times, "logged_at": times}
+    own |= {"model_version": "v1", "arm": "champion", "context_moment": times, "latency_ms": 0.5}
+    own |= {"probability": np.full(len(rows), 0.1 + 0.2), "decision": np.array([r.decision for r in rows])}
+    raw = {"carrier": np.full(len(rows), "UA"), "distance": np.full(len(rows), 1400)}
+    raw["departure"] = np.full(len(rows), np.datetime64("2013-07-02T00:00:00"))
+    wind = np.where(np.array(numbers) % 2, np.nan, 3.5)
+    return as_batch(raw, {"carrier": raw["carrier"], "wind": wind}, **own)  # a feature that is an input, and one of its own
+
+
+def log_files(folder, files, rows=10, start=0, hour=None):
+    "Finished files of so many rows each"
+    for file in range(files):
+        log = PredictionLog(folder)
+        log.append([prediction(start + file * rows + i, "v2" if i > 7 else "v1", hour) for i in range(rows)])
+        log.close()
+
+
+def ids_in_parquet(folder):
+    "What any other tool would find"
+    files = Path(folder).rglob("*.parquet")
+    return sorted(i for file in files for i in pq.read_table(file, columns=["request_id"])["request_id"].to_pylist())
+
+
+def expected(rows):
+    return [f"r{i:06}" for i in range(rows)]
+
+
+@pytest.fixture
+def place(tmp_path):
+    return tmp_path / "log", tmp_path / "parts"
+
+
+def test_rows_in_columns_are_the_same_rows(tmp_path):
+    for name, append in (("a", lambda log, n: log.append([prediction(i) for i in n])), ("b", lambda log, n: log.append_table(columns(n)))):
+        log = PredictionLog(tmp_path / name)
+        append(log, range(50))
+        append(log, range(50, 70))
+        log.close()
+    rows, batches = (LogReader(tmp_path / name).frame() for name in "ab")
+    pd.testing.assert_frame_equal(rows, batches)
+    c.Compactor(tmp_path / "b", tmp_path / "parts").run()
+    pd.testing.assert_frame_equal(rows, LogReader(tmp_path / "b", tmp_path / "parts").frame())
+
+
+def test_rows_of_both_kinds_share_their_parts(place):
+    log = PredictionLog(place[0])
+    log.append([prediction(i) for i in range(20)])
+    log.append_table(columns(range(20, 40)))
+    log.close()
+    before = LogReader(*place).frame()
+    assert c.Compactor(*place).run().parts == 3
+    pd.testing.assert_frame_equal(before, LogReader(*place).frame(), check_like=True)
+
+
+def test_late_rows_make_a_further_part(place):
+    log_files(place[0], 1)
+    c.Compactor(*place).run()
+    log_files(place[0], 1, start=10)
+    assert c.Compactor(*place).run().rows == 10
+    assert len({p.folder for p in c.PartStore(place[1]).parts()}) < len(c.PartStore(place[1]).parts())
+    assert ids_in_parquet(place[1]) == expected(20) == LogReader(*place).frame()["request_id"].sort_values().tolist()
+
+
+def test_small_parts_are_merged_when_they_pile_up(place):
+    for i in range(9):
+        log_files(place[0], 1, start=10 * i, hour=5)
+        c.Compactor(*place).run()
+    parts = c.PartStore(place[1]).parts()
+    assert {p.version: sum(q.version == p.version for q in parts) for p in parts} == {"v1": 2, "v2": 2}
+    assert ids_in_parquet(place[1]) == expected(90)
+
+
+def test_damaged_and_torn_lines_are_set_aside(place):
+    log_files(place[0], 1)
+    (file,) = place[0].glob("*.jsonl")
+    good = file.read_bytes()
+    odd = json.dumps({"request_id": "x", "time": "yesterday"}).encode()
+    deep = b"[" * 100_000
+    file.write_bytes(b"\x00\xff\n" + good + odd + b"\n" + deep + b"\n" + good[:100])
+    done = c.Compactor(*place).run()
+    assert (done.rows, done.damaged) == (10, 4) and ids_in_parquet(place[1]) == expected(10)
+    assert (place[0] / "damaged" / file.name).read_bytes() == b"\x00\xff\n" + odd + b"\n" + deep + b"\n" + good[:100]
+
+
+def test_a_batch_of_columns_that_is_torn_is_set_aside(place):
+    log = PredictionLog(place[0])
+    log.append_table(columns(range(20)))
+    log.append_table(columns(range(20, 30)))
+    log.close()
+    (file,) = place[0].glob("*.arrows")
+    file.write_bytes(file.read_bytes()[:-9])
+    done = c.Compactor(*place).run()
+    assert (done.rows, done.damaged) == (20, 1) and ids_in_parquet(place[1]) == expected(20)
+
+
+def test_a_large_log_is_compacted_some_rows_at_a_time(place, monkeypatch):
+    monkeypatch.setattr(c, "_CHUNK", 40)
+    log_files(place[0], 10, rows=15)
+    steps = []
+    done = c.Compactor(*place).run(lambda so_far: steps.append(so_far.rows))
+    assert done.rows == 150 and len(steps) > 3 and steps == sorted(steps) and ids_in_parquet(place[1]) == expected(150)
+
+
+def test_columns_whose_types_do_not_agree(place):
+    log = PredictionLog(place[0])
+    for value in (1, 2.5, "three", {"four": [4]}, None, 2**70):
+        row = prediction(0)
+        row.request_id, row.input = str(value), {"odd": value}
+        log.append([row])
+        log.close()
+    before = LogReader(*place).frame()
+    assert c.Compactor(*place).run().rows == 6 and len(LogReader(*place).frame()) == len(before) == 6
+
+
+@pytest.mark.parametrize("version", ["a/b=c d", "ü%2F..", ".."])
+def test_any_name_of_a_version_is_a_folder(place, version):
+    log = PredictionLog(place[0])
+    log.append([prediction(0, version)])
+    log.close()
+    c.Compactor(*place).run()
+    (part,) = c.PartStore(place[1]).parts()
+    assert part.version == version and len(LogReader(*place).frame(Where(version=version))) == 1
+
+
+def test_two_at_once_exclude_each_other(place):
+    log_files(place[0], 1)
+    one, other = c.Compactor(*place), c.Compactor(*place)
+    with one._alone(), pytest.raises(ServingError, match="is being compacted by another process"):
+        other.run()
+    assert other.run().rows == 10
+
+
+def test_old_parts_expire_by_hour_and_by_age(place):
+    log_files(place[0], 1)
+    compactor = c.Compactor(*place, keep_days=30)
+    assert compactor.run().expired == 0  # old decisions, logged a moment ago
+    for part in compactor.store.parts():
+        past = f"{datetime.now(UTC) - timedelta(days=31):{c._STAMP}}"
+        Path(part.path).rename(part.path.replace(part.stamp, past))
+    log_files(place[0], 1, start=10)
+    assert compactor.run().expired > 0 and ids_in_parquet(place[1]) == expected(20)[10:]
+
+
+def test_parts_may_be_in_any_file_system(place):
+    log_files(place[0], 9, hour=5)
+    url = f"memory://{place[0].name}-{id(place)}"
+    c.Compactor(place[0], url).run()
+    frame = LogReader(place[0], url).frame(Where(entity="UA/7"))
+    assert frame["request_id"].tolist() == ["r000007"] and not list(place[0].glob("*.jsonl"))
+
+
+def test_readers_beside_writers_and_compactor(place):
+    "Whenever one looks: every acknowledged row, none twice"
+    ended, acknowledged, problems = threading.Event(), [], []
+
+    def write():
+        log = PredictionLog(place[0])
+        while not ended.is_set():
+            start = len(acknowledged)
+            log.append([prediction(i, hour=5) for i in range(start, start + 20)])
+            acknowledged.extend(range(start, start + 20))
+            log.close()
+            ended.wait(0.01)
+
+    def compact():
+        while not ended.is_set():
+            c.Compactor(*place).run()
+
+    def watched(work):
+        try:
+            work()
+        except Exception as e:
+            problems.append(e)
+
+    threads = [threading.Thread(target=watched, args=(work,)) for work in (write, compact)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(15):
+            least = len(acknowledged)
+            found = LogReader(*place).frame()["request_id"]
+            assert found.is_unique and len(found) >= least
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+    c.Compactor(*place).run()
+    assert not problems and ids_in_parquet(place[1]) == expected(len(acknowledged))
+
+
+EVERY_STEP = """
+import os, shutil, signal, sys
+from pathlib import Path
+sys.path.insert(0, {tests!r})
+import pandas, pyarrow.dataset, pyarrow.parquet, pyarrow.compute
+import test_compactor as t
+from mlnb.serving import compactor as c
+from mlnb.serving.log_reader import LogReader
+c._PILE = 3
+root = Path({root!r})
+STEPS = {{"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}}
+
+def forked(work):
+    "The signal or exit code with which a child ends that does this"
+    pid = os.fork()
+    if not pid:
+        try:
+            work()
+            os._exit(0)
+        except BaseException as e:
+            print(repr(e), flush=True)
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def run(last=None):
+    left = [last]
+    def hook(event, arguments):
+        writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if (event in STEPS or writes) and str(root) in str(arguments[0]):
+            left[0] -= 1
+            if left[0] < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+    if last is not None:
+        sys.addaudithook(hook)
+    c.Compactor(root / "log", root / "parts").run()
+
+def recover():
+    found = sorted(LogReader(root / "log", root / "parts").frame()["request_id"])
+    assert found == t.expected(40), ("a reader finds", len(found))
+    run()
+    assert t.ids_in_parquet(root / "parts") == t.expected(40), len(t.ids_in_parquet(root / "parts"))
+    assert list(root.rglob("*-merged.parquet")) and not list((root / "parts").rglob("*.part"))
+    assert not [f for f in (root / "log").rglob("*") if f.suffix in (".jsonl", ".arrows")]
+
+def begin():
+    "Two parts of one hour are there, a file of lines and one of columns are to come; then there is something to merge"
+    shutil.rmtree(root, ignore_errors=True)
+    for i in range(2):
+        t.log_files(root / "log", 1, rows=8, start=8 * i, hour=1)
+        c.Compactor(root / "log", root / "parts").run()
+    t.log_files(root / "log", 1, rows=8, start=16, hour=1)
+    log = t.PredictionLog(root / "log")
+    log.append_table(t.columns(range(24, 40)))
+    log.close()
+
+assert forked(begin) == 0
+shutil.copytree(root, kept := root.with_name("kept"))
+step = 0
+while True:
+    shutil.rmtree(root)
+    shutil.copytree(kept, root)
+    ends = [forked(lambda: run(step)) for _ in range(1 + step % 2)]
+    assert forked(recover) == 0, step
+    if ends[0] == 0:
+        break
+    assert ends[0] == -signal.SIGKILL, ends
+    step += 1
+print(step, "steps")
+"""
+
+
+def test_killed_at_every_step(tmp_path):
+    "kill -9 at each change of the file system, at every other one twice: readers and Parquet have each row once"
+    code = EVERY_STEP.format(tests=str(Path(__file__).parent), root=str(tmp_path / "place"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert int(done.stdout.split()[0]) > 25
+
+
+def test_rows_that_stand_twice_stay_once(place):
+    "Whole batches again, from another process; a row of another arm, moment or entity is another row"
+    for _ in range(2):
+        log = PredictionLog(place[0])
+        log.append([prediction(i, hour=5) for i in range(20)])
+        log.append_table(columns(range(40, 60)))
+        log.close()
+    other = prediction(0, hour=5)
+    other.arm = "shadow"
+    late = prediction(1, hour=5)
+    late.time = "2013-07-01T05:59:00Z"
+    log = PredictionLog(place[0])
+    log.append([other, late])
+    log.close()
+    done = c.Compactor(*place).run()
+    assert (done.rows, done.twice) == (42, 40)
+    assert ids_in_parquet(place[1]) == sorted(["r000000", "r000001", *expected(20), *expected(60)[40:]])
+
+
+def test_rows_that_stand_in_two_parts_stay_once_when_those_are_merged(place):
+    for i in range(9):
+        log_files(place[0], 1, start=10 * (i % 8), hour=5)
+        c.Compactor(*place).run()
+    assert len(ids_in_parquet(place[1])) in (80, 90)
+    for i in range(9):
+        log_files(place[0], 1, start=100 + 10 * i, hour=5)
+        c.Compactor(*place).run()
+    assert ids_in_parquet(place[1]).count("r000005") == 1
+
+
+def test_a_folder_that_cannot_be_written_is_said():
+    "To somebody who is not root; what is there stays as it is"
+    code = """
+import os, sys
+sys.path.insert(0, sys.argv[3])
+import pandas, pyarrow.dataset, pyarrow.parquet
+from mlnb.project.errors import ServingError
+from mlnb.serving.compactor import Compactor
+from mlnb.serving.log_reader import LogReader
+import test_compactor
+from tempfile import TemporaryDirectory
+with TemporaryDirectory() as other:  # what is imported late, somebody else may not be allowed to read
+    test_compactor.log_files(other + "/log", 1)
+    Compactor(other + "/log", other + "/parts").run()
+    LogReader(other + "/log", other + "/parts").frame()
+if not os.getuid():
+    os.setuid(65534)
+try:
+    Compactor(*sys.argv[1:3]).run()
+except ServingError as e:
+    print(e)
+print(len(LogReader(*sys.argv[1:3]).frame()))
+"""
+    with TemporaryDirectory() as folder:  # that of pytest is for its user alone
+        log = Path(folder) / "log"
+        log_files(log, 1)
+        Path(folder).chmod(0o755)
+        log.chmod(0o555)
+        arguments = [str(log), f"{folder}/parts", str(Path(__file__).parent)]
+        done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+        log.chmod(0o755)
+    assert "cannot be compacted by this process" in done.stdout and done.stdout.endswith("\n10\n"), done.stdout + done.stderr
+
+
+def test_beside_the_real_server(toy, tmp_path):
+    "Callers ask, workers are killed, the compactor runs again and again: each acknowledged answer is there, once"
+    import toy_project
+    from plain_server import Callers, plain, workers
+
+    from mlnb.serving import log_profiles as p
+
+    log, parts, profiles = (tmp_path / name for name in ("log", "parts", "profiles"))
+    served = plain(toy, log, "--workers", "2", MLNB_LOG_COMPACT_MINUTES="0")
+    with served as (process, url), Callers(url, toy_project.example(toy)) as callers:
+        for _ in range(3):
+            callers.wait_for(100)
+            workers(process)[0].kill()  # its file is finished
+            c.Compactor(log, parts).run()
+            p.profile_log(log, profiles, parts, lines=False)
+            assert LogReader(log, parts).frame()["request_id"].is_unique
+    c.Compactor(log, parts).run()
+    p.profile_log(log, profiles, parts)
+    found = ids_in_parquet(parts)
+    assert len(found) == len(set(found)) and set(callers.acknowledged) <= set(found)
+    assert p.HourStore(profiles).merged().rows == len(found)
+
+
+def test_no_rows_are_of_no_hour():
+    texts, times = pa.array([], pa.string()), pa.array([], pa.timestamp("us", "UTC"))
+    assert list(c.by_hour(pa.table({"time": times, "entity": texts, "request_id": texts}))) == []

@@ -1,0 +1,207 @@
+"""The drift null: what is ordinary, what is an alarm, and what is answered where nothing can be judged."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from mlnb.data.profiles import Profile
+from mlnb.monitoring.drift import Only, compare
+from mlnb.monitoring.null import WORDS, Null, calibrate, judge, judge_window, null_of_days, sentences
+from mlnb.project.errors import ProfileError
+
+DAYS, ROWS = 126, 240
+
+
+def table(days=DAYS, seed=0, start="2013-01-01"):
+    "Days that share their weather; distances and carriers that do not care; a score that follows the wind"
+    rng = np.random.default_rng(seed)
+    wind = np.repeat(rng.gamma(2, 5, days), ROWS) + rng.normal(0, 1, days * ROWS)
+    probability = 1 / (1 + np.exp(2 - wind / 10))
+    return pd.DataFrame(
+        {
+            "decision_time": pd.date_range(start, periods=days * ROWS, freq="6min"),
+            "wind": wind,
+            "distance": rng.gamma(3, 300, days * ROWS),
+            "carrier": rng.choice(["UA", "DL", "B6", "WN"], days * ROWS, p=[0.4, 0.3, 0.2, 0.1]),
+            "disrupted_7d": np.repeat(rng.beta(5, 15, days), ROWS),
+            "probability": probability,
+            "decision": probability >= 1 / 3,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def known():
+    return table()
+
+
+@pytest.fixture(scope="module")
+def null(known):
+    return calibrate(known, request=("distance", "carrier"), label_rates=("disrupted_*",))
+
+
+@pytest.fixture(scope="module")
+def reference(known):
+    return Profile.of(known)
+
+
+def alarms(reference, null, frame, by="day"):
+    return judge_window(reference, Profile.of(frame), null, by).alarms
+
+
+def a_day(seed):
+    return table(1, seed, "2013-07-01")
+
+
+def test_families_and_lengths(null):
+    assert null.families == {
+        "wind": "feature",
+        "distance": "input",
+        "carrier": "input",
+        "disrupted_7d": "label rate",
+        "probability": "score",
+        "decision": "decision",
+    }
+    assert {point.days for point in null.ordinary} == {1, 7, 30} and null.days == DAYS - 2
+
+
+def test_few_ordinary_days_have_an_alarm(reference, null):
+    found = [bool(alarms(reference, null, a_day(seed))) for seed in range(1000, 1060)]
+    assert np.mean(found) <= 0.15  # 4% are to be expected; so many of 60 come by chance once in a thousand tests
+
+
+def test_few_months_of_drawn_weeks_have_an_alarm(reference, null, known):
+    weeks = [Profile.of(known.iloc[at : at + 7 * ROWS]).to_bytes() for at in range(7 * ROWS, (DAYS - 7) * ROWS, 7 * ROWS)]
+    rng, found = np.random.default_rng(0), []
+    for _ in range(60):
+        month = Profile.merged(Profile.from_bytes(weeks[at]) for at in rng.integers(len(weeks), size=4)).columns
+        found.append(bool(judge_window(reference, Profile({n: c for n, c in month.items() if n != "decision_time"}), null).alarms))
+    assert np.mean(found) <= 0.15
+
+
+FAULTS = {
+    "shifted": ("distance", lambda f: f.assign(distance=f.distance + 260)),
+    "other units": ("distance", lambda f: f.assign(distance=f.distance * 1.6)),
+    "stuck": ("distance", lambda f: f.assign(distance=800.0)),
+    "missing": ("distance", lambda f: f.assign(distance=f.distance.where(np.arange(len(f)) % 15 > 0))),
+    "infinite": ("distance", lambda f: f.assign(distance=f.distance.where(np.arange(len(f)) % 15 > 0, np.inf))),
+    "all missing": ("distance", lambda f: f.assign(distance=np.nan)),
+    "texts": ("distance", lambda f: f.assign(distance=f.distance.astype(str))),
+    "renamed": ("carrier", lambda f: f.assign(carrier=f.carrier.replace({"WN": "SWA"}))),
+    "lost": ("carrier", lambda f: f[f.carrier != "DL"]),
+    "numbers": ("carrier", lambda f: f.assign(carrier=f.carrier.map({"UA": 1, "DL": 2, "B6": 3, "WN": 4}))),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("seed", [1000, 1001, 1002])
+def test_a_fault_is_the_first_alarm_of_its_day(name, seed, reference, null):
+    column, change = FAULTS[name]
+    assert alarms(reference, null, change(a_day(seed)))[0].column == column
+
+
+def test_an_alarm_states_what_it_is(reference, null):
+    found = alarms(reference, null, FAULTS["renamed"][1](a_day(1000)))[0]
+    assert found.family == "input" and found.statistic in WORDS and found.effect > found.threshold > 0
+    assert found.over == pytest.approx(found.effect / found.threshold) and f"{found.over:.1f} times the threshold" in found.words
+
+
+def test_a_report_says_how_often_it_is_wrong(reference, null):
+    found = judge(compare(reference, {"2013-07-01": Profile.of(a_day(1000))}, by="day"), null, "day")
+    said = " ".join(sentences(found))
+    assert found.windows[0].judgement.false_a_week == pytest.approx(0.04 * 7)
+    assert "4% of reports" in said and "0.28 false ones a week" in said
+    assert "marginal, not causal" in said
+
+
+def test_what_could_have_moved_the_score(reference, null):
+    windy = table(30, 5, "2013-07-01").assign(wind=lambda f: f.wind + 10)
+    windy["probability"] = 1 / (1 + np.exp(2 - windy["wind"] / 10))
+    found = judge_window(reference, Profile.of(windy), null, "month")
+    assert found.movers[0][0] == "wind" and found.movers[0][1] > 0 and found.moved > 0
+
+
+@pytest.mark.parametrize(
+    ("frame", "said"),
+    [(a_day(1).iloc[:100], "shorter than a day"), (a_day(1).iloc[::10], "24 rows, and it takes 50")],
+    ids=["hours", "few rows"],
+)
+def test_what_cannot_be_judged_is_not(frame, said, reference, null):
+    found = judge_window(reference, Profile.of(frame), null, "day")
+    assert not found.judged and said in found.note and found.alarms == []
+
+
+def test_another_schema_is_judged_by_what_is_common(reference, null):
+    found = judge_window(reference, Profile.of(a_day(1)[["decision_time", "distance"]].assign(new=1)), null, "day")
+    assert found.judged and {alarm.column for alarm in found.alarms} <= {"distance"}
+
+
+def test_too_few_days_is_a_sentence(known):
+    with pytest.raises(ProfileError, match="8 whole days"):
+        calibrate(known.iloc[: 10 * ROWS])
+
+
+def test_a_null_survives_its_bytes_and_a_damaged_one_is_refused(null):
+    again = Null.from_bytes(null.to_bytes())
+    assert again.to_bytes() == null.to_bytes() and again.families == null.families
+    for damaged in (b"", b"{}", null.to_bytes()[:100], b'{"format": 2}', b"[]"):
+        with pytest.raises(ProfileError, match="mlnb run"):
+            Null.from_bytes(damaged)
+
+
+def test_columns_that_say_nothing_are_no_obstacle():
+    rng = np.random.default_rng(0)
+    odd = {"nothing": np.full(300, np.nan), "constant": np.full(300, 5.0), "endless": np.full(300, np.inf), "x": None}
+    days = {str(day): Profile.of(odd | {"x": rng.normal(size=300)}) for day in range(40)}
+    null, reference = null_of_days(days), Profile.merged(days.values())
+    assert judge_window(reference, Profile.of(odd | {"x": rng.normal(size=300)}), null, "day").alarms == []
+    found = judge_window(reference, Profile.of(odd | {"constant": np.full(300, 6.0), "x": rng.normal(size=300)}), null, "day")
+    assert found.alarms[0].column == "constant"
+
+
+def test_segments_are_named_as_column_and_value():
+    with pytest.raises(ProfileError, match="origin=JFK"):
+        Only(segment="JFK")
+
+
+def mlnb(project, *arguments):
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("MLNB_")}
+    command = [sys.executable, "-c", "from mlnb.cli.main import main; main()", "drift", *arguments]
+    return subprocess.run(command, cwd=project, env=environ, capture_output=True, text=True)
+
+
+def test_the_command(tmp_path, known, reference, null):
+    (tmp_path / "pyproject.toml").write_text("[tool.mlnb]\n")
+    for folder, rows in {"": known, "/segments/carrier=UA": known[known.carrier == "UA"]}.items():
+        Profile.of(rows).write(tmp_path / f"products/bundle{folder}/reference.profile")
+    (tmp_path / "products/bundle/drift.json").write_bytes(null.to_bytes())
+    FAULTS["other units"][1](a_day(1000)).to_parquet(tmp_path / "today.parquet")
+    done = mlnb(tmp_path, "today.parquet", "--by", "day", "--json", "--metrics", "drift.prom", "--html", "drift.html")
+    window = json.loads(done.stdout)["windows"][0]
+    assert window["judgement"]["alarms"][0]["column"] == "distance" and window["judgement"]["false_a_week"] == pytest.approx(0.28)
+    assert 'mlnb_drift_times_over{window="2013-07-01",column="distance"' in (tmp_path / "drift.prom").read_text()
+    assert "<h2>Alarms</h2>" in (tmp_path / "drift.html").read_text()
+    assert "distance" in mlnb(tmp_path, "today.parquet").stdout.splitlines()[0]
+    segment = mlnb(tmp_path, "today.parquet", "--segment", "carrier=UA").stdout
+    assert "reference of carrier=UA" in segment and "no drift null" in segment
+    assert "it has carrier=UA" in mlnb(tmp_path, "today.parquet", "--segment", "carrier=DL").stderr
+    assert "no column 'model_version'" in mlnb(tmp_path, "today.parquet", "--version", "v1").stderr
+
+
+def test_a_bundle_without_a_null_gives_effect_sizes_alone(tmp_path, known):
+    (tmp_path / "pyproject.toml").write_text("[tool.mlnb]\n")
+    Profile.of(known).write(tmp_path / "products/bundle/reference.profile")
+    a_day(1).to_parquet(tmp_path / "today.parquet")
+    said = mlnb(tmp_path, "today.parquet").stdout
+    assert "no drift null" in said and "PSI" in said
+
+
+def test_ten_thousand_columns():
+    rng = np.random.default_rng(0)
+    before, now = (Profile.of({f"x{i}": rng.normal(size=60) for i in range(10_000)}) for _ in range(2))
+    assert len(compare(before, {"now": now}).windows[0].columns) == 10_000

@@ -1,0 +1,130 @@
+"""The notebook of an alert, executed in a real kernel, with all of the data and with none of it."""
+
+import datetime as dt
+import json
+import threading
+
+import numpy as np
+import pytest
+
+from mlnb.data.profiles import Profile
+from mlnb.monitoring.alerts import Alerts, deployment
+from mlnb.monitoring.evidence import CELLS, notebook_of, open_alert
+from mlnb.monitoring.rules import look, rules_of
+from mlnb.project.settings import load_settings
+from mlnb.records import Records
+from mlnb.serving.outcomes import Outcome, OutcomeLog
+from mlnb.serving.predictions import Prediction, PredictionLog
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    "A project in which one airport sends its distances in kilometres since yesterday"
+    root = tmp_path_factory.mktemp("evidence")
+    (root / "pyproject.toml").write_text('[tool.mlnb]\ncost_missed = 3.0\n[tool.mlnb.alerts.inputs]\nkind = "drift"\nlevel = "moderate"\n')
+    settings, log, rng = load_settings(root), PredictionLog.of(load_settings(root)), np.random.default_rng(0)
+    reference = {"distance": rng.gamma(4, 250, 9000), "origin": np.array(["EWR", "JFK", "LGA"] * 3000)}
+    Profile.of(reference).write(root / "products/bundle/reference.profile")
+    for day in ("2013-07-03", "2013-07-04"):
+        times, miles = [f"{day}T{i * 24 // 1200:02}:{i % 60:02}:00Z" for i in range(1200)], rng.gamma(4, 250, 1200).tolist()
+        far = [m * (1.9 if i % 3 == 1 and day == "2013-07-04" else 1) for i, m in enumerate(miles)]
+        inputs = [{"origin": ["EWR", "JFK", "LGA"][i % 3]} for i in range(1200)]
+        said = ("v1", "champion", times[0], 1.0, 0.1, False)
+        log.append([Prediction(f"{day}{i}", "k", t, t, *said, inputs[i], {"distance": far[i]}) for i, t in enumerate(times)])
+    log.close()
+    then = dt.datetime(2013, 7, 5, tzinfo=dt.UTC)
+    OutcomeLog.of(settings).append([Outcome("k", 1.0, then, then, "service")])
+    return settings
+
+
+@pytest.fixture(scope="module")
+def alert(project):
+    "The alert that a check makes of it"
+    alerts = Alerts(Records(f"sqlite:///{project.root}/records.db"), deployment(project))
+    alerts.note([look(rule, project, alerts.records) for rule in rules_of(project)], ["log"])
+    (found,) = alerts.select()
+    alerts.close()
+    assert found["subject"] == "distance"
+    return found
+
+
+def outputs(path):
+    notebook = json.loads(path.read_text())
+    found = [o for c in notebook["cells"] for o in c.get("outputs", [])]
+    assert not [o for o in found if o["output_type"] == "error"]
+    assert notebook["metadata"]["kernelspec"]["name"] == "mlnb" and "papermill" not in notebook["metadata"]
+    text = "".join("".join(o.get("text", o.get("data", {}).get("text/plain", ""))) for o in found)
+    return text, sum("image/png" in o.get("data", {}) for o in found), notebook
+
+
+def test_the_evidence_is_in_the_notebook(project, alert):
+    path, new, failed = open_alert(alert, project)
+    assert (path, new, failed) == (project.root / "alerts" / f"{alert['id']}.ipynb", True, None)
+    text, drawings, _ = outputs(path)
+    assert "origin=JFK" in text and "(1200, " in text and drawings == 2
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    path.write_text("mine")
+    assert open_alert(alert, project) == (path, False, None) and path.read_text() == "mine"
+    another, new, _ = open_alert(alert, project, again=True)
+    assert new and another.name == f"{alert['id']}-2.ipynb" and path.read_text() == "mine"
+    episode, *_ = open_alert(alert | {"episode": 2}, project)
+    assert episode.name == f"{alert['id']}-episode2.ipynb"
+
+
+def test_a_score_comes_with_its_days(project, alert):
+    details = {"metric": "cost_per_1000", "since": "2013-07-03T00:00:00", "until": "2013-07-05T00:00:00"}
+    path, *_ = open_alert(alert | {"id": 78, "kind": "performance", "details": details}, project)
+    text, drawings, notebook = outputs(path)
+    assert "log_loss expected" in text and "2013-07-03" in text and drawings == 3
+    assert any('plot_scores(scores, \'cost_per_1000\')' in "".join(c["source"]) for c in notebook["cells"])
+
+
+def test_two_open_it_at_once(project, alert):
+    mine, found = alert | {"id": 77}, []
+    threads = [threading.Thread(target=lambda: found.append(open_alert(mine, project))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    assert {path.name for path, *_ in found} == {"77.ipynb"} and not (project.root / "alerts/77-2.ipynb").exists()
+    outputs(project.root / "alerts/77.ipynb")
+
+
+@pytest.mark.parametrize("kind", list(CELLS))
+def test_everything_is_gone(tmp_path, alert, kind):
+    (tmp_path / "pyproject.toml").write_text("[tool.mlnb]\n")
+    details = {"url": "http://127.0.0.1:9", "pipeline": "p", "run": "20130101T000000-aaaaaa"}
+    lost = alert | {"kind": kind, "details": details if kind in ("service", "runs", "freshness") else alert["details"]}
+    path, _, failed = open_alert(lost, load_settings(tmp_path))
+    assert failed is None
+    text, drawings, _ = outputs(path)
+    assert "No requests: " in text and "No reference: the project has no bundle" in text and drawings == 0
+
+
+def test_kinds_with_their_data(project, alert):
+    records = Records(project.url(project.records))
+    run = records.start_run(project.name, {})
+    records.put_task(run, "train", status="failed", error="KeyError: 'delay'")
+    records.end_run(run, "failed")
+    records.close()
+    for kind, says in {"service": "does not answer", "freshness": "2013-07-04", "runs": "KeyError"}.items():
+        details = {"url": "http://127.0.0.1:9", "pipeline": project.name, "run": run}
+        path, _, failed = open_alert(alert | {"id": 100 + len(kind), "kind": kind, "details": details}, project)
+        text, drawings, _ = outputs(path)
+        assert failed is None and says in text and drawings == (0 if kind == "runs" else 1)
+
+
+def test_a_kernel_that_cannot_start_leaves_the_notebook(tmp_path, alert, monkeypatch):
+    (tmp_path / "pyproject.toml").write_text("[tool.mlnb]\n")
+    monkeypatch.setattr("mlnb.monitoring.evidence._LOAD", "import no_such_module")
+    path, new, failed = open_alert(alert, load_settings(tmp_path))
+    assert new and "no_such_module" in failed and "no_such_module" in path.read_text() and str(path) in failed
+
+
+def test_odd_names_make_a_notebook(alert):
+    odd = alert | {"subject": "a'\"\\\n{x}`|<b>", "words": "a'\"\\\n{x}`|<b> moved", "rule": "{y}"}
+    odd["details"] = alert["details"] | {"column": "a'\"\\\n{x}`|<b>", "segment": "{s}='\"", "version": "{v}"}
+    for kind in CELLS:
+        for cell in notebook_of(odd | {"kind": kind})["cells"]:
+            if cell["cell_type"] == "code":
+                compile(cell["source"], "cell", "exec")

@@ -1,0 +1,222 @@
+import asyncio
+import json
+
+import pytest
+import toy_project
+
+from mlnb.data.context import SnapshotStore
+from mlnb.models.bundle import Bundle
+from mlnb.project.errors import ServingError
+from mlnb.project.settings import Settings
+from mlnb.serving.app import create_app
+from mlnb.serving.guard import Guard, Keys, Limits, is_loopback, keys_of
+from mlnb.serving.predictions import PredictionLog, read
+from mlnb.serving.predictor import Refusal
+
+PREDICT, ADMIN = "p" * 20, "a" * 40
+KEYS = Keys(f"predict:{PREDICT},\nadmin:{ADMIN}\n")
+
+
+@pytest.fixture
+def make(toy, tmp_path):
+    "Makes the application with a log in `tmp_path`"
+
+    def make(**more):
+        store = SnapshotStore(str(toy / ".mlnb/storage/context"))
+        return create_app(Bundle.load(toy / "products/bundle"), store, PredictionLog(tmp_path), 60, **more)
+
+    return make
+
+
+@pytest.fixture
+def body(toy):
+    return json.dumps(toy_project.example(toy)).encode()
+
+
+async def call(app, *parts: bytes, method="POST", path="/predict", server=("127.0.0.1", 80), **headers):
+    "Status, headers and JSON body of the answer to a request whose body comes in `parts`"
+    sent, left = [], list(parts or [b""])
+
+    async def receive():
+        await asyncio.sleep(0)
+        return {"type": "http.request", "body": left.pop(0), "more_body": bool(left)}
+
+    async def send(message):
+        sent.append(message)
+
+    pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+    await app({"type": "http", "method": method, "path": path, "headers": pairs, "server": server}, receive, send)
+    told = sent[1]["body"]
+    return sent[0]["status"], dict(sent[0]["headers"]), json.loads(told) if told.startswith((b"{", b"[")) else told.decode()
+
+
+def ask(app, *parts, **more):
+    return asyncio.run(call(app, *parts, **more))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {},
+        {"x_api_key": ""},
+        {"x_api_key": PREDICT[:-1]},
+        {"x_api_key": f" {PREDICT}"},
+        {"authorization": PREDICT},
+        {"authorization": f"Basic {PREDICT}"},
+        {"authorization": "Bearer"},
+        {"authorization": "Bearer \u00e9"},
+    ],
+)
+def test_without_a_valid_key_nothing_is_told(make, body, header, tmp_path):
+    for method, path in [("POST", "/predict"), ("POST", "/predict/columns"), ("GET", "/"), ("GET", "/metrics"), ("GET", "/openapi.json")]:
+        status, headers, answer = ask(make(keys=KEYS), body, method=method, path=path, **header)
+        assert status == 401 and headers[b"www-authenticate"] == b"Bearer" and list(answer) == ["error"]
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("header", [{"x_api_key": PREDICT}, {"authorization": f"bearer {PREDICT}"}, {"authorization": f"Bearer {ADMIN}"}])
+def test_a_key_opens(make, body, header):
+    app = make(keys=KEYS)
+    assert ask(app, body, **header)[0] == ask(app, method="GET", path="/metrics", **header)[0] == 200
+
+
+def test_probes_need_no_key(make):
+    app = make(keys=KEYS)
+    assert ask(app, method="GET", path="/livez")[0] == ask(app, method="GET", path="/readyz")[0] == 200
+
+
+def test_roles():
+    guard = Guard(KEYS, Limits())
+    guard.admit({}, {b"x-api-key": ADMIN.encode()}, "admin")
+    with pytest.raises(Refusal, match="role 'admin'") as e:
+        guard.admit({}, {b"x-api-key": PREDICT.encode()}, "admin")
+    assert e.value.status == 403
+
+
+def test_without_keys_only_this_machine_is_answered(make, body):
+    for host in ("127.0.0.1", "127.8.8.8", "::1"):
+        assert ask(make(), body, server=(host, 80))[0] == 200
+    for host in ("10.1.2.3", "0.0.0.0", "::ffff:10.1.2.3", "example.org"):
+        assert ask(make(), body, server=(host, 80))[0] == 403 and not is_loopback(host)
+
+
+def test_several_keys_of_a_role_so_that_one_can_be_replaced():
+    keys = Keys(f"predict:{'o' * 20},predict:{'n' * 20}")
+    assert keys.role(b"o" * 20) == keys.role(b"n" * 20) == "predict"
+
+
+def test_a_key_may_hold_a_colon():
+    assert Keys(f"admin:a:b{ADMIN}").role(f"a:b{ADMIN}".encode()) == "admin"
+
+
+@pytest.mark.parametrize("written", ["", " , ", PREDICT, f"root:{PREDICT}", "predict:", "predict:short"])
+def test_keys_that_are_none_are_named_and_not_repeated(written):
+    with pytest.raises(ServingError, match="MLNB_KEYS") as e:
+        Keys(written)
+    assert PREDICT not in str(e.value) and "short" not in str(e.value)
+
+
+def test_where_keys_come_from(tmp_path, monkeypatch):
+    settings = Settings(root=tmp_path, name="x")
+    monkeypatch.delenv("MLNB_KEYS", raising=False)
+    with pytest.raises(ServingError, match="no API key is set"):
+        keys_of(settings)
+    monkeypatch.setenv("MLNB_KEYS_FILE", str(tmp_path / "keys"))
+    with pytest.raises(ServingError, match="cannot be read"):
+        keys_of(settings)
+    (tmp_path / "keys").write_text(f"predict:{PREDICT}\n")
+    assert keys_of(settings, "0.0.0.0").role(PREDICT.encode()) == "predict"
+    monkeypatch.setenv("MLNB_KEYS", f"admin:{ADMIN}")
+    assert keys_of(settings, "0.0.0.0").role(ADMIN.encode()) == "admin"
+
+
+def test_a_body_over_the_limit_is_refused_before_the_rest_is_read(make):
+    app, parts = make(limits=Limits(body=100)), [b" " * 60] * 10
+    status, headers, answer = ask(app, *parts)
+    assert status == 413 and headers[b"connection"] == b"close" and answer["body_limit_bytes"] == 100
+    assert ask(app, b"{}", content_length="9" * 5000)[0] == 413
+    assert ask(app, b"{}", content_length="-1")[0] == 400  # no number: the body itself is counted
+    assert app.guard.arriving == 0
+
+
+def test_bodies_that_arrive_share_one_allowance(make):
+    app = make(limits=Limits(body=100, waiting=2, seconds=60))
+
+    async def stalled():
+        sent = asyncio.Event()
+
+        async def receive():
+            if sent.is_set():
+                await asyncio.sleep(60)
+            sent.set()
+            return {"type": "http.request", "body": b" " * 90, "more_body": True}
+
+        return await app.guard.body({}, receive)
+
+    async def main():
+        first = [asyncio.create_task(stalled()) for _ in range(2)]
+        await asyncio.sleep(0)
+        with pytest.raises(Refusal, match="too many requests") as e:
+            await stalled()
+        for task in first:
+            task.cancel()
+        await asyncio.gather(*first, return_exceptions=True)
+        return e.value.status, app.guard.arriving
+
+    assert asyncio.run(main()) == (503, 0)
+
+
+def test_requests_beyond_the_limit_are_told_to_come_again(make, body, tmp_path):
+    app = make(limits=Limits(waiting=8))
+
+    async def main():
+        return await asyncio.gather(*(call(app, body) for _ in range(50)))
+
+    answers = asyncio.run(main())
+    assert sorted(a[0] for a in answers) == [200] * 8 + [503] * 42
+    assert all(a[1][b"retry-after"] == b"1" for a in answers if a[0] == 503)
+    assert len(read(tmp_path)) == 8 and app.rows.waiting == []
+    assert ask(app, body)[0] == 200
+
+
+async def late(app):
+    return await app.rows([None], -1e6)  # came long ago
+
+
+def test_a_request_that_waited_too_long_is_not_predicted(make, body, tmp_path):
+    assert ask(make(limits=Limits(seconds=1e-9)), body)[0] in (408, 504)
+    app = make(limits=Limits(seconds=60))
+    with pytest.raises(Refusal, match="waited longer than 60 seconds"):
+        asyncio.run(late(app))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"content_type": "text/csv"},
+        {"content_type": "application/json; charset=latin-1"},
+        {"content_type": "application/vnd.apache.arrow.file"},
+        {"content_encoding": "gzip"},
+        {"content_type": ""},
+    ],
+)
+def test_another_form_of_body_is_415(make, body, headers):
+    assert ask(make(), body, **headers)[0] == 415
+
+
+def test_what_became_of_requests_is_counted(make, body):
+    app = make(keys=KEYS, limits=Limits(body=1000))
+    for parts, key in [(body, PREDICT), (b"{}", PREDICT), (b" " * 2000, PREDICT), (body, "x")]:
+        ask(app, parts, x_api_key=key)
+    text = ask(app, method="GET", path="/metrics", x_api_key=ADMIN)[2]
+    for status, validity in [(200, "valid"), (400, "invalid"), (413, "unread"), (401, "unread")]:
+        assert f'mlnb_requests_total{{status="{status}",validity="{validity}"}} 1.0' in text
+
+
+def test_an_unready_service_does_not_tell_its_folders(make, tmp_path, capsys):
+    app = make()
+    app.predictor.log.folder = tmp_path / "file" / "log"
+    (tmp_path / "file").write_text("in the way")
+    status, _, answer = ask(app, method="GET", path="/readyz")
+    assert status == 503 and str(tmp_path) not in str(answer) and str(tmp_path) in capsys.readouterr().err

@@ -1,0 +1,245 @@
+import json
+import shutil
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import httpx
+import numpy as np
+import pytest
+import toy_project
+
+from mlnb.models.bundle import Bundle, Field, Samples, write_bundle
+from mlnb.models.hooks import Model
+from mlnb.project.errors import BundleError
+from mlnb.serving.predictions import read
+
+TREES = '''
+import lightgbm
+import numpy as np
+
+from mlnb.models.hooks import Model
+
+
+class Trees(Model):
+    def __init__(self, booster):
+        self.booster = booster
+
+    def save(self, folder):
+        self.booster.save_model(folder / "model.txt")
+
+    @classmethod
+    def load(cls, folder):
+        return cls(lightgbm.Booster(model_file=folder / "model.txt"))
+
+    def predict(self, features):
+        return self.booster.predict(np.column_stack([features["distance"], features["delay"]]))
+'''
+LINEAR = '''
+import numpy as np
+import skops.io
+
+from mlnb.models.hooks import Model
+
+
+class Linear(Model):
+    def __init__(self, pipeline):
+        self.pipeline = pipeline
+
+    def save(self, folder):
+        skops.io.dump(self.pipeline, folder / "pipeline.skops")
+
+    @classmethod
+    def load(cls, folder):
+        return cls(skops.io.load(folder / "pipeline.skops"))
+
+    def features(self, request, context):
+        return {"log_distance": np.log1p(request["distance"]), "delay": request["delay"]}
+
+    def predict(self, features):
+        return self.pipeline.predict_proba(np.column_stack(list(features.values())))[:, 1]
+
+    def decide(self, probability):
+        return (probability >= self.threshold) & (probability < 0.9)
+'''
+LENGTH = '''
+from mlnb.models.hooks import Model
+
+
+class Length(Model):
+    def predict(self, features):
+        return features["distance"] / 5000
+'''
+FIELDS = (
+    Field("tail", "string", "Which plane", "N1"),
+    Field("distance", "number", "Miles", 1400.0),
+    Field("delay", "number", "Minutes so far", 3.0),
+)
+SERVER = """
+import sys
+import uvicorn
+from mlnb.project.settings import load_settings
+from mlnb.serving.app import app_of
+uvicorn.run(app_of(load_settings(".")), port=int(sys.argv[1]), log_level="warning")
+"""
+
+
+def rows(n=40):
+    rng = np.random.default_rng(0)
+    return {"tail": np.array([f"N{i}" for i in range(n)]), "distance": rng.uniform(100, 2500, n), "delay": rng.normal(0, 20, n)}
+
+
+def about(**other):
+    return {"name": "planes", "request": FIELDS, "entity": ["tail"], "samples": Samples(rows()), "training": {}, "version": "v1"} | other
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    "A project whose package has two models of its own, fitted and in bundles"
+    import lightgbm
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    root = tmp_path_factory.mktemp("planes")
+    (root / "planes").mkdir()
+    for name, text in {"__init__": "", "trees": TREES, "linear": LINEAR, "length": LENGTH}.items():
+        (root / f"planes/{name}.py").write_text(text)
+    (root / "pyproject.toml").write_text('[project]\nname = "planes"\n[tool.mlnb]\npackage = "planes"\nkeys_required = false\n')
+    sys.path.insert(0, str(root))
+    from planes.length import Length
+    from planes.linear import Linear
+    from planes.trees import Trees
+
+    found = rows(400)
+    late = found["delay"] > found["distance"] / 100
+    plain = lightgbm.Dataset(np.column_stack([found["distance"], found["delay"]]), late)
+    booster = lightgbm.train({"objective": "binary", "verbosity": -1, "num_threads": 1}, plain, 10)
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression())
+    pipeline.fit(np.column_stack([np.log1p(found["distance"]), found["delay"]]), late)
+    write_bundle(root / "trees", predictor=Trees(booster), **about())
+    write_bundle(root / "length", predictor=Length(), **about())
+    write_bundle(root / "linear", predictor=Linear(pipeline), threshold=0.3, **about())
+    yield root
+    sys.path.remove(str(root))
+
+
+@contextmanager
+def serving(root, bundle):
+    port, env = toy_project.free_port(), toy_project.environment(root) | {"MLNB_BUNDLE": bundle, "MLNB_PREDICTIONS": f".mlnb/{bundle}"}
+    process = subprocess.Popen([sys.executable, "-c", SERVER, str(port)], cwd=root, env=env)
+    try:
+        yield toy_project.wait_until_ready(process, f"http://127.0.0.1:{port}")
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize(("name", "files", "features"), [
+    ("trees", ["model.txt"], ["tail", "distance", "delay"]),
+    ("linear", ["pipeline.skops"], ["log_distance", "delay"]),
+])  # fmt: skip
+def test_a_model_of_another_library_is_served_to_the_bit(project, name, files, features):
+    bundle = Bundle.load(project / name)
+    samples = bundle.samples
+    assert bundle.self_test() == 40 and [p.name for p in (project / name / "model").iterdir()] == files
+    with serving(project, name) as url:
+        many = httpx.post(f"{url}/predict", json=samples["requests"]).json()
+        one = [httpx.post(f"{url}/predict", json=r).json() for r in samples["requests"][:5]]
+        assert httpx.post(f"{url}/predict", json={"tail": "N1"}).status_code == 400
+    assert [a["probability"] for a in many] == samples["probability"] and [a["decision"] for a in many] == samples["decision"]
+    assert [a["probability"] for a in one] == samples["probability"][:5]
+    assert (many[0]["context_moment"], many[0]["context_age_seconds"]) == (None, None)
+    table = read(project / f".mlnb/{name}").set_index("request_id").loc[[a["request_id"] for a in many]]
+    assert table["entity"].tolist() == [f"N{i}" for i in range(40)] and set(features) <= set(table)
+
+
+def test_the_hook_decides(project):
+    bundle = Bundle.load(project / "linear")
+    assert bundle.decide(np.array([0.2, 0.3, 0.89, 0.95])).tolist() == [False, True, True, False]
+    assert Bundle.load(project / "trees").decide(np.array([0.3, 0.5])).tolist() == [False, True]
+    assert any(bundle.samples["decision"]) and not all(bundle.samples["decision"])
+
+
+def test_a_model_needs_no_more_than_predict(tmp_path):
+    bundle = write_bundle(tmp_path / "bundle", predictor=Half(), **about())
+    shutil.rmtree(tmp_path / "bundle/model")  # an empty folder, which a store of files does not keep
+    assert Bundle.load(tmp_path / "bundle").self_test() == 40 and set(bundle.samples["probability"]) == {0.5}
+    assert list(bundle.samples["requests"][0]) == ["tail", "distance", "delay"]
+
+
+def test_code_that_changed_since_training_is_refused(project, tmp_path):
+    copy = shutil.copytree(project, tmp_path / "project", ignore=shutil.ignore_patterns("__pycache__"))
+    load = ("-c", "from mlnb.models.bundle import Bundle; print(Bundle.load('length').self_test())")
+    source = copy / "planes/length.py"
+    source.write_text(source.read_text() + "\n# a comment\n")
+    assert toy_project.run(copy, *load).stdout == "40\n"
+    source.write_text(source.read_text().replace("5000", "6000"))
+    assert "trained with another planes.length.Length" in toy_project.run(copy, *load).stderr
+
+
+def test_a_flipped_bit_in_the_weights(project, tmp_path):
+    copy = shutil.copytree(project / "linear", tmp_path / "linear")
+    (copy / "model/pipeline.skops").write_bytes((copy / "model/pipeline.skops").read_bytes()[:-1] + b"x")
+    with pytest.raises(BundleError, match="is not what was written"):
+        Bundle.load(copy)
+
+
+def test_a_class_that_does_not_load(project, tmp_path):
+    copy = shutil.copytree(project / "trees", tmp_path / "trees")
+    manifest = json.loads((copy / "bundle.json").read_text())
+    del manifest["files"]["model/model.txt"]
+    (copy / "bundle.json").write_text(json.dumps(manifest))
+    (copy / "model/model.txt").write_text("no trees")
+    with pytest.raises(BundleError, match=r"planes.trees.Trees cannot load model/"):
+        Bundle.load(copy)
+
+
+class Half(Model):
+    def predict(self, features):
+        return np.full(len(features["tail"]), 0.5, np.float32)
+
+
+class Table(Half):
+    def predict(self, features):
+        return np.zeros((len(features["tail"]), 2))
+
+
+class One(Half):
+    def predict(self, features):
+        return 0.5
+
+
+class OneDecision(Half):
+    def decide(self, probability):
+        return True
+
+
+class Scalar(Half):
+    def features(self, request, context):
+        return request | {"month": 7}
+
+
+class Bare:
+    def save(self, folder):
+        pass
+
+
+@pytest.mark.parametrize(("predictor", "more", "says"), [
+    (Table(), {}, r"probability has shape \(40, 2\) for 40 rows; give one value a row"),
+    (One(), {}, r"probability has shape \(\)"),
+    (OneDecision(), {}, r"decision has shape \(\)"),
+    (Scalar(), {}, r"month has shape \(\)"),
+    (Half(), {"numeric": ["speed"]}, "feature 'speed' comes from neither"),
+    (Half(), {"request_features": "toy.features.request_features"}, "leave request_features out"),
+    (Bare(), {}, "has no hook `features`"),
+])  # fmt: skip
+def test_a_hook_that_gives_something_else(toy, tmp_path, predictor, more, says):
+    with pytest.raises(BundleError, match=says):
+        write_bundle(tmp_path / "bundle", predictor=predictor, **about(**more))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_without_predict(tmp_path):
+    with pytest.raises(NotImplementedError, match="write: def predict"):
+        write_bundle(tmp_path / "bundle", predictor=Model(), **about())

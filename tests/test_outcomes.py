@@ -1,0 +1,157 @@
+"""The store of outcomes while several processes write, one is killed, and one gathers."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+
+import fsspec
+import numpy as np
+import pytest
+
+from mlnb.project.errors import ServingError
+from mlnb.serving.outcomes import Outcome, OutcomeLog, OutcomeStore, as_table, current, distinct, gather
+
+START = datetime(2013, 7, 1, tzinfo=UTC)
+WRITER = """
+import sys
+from datetime import UTC, datetime
+from mlnb.serving.outcomes import Outcome, OutcomeLog
+log, moment = OutcomeLog(sys.argv[1]), datetime(2013, 7, 1, tzinfo=UTC)
+for i in range(int(sys.argv[3])):
+    log.append([Outcome(f"{sys.argv[2]}-{i}", i % 2, moment, moment, "test")])
+    print(i, flush=True)
+"""
+GATHERER = """
+import sys
+from mlnb.serving.outcomes import OutcomeStore, gather
+store = OutcomeStore(sys.argv[1], sys.argv[2])
+print("begin", flush=True)
+while True:
+    gather(store)
+"""
+
+
+def start(code, *words):
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, words)], stdout=subprocess.PIPE, text=True)
+
+
+def outcome(entity, value, observed, received=None):
+    return Outcome(entity, value, START + timedelta(hours=observed), START + timedelta(hours=received or observed), "test")
+
+
+def slowly(rows) -> dict:
+    "What holds, by the rule as it is written"
+    first: dict = {}
+    for r in sorted(rows, key=lambda r: r.received_at):
+        first.setdefault((r.entity, r.value, r.observed_at), r)
+    held: dict = {}
+    for r in sorted(first.values(), key=lambda r: (r.observed_at, r.received_at, r.value)):
+        held[r.entity] = r.value
+    return held
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_what_holds_does_not_depend_on_order_repetition_or_place(tmp_path, seed):
+    rng = random.Random(seed)
+    rows = [outcome(f"e{rng.randrange(30)}", rng.randrange(2), rng.randrange(5), rng.randrange(5, 20)) for _ in range(200)]
+    store, log = OutcomeStore(tmp_path / "lines", str(tmp_path / "parts")), OutcomeLog(tmp_path / "lines")
+    sent = rows + rng.choices(rows, k=100)
+    rng.shuffle(sent)
+    for i in range(0, 300, 30):
+        log.append(sent[i : i + 30]) if i % 60 else store.write(as_table(sent[i : i + 30]))
+    found = current(store.read())
+    assert dict(zip(found["entity"].to_pylist(), found["value"].to_pylist(), strict=True)) == slowly(rows)
+    log.close()
+    gather(store)
+    again = current(store.read())
+    assert again.sort_by("entity").equals(found.sort_by("entity"))
+    assert distinct(store.read()).num_rows == len({(r.entity, r.value, r.observed_at) for r in rows})
+
+
+def test_a_correction_that_comes_late_holds_and_the_history_tells(tmp_path):
+    store = OutcomeStore(tmp_path / "lines", str(tmp_path / "parts"))
+    store.write(as_table([outcome("a", 0, 5)]))
+    store.write(as_table([outcome("a", 1, 9), outcome("a", 0, 7, 20)]))
+    assert current(store.read()).to_pylist()[0]["value"] == 1
+    assert current(store.read(), np.datetime64("2013-07-01T06:00")).to_pylist()[0]["value"] == 0
+    assert store.history("a")["value"].to_pylist() == [0, 0, 1]
+
+
+def test_processes_write_and_are_killed_while_another_gathers_and_is_killed(tmp_path):
+    store = OutcomeStore(tmp_path / "lines", str(tmp_path / "parts"))
+    acknowledged, seen = set(), 0
+    for turn in range(3):
+        writers = {f"{turn}{i}": start(WRITER, tmp_path / "lines", f"{turn}{i}", 100_000) for i in range(2)}
+        gatherer = start(GATHERER, tmp_path / "lines", tmp_path / "parts")
+        gatherer.stdout.readline()
+        for name, process in writers.items():
+            for _ in range(300):
+                acknowledged.add(f"{name}-{process.stdout.readline().strip()}")
+            found = set(current(store.read())["entity"].to_pylist())
+            assert acknowledged <= found and len(found) >= seen
+            seen = len(found)
+        for process in [*writers.values(), gatherer]:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+    gather(store)
+    assert not list(store.folder.glob("*.jsonl"))
+    assert acknowledged <= set(current(store.read())["entity"].to_pylist())
+    assert distinct(store.read()).num_rows == current(store.read()).num_rows
+
+
+def test_what_was_gathered_and_not_removed_yet_is_there_once(tmp_path):
+    store, log = OutcomeStore(tmp_path / "lines", str(tmp_path / "parts")), OutcomeLog(tmp_path / "lines")
+    log.append([outcome("a", 1, 5)])
+    (file,) = store.folder.glob("*.jsonl")
+    log.close()
+    kept = file.read_bytes()
+    gather(store)
+    file.write_bytes(kept + b'{"entity": "torn')  # as a kill leaves it
+    assert distinct(store.read()).num_rows == 1
+    gather(store)
+    assert len(store.parts()) == 1 and store.read().num_rows == 1
+
+
+def test_two_do_not_gather_at_once(tmp_path):
+    store, log = OutcomeStore(tmp_path / "lines", str(tmp_path / "parts")), OutcomeLog(tmp_path / "lines")
+    log.append([outcome("a", 1, 5)])
+    log.close()
+    code = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
+    process = subprocess.Popen([sys.executable, "-c", code, str(store.folder / "gather")], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process.stdout.readline()
+    assert gather(store) == 0
+    process.communicate()
+    assert gather(store) == 1
+
+
+def test_a_bucket_is_as_good_as_a_folder(tmp_path):
+    store = OutcomeStore(tmp_path / "lines", f"memory://outcomes-{os.getpid()}")
+    for i in range(20):
+        store.write(as_table([outcome(f"e{i}", 1, 5)]))
+    gather(store)
+    assert len(store.parts()) == 1 and current(store.read()).num_rows == 20
+    fsspec.filesystem("memory").rm(f"/outcomes-{os.getpid()}", recursive=True)
+
+
+def test_a_disk_that_is_full_is_said(tmp_path, monkeypatch):
+    log = OutcomeLog(tmp_path)
+    log.append([outcome("a", 1, 5)])
+
+    def full(number, data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(ServingError, match="No space left on device; none of these 1 is kept"):
+        log.append([outcome("b", 1, 5)])
+
+
+def test_lines_are_json_that_others_can_read(tmp_path):
+    OutcomeLog(tmp_path).append([outcome("a", 1, 5)])
+    (file,) = tmp_path.glob("*.jsonl")
+    assert json.loads(file.read_text()) == {
+        "entity": "a", "value": 1, "observed_at": "2013-07-01T05:00:00Z", "received_at": "2013-07-01T05:00:00Z", "source": "test",
+    }  # fmt: skip

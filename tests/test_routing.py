@@ -1,0 +1,356 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from datetime import UTC, datetime
+from itertools import compress
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import toy_project
+
+from mlnb.models.bundle import DECISION_TIME, columns_of, entity_keys, write_bundle
+from mlnb.models.hooks import Model
+from mlnb.models.watcher import Releases, Version
+from mlnb.project.errors import SettingError
+from mlnb.project.settings import load_settings
+from mlnb.serving import shadow
+from mlnb.serving.app import Forms
+from mlnb.serving.compactor import joined
+from mlnb.serving.predictions import read, tables
+from mlnb.serving.predictor import Refusal, Rows
+from mlnb.serving.routing import FAILURES, Router, Routing, Split, proved, router_of
+from mlnb.serving.tables import ARROW, as_arrow
+
+
+class Odd(Model):
+    "A challenger that answers its samples, and does with some carriers what a model should not"
+
+    @classmethod
+    def load(cls, folder):
+        return cls()
+
+    def features(self, request, context):
+        return {"carrier": request["carrier"], "distance": request["distance"]}
+
+    def predict(self, features):
+        carriers = set(features["carrier"].tolist())
+        if "RAISE" in carriers:
+            raise ZeroDivisionError("a model's mistake")
+        if "DIE" in carriers:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "HANG" in carriers:
+            time.sleep(600)
+        return features["distance"] / 3000
+
+
+@pytest.fixture(scope="module")
+def bundles(toy, tmp_path_factory):
+    "Folders of three versions that take the same requests"
+    from toy.bundle import REQUEST, build, samples
+
+    place = tmp_path_factory.mktemp("versions")
+    build(place / "v1", "v1")
+    build(place / "v2", "v2", weights=(-0.5, 0.01, 0.2, 0.1))
+    about = {"request": REQUEST, "entity": ["carrier", "flight", "origin", "departure"], "samples": samples(), "training": {}}
+    for version in ("odd", "even"):
+        write_bundle(place / version, name="toy", version=version, predictor=Odd(), **about)
+    return place
+
+
+@pytest.fixture
+def router(toy, bundles, tmp_path):
+    "Makes routers whose log is in `tmp_path`, and ends them"
+    made = []
+
+    def make(challenger="v2", champion="v1", **settings):
+        settings = replace(load_settings(toy), predictions=str(tmp_path / "log"), **settings)
+        made.append(Router(settings, proved(bundles / champion), challenger and proved(bundles / challenger)))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.stop()
+
+
+def rows_of(bundle, n, **other):
+    "n different requests"
+    samples = bundle.samples["requests"]
+    raw = [samples[i % len(samples)] | {"flight": i} | {k: v[i] for k, v in other.items()} for i in range(n)]
+    return Rows(raw, columns_of(bundle.request, raw), columns_of([DECISION_TIME], raw)["decision_time"], datetime.now(UTC))
+
+
+def until(true, seconds=60):
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("percent", [1, 10, 50, 99])
+def test_the_share_is_as_set(percent):
+    keys = [f"{carrier}/{i}/EWR" for carrier in ("UA", "B6", "DL", "AA") for i in range(10_000)]
+    split = Split("v2", percent)
+    share = sum(split(keys)) / len(keys) * 100
+    assert abs(share - percent) < 4 * (percent * (100 - percent) / len(keys)) ** 0.5
+
+
+@pytest.mark.parametrize("percent", [0, 100])
+def test_none_and_all(percent):
+    assert set(Split("v2", percent)(list(map(str, range(2000))))) == {percent == 100}
+
+
+def test_an_experiment_keeps_its_entities_and_another_draws_its_own():
+    keys = [str(i) for i in range(20_000)]
+    tenth, half, other = (set(compress(keys, Split(salt, percent)(keys))) for salt, percent in [("v2", 10), ("v2", 50), ("v3", 50)])
+    assert tenth < half
+    assert abs(len(half & other) - 5000) < 300 and abs(len(tenth & other) - 1000) < 150
+
+
+def test_keys_that_are_almost_the_same_are_drawn_apart():
+    split, keys = Split("v2", 50), [f"c{i:06}" for i in range(40_000)]
+    drawn = np.array(split(keys))
+    for step in (1, 2, 10, 1000):
+        assert abs((drawn[step:] == drawn[:-step]).mean() - 0.5) < 0.02, step
+    assert abs((drawn == split([f"d{key[1:]}" for key in keys])).mean() - 0.5) < 0.02
+
+
+def test_every_process_draws_the_same():
+    code = "from mlnb.serving.routing import Split; s = Split('v2', 50); print(s([str(i) for i in range(100)]))"
+    env = os.environ | {"PYTHONHASHSEED": "7"}
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
+    assert told.stdout.strip() == str(Split("v2", 50)([str(i) for i in range(100)]))
+
+
+def test_rows_of_one_request_are_answered_by_both_in_their_order(router, tmp_path):
+    both = router(challenger_percent=50)
+    rows = rows_of(both.bundle, 200)
+    answers = both(rows)
+    assert {(a.arm, a.model_version) for a in answers} == {("champion", "v1"), ("challenger", "v2")}
+    for name, percent in (("champion", 0), ("challenger", 100)):
+        alone = router(challenger_percent=percent)(rows)
+        assert {a.arm for a in alone} == {name}
+        here = [i for i, a in enumerate(answers) if a.arm == name]
+        assert [alone[i].probability for i in here] == [answers[i].probability for i in here]
+    assert [a.arm for a in both(rows)] == [a.arm for a in answers]
+    logged = read(tmp_path / "log").set_index("request_id").loc[[a.request_id for a in answers]]
+    assert logged["flight"].tolist() == list(range(200))
+    for column in ("arm", "model_version", "probability"):
+        assert logged[column].tolist() == [getattr(a, column) for a in answers]
+
+
+def test_a_request_that_is_split_is_logged_in_one_piece_or_refused(router, monkeypatch):
+    both, pieces = router(challenger_percent=50), []
+    monkeypatch.setattr(both.log, "append", pieces.append)
+    both(rows_of(both.bundle, 50))
+    assert [len(p) for p in pieces] == [50]
+
+
+def test_a_refusal_names_the_row_of_the_request(router):
+    both = router(challenger_percent=50)
+    rows = rows_of(both.bundle, 20)
+    decisions = rows.decisions.copy()
+    decisions[17] = np.datetime64("2013-06-01T00:00:00")
+    with pytest.raises(Refusal, match="for row 17,") as e:
+        both(replace(rows, decisions=decisions))
+    assert e.value.more["row"] == 17
+
+
+@pytest.mark.parametrize("percent", [50, 100])
+def test_rows_that_the_challenger_fails_on_are_the_champions(router, tmp_path, capfd, percent):
+    both = router("odd", challenger_percent=percent)
+    carriers = ["RAISE" if i in (3, 40, 41, 77) else "UA" for i in range(100)]
+    rows = rows_of(both.bundle, 100, carrier=carriers)
+    answers = both(rows)
+    entities = entity_keys(both.bundle.entity, rows.request)
+    drawn = Split("odd", percent)(entities)
+    assert any(drawn[i] for i in (3, 40, 41, 77))
+    wanted = ["challenger" if d and c == "UA" else "champion" for d, c in zip(drawn, carriers, strict=True)]
+    assert [a.arm for a in answers] == wanted
+    assert all(a.model_version == {"champion": "v1", "challenger": "odd"}[a.arm] for a in answers)
+    failed = sum(d and c == "RAISE" for d, c in zip(drawn, carriers, strict=True))
+    assert both.counts["challenger_failed"] == failed and "ZeroDivisionError" in both.problem
+    assert capfd.readouterr().err.count("Traceback") == 1  # not once a row
+    logged = read(tmp_path / "log").set_index("request_id")
+    assert len(logged) == 100 and logged.loc[[a.request_id for a in answers], "arm"].tolist() == wanted
+    champion = router(None)(rows)
+    for answer, alone in zip(answers, champion, strict=True):
+        assert answer.arm == "challenger" or answer.probability == alone.probability
+
+
+@pytest.mark.parametrize("percent", [50, 100])
+def test_a_table_that_the_challenger_fails_on_in_part(router, tmp_path, percent):
+    both = router("odd", challenger_percent=percent)
+    carriers = ["RAISE" if i % 25 == 7 else "UA" for i in range(200)]
+    rows = rows_of(both.bundle, 200, carrier=carriers)
+    table = replace(rows, raw=None, sent=pa.RecordBatch.from_pylist(rows.raw), fields=both.bundle.request)
+    answers = both.table(table).to_pylist()
+    drawn = Split("odd", percent)(entity_keys(both.bundle.entity, rows.request))
+    wanted = ["challenger" if d and c == "UA" else "champion" for d, c in zip(drawn, carriers, strict=True)]
+    assert [a["arm"] for a in answers] == wanted
+    logged = read(tmp_path / "log").set_index("request_id").loc[[a["request_id"] for a in answers]]
+    assert logged["flight"].tolist() == list(range(200)) and logged["arm"].tolist() == wanted
+
+
+@pytest.mark.parametrize("champion", ["v1", "even"])
+def test_a_table_is_logged_as_rows_are(router, tmp_path, champion):
+    both = router("odd", champion, challenger_percent=50)
+    raw = [row | {"flight": i, "distance": i / 7} for i, row in enumerate(rows_of(both.bundle, 100).raw)]
+    columns = {f.name: [row[f.name] for row in raw] for f in (*both.bundle.request, DECISION_TIME)}
+    for name in ("departure", "decision_time"):
+        columns[name] = pa.array(list(map(datetime.fromisoformat, columns[name])), pa.timestamp("s", "UTC"))
+    table, _ = Forms(both.bundle.request).reader("/predict", {b"content-type": ARROW})(as_arrow(pa.table(columns)))
+    both.table(table)
+    both(replace(rows_of(both.bundle, 100), raw=raw, request=table.request, decisions=table.decisions))
+    both.log.close()
+    files = {kind: list((tmp_path / "log").glob(kind)) for kind in ("*.arrows", "*.jsonl")}
+    own = ["request_id", "logged_at", "latency_ms", "input.departure", "input.decision_time"]  # which differ, or are written otherwise
+    (as_table, as_rows) = (
+        joined([t for f in of_kind for t in tables(f, [])])[0].to_pandas().sort_values("input.flight").drop(columns=own)
+        for of_kind in files.values()
+    )
+    as_rows = as_rows[as_table.columns].reset_index(drop=True)
+    assert as_table.reset_index(drop=True).equals(as_rows) and set(as_rows["arm"]) == {"champion", "challenger"}
+    once = ["features.distance" not in pa.ipc.open_stream(f.read_bytes()).schema.names for f in files["*.arrows"]]
+    assert sorted(once) == ([True] if champion == "even" else [False, True])  # v1 does not take the distance as it is
+
+
+def test_a_challenger_that_fails_again_and_again_is_out_until_it_is_another(router, bundles, tmp_path, capfd):
+    both = router("odd", challenger_percent=100)
+    broken = ["RAISE"] * 300
+    assert {a.arm for a in both(rows_of(both.bundle, 300, carrier=broken))} == {"champion"}
+    assert both.counts["challenger_failed"] == FAILURES and "until its alias moves" in both.problem
+    assert capfd.readouterr().err.count("Traceback") == 2  # the first and the last
+    assert {a.arm for a in both(rows_of(both.bundle, 20))} == {"champion"}  # although it could
+    both.take(Releases(Version(1, str(bundles / "v1")), Version(2, str(bundles / "v2"))))
+    assert {a.model_version for a in both(rows_of(both.bundle, 20))} == {"v2"} and both.problem is None
+    both.take(Releases(Version(1, str(bundles / "v1")), Version(3, str(bundles / "odd"))), Routing(100, False))
+    assert {a.model_version for a in both(rows_of(both.bundle, 20))} == {"odd"}
+    assert len(read(tmp_path / "log")) == 360
+
+
+def test_another_share_does_not_bring_a_challenger_back(router, bundles):
+    both = router("odd", challenger_percent=100)
+    both(rows_of(both.bundle, 50, carrier=["RAISE"] * 50))
+    both.take(Releases(Version(1, str(bundles / "v1")), Version(3, str(bundles / "odd"))), Routing(60, True))
+    assert {a.arm for a in both(rows_of(both.bundle, 50))} == {"champion"} and both._arms.shadow
+    assert both.counts["swaps"] == 0
+
+
+def test_a_refusal_of_a_table_that_is_split_names_its_row(router):
+    both = router(challenger_percent=50)
+    rows = rows_of(both.bundle, 20)
+    decisions = rows.decisions.copy()
+    decisions[17] = np.datetime64("2013-06-01T00:00:00")
+    with pytest.raises(Refusal, match="for row 17,"):
+        both.table(replace(rows, raw=None, sent=pa.RecordBatch.from_pylist(rows.raw), fields=both.bundle.request, decisions=decisions))
+
+
+def test_one_version_alone(router):
+    alone = router(None, challenger_percent=50, shadow=True)
+    assert alone.versions == {"champion": "v1"} and {a.arm for a in alone(rows_of(alone.bundle, 20))} == {"champion"}
+    assert alone.problem is None and set(alone.counts.values()) == {0}
+
+
+def test_a_shadow_scores_what_the_champion_answered(router, bundles, tmp_path):
+    both = router(challenger_percent=30, shadow=True)
+    rows = rows_of(both.bundle, 300)
+    answers = both(rows) + [both(rows.take([i]))[0] for i in range(40)]
+    champions = [a.request_id for a in answers if a.arm == "champion"]
+    until(lambda: both.counts["shadow_scored"] == len(champions))
+    table = read(tmp_path / "log")
+    seen = table[table["arm"] == "shadow"].set_index("request_id")
+    assert sorted(seen.index) == sorted(champions) and set(seen["model_version"]) == {"v2"}
+    alone = router(challenger_percent=100)(rows)
+    assert seen.loc[[a.request_id for a in answers[:300] if a.arm == "champion"], "probability"].tolist() == [
+        one.probability for one, a in zip(alone, answers, strict=False) if a.arm == "champion"
+    ]
+    assert str(seen["departure"].dtype).startswith("datetime64")  # as it was sent
+    assert both.counts["shadow_failed"] == both.counts["shadow_dropped"] == 0 and both.problem is None
+
+
+def test_a_row_that_the_shadow_cannot_score_leaves_the_others(router, tmp_path, capfd):
+    both = router("odd", shadow=True)
+    carriers = ["UA"] * 100
+    carriers[30] = carriers[31] = "RAISE"
+    both(rows_of(both.bundle, 100, carrier=carriers))
+    until(lambda: sum(both.counts.values()) == 100)
+    assert (both.counts["shadow_scored"], both.counts["shadow_failed"]) == (98, 2)
+    assert "a model's mistake" in both.problem and capfd.readouterr().err.count("a model's mistake") == 1
+    table = read(tmp_path / "log")
+    assert (table["arm"] == "shadow").sum() == 98 and (table["arm"] == "champion").sum() == 100
+
+
+def test_a_shadow_that_dies_is_replaced(router, monkeypatch):
+    monkeypatch.setattr(shadow, "AGAIN", 0.01)
+    both = router("odd", shadow=True)
+    assert len(both(rows_of(both.bundle, 1, carrier=["DIE"]))) == 1
+    until(lambda: both.counts["shadow_failed"] == 1)
+    both(rows_of(both.bundle, 5))
+    until(lambda: both.counts["shadow_scored"] == 5)
+
+
+def test_a_shadow_that_falls_silent_stops_nobody_and_is_replaced(router, monkeypatch):
+    monkeypatch.setattr(shadow, "AGAIN", 0.01)
+    monkeypatch.setattr(shadow, "WAITING", 50)
+    both = router("odd", shadow=True)
+    both(rows_of(both.bundle, 5))
+    until(lambda: both.counts["shadow_scored"] == 5)  # it is up
+    monkeypatch.setattr(shadow, "SILENCE", 2.0)
+    both(rows_of(both.bundle, 1, carrier=["HANG"]))
+    until(lambda: not both._arms.shadow._queue)
+    answered = sum(len(both(rows_of(both.bundle, 10))) for _ in range(20))  # while it hangs
+    assert answered == 200 and both.counts["shadow_dropped"] == 150
+    until(lambda: both.counts["shadow_failed"] == 1)
+    monkeypatch.setattr(shadow, "SILENCE", 60.0)  # a busy machine starts the next one slowly
+    until(lambda: both.counts["shadow_scored"] == 55)
+    assert both.counts["shadow_failed"] == 1 and "fell silent" in both.problem
+
+
+def test_the_process_of_a_shadow_ends_with_its_router(router):
+    both = router(shadow=True)
+    both(rows_of(both.bundle, 5))
+    until(lambda: both.counts["shadow_scored"] == 5)
+    process = both._arms.shadow._process
+    both.stop()
+    assert process.poll() is not None
+
+
+SERVICE = """
+import sys, time
+from dataclasses import replace
+import test_routing
+from mlnb.project.settings import load_settings
+from mlnb.serving.routing import Router, proved
+
+bundle = proved(sys.argv[1])
+router = Router(replace(load_settings("."), predictions=sys.argv[2], shadow=True), bundle, bundle)
+router(test_routing.rows_of(bundle, 5))
+while not router.counts["shadow_scored"]:
+    time.sleep(0.01)
+print(router._arms.shadow._process.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_the_process_of_a_shadow_ends_with_a_service_that_is_killed(toy, bundles, tmp_path):
+    env = toy_project.environment(toy)
+    env["PYTHONPATH"] += f":{Path(__file__).parent}"
+    command = [sys.executable, "-c", SERVICE, str(bundles / "v1"), str(tmp_path)]
+    service = subprocess.Popen(command, cwd=toy, env=env, stdout=subprocess.PIPE, text=True)
+    pid = int(service.stdout.readline())
+    service.kill()
+    service.wait()
+    until(lambda: not toy_project.is_alive(pid))
+
+
+def test_a_wrong_share_is_a_wrong_setting(toy):
+    for percent in (-1, 101):
+        with pytest.raises(SettingError, match="from 0 to 100"):
+            router_of(replace(load_settings(toy), challenger_percent=percent))
+    with pytest.raises(SettingError, match='serve_from = "bundle"'):
+        router_of(replace(load_settings(toy), serve_from="flights"))

@@ -1,0 +1,247 @@
+"""Rules look at real things: a service of its own process, a log, a context, runs."""
+
+import datetime as dt
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+
+import httpx
+import numpy as np
+import pytest
+import toy_project
+from plain_server import plain
+
+from mlnb.data.context import SnapshotStore
+from mlnb.data.profiles import Profile
+from mlnb.monitoring.rules import KINDS, look, of_table, rules_of
+from mlnb.project.errors import SettingError
+from mlnb.project.settings import load_settings
+from mlnb.records import Records, now
+from mlnb.serving.outcomes import Outcome, OutcomeLog
+from mlnb.serving.predictions import Prediction, PredictionLog
+
+
+@pytest.fixture
+def project(tmp_path):
+    (tmp_path / "pyproject.toml").write_text("[tool.mlnb]\n")
+    records = Records(f"sqlite:///{tmp_path}/records.db")
+    yield load_settings(tmp_path), records
+    records.close()
+
+
+def rule(kind, **table):
+    return of_table(KINDS, "alerts", "r", {"kind": kind, **table})
+
+
+def found(one, project, at=None, memory=None):
+    looked = look(one, *project, memory, at)
+    assert looked.blind is None, looked.blind
+    return {f.subject: f for f in looked.findings}
+
+
+def test_a_service(toy, project, tmp_path):
+    with plain(toy, tmp_path / "log") as (_, url):
+        service = lambda **more: rule("service", url=url, requests=5, minutes=1, **more)
+        assert found(service(), project) == {}
+        row, began = toy_project.example(toy), now()
+        for _ in range(10):
+            assert httpx.post(f"{url}/predict", json=row).status_code == 200
+        slow = look(service(p99_milliseconds=0.001), *project, {}, began)
+        assert [f.subject for f in slow.findings] == ["latency"] and slow.findings[0].value > 0
+        for _ in range(5):
+            assert httpx.post(f"{url}/predict", content=b"{").status_code == 400
+        again = look(service(p99_milliseconds=0.001), *project, slow.memory, began + dt.timedelta(minutes=2))
+        assert again.findings == [] and again.blind is None  # five requests since then, none of them timed
+        unreadable = look(rule("service", url=url, key="$NO_SUCH_KEY"), *project)
+        assert "NO_SUCH_KEY is not set" in unreadable.blind
+    (down,) = found(service(), project).values()
+    assert down.subject == "down" and "does not answer" in down.words
+
+
+def test_a_service_that_wants_a_key(toy, project, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPS_KEY", "k" * 40)
+    with plain(toy, tmp_path / "log", MLNB_KEYS="admin:" + "k" * 40, MLNB_KEYS_REQUIRED="true") as (_, url):
+        assert "metrics answers 401" in look(rule("service", url=url), *project).blind
+        assert found(rule("service", url=url, key="$OPS_KEY"), project) == {}
+
+
+class Scripted(BaseHTTPRequestHandler):
+    def do_GET(self):
+        status, text = self.server.says[self.path]
+        self.send_response(status)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def scripted():
+    "A service whose counts a test writes"
+    server = HTTPServer(("127.0.0.1", 0), Scripted)
+    server.says = {"/readyz": (200, "{}")}
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield server, f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def counts(good, bad, unlogged=0):
+    lines = [f'mlnb_requests_total{{status="200",validity="valid"}} {good}', f'mlnb_requests_total{{status="503",validity="valid"}} {bad}']
+    return 200, "\n".join([*lines, f"mlnb_unlogged {unlogged}", ""])
+
+
+def test_what_failed_since_the_last_look(project, scripted):
+    server, url = scripted
+    service, at, memory, seen = rule("service", url=url, requests=50, minutes=10), now(), {}, []
+    for good, bad, unlogged in ((1000, 0, 0), (1090, 10, 0), (1091, 10, 7), (2091, 10, 7), (3091, 10, 7), (60, 60, 0), (61, 60, 0)):
+        server.says["/metrics"] = counts(good, bad, unlogged)
+        looked = look(service, *project, memory, at)
+        memory, at = looked.memory, at + dt.timedelta(minutes=11)
+        seen.append([f.subject for f in looked.findings])
+    assert seen == [[], ["errors"], ["unlogged"], [], [], ["errors"], []]  # the service started anew before the sixth
+    assert len(memory["counts"]) <= 3
+    for _ in range(100):  # checks of every second
+        memory, at = look(service, *project, memory, at).memory, at + dt.timedelta(seconds=1)
+    assert len(memory["counts"]) <= 12
+
+
+def test_a_service_that_is_not_ready_or_no_service(project, scripted):
+    server, url = scripted
+    server.says["/readyz"] = 503, "predictions cannot be logged"
+    (down,) = found(rule("service", url=url), project).values()
+    assert "is not ready (503): predictions cannot be logged" in down.words
+    server.says |= {"/readyz": (200, ""), "/metrics": (200, "<html> no metrics")}
+    assert look(rule("service", url=url), *project).blind or look(rule("service", url=url), *project).findings == []
+    server.says["/metrics"] = 404, ""
+    assert "metrics answers 404" in look(rule("service", url=url), *project).blind
+
+
+def test_context_and_predictions_age(project, toy):
+    settings, _ = project
+    fresh = rule("freshness", context_minutes=60, prediction_minutes=60)
+    assert sorted(found(fresh, project)) == ["context", "prediction"]
+    store = SnapshotStore(f"{settings.root}/.mlnb/storage/context")
+    snapshot = SnapshotStore(str(toy / ".mlnb/storage/context"))
+    moment = snapshot.moments()[-1]
+    store.write(snapshot.newest(moment))
+    t = f"{now():%Y-%m-%dT%H:%M:%S}Z"
+    log = PredictionLog.of(settings)
+    log.append([Prediction("a", "k", "2013-07-01T00:00:00Z", t, "v1", "champion", t, 1.0, 0.1, False, {}, {"x": 1.0})])
+    log.close()
+    assert list(found(fresh, project, moment.item() + dt.timedelta(minutes=59))) == []
+    assert list(found(fresh, project)) == ["context"]  # the decision is of 2013, the answer of now
+    assert list(found(fresh, project, now() + dt.timedelta(minutes=61))) == ["context", "prediction"]
+    old = rule("freshness", outcome_minutes=60)
+    assert "outcome" in found(old, project)
+    OutcomeLog.of(settings).append([Outcome("k", 1.0, dt.datetime(2013, 7, 2, tzinfo=dt.UTC), dt.datetime.now(dt.UTC), "service")])
+    assert found(old, project) == {} and "outcome" in found(old, project, now() + dt.timedelta(minutes=61))
+
+
+def test_runs(project):
+    settings, records = project
+    runs = rule("runs")
+    assert found(runs, project) == {}
+    run = records.start_run(settings.name, {})
+    assert found(runs, project) == {}  # it is running
+    records.put_task(run, "train", status="failed", error="KeyError: 'delay'")
+    records.end_run(run, "failed")
+    assert "task train, KeyError: 'delay'" in found(runs, project)[settings.name].words
+    assert found(rule("runs", failures=2), project) == {}
+    records.end_run(records.start_run(settings.name, {}), "interrupted")
+    records.start_run(settings.name, {})
+    assert "the newest 2 runs" in found(rule("runs", failures=2), project)[settings.name].words
+    assert "yet" in found(rule("runs", failures=3, hours=1), project)[f"{settings.name}: late"].words
+    records.end_run(records.start_run(settings.name, {}), "succeeded")
+    assert found(rule("runs", hours=1), project) == {}
+    late = found(rule("runs", hours=1), project, now() + dt.timedelta(hours=30))[f"{settings.name}: late"]
+    assert "30 hours" in late.words
+
+
+def serve(log, day, n, shift=0.0, version="v1"):
+    rng = np.random.default_rng(0)
+    at = [f"{day}T{i * 24 // n:02}:00:00Z" for i in range(n)]
+    far = rng.normal(10 + shift, 2, n).tolist()
+    said = (version, "champion", at[0], 1.0, 0.1, False)
+    log.append([Prediction(f"{day}{version}{i}", "k", at[i], at[i], *said, {"carrier": "AB"[i % 2]}, {"far": far[i]}) for i in range(n)])
+
+
+def test_drift(project):
+    settings, log = project[0], PredictionLog.of(project[0])
+    assert found(rule("drift"), project) == {}  # nothing was served
+    serve(log, "2013-07-03", 900)
+    assert "no bundle with a reference" in look(rule("drift"), *project).blind
+    rng = np.random.default_rng(1)
+    reference = {"far": rng.normal(10, 2, 9000), "carrier": np.array(["A", "B"] * 4500)}
+    Profile.of(reference).write(settings.root / "products/bundle/reference.profile")
+    assert found(rule("drift"), project) == {}
+    serve(log, "2013-07-04", 900, shift=2.0)
+    (far,) = found(rule("drift"), project).values()
+    assert far.subject == far.details["column"] == "far" and far.value > far.limit == 0.25 and far.details["until"] == "2013-07-05T00:00:00"
+    assert found(rule("drift"), project, dt.datetime(2013, 7, 4, 23)) == {}  # that day has not ended
+    serve(log, "2013-07-04", 900, version="v2")
+    assert found(rule("drift", version="v2"), project) == {} and "far" in found(rule("drift", version="v1"), project)
+    assert "carrier=A: far" in found(rule("drift", version="v1", segment="carrier=A"), project)
+    assert found(rule("drift", version="v1", segment="carrier=Z"), project) == {}
+    assert "did you mean 'far'" in look(rule("drift", columns=["fra"]), *project).blind
+    assert found(rule("drift", window="month", columns=["carrier"]), project) == {}
+    log.close()
+
+
+def test_a_rule_that_breaks_does_not_stop_another(project, monkeypatch):
+    broken = rule("runs")
+    monkeypatch.setattr(type(broken), "find", lambda self, at: 1 / 0)
+    assert look(broken, *project).blind == "ZeroDivisionError: division by zero"
+
+
+def test_performance(project):
+    settings, rng = replace(project[0], cost_missed=3.0), np.random.default_rng(0)
+    log, project = PredictionLog.of(settings), (settings, project[1])
+    below = rule("performance", metric="auc", below=0.6)
+    assert found(below, project) == {}  # nothing was decided
+    for day in range(1, 15):
+        when, p = f"2013-07-{day:02}T12:00:00Z", rng.random(200)
+        happened = rng.random(200) < (p if day <= 7 else 1 - p)  # from the eighth on the model is wrong
+        said = [(("v1", "champion", when, 1.0, float(p[i]), bool(p[i] > 0.3)), i) for i in range(200)]
+        log.append([Prediction(f"{day}-{i}", f"{day}-{i}", when, when, *values, {"carrier": "AB"[i % 2]}, {}) for values, i in said])
+        then, late = dt.datetime(2013, 7, day, 20, tzinfo=dt.UTC), dt.datetime.now(dt.UTC)
+        OutcomeLog.of(settings).append([Outcome(f"{day}-{i}", float(happened[i]), then, late, "service") for i in range(200)])
+    assert found(below, project, dt.datetime(2013, 7, 9, 1)) == {}  # the first seven days are good
+    (bad,) = found(below, project).values()
+    assert bad.subject == "auc" and bad.value < 0.4 and bad.details["since"] == "2013-07-08T00:00:00" and "below 0.6" in bad.words
+    (apart,) = found(rule("performance", metric="cost_per_1000", apart=50.0, days=3, segment="carrier=A"), project).values()
+    assert apart.subject == "carrier=A: cost_per_1000" and "was expected" in apart.words
+    assert found(rule("performance", metric="coverage", below=0.9), project) == {}
+    assert found(rule("performance", below=0.6, version="v9"), project) == {}
+    log.close()
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        ({"kind": "drift", "level": 3}, "setting 'level' has value 3; write level = \"slight\""),
+        ({"kind": "drift", "columns": "distance"}, 'write columns = ["distance"]'),
+        ({"kind": "drift", "segment": "origin"}, 'write segment = "origin=JFK"'),
+        ({"kind": "drift", "severity": "fatal"}, 'write severity = "warning"'),
+        ({"kind": "drift", "clear_after": 0}, "write clear_after = 2"),
+        ({"kind": "drift", "clear_after": True}, "write clear_after = 2"),
+        ({"kind": "service", "url": "host:3000"}, 'write url = "http://scores.internal:3000"'),
+        ({"kind": "service", "key": "secret"}, 'write key = "$SCORES_KEY"'),
+        ({"kind": "service", "error_share": "1%"}, "write error_share = 0.01"),
+        ({"kind": "freshness"}, "write context_minutes, prediction_minutes or outcome_minutes"),
+        ({"kind": "runs", "hour": 3}, "unknown setting 'hour' (did you mean 'hours'?)"),
+        ({"kind": "schedule"}, "one of drift, performance, service, freshness, runs"),
+    ],
+)
+def test_a_wrong_rule_is_a_sentence(table, says):
+    with pytest.raises(SettingError) as error:
+        of_table(KINDS, "alerts", "r", table)
+    assert says in str(error.value) and "pyproject.toml [tool.mlnb.alerts.r]" in str(error.value)
+
+
+def test_an_environment_changes_a_rule(tmp_path):
+    text = '[tool.mlnb.alerts.inputs]\nkind = "drift"\n[tool.mlnb.env.production.alerts.inputs]\nseverity = "critical"\n'
+    (tmp_path / "pyproject.toml").write_text(text)
+    assert [r.severity for r in rules_of(load_settings(tmp_path))] == ["warning"]
+    assert [(r.kind, r.severity) for r in rules_of(load_settings(tmp_path, "production"))] == [("drift", "critical")]

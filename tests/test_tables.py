@@ -1,0 +1,220 @@
+import json
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import toy_project
+from test_guard import ask, make  # noqa: F401
+
+from mlnb.models.bundle import Bundle, Field
+from mlnb.serving.app import ARROW
+from mlnb.serving.predictions import read
+from mlnb.serving.requests import RequestError, RequestSchema
+from mlnb.serving.tables import ArrowColumns, JsonColumns
+
+FIELDS = (
+    Field("carrier", "string", "Airline", "UA"),
+    Field("flight", "integer", "Flight number", 1545),
+    Field("distance", "number", "Miles", 1400.0),
+    Field("departure", "time", "Scheduled departure", "2013-07-01T05:15:00-04:00"),
+)
+TIME = pa.timestamp("us", "UTC")
+AT = datetime(2013, 7, 1, 9, 15, tzinfo=UTC)
+RIGHT = {
+    "carrier": pa.array(["UA", "B6"]),
+    "flight": pa.array([1, 2], pa.int64()),
+    "distance": pa.array([1400.0, 200.5]),
+    "departure": pa.array([AT, AT], TIME),
+}
+JSON = {"carrier": ["UA", "B6"], "flight": [1, 2], "distance": [1400, 200.5], "departure": ["2013-07-01T05:15:00-04:00"] * 2}
+
+
+def stream(columns, **options) -> bytes:
+    "An Arrow IPC stream of named columns, or of pairs of a name and a column"
+    pairs = list(columns.items()) if isinstance(columns, dict) else columns
+    table = pa.Table.from_arrays([c for _, c in pairs], [n for n, _ in pairs])
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def wrong(decode, body: bytes) -> list[tuple]:
+    with pytest.raises(RequestError) as e:
+        decode(body)
+    return [(p["row"], p["field"]) for p in e.value.fields]
+
+
+arrow, columns = ArrowColumns(FIELDS).decode, JsonColumns(FIELDS).decode
+
+
+LOGGED = {"carrier": "string", "flight": "int64", "distance": "double", "departure": "timestamp[s]"}
+
+
+def same(a, b):
+    return list(a) == list(b) and all(a[k].dtype.kind == b[k].dtype.kind and np.array_equal(a[k], b[k]) for k in a)
+
+
+def test_the_three_forms_give_the_same_columns():
+    schema = RequestSchema(FIELDS)
+    rows = [dict(zip(JSON, values, strict=True)) for values in zip(*JSON.values(), strict=True)]
+    expected = schema.columns(schema.decode(json.dumps(rows).encode())[0])
+    found = arrow(stream(RIGHT)), columns(json.dumps(JSON).encode())
+    assert all(same(table.columns, expected) for table in found)
+    assert found[0].logged == found[1].logged and {n: str(a.type) for n, a in found[0].logged.items()} == LOGGED
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        *(("carrier", k) for k in (pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string()))),
+        *(("flight", k) for k in (pa.int8(), pa.uint16(), pa.uint64())),
+        *(("distance", k) for k in (pa.float32(), pa.int32())),
+        *(("departure", pa.timestamp(unit, zone)) for unit, zone in [("s", "UTC"), ("ns", "America/New_York"), ("ms", "+02:00")]),
+    ],
+)
+def test_every_arrow_type_that_holds_a_field_exactly(name, kind):
+    given = RIGHT[name] if name != "distance" else pa.array([1400.0, 200.0])
+    found = arrow(stream(RIGHT | {name: given.cast(kind)}))
+    wanted = arrow(stream(RIGHT | {name: given}))
+    assert same(found.columns, wanted.columns) and found.logged == wanted.logged
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "rows"),
+    [
+        *(("carrier", pa.array(["UA", v]), [1]) for v in (None, "", "a\n", "\x7f", "a\x00", "x" * 101)),
+        *(("distance", pa.array([v, 1.0]), [0]) for v in (None, float("nan"), float("inf"), float("-inf"))),
+        *(("flight", pa.array([1, v], kind), [1]) for v, kind in [(None, pa.int64()), (2**53 + 1, pa.int64()), (2**64 - 1, pa.uint64())]),
+        ("departure", pa.array([AT, None], TIME), [1]),
+        ("departure", pa.array([2**60, 0], TIME), [0]),
+        ("departure", pa.array([-(2**60), 0], pa.timestamp("s", "UTC")), [0]),
+        ("departure", pa.array([AT, AT], pa.timestamp("us")), [None]),
+        ("departure", pa.array(JSON["departure"]), [None]),
+        ("carrier", pa.array([1, 2]), [None]),
+        ("carrier", pa.array([b"UA", b"B6"]), [None]),
+        ("carrier", pa.array([None, None]), [None]),
+        ("carrier", pa.array([["UA"], ["B6"]]), [None]),
+        ("flight", pa.array([1.0, 2.0]), [None]),
+        ("flight", pa.array([True, False]), [None]),
+        ("distance", pa.array(["1.5", "2"]), [None]),
+        ("decision_time", pa.array([None, AT], TIME), [0]),
+    ],
+)
+def test_a_wrong_arrow_column_is_named_with_its_rows(name, column, rows):
+    assert wrong(arrow, stream(RIGHT | {name: column})) == [(row, name) for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "rows"),
+    [
+        ("carrier", ["UA", None], [1]),
+        ("carrier", [1, 2], [0, 1]),
+        ("flight", [1.5, 2], [0]),
+        ("distance", ["1", 2], [0]),
+        ("distance", 7, [None]),
+        ("departure", ["2013-07-01T05:15:00", "x"], [0, 1]),
+        ("departure", ["2013-07-01T05:15:00Z", "1000-01-01T00:00:00Z"], [1]),
+        ("distance", [1.0], [None]),
+        ("decision_time", ["2013-07-01T05:15:00Z"], [None]),
+    ],
+)
+def test_a_wrong_json_column_is_named_with_its_rows(name, column, rows):
+    assert wrong(columns, json.dumps(JSON | {name: column}).encode()) == [(row, name) for row in rows]
+
+
+def test_missing_unknown_and_repeated_columns_are_named():
+    pairs = [(n, c) for n, c in RIGHT.items() if n != "flight"] + [("carrier", RIGHT["carrier"]), ("tail", RIGHT["carrier"])]
+    assert wrong(arrow, stream(pairs)) == [(None, "flight"), (None, "carrier"), (None, "tail")]
+    twice = json.dumps({k: v for k, v in JSON.items() if k != "flight"} | {"tail": [1, 2]})[:-1] + ', "carrier": ["UA", "B6"]}'
+    assert wrong(columns, twice.encode()) == [(None, "flight"), (None, "carrier"), (None, "tail")]
+    again = json.dumps(JSON)[:-1] + ', "carrier": ["AA", "B6"]}'
+    assert wrong(columns, again.encode()) == wrong(columns, again.replace('"AA"', '"\\u0041A"').encode()) == [(None, "carrier")]
+
+
+def test_the_first_wrong_rows_are_named():
+    many = {name: pa.concat_arrays([column] * 500) for name, column in RIGHT.items()}
+    assert wrong(arrow, stream(many | {"distance": pa.array([float("nan")] * 1000)})) == [(i, "distance") for i in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        (b"", "not an Arrow IPC stream"),
+        (b"carrier,flight\n", "not an Arrow IPC stream"),
+        (stream(RIGHT)[:200], "not an Arrow IPC stream"),
+        (stream(RIGHT)[:-100], "not an Arrow IPC stream"),
+        (b"ARROW1\0\0" + stream(RIGHT), "not an Arrow IPC stream"),
+        (stream(RIGHT, compression="zstd"), "is compressed"),
+        (stream(RIGHT, compression="lz4"), "is compressed"),
+        (stream({n: c.slice(0, 0) for n, c in RIGHT.items()}), "no rows"),
+        (stream({}), "wrong in: carrier, flight"),
+    ],
+)
+def test_a_body_that_is_no_table(body, says):
+    with pytest.raises(RequestError, match=says):
+        arrow(body)
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"7", b"{", b"{}", b'{"carrier": {}}', b"[" * 100_000, b'{"carrier":' * 5000, b"\xff"])
+def test_a_body_that_is_no_object_of_columns(body):
+    with pytest.raises(RequestError):
+        columns(body)
+    assert wrong(columns, json.dumps({name: [] for name in JSON}).encode()) == []
+
+
+def test_a_damaged_stream_is_refused_and_never_crashes():
+    body, rng = stream(RIGHT), np.random.default_rng(0)
+    for _ in range(3000):
+        damaged = bytearray(body)
+        for at in rng.integers(0, len(body), rng.integers(1, 5)):
+            damaged[at] = rng.integers(0, 256)
+        try:
+            found = arrow(bytes(damaged))
+        except RequestError:
+            continue
+        assert set(found.columns) >= set(RIGHT) and len({len(c) for c in (*found.columns.values(), *found.logged.values())}) == 1
+
+
+def test_tables_are_answered_and_logged_as_rows_are(make, toy, tmp_path):  # noqa: F811
+    bundle, app = Bundle.load(toy / "products/bundle"), make()
+    requests = bundle.samples["requests"]
+    table = {name: [r[name] for r in requests] for name in requests[0]}
+    rows = ask(app, json.dumps(requests).encode())[2]
+    found = ask(app, json.dumps(table).encode(), path="/predict/columns")[2]
+    assert found["probability"] == bundle.samples["probability"] and list(found) == list(rows[0])
+    times = {n: pa.array([datetime.fromisoformat(t) for t in table[n]], TIME) for n in ("departure", "decision_time")}
+    answer = ask_arrow(app, stream({n: pa.array(v) for n, v in table.items()} | times))
+    assert answer["probability"].to_pylist() == bundle.samples["probability"]
+    assert answer["decision"].to_pylist() == bundle.samples["decision"]
+    assert answer["context_moment"].to_pylist() == [a["context_moment"] for a in rows]
+    logged = read(tmp_path).set_index("request_id")
+    for ids in ([a["request_id"] for a in rows], found["request_id"], answer["request_id"].to_pylist()):
+        one = logged.loc[ids].reset_index(drop=True).drop(columns=["latency_ms", "logged_at"])
+        first = logged.loc[[a["request_id"] for a in rows]].reset_index(drop=True).drop(columns=["latency_ms", "logged_at"])
+        assert one.equals(first)
+
+
+def test_without_decision_times_the_decision_is_now(make, toy):  # noqa: F811
+    row = {k: [v] for k, v in toy_project.example(toy).items() if k != "decision_time"}
+    status, _, answer = ask(make(), json.dumps(row).encode(), path="/predict/columns")
+    assert status == 503 and "minutes old" in answer["error"]
+
+
+def ask_arrow(app, body: bytes):
+    "The table that answers an Arrow stream"
+    import asyncio
+
+    sent = []
+
+    async def receive():
+        return {"type": "http.request", "body": body}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": "/predict", "headers": [(b"content-type", ARROW)]}
+    asyncio.run(app(scope, receive, send))
+    assert sent[0]["status"] == 200 and (b"content-type", ARROW) in sent[0]["headers"]
+    return pa.ipc.open_stream(sent[1]["body"]).read_all()

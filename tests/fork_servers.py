@@ -5,8 +5,9 @@ import os
 import shutil
 import signal
 import tempfile
-import time
 from pathlib import Path
+
+from waiting import until
 
 from mlnb.notebooks import kernels
 
@@ -69,15 +70,6 @@ def lives(pid):
         return False
 
 
-def until(true, seconds=20):
-    "Wait for a condition, and fail where it does not come"
-    end = time.monotonic() + seconds
-    while not (found := true()):
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.02)
-    return found
-
-
 def ask(worker, expression):
     "The value of an expression in a worker that runs `answer`"
     worker.socket.sendall(expression.encode() + b"\n")
@@ -105,7 +97,7 @@ def loaded(count=1, pool=0):
         ahead = all(sum(c["kind"] == "pool" and c["ready"] for c in s.get("children", [])) >= pool for s in servers)
         return servers if len(servers) == count and ahead and not any(s.get("waiting", True) for s in servers) else None
 
-    return until(done)
+    return until(done, "a loaded server")
 
 
 def kill(pid):

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 import httpx
 import psutil
 import toy_project
+from waiting import until
 
 MLNB = (sys.executable, "-c", "from mlnb.cli.main import main; main()")
 
@@ -73,11 +74,7 @@ class Callers:
         for thread in self._threads:
             thread.join()
 
-    def wait_for(self, more: int, seconds: float = 60):
+    def wait_for(self, more: int):
         "Wait until `more` answers than now are acknowledged"
         enough = len(self.acknowledged) + more
-        for _ in range(int(seconds * 50)):
-            if len(self.acknowledged) >= enough:
-                return
-            self._stop.wait(0.02)
-        raise AssertionError(f"{len(self.acknowledged)} answers, {enough} were awaited")
+        until(lambda: len(self.acknowledged) >= enough, f"answer {enough}")

@@ -6,11 +6,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from pipeline_project import lives, notebook
+from waiting import until
 
 from mlnb.notebooks import checkpoints, copies, worker
 from mlnb.notebooks.execute import execute
@@ -19,14 +19,6 @@ from mlnb.project.errors import NotebookError
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="copies of a kernel need Linux")
 
 SLOW = "open('count', 'a').write('x')\nimport time; time.sleep(1.2)"  # longer than PERIOD
-
-
-def until(condition, patience=30):
-    "Wait for a condition; whether it came"
-    end = time.monotonic() + patience
-    while not condition() and time.monotonic() < end:
-        time.sleep(0.02)
-    return bool(condition())
 
 
 class Task:

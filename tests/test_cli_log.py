@@ -5,12 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pandas as pd
 import pytest
 from pipeline_project import lives
 from test_compactor import ids_in_parquet, prediction
+from waiting import until
 
 from mlnb.project.settings import load_settings
 from mlnb.serving.predictions import PredictionLog
@@ -82,13 +82,6 @@ def test_a_setting_with_a_wrong_word(project):
     assert done.returncode == 2 and """setting 'log_full' has value 'ignore'; write log_full = "refuse" or "serve\"""" in done.stderr
 
 
-def wait(for_what):
-    end = time.monotonic() + 60
-    while not for_what():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
 def test_watching_until_ctrl_c(project):
     process = subprocess.Popen(command("compact", "--watch", "1"), cwd=project, env=environment(), stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "30 rows of 1 file in 3 parts, 3 hours profiled\n"
@@ -112,10 +105,10 @@ time.sleep(60)
 def test_beside_a_service_it_ends_with_it(project):
     service = subprocess.Popen([sys.executable, "-c", BESIDE], cwd=project, env=environment(), stdout=subprocess.PIPE, text=True)
     pid = int(service.stdout.readline())
-    wait(lambda: len(ids_in_parquet(project / ".mlnb/storage/predictions")) == 30)
+    until(lambda: len(ids_in_parquet(project / ".mlnb/storage/predictions")) == 30)
     service.kill()
     service.wait()
-    wait(lambda: not lives(pid))
+    until(lambda: not lives(pid))
 
 
 def test_no_compactor_where_the_setting_says_so(project):

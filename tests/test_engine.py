@@ -9,6 +9,7 @@ import time
 
 import pytest
 from pipeline_project import lives, notebook
+from waiting import until
 
 from mlnb.notebooks import cells, kernels
 from mlnb.notebooks.execute import execute
@@ -52,9 +53,7 @@ def test_rich_outputs_are_whole(task):
 def warm():
     "The fork server has imported everything: the next kernel is forked"
     kernels.fork_worker("builtins:repr").wait()
-    deadline = time.monotonic() + 60
-    while any(server.get("waiting", True) for server in kernels.status()) and time.monotonic() < deadline:
-        time.sleep(0.1)
+    until(lambda: not any(server.get("waiting", True) for server in kernels.status()), "a loaded server")
 
 
 @pytest.mark.parametrize("how", ["warm", "cold"])
@@ -144,10 +143,7 @@ def test_threads_and_processes_end_with_the_notebook(task, tmp_path):
         "print(child.pid)"
     )
     child = int(text(copy))
-    deadline = time.monotonic() + 20
-    while lives(child) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not lives(child)
+    until(lambda: not lives(child), "the end of the child")
 
 
 def test_what_a_thread_prints_belongs_to_its_cell(task):

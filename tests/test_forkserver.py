@@ -8,7 +8,8 @@ import textwrap
 import time
 
 import pytest
-from fork_servers import SMALL, WORK, ask, dismiss, kill, lives, loaded, private_folder, until
+from fork_servers import SMALL, WORK, ask, dismiss, kill, lives, loaded, private_folder
+from waiting import until
 
 from mlnb.notebooks import forkserver, kernels
 

@@ -9,7 +9,8 @@ import subprocess
 import sys
 
 import pytest
-from fork_servers import SMALL, WORK, ask, dismiss, lives, private_folder, until
+from fork_servers import SMALL, WORK, ask, dismiss, lives, private_folder
+from waiting import until
 
 from mlnb.notebooks import kernels
 from mlnb.project.settings import load_settings

@@ -10,6 +10,7 @@ import time
 import pytest
 from test_compactor import ids_in_parquet
 from test_predictions import prediction
+from waiting import until
 
 from mlnb.project.errors import ServingError
 from mlnb.serving import predictions as p
@@ -59,18 +60,11 @@ def acknowledged(tmp_path):
     return [line for said in tmp_path.glob("said-*") for line in said.read_text().splitlines() if len(line) == 7]
 
 
-def wait_for_rows(tmp_path, rows):
-    end = time.monotonic() + 60
-    while len(acknowledged(tmp_path)) < rows:
-        assert time.monotonic() < end, "the workers log nothing"
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize(("death", "sync"), [(signal.SIGKILL, "none"), (signal.SIGTERM, "interval"), (signal.SIGKILL, "always")])
 def test_workers_that_are_killed_under_load(tmp_path, workers, death, sync):
     "The compactor works meanwhile and leaves alone what is written to; at the end each row is there once"
     running, compactor = [workers(number, sync) for number in range(3)], Compactor(tmp_path / "log", tmp_path / "parts")
-    wait_for_rows(tmp_path, 300)
+    until(lambda: len(acknowledged(tmp_path)) >= 300, "300 logged rows")
     for process in running:
         compactor.run()
         process.send_signal(death)

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from fork_servers import kill, lives, loaded, private_folder, until
+from fork_servers import kill, lives, loaded, private_folder
 from jupyter_client.manager import KernelManager
+from waiting import until
 
 from mlnb.notebooks import forkserver, kernels
 

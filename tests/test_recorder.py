@@ -13,6 +13,7 @@ import threading
 import time
 
 import pytest
+from waiting import until
 
 from mlnb.pipelines import recorder as module
 from mlnb.pipelines.recorder import JOURNAL, Recorder, replay
@@ -64,14 +65,6 @@ def is_whole(url, run, seed=0):
     return True
 
 
-def wait_for(condition):
-    for _ in range(1200):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it did not happen")
-
-
 def test_a_run_is_in_the_store_when_the_recorder_is_closed(url, runs):
     run = whole_run(Recorder(url, runs))
     assert is_whole(url, run) and not (runs / run).exists()
@@ -81,10 +74,10 @@ def test_a_run_is_seen_while_it_goes_on(url, runs, quick):
     with Recorder(url, runs) as recorder:
         run = recorder.start_run("demo", {})
         records = Records(url)
-        wait_for(lambda: [r["status"] for r in records.runs()] == ["running"])
+        until(lambda: [r["status"] for r in records.runs()] == ["running"])
         for status in ("running", "failed"):
             recorder.put_task(run, "a", status=status)
-            wait_for(lambda status=status: [t["status"] for t in records.tasks(run)] == [status])
+            until(lambda status=status: [t["status"] for t in records.tasks(run)] == [status])
         assert replay(records, runs) == []  # its journal is its own
         records.close()
 
@@ -234,7 +227,7 @@ def test_a_store_that_is_locked_for_a_while(url, runs, caplog, quick):
     recorder = Recorder(url, runs)
     recorder._records.patience = 0.1
     run = recorder.start_run("demo", {"seed": 0})
-    wait_for(lambda: recorder.problem)
+    until(lambda: recorder.problem)
     assert "locked" in recorder.problem
     holder.execute("rollback")
     holder.close()
@@ -251,7 +244,7 @@ def test_a_store_that_is_deleted_meanwhile(url, runs, tmp_path, quick, again):
     run = recorder.start_run("demo", {"seed": 0}, selection={"tasks": ["b"]})
     recorder.put_task(run, "a", status="skipped")
     recorder.put_task(run, "b", status="executed", reason="b.txt is not there", metrics={"auc": 0.5})
-    wait_for(lambda: len(records.tasks(run)) == 2 if records.runs() else False)
+    until(lambda: len(records.tasks(run)) == 2 if records.runs() else False)
     records.close()
     for name in ("records.db", "records.db-wal", "records.db-shm"):
         (tmp_path / name).unlink(missing_ok=True)
@@ -285,7 +278,7 @@ time.sleep(600)
         run = process.stdout.readline().strip()
         os.kill(process.pid, signal.SIGKILL)
     records = Records(url)
-    wait_for(lambda: replay(records, runs) == [run])  # a git that it was just starting may hold the journal a moment longer
+    until(lambda: replay(records, runs) == [run])  # a git that it was just starting may hold the journal a moment longer
     assert replay(records, runs) == []
     assert records.run(run)["status"] == "lost"
     assert [(t["name"], t["status"]) for t in records.tasks(run)] == [("a", "executed"), ("b", "running")]
@@ -340,7 +333,7 @@ def test_a_disk_that_is_full(tmp_path, quick):
                 f.write(b"x" * 4096)
         for i in range(200):
             recorder.put_task(run, f"t{i}", status="executed", reason="x" * 200)
-        wait_for(lambda: recorder.problem)
+        until(lambda: recorder.problem)
         (disk / "filling").unlink()
         recorder.end_run(run, "succeeded")
         recorder.close()

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import toy_project
+from waiting import until
 
 from mlnb.models.bundle import DECISION_TIME, columns_of, entity_keys, write_bundle
 from mlnb.models.hooks import Model
@@ -82,13 +83,6 @@ def rows_of(bundle, n, **other):
     samples = bundle.samples["requests"]
     raw = [samples[i % len(samples)] | {"flight": i} | {k: v[i] for k, v in other.items()} for i in range(n)]
     return Rows(raw, columns_of(bundle.request, raw), columns_of([DECISION_TIME], raw)["decision_time"], datetime.now(UTC))
-
-
-def until(true, seconds=60):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("percent", [1, 10, 50, 99])

@@ -9,11 +9,11 @@ import sys
 import tempfile
 import textwrap
 import threading
-import time
 from pathlib import Path
 
 import pytest
 from pipeline_project import make, notebook
+from waiting import until
 
 from mlnb.pipelines.runner import load
 from mlnb.project.settings import load_settings
@@ -60,10 +60,7 @@ def contents(root):
 
 
 def wait_for(path):
-    deadline = time.monotonic() + 60
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} did not come"
-        time.sleep(0.02)
+    until(path.exists, path)
     return path.read_text()
 
 
@@ -150,10 +147,7 @@ def test_a_worker_that_is_killed(project):
         kernels.fork_worker = fork
     assert statuses(report) == {"first": "executed", "second": "executed", "other": "failed"}
     assert "the process that executed it ended by signal SIGKILL" in error_of(report)
-    deadline = time.monotonic() + 20
-    while Path(f"/proc/{kernel}").exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not Path(f"/proc/{kernel}").exists(), "its kernel ends with it"
+    until(lambda: not Path(f"/proc/{kernel}").exists(), "the end of its kernel")
 
 
 def test_a_fork_server_that_is_killed(project, tmp_path, monkeypatch):

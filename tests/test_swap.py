@@ -14,6 +14,7 @@ import httpx
 import msgspec
 import pytest
 import toy_project
+from waiting import until
 
 from mlnb.models import watcher
 from mlnb.models.bundle import Bundle, Field
@@ -148,13 +149,6 @@ class Load:
         self._enough.set()
         for t in self._threads:
             t.join()
-
-
-def until(true, seconds=60):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come about"
-        time.sleep(0.02)
 
 
 def test_versions_change_under_load_without_an_error(store, tmp_path):

@@ -124,6 +124,8 @@ def test_an_unknown_upstream_task(project):
         ("tasks:\n- source: nbs/first.ipynb\n", "'product' is missing; write for example: product:"),
         ("tasks:\n- source: nbs/first.ipynb\n  prodct: out/first.ipynb\n", "unknown key 'prodct' (did you mean 'product'?)"),
         ("tasks:\n- {source: nbs/other.ipynb, product: {nb: out/a.ipynb, n: {{n}}}}\n", 'a placeholder stands in quotes: "{{name}}"'),
+        ("tasks:\n- {source: nbs/other.ipynb, product: out/a.ipynb, params: {w: {0: 1.0}}}\n", "pipeline.yaml: key 0 has type int"),
+        ("tasks:\n- {source: nbs/other.ipynb, product: out/a.ipynb, params: {w: !!set {a}}}\n", "value {'a'} has type set; write a text"),
     ],
 )
 def test_a_pipeline_that_is_none(project, text, says):
@@ -134,6 +136,8 @@ def test_a_pipeline_that_is_none(project, text, says):
 def test_a_missing_pipeline_and_a_broken_env(project):
     (project / "env.yaml").write_text("n: [1\n")
     refused(project, "run", "env.yaml is not valid YAML in line 2")
+    (project / "env.yaml").write_text("n: 1\n2013-01-01: x\n")
+    refused(project, "run", "env.yaml: key datetime.date(2013, 1, 1) has type date", "write it in quotes")
     (project / "env.yaml").write_text("")
     refused(project, "run", "'{{n}}' names 'n', which env.yaml does not define")
     (project / "pipeline.yaml").unlink()

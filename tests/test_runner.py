@@ -5,11 +5,11 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from pipeline_project import lives, make, notebook
+from waiting import until
 
 from mlnb.pipelines.runner import load
 from mlnb.project.errors import PipelineError
@@ -174,9 +174,8 @@ def command(root, *words):
 
 
 def wait_for(path, process):
-    while not path.exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.05)
+    until(lambda: path.exists() or process.poll() is not None, path)
+    assert process.poll() is None, process.communicate()
     return int(path.read_text())
 
 
@@ -187,11 +186,10 @@ def test_ended_from_outside(project, number, code):
     process = command(project)
     kernel = wait_for(project / "pid", process)
     process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == code
     assert "Traceback" not in errors
-    while lives(kernel):
-        time.sleep(0.05)
+    until(lambda: not lives(kernel), "the end of its kernel")
     with (project / ".mlnb" / "locks" / "pipeline.lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     if number != signal.SIGKILL:

@@ -9,10 +9,11 @@ import sys
 import tempfile
 import textwrap
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from pipeline_project import make, notebook
+from pipeline_project import FIRST, make, notebook
 from waiting import until
 
 from mlnb.pipelines.runner import load
@@ -303,6 +304,39 @@ def test_resume_takes_parameters_and_selection_of_the_run(project):
     assert done.returncode == 2 and "succeeded, nothing of it is left to do" in done.stderr
 
 
+def test_resume_reads_a_mended_env(project):
+    "What env.yaml says is mended there; only what the command line said is kept"
+    notebook(project / "nbs" / "first.ipynb", "upstream = None\nproduct = None\nn = 1", "assert n != 1, n", FIRST)
+    (failed,) = [t for t in run(project, "first").tasks if t.status == "failed"]
+    assert "AssertionError: 1" in failed.error
+    (project / "env.yaml").write_text("n: 2\n")
+    mlnb = [sys.executable, "-m", "mlnb.cli.main", "run", "--resume", "last"]
+    done = subprocess.run(mlnb, cwd=project, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (project / "out" / "data.txt").read_text() == "20"
+
+
+def test_a_failure_with_very_much_to_say_is_its_own_alone(project):
+    notebook(project / "nbs" / "other.ipynb", "upstream = None\nproduct = None", "raise ValueError('x' * 5_000_000)")
+    report = run(project, keep_going=True)
+    assert statuses(report) == {"first": "executed", "second": "executed", "other": "failed"}
+    assert "ValueError: xxx" in error_of(report) and len(error_of(report)) < 30_000
+
+
+def test_two_pipelines_at_once_write_apart(project):
+    "Both have a task `first`, whose products lie in one folder"
+    product = "{nb: out/again.ipynb, data: out/again.txt, folder: out/again}"
+    (project / "again.yaml").write_text(f"tasks:\n- {{name: first, source: nbs/quick.ipynb, product: {product}}}\n")
+    notebook(project / "nbs" / "first.ipynb", "upstream = None\nproduct = None\nn = 1", FIRST, WAIT)
+    notebook(project / "nbs" / "quick.ipynb", "upstream = None\nproduct = None\nn = 1", FIRST)
+    finish = beside(project, only=["first"])
+    wait_for(project / "pid")
+    report = load(replace(load_settings(project), pipeline="again.yaml")).run(["first"])
+    (project / "go").touch()
+    assert statuses(report) == statuses(finish()) == {"first": "executed"}
+    assert (project / "out" / "data.txt").read_text() == (project / "out" / "again.txt").read_text() == "10"
+
+
 def test_a_project_can_be_moved(project, tmp_path):
     succeeds(project)
     shutil.move(project, tmp_path / "moved")
@@ -359,7 +393,7 @@ def test_resume_goes_on_inside_the_notebook(suspended):
     ("change", "says"),
     [
         (lambda p: (p / "planes" / "work.py").write_text((p / "planes" / "work.py").read_text().replace("= 10", "= 30")), "FACTOR changed"),
-        (lambda p: (p / "out" / ".stage-long" / "long.txt").write_text("touched"), "long.txt has been changed since"),
+        (lambda p: (p / "out" / ".stage-pipeline-long" / "long.txt").write_text("touched"), "long.txt has been changed since"),
         (lambda p: write_long(p, SLOW + "value = 3", "1 / 1"), "has changed"),
     ],
     ids=["library", "product", "earlier cell"],

@@ -54,7 +54,7 @@ def _say_nothing_to_do(settings, names, as_json: bool) -> None:
 
 # %% ../../nbs/cli/04_run.ipynb #8fa2b2db
 def _resumed(settings, which: str) -> tuple[dict, dict]:
-    "Parameters, and what `Pipeline.run` is called with, of an earlier run"
+    "The parameters that an earlier run was given, and what `Pipeline.run` is called with; those of env.yaml are read again, mended or not"
     from mlnb.records import Records
 
     records = Records(settings.url(settings.records), settings.root)
@@ -68,7 +68,7 @@ def _resumed(settings, which: str) -> tuple[dict, dict]:
     asked = run["selection"] or {}
     force = unfinished if asked.get("force") else False
     chosen = {"only": asked.get("tasks"), "to": asked.get("to"), "from_": asked.get("from"), "force": force, "resumed": run["id"]}
-    return run["parameters"], chosen
+    return asked.get("params") or {}, chosen
 
 # %% ../../nbs/cli/04_run.ipynb #abf28859
 def _ended(number, frame):
@@ -142,8 +142,9 @@ def _work(settings, params, resume, chosen, jobs, keep_going, as_json) -> None:
     pipeline, chosen = _pipeline(settings, params, resume, chosen)
     try:
         report = _run(settings, pipeline, chosen, jobs or settings.jobs or cores(), keep_going, errors)
-    except KeyboardInterrupt:
-        errors.print("interrupted; what was finished is kept, go on with: mlnb run --resume last", highlight=False)
+    except KeyboardInterrupt as e:
+        left = f"what was finished is kept, go on with: mlnb run --resume {e.run}" if hasattr(e, "run") else "no task has begun"
+        errors.print(f"interrupted; {left}", highlight=False)
         sys.exit(130)
     if report.run is None:
         return _say_nothing_to_do(settings, [t.name for t in report.tasks], as_json)

@@ -8,7 +8,6 @@ __all__ = ['LARGE', 'is_known', 'content', 'Staging', 'lock']
 # %% ../../nbs/pipelines/01_products.ipynb #25269c6e
 import errno
 import fcntl
-import getpass
 import hashlib
 import os
 import shutil
@@ -19,6 +18,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from .spec import user
 from ..project.errors import PipelineError
 from ..project.looks import TICK, is_sure, look
 
@@ -85,10 +85,11 @@ class Staging:
         self,
         task: str,  # its name
         products: dict[str, Path],  # key -> where the product belongs
+        pipeline: str = "pipeline",  # whose task it is: another one may have a task of that name, and run at the same time
         go_on: bool = False,  # with what an earlier attempt has written
     ):
         self.task, self.products, self.go_on, self.stays = task, products, go_on, False
-        self.folders = {p.parent: p.parent / f".stage-{task}" for p in products.values()}
+        self.folders = {p.parent: p.parent / f".stage-{pipeline}-{task}" for p in products.values()}
 
     def __enter__(self):
         for folder in self.folders.values():
@@ -134,7 +135,7 @@ class Staging:
 # %% ../../nbs/pipelines/01_products.ipynb #4a0ded13
 def _holder() -> str:
     "Who this is, in words"
-    return f"process {os.getpid()} of {getpass.getuser()} on {socket.gethostname()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
+    return f"process {os.getpid()} of {user()} on {socket.gethostname()} since {datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 @contextmanager

@@ -35,6 +35,11 @@ def memory() -> int:
     return min(whole, int(text)) if text.isdigit() else whole
 
 # %% ../../nbs/pipelines/07_resources.ipynb #b69a4ba3
+def _sum(one: float, other: float) -> float:
+    "The sum of two shares; .25 + .3 + .1, taken and given back in any order, are nothing"
+    return round(one + other, 6)
+
+
 class Resources:
     "What is free at the moment"
 
@@ -79,10 +84,10 @@ class Resources:
     def _count(self, task: TaskSpec, devices: list[str], sign: int) -> None:
         "Take (-1) or give back (+1) what a task needs"
         self.jobs += sign
-        self.cpu += sign * min(task.cpu, self.most["cpu"])
+        self.cpu = _sum(self.cpu, sign * min(task.cpu, self.most["cpu"]))
         self.bytes += sign * (task.memory or 0)
         for name in devices:
-            self.devices[name] += sign * min(task.gpu, 1.0)
+            self.devices[name] = _sum(self.devices[name], sign * min(task.gpu, 1.0))
 
     @asynccontextmanager
     async def lease(

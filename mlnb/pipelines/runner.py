@@ -80,6 +80,7 @@ class _Run:
         self.jobs, self.keep_going, self.resumed = choice["jobs"], choice["keep_going"], choice["resumed"]
         self.suspended = Suspended(pipeline.settings.path(f".mlnb/checkpoints/{pipeline.spec.path.stem}"), planner)
         selection = {k: v for k, v in choice.items() if k in {"tasks", "to", "from", "force"} and v}
+        selection |= {"params": pipeline.spec.overrides} if pipeline.spec.overrides else {}
         self.id = recorder.start_run(pipeline.settings.name, pipeline.spec.parameters, selection=selection, resumed=choice["resumed"])
         self.folder = pipeline.settings.path(f".mlnb/runs/{self.id}")
         self.reports: dict[str, TaskReport] = {}
@@ -191,7 +192,7 @@ class _Run:
         token = await self.planned(self.planner.begin, task.name)
         checkpoint = await asyncio.to_thread(self.taken_up, task, token, number)
         copy = self.folder / f"{task.name}.ipynb"
-        with Staging(task.name, task.products, go_on=checkpoint is not None) as stage:
+        with Staging(task.name, task.products, self.pipeline.spec.path.stem, go_on=checkpoint is not None) as stage:
             try:
                 answer = await self.perform(task, self.job(task, stage, copy, devices) | {"resume": checkpoint})
             finally:
@@ -341,7 +342,7 @@ class Pipeline:
         keep_going: bool = False,  # after a failure, go on with what does not depend on it
         resumed: str | None = None,  # id of the run that this one goes on from
     ) -> Report:  # also when a task failed; see its `status`
-        "Run what is outdated. A `PipelineError` if the pipeline is being run already"
+        "Run what is outdated. A `PipelineError` if the pipeline is being run already; an interrupt says its `run`, if one had begun"
         only, to, from_ = map(specification.names, (only, to, from_))
         choice = {"tasks": only, "to": to, "from": from_, "force": force, "keep_going": keep_going, "resumed": resumed}
         choice["jobs"] = jobs or self.settings.jobs or cores()
@@ -362,8 +363,8 @@ class Pipeline:
             _drive(run)
             if not any(r.status in {"failed", "aborted"} for r in run.reports.values()):
                 status = "succeeded"
-        except (KeyboardInterrupt, SystemExit):
-            status = "interrupted"
+        except (KeyboardInterrupt, SystemExit) as e:
+            status, e.run = "interrupted", run.id
             raise
         finally:
             report = run.close(status)

@@ -9,7 +9,9 @@ import toy_project
 from test_guard import ask, make  # noqa: F401
 
 from mlnb.models.bundle import Bundle, Field
+from mlnb.serving import requests
 from mlnb.serving.app import ARROW
+from mlnb.serving.outcomes import read_outcomes
 from mlnb.serving.predictions import read
 from mlnb.serving.requests import RequestError, RequestSchema
 from mlnb.serving.tables import ArrowColumns, JsonColumns
@@ -138,6 +140,15 @@ def test_missing_unknown_and_repeated_columns_are_named():
     assert wrong(columns, twice.encode()) == [(None, "flight"), (None, "carrier"), (None, "tail")]
     again = json.dumps(JSON)[:-1] + ', "carrier": ["AA", "B6"]}'
     assert wrong(columns, again.encode()) == wrong(columns, again.replace('"AA"', '"\\u0041A"').encode()) == [(None, "carrier")]
+
+
+def test_of_many_unknown_names_only_those_that_are_told_are_looked_up(monkeypatch):
+    looked_up = []
+    monkeypatch.setattr(requests, "did_you_mean", lambda name, known: looked_up.append(name) or "")
+    body = json.dumps({f"departure{i}": 0 for i in range(42_000)}).encode()
+    for decode in (columns, RequestSchema(FIELDS).decode, read_outcomes):
+        assert len(wrong(decode, body)) == requests.MOST
+    assert len(looked_up) == 3 * requests.MOST
 
 
 def test_the_first_wrong_rows_are_named():

@@ -24,7 +24,7 @@ from mlnb.serving.requests import (
     YEARS,
     JsonObject,
     RequestError,
-    not_a_field,
+    not_fields,
     parse,
     problem_of,
     request_error,
@@ -44,7 +44,7 @@ def _wrong_names(fields: dict[str, Field], names: list[str]) -> list[dict]:
     "Which columns are missing, there twice, or unknown"
     found = [_wrong(f, "is missing") for f in fields.values() if f is not DECISION_TIME and f.name not in names]
     found += [_wrong(f, "is there more than once") for f in fields.values() if names.count(f.name) > 1]
-    told = [not_a_field(name, fields) for name in dict.fromkeys(names) if name not in fields]
+    told = not_fields(dict.fromkeys(names), fields)
     return found + [{"row": None, "field": name, "problem": problem, "expected": form} for name, problem, form in told]
 
 # %% ../../nbs/serving/01_tables.ipynb #cebd2264
@@ -263,7 +263,7 @@ def _read_stream(body: bytes):
     except (pa.ArrowException, OSError, ValueError) as e:
         raise RequestError(f"the body is not an Arrow IPC stream: {str(e).partition(chr(10))[0][:200]}") from None
 
-# %% ../../nbs/serving/01_tables.ipynb #b4765853
+# %% ../../nbs/serving/01_tables.ipynb #8664d434
 _MOST_TEXT = 2**31 - 1  # bytes of a column of Arrow's strings, whose offsets have 32 bits
 
 

@@ -225,6 +225,24 @@ def test_a_prediction_that_cannot_be_logged_is_not_answered(toy, tmp_path, row):
     assert len(read(tmp_path / "log")) == 1
 
 
+NOTED = """
+import sys
+from collections import Counter
+from types import SimpleNamespace
+from mlnb.serving.app import Metrics
+metrics = Metrics()
+metrics.answered(Counter(), int(sys.argv[1]), SimpleNamespace(log=SimpleNamespace(unlogged=0), counts={}))
+print(metrics.text().decode())
+"""
+
+
+def test_the_age_of_the_context_is_not_that_which_a_dead_worker_noted(tmp_path):
+    env = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    for seconds in (3600, 60):
+        text = subprocess.run([sys.executable, "-c", NOTED, str(seconds)], env=env, capture_output=True, text=True, check=True).stdout
+        assert f"mlnb_context_age_seconds {seconds}.0" in text
+
+
 def call(app, body: bytes, cut: bool = False):
     "The messages that the application sends for one request"
     sent, parts = [], [{"type": "http.request", "body": body, "more_body": cut}, {"type": "http.disconnect"}]

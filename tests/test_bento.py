@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from urllib.parse import urlsplit
 
 import httpx
@@ -133,6 +134,19 @@ def test_the_guard_stands_under_bentoml_too(built, serve):
     chunks = (b" " * 4096 for _ in range(5))
     answer = httpx.post(f"{url}/predict", content=chunks, headers=key | {"content-type": "application/json"})
     assert answer.status_code == 413 and "server" not in answer.headers
+    assert httpx.get(f"{url}/metrics").status_code == httpx.get(f"{url}/docs.json").status_code == 401
+    counts = httpx.get(f"{url}/metrics", headers=key)
+    assert counts.status_code == 200 and 'mlnb_requests_total{status="200",validity="valid"}' in counts.text
+
+
+def test_bentoml_cuts_off_no_slow_body(serve):
+    _, url, _ = serve(MLNB_REQUEST_SECONDS="60")
+    body = b'{"entity": "UA/1", "value": 1}'
+    with socket.create_connection((urlsplit(url).hostname, urlsplit(url).port), timeout=60) as caller:
+        caller.sendall(b"POST /outcomes HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:10])
+        time.sleep(4)  # longer than BentoML waits
+        caller.sendall(body[10:])
+        assert caller.recv(65536).startswith(b"HTTP/1.1 200")
 
 
 def test_callers_who_stall_are_cut_off_under_bentoml_too(serve, built):

@@ -1,5 +1,6 @@
 import asyncio
 import json
+import time
 
 import pytest
 import toy_project
@@ -12,6 +13,7 @@ from mlnb.serving.app import create_app
 from mlnb.serving.guard import Guard, Keys, Limits, is_loopback, keys_of
 from mlnb.serving.predictions import PredictionLog, read
 from mlnb.serving.predictor import Refusal
+from mlnb.serving.together import Together
 
 PREDICT, ADMIN = "p" * 20, "a" * 40
 KEYS = Keys(f"predict:{PREDICT},\nadmin:{ADMIN}\n")
@@ -189,6 +191,17 @@ def test_a_request_that_waited_too_long_is_not_predicted(make, body, tmp_path):
     with pytest.raises(Refusal, match="waited longer than 60 seconds"):
         asyncio.run(late(app))
     assert not list(tmp_path.iterdir())
+
+
+def test_one_that_came_too_late_and_went_away_keeps_no_other_waiting():
+    async def main():
+        together, now = Together(lambda rows: rows, Limits(seconds=60)), time.perf_counter()
+        gone, other = asyncio.create_task(together([1], now - 100)), asyncio.create_task(together([2], now))
+        await asyncio.sleep(0)  # both wait for their turn
+        gone.cancel()
+        return await asyncio.wait_for(other, 60)
+
+    assert asyncio.run(main()) == [2]
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,38 @@ def test_a_second_request_may_stall_too(server):
         assert answer.startswith(b"HTTP/1.1 200") and b"HTTP/1.1 408" in answer
 
 
+UNREAD = b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"  # answered before its body is here
+GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+def answer_of(caller: socket.socket, status: bytes):
+    "Read one answer, whose body is JSON, and compare its status"
+    found = b""
+    while not found.rstrip().endswith(b"}"):
+        data = caller.recv(65536)
+        assert data, found
+        found += data
+    assert found.startswith(b"HTTP/1.1 " + status)
+
+
+@pytest.mark.parametrize(("first", "then"), [(UNREAD, b"{"), (GET, b"\r\n")])
+def test_a_byte_after_an_answer_does_not_keep_the_connection(server, first, then):
+    with connect(server[0]) as caller:
+        caller.sendall(first)
+        assert caller.recv(65536).startswith(b"HTTP/1.1 ")
+        caller.sendall(then)
+        assert b"HTTP/1.1 408" in told(caller)
+
+
+def test_who_sends_the_rest_of_a_body_that_nobody_reads_may_ask_again(server):
+    with connect(server[0]) as caller:
+        for _ in range(3):
+            caller.sendall(UNREAD)
+            answer_of(caller, b"404")
+            caller.sendall(b" " * 1000 + GET)
+            answer_of(caller, b"200")
+
+
 def test_two_hundred_slow_callers_keep_nobody_from_an_answer(server, row):
     body = json.dumps(row).encode()
     slow = [connect(server[0]) for _ in range(200)]

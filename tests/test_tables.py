@@ -1,4 +1,5 @@
 import json
+import struct
 from datetime import UTC, datetime
 
 import numpy as np
@@ -8,7 +9,9 @@ import toy_project
 from test_guard import ask, make  # noqa: F401
 
 from mlnb.models.bundle import Bundle, Field
+from mlnb.serving import requests
 from mlnb.serving.app import ARROW
+from mlnb.serving.outcomes import read_outcomes
 from mlnb.serving.predictions import read
 from mlnb.serving.requests import RequestError, RequestSchema
 from mlnb.serving.tables import ArrowColumns, JsonColumns
@@ -85,6 +88,12 @@ def test_every_arrow_type_that_holds_a_field_exactly(name, kind):
     ("name", "column", "rows"),
     [
         *(("carrier", pa.array(["UA", v]), [1]) for v in (None, "", "a\n", "\x7f", "a\x00", "x" * 101)),
+        *(
+            ("carrier", pa.array(["UA", v]).cast(kind), [1])
+            for v in (None, "", "x" * 101, "x" * 500)
+            for kind in (pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string()))
+        ),
+        ("carrier", pa.array(["UA", "B6"]).cast(pa.dictionary(pa.int8(), pa.string_view())), [None]),
         *(("distance", pa.array([v, 1.0]), [0]) for v in (None, float("nan"), float("inf"), float("-inf"))),
         *(("flight", pa.array([1, v], kind), [1]) for v, kind in [(None, pa.int64()), (2**53 + 1, pa.int64()), (2**64 - 1, pa.uint64())]),
         ("departure", pa.array([AT, None], TIME), [1]),
@@ -133,14 +142,51 @@ def test_missing_unknown_and_repeated_columns_are_named():
     assert wrong(columns, again.encode()) == wrong(columns, again.replace('"AA"', '"\\u0041A"').encode()) == [(None, "carrier")]
 
 
+def test_of_many_unknown_names_only_those_that_are_told_are_looked_up(monkeypatch):
+    looked_up = []
+    monkeypatch.setattr(requests, "did_you_mean", lambda name, known: looked_up.append(name) or "")
+    body = json.dumps({f"departure{i}": 0 for i in range(42_000)}).encode()
+    for decode in (columns, RequestSchema(FIELDS).decode, read_outcomes):
+        assert len(wrong(decode, body)) == requests.MOST
+    assert len(looked_up) == 3 * requests.MOST
+
+
 def test_the_first_wrong_rows_are_named():
     many = {name: pa.concat_arrays([column] * 500) for name, column in RIGHT.items()}
     assert wrong(arrow, stream(many | {"distance": pa.array([float("nan")] * 1000)})) == [(i, "distance") for i in range(3)]
 
 
+def test_batches_whose_dictionaries_differ_are_one_column():
+    texts = [[f"{letter}{i}" for i in range(100)] for letter in "ab"]
+    carrier = pa.chunked_array([pa.array(some).cast(pa.dictionary(pa.int8(), pa.string())) for some in texts])
+    found = arrow(stream({name: carrier if name == "carrier" else pa.concat_arrays([column] * 100) for name, column in RIGHT.items()}))
+    assert found.columns["carrier"].tolist() == found.logged["carrier"].to_pylist() == texts[0] + texts[1]
+
+
+def repeated(size: int, rows: int, views: bool = False) -> bytes:
+    "A stream in which each row names the same text of `size` letters"
+    column = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int8)), pa.array(["x" * size]))
+    if views:
+        view = struct.pack("<i4sii", size, b"xxxx", 0, 0)
+        column = pa.Array.from_buffers(pa.string_view(), rows, [None, pa.py_buffer(view * rows), pa.py_buffer(b"x" * size)])
+    return stream({"carrier": column})
+
+
+def with_a_compressed_dictionary() -> bytes:
+    "A stream whose rows are not compressed, while the dictionary that they name is"
+    carrier = {"carrier": RIGHT["carrier"].cast(pa.dictionary(pa.int8(), pa.string()))}
+    plain, packed = (list(pa.ipc.MessageReader.open_stream(stream(RIGHT | carrier, compression=kind))) for kind in (None, "zstd"))
+    assert [message.type for message in plain] == ["schema", "dictionary", "record batch"]
+    return b"".join(message.serialize().to_pybytes() for message in (plain[0], packed[1], plain[2])) + b"\xff" * 4 + bytes(4)
+
+
 @pytest.mark.parametrize(
     ("body", "says"),
     [
+        pytest.param(repeated(900_000, 3000), "wrong in: .*carrier", id="a dictionary that stands for 2.7 GB"),
+        pytest.param(repeated(900_000, 3000, views=True), "wrong in: .*carrier", id="views that stand for 2.7 GB"),
+        pytest.param(repeated(400, 5_400_000), "'carrier' stands for 2160000000 bytes", id="rows that are right, and too many"),
+        pytest.param(with_a_compressed_dictionary(), "is compressed", id="only the dictionary is compressed"),
         (b"", "not an Arrow IPC stream"),
         (b"carrier,flight\n", "not an Arrow IPC stream"),
         (stream(RIGHT)[:200], "not an Arrow IPC stream"),

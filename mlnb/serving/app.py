@@ -66,7 +66,7 @@ class Metrics:
         self._rows = Counter("mlnb_rows", "Rows answered", ["version", "arm"], **put)
         told = "Seconds from the whole body to the answer"
         self._seconds = Histogram("mlnb_request_seconds", told, ["version", "arm"], buckets=_EDGES, **put)
-        self._age = Gauge("mlnb_context_age_seconds", "Age of the context last used", multiprocess_mode="max", **put)
+        self._age = Gauge("mlnb_context_age_seconds", "Age of the context last used", multiprocess_mode="mostrecent", **put)
         self._unlogged = Gauge("mlnb_unlogged", "Predictions that were answered and not logged", multiprocess_mode="sum", **put)
         told = "Versions swapped and refused, rows that the challenger failed on, rows of the shadow, so far"
         self._events = Gauge("mlnb_beside", told, ["what"], multiprocess_mode="sum", **put)

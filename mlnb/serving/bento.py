@@ -43,7 +43,7 @@ def bundle_folder(
 class _Mounted:
     "What BentoML mounts when it imports this module; the application is put in when a worker starts"
 
-    app = None
+    app, paths = None, frozenset()  # which the application answers, and BentoML shall not
 
     async def __call__(self, scope, receive, send):
         await self.app(scope, receive, send)
@@ -53,13 +53,13 @@ mounted = _Mounted()
 
 
 class _Front:
-    "Takes predictions past BentoML's middleware, which counts, traces and times them for more than they cost; ours has done so"
+    "Takes all but the probes past BentoML's middleware, which counts, traces and times for more than a prediction costs; ours has done so"
 
     def __init__(self, behind):
-        self.behind = behind  # BentoML's application: probes, metrics, pages
+        self.behind = behind  # BentoML's application: probes, and what ours has no page for
 
     async def __call__(self, scope, receive, send):
-        ours = mounted.app and scope["type"] == "http" and scope["path"].startswith("/predict")
+        ours = mounted.app and scope["type"] == "http" and (scope["path"] in mounted.paths or scope["path"].startswith("/predict"))
         await (mounted.app if ours else self.behind)(scope, receive, send)
 
 
@@ -81,12 +81,13 @@ class Model:
     "The service that a Bento runs"
 
     def __init__(self):
-        from mlnb.serving.app import app_of
+        from mlnb.serving.app import PROBES, app_of
 
         end_with_parent()
         settings = load_settings(Path.cwd())
         Protocol.head_seconds = settings.request_seconds
         mounted.app = app_of(settings, bundle_folder(settings))
+        mounted.paths = mounted.app.handlers.keys() - set(PROBES)
 
     async def __is_ready__(self) -> bool:  # on the event loop, as every use of the log
         return mounted.app.ready()

@@ -23,7 +23,7 @@ from ..models.bundle import Bundle, Field, entity_keys, columns_of
 from ..project.errors import ServingError
 from ..project.files import publish
 from .predictions import PredictionLog, sync_folder
-from .requests import MOST, YEARS, JsonObject, RequestError, not_a_field, parse, problem_of, request_error, right_form
+from .requests import MOST, YEARS, JsonObject, RequestError, not_fields, parse, problem_of, request_error, right_form
 
 # %% ../../nbs/serving/19_outcomes.ipynb #07d90f18
 class Outcome(msgspec.Struct, gc=False):
@@ -122,7 +122,7 @@ def _row_problems(number: int, row, now: datetime) -> list[dict]:
     if not isinstance(row, dict):
         return [{"row": number, "field": None, "problem": "is not an object", "expected": "an object with entity and value"}]
     told = [(f.name, _problem(f, row, now), f"{FORM[f.name]}, for example {right_form(f).rpartition('example ')[2]}") for f in FIELDS]
-    told += [not_a_field(name, {f.name: f for f in FIELDS}) for name in row if name not in FORM]
+    told += not_fields(row, {f.name: f for f in FIELDS})
     return [{"row": number, "field": name, "problem": problem, "expected": form} for name, problem, form in told if problem]
 
 

@@ -47,7 +47,8 @@ class Protocol(HttpToolsProtocol):
             self._head_bytes = 0
         elif self._head_bytes > LONGEST_HEAD:
             self._hang_up(431)
-        elif self._head_clock is None:
+        answered = self.cycle is not None and self.cycle.response_complete
+        if self._head_clock is None and (self._in_head or answered) and not self.transport.is_closing():
             self._head_clock = self.loop.call_later(self.head_seconds, self._too_slow)
 
     def on_message_begin(self):

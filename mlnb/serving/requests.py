@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['LONGEST_TEXT', 'WHOLE', 'YEARS', 'WRITTEN_AS_TEXT', 'FORMS', 'RIGHT_FORM', 'MOST', 'TOO_DEEP', 'right_form',
-           'RequestError', 'request_error', 'problem_of', 'JsonObject', 'not_a_field', 'parse', 'RequestSchema']
+           'RequestError', 'request_error', 'problem_of', 'JsonObject', 'not_fields', 'parse', 'RequestSchema']
 
 # %% ../../nbs/serving/00_requests.ipynb #246bf73b
 import json
 import math
 from collections import Counter
+from collections.abc import Iterable
 from datetime import datetime
+from itertools import islice
 from operator import attrgetter
 from typing import Annotated
 
@@ -106,12 +108,13 @@ def _of_field(field: Field, row: JsonObject) -> str | None:
     return None if field is DECISION_TIME else "is missing"
 
 
-def not_a_field(
-    name: str,
+def not_fields(
+    names: Iterable[str],  # that were sent
     fields: dict[str, Field],
-) -> tuple[str, str, str]:  # name, problem, right form
-    "What is said of a name that no field has"
-    return name, f"is not a field{did_you_mean(name, fields)}", f"only {', '.join(fields)}"
+) -> list[tuple[str, str, str]]:  # name, problem, right form
+    "What is said of the first `MOST` names that no field has; the similar one is looked for, so no more are looked at than are told"
+    unknown = islice((name for name in names if name not in fields), MOST)
+    return [(name, f"is not a field{did_you_mean(name, fields)}", f"only {', '.join(fields)}") for name in unknown]
 
 
 def _row_problems(fields: dict[str, Field], number: int, row) -> list[dict]:
@@ -119,7 +122,7 @@ def _row_problems(fields: dict[str, Field], number: int, row) -> list[dict]:
     if not isinstance(row, dict):
         return [{"row": number, "field": None, "problem": f"{_short(row)} is not an object", "expected": "an object of fields"}]
     told = [(name, _of_field(field, row), right_form(field)) for name, field in fields.items()]
-    told += [not_a_field(name, fields) for name in row if name not in fields]
+    told += not_fields(row, fields)
     return [{"row": number, "field": name, "problem": problem, "expected": form} for name, problem, form in told if problem]
 
 

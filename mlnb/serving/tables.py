@@ -24,7 +24,7 @@ from mlnb.serving.requests import (
     YEARS,
     JsonObject,
     RequestError,
-    not_a_field,
+    not_fields,
     parse,
     problem_of,
     request_error,
@@ -44,7 +44,7 @@ def _wrong_names(fields: dict[str, Field], names: list[str]) -> list[dict]:
     "Which columns are missing, there twice, or unknown"
     found = [_wrong(f, "is missing") for f in fields.values() if f is not DECISION_TIME and f.name not in names]
     found += [_wrong(f, "is there more than once") for f in fields.values() if names.count(f.name) > 1]
-    told = [not_a_field(name, fields) for name in dict.fromkeys(names) if name not in fields]
+    told = not_fields(dict.fromkeys(names), fields)
     return found + [{"row": None, "field": name, "problem": problem, "expected": form} for name, problem, form in told]
 
 # %% ../../nbs/serving/01_tables.ipynb #cebd2264
@@ -156,7 +156,7 @@ def _good_texts(texts) -> np.ndarray | None:
     if texts.null_count or not len(texts):
         return None
     _, offsets, letters = texts.buffers()
-    ends = np.frombuffer(offsets, np.int32)[texts.offset :][: len(texts) + 1]
+    ends = np.frombuffer(offsets, np.int32, texts.offset + len(texts) + 1)[texts.offset :]
     sizes, letters = np.diff(ends), np.frombuffer(letters or b"", np.uint8)[ends[0] : ends[-1]]
     longest = sizes.max()
     if sizes.min() == 0 or longest > LONGEST_TEXT or letters.min() < ord(" ") or (letters == 0x7F).any():
@@ -198,11 +198,11 @@ def _moments(array):
 def is_text(
     kind,  # pyarrow.DataType
 ) -> bool:
-    "Whether an Arrow type is text, or a dictionary of texts"
+    "Whether an Arrow type is text that can be read: strings, views, or a dictionary of strings"
     from pyarrow import types
 
-    kind = kind.value_type if types.is_dictionary(kind) else kind
-    return types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
+    of = kind.value_type if types.is_dictionary(kind) else kind
+    return types.is_string(of) or types.is_large_string(of) or types.is_string_view(kind)
 
 
 def _accepts(field: Field, kind) -> bool:
@@ -218,7 +218,7 @@ def _accepts(field: Field, kind) -> bool:
 
 _READ = {"string": _text, "number": _numbers, "integer": _whole_numbers, "time": _moments}
 ARROW_TYPES = {
-    "string": "text (string, large_string or a dictionary of them)",
+    "string": "text (string, large_string, string_view, or a dictionary of the first two)",
     "number": "a floating-point or integer type",
     "integer": "an integer type",
     "time": "a timestamp with a time zone",
@@ -234,16 +234,19 @@ def _field_of(data: bytes, table: int, number: int) -> int:
     return table + offset if offset else 0
 
 
-_BATCH, _COMPRESSION = 2, 3  # fields of an Arrow message: its header, and in the header of a record batch the compression
+_HEADER, _DICTIONARY_BATCH, _COMPRESSION = 2, 1, 3  # fields of a message, of the header of a dictionary, and of that of a record batch
 
 
 def _is_compressed(message) -> bool:
-    "Whether an Arrow message holds a compressed record batch"
-    if message.type != "record batch":
+    "Whether an Arrow message holds a compressed record batch, or a dictionary, whose values are a record batch too"
+    if message.type not in ("record batch", "dictionary"):
         return False
     data = message.metadata.to_pybytes()
     follow = lambda at: at + int.from_bytes(data[at : at + 4], "little")
-    return bool(_field_of(data, follow(_field_of(data, follow(0), _BATCH)), _COMPRESSION))
+    batch = follow(_field_of(data, follow(0), _HEADER))
+    if message.type == "dictionary":
+        batch = follow(_field_of(data, batch, _DICTIONARY_BATCH))
+    return bool(_field_of(data, batch, _COMPRESSION))
 
 # %% ../../nbs/serving/01_tables.ipynb #74b75487
 def _read_stream(body: bytes):
@@ -259,6 +262,41 @@ def _read_stream(body: bytes):
         return table
     except (pa.ArrowException, OSError, ValueError) as e:
         raise RequestError(f"the body is not an Arrow IPC stream: {str(e).partition(chr(10))[0][:200]}") from None
+
+# %% ../../nbs/serving/01_tables.ipynb #8664d434
+_MOST_TEXT = 2**31 - 1  # bytes of a column of Arrow's strings, whose offsets have 32 bits
+
+
+def _sizes(texts) -> np.ndarray:  # (n,) or (d,)
+    "Bytes of each view, or of each text of the dictionary; none is written out"
+    from pyarrow import types
+
+    if types.is_string_view(texts.type):  # a view is four numbers, the first of which is its length
+        return np.frombuffer(texts.buffers()[1] or b"", np.int32, 4 * (texts.offset + len(texts)))[4 * texts.offset :: 4]
+    texts, wide = texts.dictionary, types.is_large_string(texts.type.value_type)
+    if not len(texts):
+        return np.zeros(0, np.int64)
+    return np.diff(np.frombuffer(texts.buffers()[1], np.int64 if wide else np.int32, texts.offset + len(texts) + 1)[texts.offset :])
+
+
+def _too_long(field: Field, array) -> np.ndarray | None:  # (n,) bool
+    "Which texts are surely too long; None if none is; a `RequestError` where all are more than a column can hold"
+    import pyarrow as pa
+
+    if pa.types.is_large_string(array.type):
+        return None  # each row has letters of its own
+    sizes, longest = list(map(_sizes, array.chunks)), 4 * LONGEST_TEXT  # a character has four bytes at most
+    most = max((int(of.max()) for of in sizes if len(of)), default=0)
+    if most <= longest and most * len(array) <= _MOST_TEXT:
+        return None
+    if pa.types.is_dictionary(array.type):
+        sizes = [_numpy(pa.array(of).take(chunk.indices).fill_null(0)) for of, chunk in zip(sizes, array.chunks, strict=True)]
+    rows = np.concatenate(sizes)
+    if (wrong := rows > longest).any():
+        return wrong
+    if (total := rows.sum(dtype=np.int64)) > _MOST_TEXT:
+        raise RequestError(f"column {field.name!r} stands for {total} bytes of text, more than {_MOST_TEXT}; send fewer rows at once")
+    return None
 
 # %% ../../nbs/serving/01_tables.ipynb #c1c7598a
 class ArrowColumns:
@@ -291,14 +329,22 @@ def _read_column(field: Field, array, found: Table) -> list[dict]:
     "Add a column to what was found, or give its problems"
     if not _accepts(field, array.type):
         return [_wrong(field, f"has the type {str(array.type)[:60]}") | {"expected": ARROW_TYPES[field.type]}]
-    plain = array.chunk(0) if array.num_chunks == 1 else array.combine_chunks()
+    if field.type == "string" and array.type != "string" and (wrong := _too_long(field, array)) is not None:
+        return _wrong_rows(field, array, wrong)
+    plain = array.chunk(0) if array.num_chunks == 1 else array  # a chunk alone is cast without a pool of threads
     plain = plain.cast("string") if field.type == "string" else plain
+    plain = plain if array.num_chunks == 1 else plain.combine_chunks()
     values, wrong = _READ[field.type](plain)
     if wrong.any():
-        return [_wrong(field, _told(field, plain, row), row) for row in np.flatnonzero(wrong)[:FIRST].tolist()]
+        return _wrong_rows(field, plain, wrong)
     found.columns[field.name] = values
     found.logged[field.name] = plain if plain.type in ("string", "float64") else _logged(field, values)
     return []
+
+
+def _wrong_rows(field: Field, array, wrong: np.ndarray) -> list[dict]:
+    "The first wrong rows of a column"
+    return [_wrong(field, _told(field, array, row), row) for row in np.flatnonzero(wrong)[:FIRST].tolist()]
 
 
 def _told(field: Field, array, row: int) -> str:

@@ -53,7 +53,7 @@ class Together:
         waiting, self.waiting = self.waiting, []
         late = time.perf_counter() - self.limits.seconds
         for request in waiting:
-            if request.since < late:
+            if request.since < late and not request.answers.done():  # done: its caller went away
                 request.answers.set_exception(too_late(self.limits))
         for group in grouped([request for request in waiting if not request.answers.done()], self.most):
             self._answer(group)

@@ -3217,6 +3217,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'mlnb/serving/scoring.py'),
                                       'mlnb.serving.scoring.Scorer._unknown': ( 'serving/scoring.html#scorer._unknown',
                                                                                 'mlnb/serving/scoring.py'),
+                                      'mlnb.serving.scoring._check_free': ('serving/scoring.html#_check_free', 'mlnb/serving/scoring.py'),
                                       'mlnb.serving.scoring._check_output': ( 'serving/scoring.html#_check_output',
                                                                               'mlnb/serving/scoring.py'),
                                       'mlnb.serving.scoring._fields': ('serving/scoring.html#_fields', 'mlnb/serving/scoring.py'),

@@ -191,6 +191,35 @@ def test_an_old_explanation_does_not_stay(model, newest, rows, tmp_path):
     assert pq.read_metadata(output).num_rows == 12 and not scoring.rejected_file(output).exists()
 
 
+def test_nothing_of_anybody_is_replaced_unasked(model, newest, rows, tmp_path):
+    source = text(tmp_path / "july.rejected.csv", many(rows, 12))
+    kept = source.read_bytes()
+    (tmp_path / "link.csv").symlink_to(source)
+    for output in ("july.csv", "july.rejected.csv", "link.csv"):
+        with pytest.raises(ServingError, match="would be replaced by what is written"):
+            scoring.score(source, tmp_path / output, model, newest, 60, overwrite=True)
+    assert source.read_bytes() == kept
+    theirs = scoring.rejected_file(output := tmp_path / "out.parquet")
+    theirs.write_text("somebody's")
+    with pytest.raises(ServingError, match=f"{theirs.name} is there already; .* --overwrite"):
+        scoring.score(source, output, model, newest, 60)
+    assert theirs.read_text() == "somebody's" and not output.exists()
+    scoring.score(source, output, model, newest, 60, overwrite=True)
+    assert not theirs.exists() and pq.read_metadata(output).num_rows == 12
+
+
+def test_a_run_that_ends_between_its_two_files_goes_on(model, newest, rows, tmp_path, monkeypatch):
+    source, output = parquet(tmp_path / "in.parquet", [*rows, rows[0] | {"carrier": ""}]), tmp_path / "out.parquet"
+    whole = scoring.join
+    monkeypatch.setattr(scoring, "join", lambda *a: whole(*a) if a[2] != output else (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        scoring.score(source, output, model, newest, 60)
+    monkeypatch.undo()
+    assert scoring.rejected_file(output).is_file() and not output.exists()
+    assert scoring.score(source, output, model, newest, 60).kept == 13
+    assert pq.read_metadata(output).num_rows == 12 and len(list(tmp_path.iterdir())) == 3
+
+
 def test_what_cannot_work_is_said_before_the_first_row(model, newest, rows, tmp_path):
     def refused(source, *words, output="out.parquet"):
         with pytest.raises(MlnbError) as e:

@@ -272,9 +272,21 @@ def rejected_file(
     return output.with_suffix(f".rejected{output.suffix}")
 
 
-def _check_output(output: Path, schema: pa.Schema):
-    "Raise a `ServingError` if the answers to a file of `schema` cannot be written to `output`"
+_EXPLAINED = "explained"  # the mark among the parts
+
+
+def _check_free(output: Path, folder: Path):
+    "Raise a `ServingError` if a run with its parts in `folder` would replace what is not of it"
+    own = (folder / _EXPLAINED).is_file()
+    if taken := [file for file in (output, rejected_file(output)) if file.exists() and not (own and file != output)]:
+        raise ServingError(f"{taken[0]} is there already; choose another name, or replace it with --overwrite")
+
+
+def _check_output(source: Path, output: Path, schema: pa.Schema):
+    "Raise a `ServingError` if the answers to `source`, a file of `schema`, cannot be written to `output`"
     kind = file_format(output)
+    if source.resolve() in (output.resolve(), rejected_file(output).resolve()):
+        raise ServingError(f"the input {source} would be replaced by what is written for {output}; choose another output")
     if taken := [name for name in ANSWERS.names if name in schema.names]:
         raise ServingError(f"the input has a column {taken[0]!r}, which is the name of an answer; rename or drop it")
     nested = [field for field in schema if pa.types.is_nested(field.type)]
@@ -359,12 +371,12 @@ def score(
     "Answer the rows of a file, or go on where a killed run was; raises `ServingError`, and leaves no output then"
     opened, decided = open_input(source), np.datetime64(int(time.time()), "s") if at is None else at
     check_columns(source, opened.schema, _fields(source, bundle, opened.schema, at), opened.text)
-    _check_output(output, opened.schema)
+    _check_output(source, output, opened.schema)
     folder = output.with_name(f".{output.name}.parts")
     try:
         with lock(folder / "lock", f"the scoring of {output}"):
-            if output.exists() and not overwrite:
-                raise ServingError(f"{output} is there already; choose another name, or replace it with --overwrite")
+            if not overwrite:
+                _check_free(output, folder)
             scorer = Scorer(bundle, newest, limit_minutes * 60, decided)
             parts = Parts.begin(folder, _identity(source, scorer, at, log is not None), str(decided))
             if parts.note:
@@ -390,6 +402,7 @@ def _finish(parts: Parts, count: int, schema: pa.Schema, output: Path):
     "Make the output of the parts, and remove them"
     wrong = [file for number in range(count) if (file := parts.rejected(number)).is_file()]
     if wrong:
+        (parts.folder / _EXPLAINED).touch()
         join(wrong, PROBLEMS, rejected_file(output), parts.folder)
     else:
         rejected_file(output).unlink(missing_ok=True)

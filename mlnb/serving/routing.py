@@ -309,7 +309,7 @@ class Router:
         arms = self._arms
         asked = Asked(rows, entity_keys(arms.champion.bundle.entity, rows.request), request_ids(len(rows)))
         answers, batches = _score_table(arms, asked)
-        log_first(lambda found: [self.log.append_table(batch) for batch in found], batches)
+        log_first(self.log.append_tables, batches)
         if arms.shadow:
             _cast(arms.shadow, asked, answers["arm"].to_pylist())
         return answers

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -172,6 +173,50 @@ def test_rows_without_a_context(model, newest, rows, tmp_path):
     assert done.rejected == 2 and [line["row"] for line in explained] == [1, 2] and explained[0]["field"] == "decision_time"
     assert "no context is known at 2013-06-01" in explained[0]["problem"] and "minutes old" in explained[1]["problem"]
     assert pq.read_table(tmp_path / "out.parquet")["probability"].to_pylist() == model.samples["probability"][:2]
+
+
+@dataclass(frozen=True)
+class Fails:
+    "A bundle whose model fails with a flight of the number 103, in one way or another"
+
+    bundle: Bundle
+    how: type | None  # what is raised, by the model or for its features; None: nothing, there is no number
+
+    def __getattr__(self, name):
+        return getattr(self.bundle, name)
+
+    def features(self, request, context):
+        if self.how is TypeError and 103 in request["flight"]:
+            raise TypeError("flight 103 has no features")
+        return self.bundle.features(request, context) | {"flight": request["flight"]}
+
+    def predict(self, features):
+        found, wrong = self.bundle.predict(features), features["flight"] == 103
+        if self.how is ValueError and wrong.any():
+            raise ValueError("flight 103 is unknown")
+        return np.where(wrong, np.nan, found)
+
+
+@pytest.mark.parametrize("how", [ValueError, TypeError, None])
+def test_rows_that_the_model_fails_on_leave_the_others(model, newest, rows, tmp_path, small, how):
+    source, output = parquet(tmp_path / "in.parquet", many(rows, 40)), tmp_path / "out.parquet"
+    log = PredictionLog(tmp_path / "log")
+    done = scoring.score(source, output, Fails(model, how), newest, 60, log=log)
+    why = f"the model raised {how.__name__}" if how else "the model gave no number"
+    assert (done.rows, done.rejected, done.problem) == (40, 4, f"row 3: {why}")
+    explained = pq.read_table(scoring.rejected_file(output)).to_pylist()
+    assert explained == [{"row": row, "field": None, "problem": why, "expected": "a probability"} for row in (3, 15, 27, 39)]
+    answered = [i for i in range(40) if i % 12 != 3]
+    assert pq.read_table(output)["probability"].to_pylist() == [model.samples["probability"][i % 12] for i in answered]
+    assert pq.read_table(output)["note"].to_pylist() == [f"row {i}" for i in answered]
+    assert sorted(read(tmp_path / "log")["request_id"].str.rpartition("-")[2].astype(int)) == answered
+
+
+def test_a_model_that_answers_nothing(model, newest, rows, tmp_path):
+    broken = Fails(model, ValueError)
+    source = parquet(tmp_path / "in.parquet", [row | {"flight": 103} for row in rows])
+    assert scoring.score(source, tmp_path / "out.parquet", broken, newest, 60).rejected == 12
+    assert pq.read_metadata(tmp_path / "out.parquet").num_rows == 0
 
 
 def test_strict_writes_nothing(model, newest, rows, tmp_path, small):

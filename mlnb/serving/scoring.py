@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
@@ -33,7 +33,7 @@ from .batches import PROBLEMS, Batch, batches, check_columns, checked, file_form
 from .predictions import PredictionLog, as_batch
 
 # %% ../../nbs/serving/15_scoring.ipynb #42d302f3
-def _take(columns: Columns, rows: np.ndarray) -> Columns:
+def _take(columns: Columns, rows: np.ndarray | slice) -> Columns:
     return {name: column[rows] for name, column in columns.items()}
 
 
@@ -70,6 +70,13 @@ ANSWERS = pa.schema([
 ])  # fmt: skip
 
 
+def _joined(parts: list):
+    "Arrays one after the other, or such columns"
+    if isinstance(parts[0], dict):
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return np.concatenate(parts)
+
+
 @dataclass(frozen=True)
 class Answered:
     "The answered rows of a batch, k of them"
@@ -79,6 +86,12 @@ class Answered:
     decisions: np.ndarray  # (k,) datetime64[s]
     moments: np.ndarray  # (k,) datetime64[s], of the context
     probability: np.ndarray  # (k,)
+
+    @classmethod
+    def joined(cls, parts: list["Answered"]) -> "Answered":
+        "The rows of one part after those of another"
+        columns = [[getattr(part, field.name) for part in parts] for field in fields(cls)]
+        return parts[0] if len(parts) == 1 else cls(*map(_joined, columns))
 
     def at(self, which: np.ndarray) -> "Answered":
         "Some of them"
@@ -109,11 +122,25 @@ class Scorer:
         return answered, pa.concat_tables([wrong, unknown, failed]).sort_by("row")
 
     def _predict(self, batch: Batch, rows, request: Columns, context: Columns, decisions, moments) -> tuple[Answered, pa.Table]:
-        features = self.bundle.features(request, context) if len(rows) else {}
-        probability = self.bundle.predict(features) if len(rows) else np.array([])
-        answered, finite = Answered(rows, request, features, decisions, moments, probability), np.isfinite(probability)
-        failed = batch.numbers[rows[~finite]]
-        return answered.at(finite), problem_table(failed, None, ["the model gave no number"] * len(failed), "a probability")
+        parts, wrong = self._tried(rows, request, context, decisions, moments) if len(rows) else ([], {})
+        none = Answered(rows[:0], {}, {}, decisions[:0], moments[:0], np.array([]))
+        answered = Answered.joined(parts or [none])
+        finite = np.isfinite(answered.probability)
+        wrong |= dict.fromkeys(answered.rows[~finite].tolist(), "the model gave no number")
+        numbers = batch.numbers[np.array(list(wrong), np.int64)]
+        return answered.at(finite), problem_table(numbers, None, list(wrong.values()), "a probability")
+
+    def _tried(self, rows, request: Columns, context: Columns, decisions, moments) -> tuple[list[Answered], dict[int, str]]:
+        "What the model says of the rows, in parts; those that it raises on, with what it raised"
+        try:
+            features = self.bundle.features(request, context)
+            return [Answered(rows, request, features, decisions, moments, self.bundle.predict(features))], {}
+        except Exception as e:  # whatever a model may raise
+            if (half := len(rows) // 2) == 0:
+                return [], {int(rows[0]): f"the model raised {type(e).__name__}"}
+        part = lambda at: self._tried(rows[at], _take(request, at), _take(context, at), decisions[at], moments[at])
+        (first, raised), (second, also) = part(slice(half)), part(slice(half, None))
+        return first + second, raised | also
 
     def _unknown(self, numbers: np.ndarray, decisions: np.ndarray, moments: np.ndarray) -> pa.Table:
         "The problems of rows whose context is missing or too old"

@@ -3234,6 +3234,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'mlnb.serving.scoring._fields': ('serving/scoring.html#_fields', 'mlnb/serving/scoring.py'),
                                       'mlnb.serving.scoring._finish': ('serving/scoring.html#_finish', 'mlnb/serving/scoring.py'),
                                       'mlnb.serving.scoring._first': ('serving/scoring.html#_first', 'mlnb/serving/scoring.py'),
+                                      'mlnb.serving.scoring._fits_csv': ('serving/scoring.html#_fits_csv', 'mlnb/serving/scoring.py'),
                                       'mlnb.serving.scoring._identity': ('serving/scoring.html#_identity', 'mlnb/serving/scoring.py'),
                                       'mlnb.serving.scoring._joined': ('serving/scoring.html#_joined', 'mlnb/serving/scoring.py'),
                                       'mlnb.serving.scoring._parquet': ('serving/scoring.html#_parquet', 'mlnb/serving/scoring.py'),

@@ -116,7 +116,10 @@ class Scorer:
         request, good, wrong = checked(batch, (*self.bundle.request, DECISION_TIME) if has_time else self.bundle.request)
         rows = np.flatnonzero(good)
         decisions = request.pop(DECISION_TIME.name, None) if has_time else np.full(len(rows), self.decided)
-        context, known, moments = context_by_hour(request, decisions, self.newest, self.limit)
+        try:
+            context, known, moments = context_by_hour(request, decisions, self.newest, self.limit)
+        except OSError as e:
+            raise ServingError(f"the context cannot be read: {e}; `storage` in [tool.mlnb], or MLNB_STORAGE, says where it is") from None
         unknown = self._unknown(batch.numbers[rows[~known]], decisions[~known], moments[~known])
         answered, failed = self._predict(batch, rows[known], _take(request, known), context, decisions[known], moments[known])
         return answered, pa.concat_tables([wrong, unknown, failed]).sort_by("row")
@@ -309,6 +312,19 @@ def _check_free(output: Path, folder: Path):
         raise ServingError(f"{taken[0]} is there already; choose another name, or replace it with --overwrite")
 
 
+_BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+
+
+def _fits_csv(kind: pa.DataType) -> bool:
+    "Whether any value of a type can be written as text"
+    try:
+        pa.csv.write_csv(pa.table({"trial": pa.nulls(1, kind)}), BytesIO())
+    except pa.ArrowException:
+        return False
+    of = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return not any(is_one(of) for is_one in _BYTES)
+
+
 def _check_output(source: Path, output: Path, schema: pa.Schema):
     "Raise a `ServingError` if the answers to `source`, a file of `schema`, cannot be written to `output`"
     kind = file_format(output)
@@ -316,9 +332,8 @@ def _check_output(source: Path, output: Path, schema: pa.Schema):
         raise ServingError(f"the input {source} would be replaced by what is written for {output}; choose another output")
     if taken := [name for name in ANSWERS.names if name in schema.names]:
         raise ServingError(f"the input has a column {taken[0]!r}, which is the name of an answer; rename or drop it")
-    nested = [field for field in schema if pa.types.is_nested(field.type)]
-    if kind == ".csv" and nested:
-        raise ServingError(f"column {nested[0].name!r} has type {nested[0].type}, which CSV cannot hold; write to a .parquet file")
+    if kind == ".csv" and (other := [field for field in schema if not _fits_csv(field.type)]):
+        raise ServingError(f"column {other[0].name!r} has type {other[0].type}, which CSV cannot hold; write to a .parquet file")
 
 
 def _identity(source: Path, scorer: Scorer, at: np.datetime64 | None, logged: bool) -> dict:

@@ -260,6 +260,19 @@ def test_another_share_does_not_bring_a_challenger_back(router, bundles):
     assert both.counts["swaps"] == 0
 
 
+def test_a_version_is_not_split_against_itself(router, bundles):
+    both = router(challenger_percent=50, shadow=True)
+    v1, v2, broken = Version(1, str(bundles / "v1")), Version(2, str(bundles / "v2")), Version(3, str(bundles / "none"))
+    both.take(Releases(v2, broken))  # the challenger is promoted, the next one is not fit
+    assert both.versions == {"champion": "v2"} and both.problem.startswith("challenger cannot become version 3")
+    both.take(Releases(v1, v2))
+    assert both.versions == {"champion": "v1", "challenger": "v2"} and both.problem is None
+    both.take(Releases(broken, v1))  # the champion steps down, and has to stay
+    assert both.versions == {"champion": "v1"} and both.problem.startswith("champion cannot become version 3")
+    both.take(Releases(v1, v1))  # as somebody wants it
+    assert both.versions == {"champion": "v1", "challenger": "v1"} and both.problem is None
+
+
 def test_a_refusal_of_a_table_that_is_split_names_its_row(router):
     both = router(challenger_percent=50)
     rows = rows_of(both.bundle, 20)

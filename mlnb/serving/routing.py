@@ -372,8 +372,10 @@ class Router:
         routing: Routing | None = None,  # default: as it is
     ):
         "Let what is released answer, as far as it is fit to"
-        champion = self._fit(CHAMPION, releases.champion) or self.bundle
-        self._swap(champion, self._fit(CHALLENGER, releases.challenger), routing or self.routing)
+        champion, challenger = self._fit(CHAMPION, releases.champion) or self.bundle, self._fit(CHALLENGER, releases.challenger)
+        if challenger is champion and releases.challenger != releases.champion:  # it stands in for a version that is not fit
+            challenger = None
+        self._swap(champion, challenger, routing or self.routing)
 
     def _swap(self, champion: Bundle, challenger: Bundle | None, routing: Routing):
         "Put other arms in the place of those that answer, unless they would be the same"

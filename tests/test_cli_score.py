@@ -1,9 +1,11 @@
 import json
 import shutil
+import subprocess
 
 import pyarrow.parquet as pq
 import pytest
-from test_bento import mlnb
+import toy_project
+from test_bento import MLNB, mlnb
 from test_cli_serve import refused
 from test_scoring import many, parquet, text
 
@@ -46,9 +48,16 @@ def test_strict(project):
     assert mlnb(project, "score", "in.csv", "out.parquet", "--strict").returncode == 0
 
 
+def test_a_context_that_cannot_be_read(project):
+    environment = toy_project.environment(project) | {"MLNB_STORAGE": str(project / "in.csv")}
+    done = subprocess.run([*MLNB, "score", "in.csv", "out.csv"], cwd=project, env=environment, capture_output=True, text=True)
+    refused(done, "the context cannot be read: ", "Not a directory", "in.csv/context", "MLNB_STORAGE, says where it is")
+    assert not (project / "out.csv").exists()
+
+
 def test_wrong_calls(project, tmp_path):
     refused(mlnb(project, "score", "none.csv", "out.csv"), "there is no file none.csv")
-    refused(mlnb(project, "score", "in.csv", "out.json"), "out.json has no format that can be scored")
+    refused(mlnb(project, "score", "in.csv", "out.json"), "out.json has no format that mlnb reads and writes")
     refused(mlnb(project, "score", "in.csv", "out.csv", "--at", "yesterday"), "'yesterday' is no time with its offset")
     refused(mlnb(project, "score", "in.csv", "out.csv", "--at", "2013-07-01T05:00:00Z"), "has a column 'decision_time'")
     refused(mlnb(project, "score", "in.csv", "out.csv", "--bundle", str(tmp_path)), "no model bundle in")

@@ -1,8 +1,12 @@
 import shutil
+import signal
 import socket
+import subprocess
 
 import pytest
-from test_bento import mlnb
+import toy_project
+from test_bento import MLNB, family, mlnb
+from waiting import until
 
 
 @pytest.fixture
@@ -34,6 +38,41 @@ def test_no_bundle(project, arguments, says):
 
 def test_no_bento(project):
     refused(mlnb(project, "serve"), "no Bento has been built yet; run: mlnb build")
+
+
+def no_bento(project):
+    "Neither a server nor an image takes what is in the store"
+    for command in ("serve", "containerize"):
+        refused(mlnb(project, command), "no Bento has been built yet; run: mlnb build")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_bento_that_is_not_complete_is_none(project, tmp_path, number):
+    "The service's packages are looked for in a process whose folder is the Bento's: there the build stands still"
+    (tmp_path / "sitecustomize.py").write_text("import os, time\nif '/bentos/' in os.getcwd():\n    time.sleep(3600)\n")
+    env = toy_project.environment(project) | {"PYTHONPATH": str(tmp_path)}
+    bundle = ".mlnb/bentoml/bentos/*/*/src/bundle/bundle.json"
+    building = subprocess.Popen([*MLNB, "build"], cwd=project, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: building.poll() is not None or (len(family(building.pid)) > 1 and list(project.glob(bundle))), "the Bento")
+        assert building.poll() is None
+        no_bento(project)
+    finally:
+        everyone = family(building.pid)
+        building.send_signal(number)
+        building.wait()
+        for one in everyone[1:]:
+            if one.is_running():
+                one.kill()
+    no_bento(project)
+    assert bool(list(project.glob(".mlnb/bentoml/bentos/*/*/src"))) == (number == signal.SIGKILL)
+
+
+def test_a_lock_that_is_not_installed_leaves_no_bento(project):
+    (project / "requirements.lock").write_text("numpy==0.0.1\n")
+    refused(mlnb(project, "build"), "is installed, requirements.lock says 0.0.1")
+    assert not list(project.glob(".mlnb/bentoml/bentos/*/*/src"))
+    no_bento(project)
 
 
 def test_no_bentofile(project):

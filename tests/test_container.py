@@ -152,10 +152,10 @@ def test_an_engine_that_fails(engines):
 
 def test_wrong_calls(engines, built, toy, tmp_path):
     refused(engines({}, "--engine", "dockr"), "there is no engine 'dockr' (did you mean 'docker'?)")
-    refused(mlnb(built[0], "containerize", "--bento", "none"), "there is no Bento 'none'; make one with: mlnb build")
+    refused(mlnb(built[0], "containerize", "--bento", "none"), f"there is no Bento 'none'; built are {built[1]['tag']}")
     refused(mlnb(built[0], "containerize", "--build-arg", "PIP"), "'PIP' is not of the form NAME=VALUE")
     refused(mlnb(built[0], "containerize", "--manifest", "--image", 'x"y'), "is no name of an image")
-    refused(mlnb(toy, "containerize"), "there is no Bento; make one with: mlnb build")
+    refused(mlnb(toy, "containerize"), "no Bento has been built yet; run: mlnb build")
 
 
 def test_a_bento_without_our_template(toy, tmp_path):

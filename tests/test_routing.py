@@ -144,6 +144,31 @@ def test_a_request_that_is_split_is_logged_in_one_piece_or_refused(router, monke
     assert [len(p) for p in pieces] == [50]
 
 
+@pytest.mark.parametrize("sent_before", [0, 1])
+def test_a_table_that_is_split_is_logged_whole_or_refused(router, tmp_path, monkeypatch, sent_before):
+    "Its two parts go to two files; the disk is full when the second one comes"
+    both, write, written = router("odd", challenger_percent=50), os.write, []
+    rows = rows_of(both.bundle, 100)
+    table = replace(rows, raw=None, sent=pa.RecordBatch.from_pylist(rows.raw), fields=both.bundle.request)
+    for _ in range(sent_before):
+        both.table(table)
+
+    def full(number, data):
+        written.append(number)
+        if len(written) > 1:
+            raise OSError(28, "No space left on device")
+        return write(number, data)
+
+    with monkeypatch.context() as broken, pytest.raises(Refusal, match="could not be logged"):
+        broken.setattr(os, "write", full)
+        both.table(table)
+    assert len(set(written)) == 2 and len(read(tmp_path / "log")) == 100 * sent_before
+    both.table(table)
+    logged = read(tmp_path / "log")
+    assert len(logged) == 100 * (sent_before + 1) and logged.attrs["torn"] == 0
+    assert sorted(logged["flight"].tolist()) == sorted([*range(100)] * (sent_before + 1))
+
+
 def test_a_refusal_names_the_row_of_the_request(router):
     both = router(challenger_percent=50)
     rows = rows_of(both.bundle, 20)
@@ -233,6 +258,19 @@ def test_another_share_does_not_bring_a_challenger_back(router, bundles):
     both.take(Releases(Version(1, str(bundles / "v1")), Version(3, str(bundles / "odd"))), Routing(60, True))
     assert {a.arm for a in both(rows_of(both.bundle, 50))} == {"champion"} and both._arms.shadow
     assert both.counts["swaps"] == 0
+
+
+def test_a_version_is_not_split_against_itself(router, bundles):
+    both = router(challenger_percent=50, shadow=True)
+    v1, v2, broken = Version(1, str(bundles / "v1")), Version(2, str(bundles / "v2")), Version(3, str(bundles / "none"))
+    both.take(Releases(v2, broken))  # the challenger is promoted, the next one is not fit
+    assert both.versions == {"champion": "v2"} and both.problem.startswith("challenger cannot become version 3")
+    both.take(Releases(v1, v2))
+    assert both.versions == {"champion": "v1", "challenger": "v2"} and both.problem is None
+    both.take(Releases(broken, v1))  # the champion steps down, and has to stay
+    assert both.versions == {"champion": "v1"} and both.problem.startswith("champion cannot become version 3")
+    both.take(Releases(v1, v1))  # as somebody wants it
+    assert both.versions == {"champion": "v1", "challenger": "v1"} and both.problem is None
 
 
 def test_a_refusal_of_a_table_that_is_split_names_its_row(router):

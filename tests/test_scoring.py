@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -174,6 +175,50 @@ def test_rows_without_a_context(model, newest, rows, tmp_path):
     assert pq.read_table(tmp_path / "out.parquet")["probability"].to_pylist() == model.samples["probability"][:2]
 
 
+@dataclass(frozen=True)
+class Fails:
+    "A bundle whose model fails with a flight of the number 103, in one way or another"
+
+    bundle: Bundle
+    how: type | None  # what is raised, by the model or for its features; None: nothing, there is no number
+
+    def __getattr__(self, name):
+        return getattr(self.bundle, name)
+
+    def features(self, request, context):
+        if self.how is TypeError and 103 in request["flight"]:
+            raise TypeError("flight 103 has no features")
+        return self.bundle.features(request, context) | {"flight": request["flight"]}
+
+    def predict(self, features):
+        found, wrong = self.bundle.predict(features), features["flight"] == 103
+        if self.how is ValueError and wrong.any():
+            raise ValueError("flight 103 is unknown")
+        return np.where(wrong, np.nan, found)
+
+
+@pytest.mark.parametrize("how", [ValueError, TypeError, None])
+def test_rows_that_the_model_fails_on_leave_the_others(model, newest, rows, tmp_path, small, how):
+    source, output = parquet(tmp_path / "in.parquet", many(rows, 40)), tmp_path / "out.parquet"
+    log = PredictionLog(tmp_path / "log")
+    done = scoring.score(source, output, Fails(model, how), newest, 60, log=log)
+    why = f"the model raised {how.__name__}" if how else "the model gave no number"
+    assert (done.rows, done.rejected, done.problem) == (40, 4, f"row 3: {why}")
+    explained = pq.read_table(scoring.rejected_file(output)).to_pylist()
+    assert explained == [{"row": row, "field": None, "problem": why, "expected": "a probability"} for row in (3, 15, 27, 39)]
+    answered = [i for i in range(40) if i % 12 != 3]
+    assert pq.read_table(output)["probability"].to_pylist() == [model.samples["probability"][i % 12] for i in answered]
+    assert pq.read_table(output)["note"].to_pylist() == [f"row {i}" for i in answered]
+    assert sorted(read(tmp_path / "log")["request_id"].str.rpartition("-")[2].astype(int)) == answered
+
+
+def test_a_model_that_answers_nothing(model, newest, rows, tmp_path):
+    broken = Fails(model, ValueError)
+    source = parquet(tmp_path / "in.parquet", [row | {"flight": 103} for row in rows])
+    assert scoring.score(source, tmp_path / "out.parquet", broken, newest, 60).rejected == 12
+    assert pq.read_metadata(tmp_path / "out.parquet").num_rows == 0
+
+
 def test_strict_writes_nothing(model, newest, rows, tmp_path, small):
     source = parquet(tmp_path / "in.parquet", [*many(rows, 8), many(rows, 1)[0] | {"distance": None}])
     with pytest.raises(ServingError, match="row 8, field 'distance': is missing; nothing was written"):
@@ -189,6 +234,35 @@ def test_an_old_explanation_does_not_stay(model, newest, rows, tmp_path):
     parquet(source, rows)
     scoring.score(source, output, model, newest, 60, overwrite=True)
     assert pq.read_metadata(output).num_rows == 12 and not scoring.rejected_file(output).exists()
+
+
+def test_nothing_of_anybody_is_replaced_unasked(model, newest, rows, tmp_path):
+    source = text(tmp_path / "july.rejected.csv", many(rows, 12))
+    kept = source.read_bytes()
+    (tmp_path / "link.csv").symlink_to(source)
+    for output in ("july.csv", "july.rejected.csv", "link.csv"):
+        with pytest.raises(ServingError, match="would be replaced by what is written"):
+            scoring.score(source, tmp_path / output, model, newest, 60, overwrite=True)
+    assert source.read_bytes() == kept
+    theirs = scoring.rejected_file(output := tmp_path / "out.parquet")
+    theirs.write_text("somebody's")
+    with pytest.raises(ServingError, match=f"{theirs.name} is there already; .* --overwrite"):
+        scoring.score(source, output, model, newest, 60)
+    assert theirs.read_text() == "somebody's" and not output.exists()
+    scoring.score(source, output, model, newest, 60, overwrite=True)
+    assert not theirs.exists() and pq.read_metadata(output).num_rows == 12
+
+
+def test_a_run_that_ends_between_its_two_files_goes_on(model, newest, rows, tmp_path, monkeypatch):
+    source, output = parquet(tmp_path / "in.parquet", [*rows, rows[0] | {"carrier": ""}]), tmp_path / "out.parquet"
+    whole = scoring.join
+    monkeypatch.setattr(scoring, "join", lambda *a: whole(*a) if a[2] != output else (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        scoring.score(source, output, model, newest, 60)
+    monkeypatch.undo()
+    assert scoring.rejected_file(output).is_file() and not output.exists()
+    assert scoring.score(source, output, model, newest, 60).kept == 13
+    assert pq.read_metadata(output).num_rows == 12 and len(list(tmp_path.iterdir())) == 3
 
 
 def test_what_cannot_work_is_said_before_the_first_row(model, newest, rows, tmp_path):
@@ -216,6 +290,9 @@ def test_what_cannot_work_is_said_before_the_first_row(model, newest, rows, tmp_
     refused(parquet(tmp_path / "c.parquet", [rows[0] | {"distance": "far"}]), "'distance' has type string; write it as numbers")
     refused(parquet(tmp_path / "d.parquet", [rows[0] | {"decision": True}]), "name of an answer")
     refused(parquet(tmp_path / "e.parquet", [rows[0] | {"tags": [1]}]), "CSV cannot hold", output="out.csv")
+    for kind in (pa.binary(), pa.binary(2), pa.dictionary(pa.int32(), pa.binary())):
+        pq.write_table(pq.read_table(good).append_column("more", pa.nulls(len(rows), kind)), tmp_path / "g.parquet")
+        refused(tmp_path / "g.parquet", "column 'more' has type", "CSV cannot hold", output="out.csv")
     naive = pq.read_table(good)
     naive = naive.set_column(4, "departure", naive["departure"].cast(pa.timestamp("us")))
     pq.write_table(naive, tmp_path / "f.parquet")

@@ -119,7 +119,7 @@ def file_format(
 ) -> str:
     "The format of a file by its name, such as `.csv`, or a `ServingError`"
     if path.suffix.lower() not in INPUTS:
-        raise ServingError(f"{path} has no format that can be scored; its name must end in {' or '.join(INPUTS)}")
+        raise ServingError(f"{path} has no format that mlnb reads and writes; its name must end in {' or '.join(INPUTS)}")
     return path.suffix.lower()
 
 

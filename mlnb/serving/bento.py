@@ -111,11 +111,14 @@ def bento_name(
     return re.sub(r"[^a-z0-9._-]+", "-", name.lower()).strip(".-_") or "model"
 
 # %% ../../nbs/serving/13_bento.ipynb #39009a47
+_COMPLETE = "complete"  # the mark, a file in the Bento's folder
+
+
 def build_bento(
     settings: Settings,
     bundle: Bundle,  # loaded and tested
 ) -> bentoml.Bento:
-    "A Bento of the bundle in BentoML's store; raises `ServingError` if BentoML refuses"
+    "A Bento of the bundle in BentoML's store; raises `ServingError` if BentoML refuses, and leaves no Bento then"
     if not (file := settings.root / "bentofile.yaml").is_file():
         raise ServingError(f"there is no {file}; it says what a Bento is made from, copy one with: mlnb new NAME")
     packages = {name: _package_folder(name) for name in dict.fromkeys((settings.package, "mlnb"))}
@@ -125,12 +128,22 @@ def build_bento(
         bento = bentoml.bentos.build_bentofile(str(file), name=bento_name(bundle.name), labels=about, build_ctx=str(settings.root))
     except (BentoMLException, OSError) as e:
         raise ServingError(f"BentoML cannot build {file}: {e}") from e
+    try:
+        _complete(settings, bundle, bento, packages)
+    except BaseException:  # Ctrl-C too
+        shutil.rmtree(bento.path, ignore_errors=True)
+        raise
+    return bento
+
+
+def _complete(settings: Settings, bundle: Bundle, bento: bentoml.Bento, packages: dict[str, Path]):
+    "Add to a Bento what BentoML does not collect, and mark it"
     source = Path(bento.path_of("src"))
     for name, folder in packages.items():
         shutil.copytree(folder, source / name, ignore=_unwanted, dirs_exist_ok=True)
     shutil.copytree(bundle.folder, source / BUNDLE)
     _narrow_requirements(settings, bento, source)
-    return bento
+    Path(bento.path_of(_COMPLETE)).touch()
 
 
 def _narrow_requirements(settings: Settings, bento: bentoml.Bento, source: Path):
@@ -139,9 +152,13 @@ def _narrow_requirements(settings: Settings, bento: bentoml.Bento, source: Path)
     lock.write_text(requirements([*imported(source), *settings.serving_packages], lock.read_text(), settings.package))
 
 
-def bentos() -> list[bentoml.Bento]:
-    "The Bentos in BentoML's store, the newest first"
-    return sorted(bentoml.bentos.list(), key=lambda b: b.info.creation_time, reverse=True)
+def bentos(
+    store: Path,  # of BentoML
+) -> list[bentoml.Bento]:
+    "The complete Bentos in a store, the newest first"
+    folders = [mark.parent for mark in store.glob(f"bentos/*/*/{_COMPLETE}")]
+    found = [bentoml.bentos.get(f"{folder.parent.name}:{folder.name}") for folder in folders]
+    return sorted(found, key=lambda b: b.info.creation_time, reverse=True)
 
 # %% ../../nbs/serving/13_bento.ipynb #e96715cf
 class _Shown(logging.Handler):

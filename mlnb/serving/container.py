@@ -16,7 +16,7 @@ from string import Template
 
 from ..project.errors import ServingError, did_you_mean
 from ..project.settings import Settings
-from .server import use_store
+from .server import built_bento
 
 # %% ../../nbs/serving/17_container.ipynb #9329a682
 ENGINES = {"docker": ("version", "--format", "{{.Server.Version}}"), "podman": ("info",), "buildah": ("info",)}
@@ -67,15 +67,10 @@ def chosen_bento(
     tag: str | None = None,  # or a name; default: the newest
 ):
     "A Bento that can become an image; raises `ServingError` if there is none"
-    use_store(settings)
-    from mlnb.serving.bento import bentos
-
-    found = [b for b in bentos() if tag in (None, str(b.tag), b.tag.name)]
-    if not found:
-        raise ServingError(f"there is no Bento{f' {tag!r}' if tag else ''}; make one with: mlnb build")
-    if not Path(found[0].path_of("env/docker/Dockerfile.template")).is_file():
-        raise ServingError(f"Bento {found[0].tag} was built without Dockerfile.template; take it and bentofile.yaml from: mlnb new NAME")
-    return found[0]
+    bento = built_bento(settings, tag)
+    if not Path(bento.path_of("env/docker/Dockerfile.template")).is_file():
+        raise ServingError(f"Bento {bento.tag} was built without Dockerfile.template; take it and bentofile.yaml from: mlnb new NAME")
+    return bento
 
 
 def containerize(

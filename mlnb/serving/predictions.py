@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -131,6 +131,11 @@ class _File:
         os.ftruncate(self.number, self.size)
         self.torn = False
 
+    def take_back(self, size: int):
+        "Take away the appends after the first `size` bytes, even if the file has been closed since"
+        os.truncate(self.path, size)
+        self.size = size
+
     def probe(self):
         "Raise an `OSError` if nothing could be appended now; what is written for that is empty lines, which say nothing"
         self.append(b"\n" * 4096)
@@ -234,19 +239,30 @@ class PredictionLog:
         records: list[Prediction],
     ):
         "Write the records; when this returns they survive the process. Raises `ServingError` where they cannot be written and must be"
-        self._append((".jsonl", b""), self._encode(records), len(records))
+        self._append(len(records), self._write, (".jsonl", b""), self._encode(records))
 
     def append_table(
         self,
         batch,  # of `as_batch`
     ):
         "As `append`, for many rows as columns"
-        self._append((".arrows", bytes(batch.schema.serialize())), batch.serialize(), batch.num_rows)
+        self.append_tables([batch])
 
-    def _append(self, kind: tuple[str, bytes], data, rows: int):
+    def append_tables(
+        self,
+        batches: Sequence,  # each of `as_batch`
+    ):
+        "As `append_table`, for several: all of them are written, or none"
+        parts = {}
+        for batch in batches:
+            kind, data = (".arrows", bytes(batch.schema.serialize())), batch.serialize()
+            parts[kind] = b"".join((parts[kind], data)) if kind in parts else data
+        self._append(sum(batch.num_rows for batch in batches), self._write_all, parts)
+
+    def _append(self, rows: int, write: Callable, *what):
         try:
             with self._one_at_a_time:
-                self._write(kind, data)
+                write(*what)
         except OSError as e:
             self._failed(e, rows)
         else:
@@ -254,12 +270,25 @@ class PredictionLog:
                 self._failing = False
                 _say(f"the prediction log in {self.folder} is written again; {self.unlogged} predictions so far have no record")
 
-    def _write(self, kind, data):
+    def _write(self, kind: tuple[str, bytes], data) -> tuple[_File, int]:  # to which it was written, and its size before
         file = self._current(kind)
-        file.append(data if file.size else kind[1] + bytes(data), self._durable)
+        size = file.size
+        file.append(data if size else kind[1] + bytes(data), self._durable)
         if file.removed():
             self._retire(kind)
-            self._write(kind, data)
+            return self._write(kind, data)
+        return file, size
+
+    def _write_all(self, parts: dict):
+        "Write the data of each kind, or nothing and raise an `OSError`"
+        written = []
+        try:
+            for kind, data in parts.items():
+                written.append(self._write(kind, data))
+        except OSError:
+            for file, size in written:
+                file.take_back(size)
+            raise
 
     def _failed(self, e: OSError, rows: int):
         why = f"the prediction log in {self.folder} cannot be written: {e.strerror or e}"

@@ -309,7 +309,7 @@ class Router:
         arms = self._arms
         asked = Asked(rows, entity_keys(arms.champion.bundle.entity, rows.request), request_ids(len(rows)))
         answers, batches = _score_table(arms, asked)
-        log_first(lambda found: [self.log.append_table(batch) for batch in found], batches)
+        log_first(self.log.append_tables, batches)
         if arms.shadow:
             _cast(arms.shadow, asked, answers["arm"].to_pylist())
         return answers
@@ -372,8 +372,10 @@ class Router:
         routing: Routing | None = None,  # default: as it is
     ):
         "Let what is released answer, as far as it is fit to"
-        champion = self._fit(CHAMPION, releases.champion) or self.bundle
-        self._swap(champion, self._fit(CHALLENGER, releases.challenger), routing or self.routing)
+        champion, challenger = self._fit(CHAMPION, releases.champion) or self.bundle, self._fit(CHALLENGER, releases.challenger)
+        if challenger is champion and releases.challenger != releases.champion:  # it stands in for a version that is not fit
+            challenger = None
+        self._swap(champion, challenger, routing or self.routing)
 
     def _swap(self, champion: Bundle, challenger: Bundle | None, routing: Routing):
         "Put other arms in the place of those that answer, unless they would be the same"

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
@@ -33,7 +33,7 @@ from .batches import PROBLEMS, Batch, batches, check_columns, checked, file_form
 from .predictions import PredictionLog, as_batch
 
 # %% ../../nbs/serving/15_scoring.ipynb #42d302f3
-def _take(columns: Columns, rows: np.ndarray) -> Columns:
+def _take(columns: Columns, rows: np.ndarray | slice) -> Columns:
     return {name: column[rows] for name, column in columns.items()}
 
 
@@ -70,6 +70,13 @@ ANSWERS = pa.schema([
 ])  # fmt: skip
 
 
+def _joined(parts: list):
+    "Arrays one after the other, or such columns"
+    if isinstance(parts[0], dict):
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return np.concatenate(parts)
+
+
 @dataclass(frozen=True)
 class Answered:
     "The answered rows of a batch, k of them"
@@ -79,6 +86,12 @@ class Answered:
     decisions: np.ndarray  # (k,) datetime64[s]
     moments: np.ndarray  # (k,) datetime64[s], of the context
     probability: np.ndarray  # (k,)
+
+    @classmethod
+    def joined(cls, parts: list["Answered"]) -> "Answered":
+        "The rows of one part after those of another"
+        columns = [[getattr(part, field.name) for part in parts] for field in fields(cls)]
+        return parts[0] if len(parts) == 1 else cls(*map(_joined, columns))
 
     def at(self, which: np.ndarray) -> "Answered":
         "Some of them"
@@ -103,17 +116,34 @@ class Scorer:
         request, good, wrong = checked(batch, (*self.bundle.request, DECISION_TIME) if has_time else self.bundle.request)
         rows = np.flatnonzero(good)
         decisions = request.pop(DECISION_TIME.name, None) if has_time else np.full(len(rows), self.decided)
-        context, known, moments = context_by_hour(request, decisions, self.newest, self.limit)
+        try:
+            context, known, moments = context_by_hour(request, decisions, self.newest, self.limit)
+        except OSError as e:
+            raise ServingError(f"the context cannot be read: {e}; `storage` in [tool.mlnb], or MLNB_STORAGE, says where it is") from None
         unknown = self._unknown(batch.numbers[rows[~known]], decisions[~known], moments[~known])
         answered, failed = self._predict(batch, rows[known], _take(request, known), context, decisions[known], moments[known])
         return answered, pa.concat_tables([wrong, unknown, failed]).sort_by("row")
 
     def _predict(self, batch: Batch, rows, request: Columns, context: Columns, decisions, moments) -> tuple[Answered, pa.Table]:
-        features = self.bundle.features(request, context) if len(rows) else {}
-        probability = self.bundle.predict(features) if len(rows) else np.array([])
-        answered, finite = Answered(rows, request, features, decisions, moments, probability), np.isfinite(probability)
-        failed = batch.numbers[rows[~finite]]
-        return answered.at(finite), problem_table(failed, None, ["the model gave no number"] * len(failed), "a probability")
+        parts, wrong = self._tried(rows, request, context, decisions, moments) if len(rows) else ([], {})
+        none = Answered(rows[:0], {}, {}, decisions[:0], moments[:0], np.array([]))
+        answered = Answered.joined(parts or [none])
+        finite = np.isfinite(answered.probability)
+        wrong |= dict.fromkeys(answered.rows[~finite].tolist(), "the model gave no number")
+        numbers = batch.numbers[np.array(list(wrong), np.int64)]
+        return answered.at(finite), problem_table(numbers, None, list(wrong.values()), "a probability")
+
+    def _tried(self, rows, request: Columns, context: Columns, decisions, moments) -> tuple[list[Answered], dict[int, str]]:
+        "What the model says of the rows, in parts; those that it raises on, with what it raised"
+        try:
+            features = self.bundle.features(request, context)
+            return [Answered(rows, request, features, decisions, moments, self.bundle.predict(features))], {}
+        except Exception as e:  # whatever a model may raise
+            if (half := len(rows) // 2) == 0:
+                return [], {int(rows[0]): f"the model raised {type(e).__name__}"}
+        part = lambda at: self._tried(rows[at], _take(request, at), _take(context, at), decisions[at], moments[at])
+        (first, raised), (second, also) = part(slice(half)), part(slice(half, None))
+        return first + second, raised | also
 
     def _unknown(self, numbers: np.ndarray, decisions: np.ndarray, moments: np.ndarray) -> pa.Table:
         "The problems of rows whose context is missing or too old"
@@ -272,14 +302,38 @@ def rejected_file(
     return output.with_suffix(f".rejected{output.suffix}")
 
 
-def _check_output(output: Path, schema: pa.Schema):
-    "Raise a `ServingError` if the answers to a file of `schema` cannot be written to `output`"
+_EXPLAINED = "explained"  # the mark among the parts
+
+
+def _check_free(output: Path, folder: Path):
+    "Raise a `ServingError` if a run with its parts in `folder` would replace what is not of it"
+    own = (folder / _EXPLAINED).is_file()
+    if taken := [file for file in (output, rejected_file(output)) if file.exists() and not (own and file != output)]:
+        raise ServingError(f"{taken[0]} is there already; choose another name, or replace it with --overwrite")
+
+
+_BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed_size_binary)
+
+
+def _fits_csv(kind: pa.DataType) -> bool:
+    "Whether any value of a type can be written as text"
+    try:
+        pa.csv.write_csv(pa.table({"trial": pa.nulls(1, kind)}), BytesIO())
+    except pa.ArrowException:
+        return False
+    of = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return not any(is_one(of) for is_one in _BYTES)
+
+
+def _check_output(source: Path, output: Path, schema: pa.Schema):
+    "Raise a `ServingError` if the answers to `source`, a file of `schema`, cannot be written to `output`"
     kind = file_format(output)
+    if source.resolve() in (output.resolve(), rejected_file(output).resolve()):
+        raise ServingError(f"the input {source} would be replaced by what is written for {output}; choose another output")
     if taken := [name for name in ANSWERS.names if name in schema.names]:
         raise ServingError(f"the input has a column {taken[0]!r}, which is the name of an answer; rename or drop it")
-    nested = [field for field in schema if pa.types.is_nested(field.type)]
-    if kind == ".csv" and nested:
-        raise ServingError(f"column {nested[0].name!r} has type {nested[0].type}, which CSV cannot hold; write to a .parquet file")
+    if kind == ".csv" and (other := [field for field in schema if not _fits_csv(field.type)]):
+        raise ServingError(f"column {other[0].name!r} has type {other[0].type}, which CSV cannot hold; write to a .parquet file")
 
 
 def _identity(source: Path, scorer: Scorer, at: np.datetime64 | None, logged: bool) -> dict:
@@ -359,12 +413,12 @@ def score(
     "Answer the rows of a file, or go on where a killed run was; raises `ServingError`, and leaves no output then"
     opened, decided = open_input(source), np.datetime64(int(time.time()), "s") if at is None else at
     check_columns(source, opened.schema, _fields(source, bundle, opened.schema, at), opened.text)
-    _check_output(output, opened.schema)
+    _check_output(source, output, opened.schema)
     folder = output.with_name(f".{output.name}.parts")
     try:
         with lock(folder / "lock", f"the scoring of {output}"):
-            if output.exists() and not overwrite:
-                raise ServingError(f"{output} is there already; choose another name, or replace it with --overwrite")
+            if not overwrite:
+                _check_free(output, folder)
             scorer = Scorer(bundle, newest, limit_minutes * 60, decided)
             parts = Parts.begin(folder, _identity(source, scorer, at, log is not None), str(decided))
             if parts.note:
@@ -390,6 +444,7 @@ def _finish(parts: Parts, count: int, schema: pa.Schema, output: Path):
     "Make the output of the parts, and remove them"
     wrong = [file for number in range(count) if (file := parts.rejected(number)).is_file()]
     if wrong:
+        (parts.folder / _EXPLAINED).touch()
         join(wrong, PROBLEMS, rejected_file(output), parts.folder)
     else:
         rejected_file(output).unlink(missing_ok=True)

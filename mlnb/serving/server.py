@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HANDED_ON', 'use_store', 'import_from', 'Built', 'build', 'check_port', 'process_environment', 'Launch',
-           'end_with_parent', 'launch_bento', 'launch_project']
+           'end_with_parent', 'launch_bento', 'built_bento', 'launch_project']
 
 # %% ../../nbs/serving/12_server.ipynb #27d12db7
 import errno
@@ -189,7 +189,7 @@ def launch_bento(
 ) -> Launch:
     "The server of a built Bento; raises `ServingError` if there is none, its port is taken, or it needs a key"
     check_port(host, port := port or settings.port)
-    bento, model = _built(settings, tag), followed(settings.serve_from)
+    bento, model = built_bento(settings, tag), followed(settings.serve_from)
     keys_of(settings, host)
     source, environment = Path(bento.path_of("src")), process_environment(settings, workers)
     if model is None:
@@ -200,12 +200,15 @@ def launch_bento(
     return Launch(shown, _bentoml(str(bento.tag), host, port), source, environment)
 
 
-def _built(settings: Settings, tag: str | None):
-    "The Bento of a tag or name, by default the newest"
-    use_store(settings)
+def built_bento(
+    settings: Settings,
+    tag: str | None = None,  # or a name; default: the newest
+):
+    "A Bento that `build` has completed; raises `ServingError` if there is none"
+    store = use_store(settings)
     from mlnb.serving.bento import bentos
 
-    built = bentos()
+    built = bentos(store)
     if not built:
         first = "" if settings.path(settings.bundle).is_dir() else "mlnb run, then "
         raise ServingError(f"no Bento has been built yet; run: {first}mlnb build")

@@ -27,12 +27,12 @@ def prediction(number, version="v1", hour=None):
     return Prediction(f"r{number:06}", f"UA/{number}", at, at, version, "champion", at, 0.5, 0.1 + 0.2, number % 2 == 0, raw, seen)
 
 
-def columns(numbers):
+def columns(numbers, version="v1", arm="champion"):
     "The same predictions as columns"
     rows = [prediction(n) for n in numbers]
     times = np.array([r.time[:-1] for r in rows], "datetime64[s]")
     own = {"request_id": [r.request_id for r in rows], "entity": [r.entity for r in rows], "time": times, "logged_at": times}
-    own |= {"model_version": "v1", "arm": "champion", "context_moment": times, "latency_ms": 0.5}
+    own |= {"model_version": version, "arm": arm, "context_moment": times, "latency_ms": 0.5}
     own |= {"probability": np.full(len(rows), 0.1 + 0.2), "decision": np.array([r.decision for r in rows])}
     raw = {"carrier": np.full(len(rows), "UA"), "distance": np.full(len(rows), 1400)}
     raw["departure"] = np.full(len(rows), np.datetime64("2013-07-02T00:00:00"))

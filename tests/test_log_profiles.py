@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from test_compactor import log_files, prediction
+from test_compactor import columns, log_files, prediction
 
 from mlnb.project.errors import ProfileError
 from mlnb.project.settings import Settings
@@ -72,6 +72,18 @@ def test_versions_and_arms_are_kept_apart(places):
     assert [sum(rows_of(places, **what).values()) for what in asked] == [25, 5, 23, 0, 5]
     store = p.HourStore(places[1])
     assert store.hours() == hour and len(store.hours(arm="shadow")) == 2 and store.merged("2013-07-04T06").rows == 0
+
+
+def test_versions_in_one_file_of_columns_are_kept_apart(places):
+    "As a process leaves it that answers a split, or has swapped its model: before the file is compacted and after"
+    log = PredictionLog(places[0])
+    log.append_table(columns(range(20)))
+    log.append_table(columns(range(20, 32), "v2", "challenger"))
+    for finish in (lambda: None, lambda: (log.close(), Compactor(places[0], places[2]).run())):
+        finish()
+        p.profile_log(*places)
+        found = [sum(rows_of(places, version=version, arm=arm).values()) for version in ("v1", "v2") for arm in ("champion", "challenger")]
+        assert found == [20, 0, 0, 12]
 
 
 def test_segments_of_the_log(places):

@@ -411,7 +411,7 @@ def _as_table(found: list[_Line]):
 def tables(
     file: Path,
     damaged: list[bytes],  # what cannot be read is added to it
-) -> Iterator:  # of pyarrow.Table, each of one version
+) -> Iterator:  # of pyarrow.Table, of one version from lines, of any from columns
     "What one file of the log holds as columns, some megabytes at a time"
     with file.open("rb") as opened:
         yield from _arrow_tables(opened, damaged) if file.suffix == ".arrows" else _line_tables(opened, damaged)

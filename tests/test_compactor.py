@@ -1,6 +1,7 @@
 """The compactor: killed at every step, beside others, beside readers; each row once."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -415,6 +416,28 @@ print(len(LogReader(*sys.argv[1:3]).frame()))
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
         log.chmod(0o755)
     assert "cannot be compacted by this process" in done.stdout and done.stdout.endswith("\n10\n"), done.stdout + done.stderr
+
+
+def fails_at(name, monkeypatch):
+    "A disk that cannot read a folder of this name"
+    scandir = os.scandir
+
+    def refuses(path):
+        if os.path.basename(path) == name:
+            raise OSError(5, "Input/output error", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuses)
+
+
+@pytest.mark.parametrize("folder", ["parts", "version=v2", "hour=2013-07-01T05"])
+def test_parts_that_cannot_be_listed_are_not_none(place, monkeypatch, folder):
+    log_files(place[0], 1, hour=5)
+    c.Compactor(*place).run()
+    fails_at(folder, monkeypatch)
+    for ask in (LogReader(*place).frame, c.PartStore(place[1]).parts, c.Compactor(*place).run):
+        with pytest.raises(ServingError, match=f"cannot be read: .*Input/output error: '.*{folder}'"):
+            ask()
 
 
 def test_beside_the_real_server(toy, tmp_path):

@@ -8,9 +8,9 @@ import threading
 from pathlib import Path
 
 import pytest
-from test_compactor import columns, log_files, prediction
+from test_compactor import columns, fails_at, log_files, prediction
 
-from mlnb.project.errors import ProfileError
+from mlnb.project.errors import ProfileError, ServingError
 from mlnb.project.settings import Settings
 from mlnb.serving import log_profiles as p
 from mlnb.serving.compactor import Compactor
@@ -142,6 +142,16 @@ def test_a_damaged_list_costs_one_reading(places, damage):
     p.profile_log(*places)
     (places[1] / "log.json").write_bytes(damage)
     assert p.profile_log(*places) == ["2013-07-04T05"] and rows_of(places) == {"2013-07-04T05": 20}
+
+
+def test_parts_that_cannot_be_listed_cost_no_profile(places, monkeypatch):
+    log_files(places[0], 1)
+    Compactor(places[0], places[2]).run()
+    hours = p.profile_log(*places)
+    with monkeypatch.context() as broken, pytest.raises(ServingError, match="Input/output error"):
+        fails_at("version=v1", broken)
+        p.profile_log(*places)
+    assert p.profile_log(*places) == [] and list(rows_of(places)) == hours
 
 
 def test_a_profile_that_is_gone_is_said(places):

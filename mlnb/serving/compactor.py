@@ -26,7 +26,7 @@ from uuid import uuid4
 import numpy as np
 
 from ..project.errors import ServingError
-from ..project.files import publish, write_whole
+from ..project.files import find_files, publish, write_whole
 from .predictions import sync_folder, tables
 
 # %% ../../nbs/serving/03_compactor.ipynb #2d118cfc
@@ -79,10 +79,14 @@ class PartStore:
         self._new: set[str] = set()
 
     def parts(self) -> list[Part]:
-        "Every part that is there, in the order of hours"
+        "Every part that is there, in the order of hours; raises `ServingError` where a folder cannot be read"
         self.files.invalidate_cache()
-        found = (_part(path, info["size"]) for path, info in self.files.find(self.folder, detail=True).items())
-        return sorted(filter(None, found), key=lambda part: (part.hour, part.path))
+        try:
+            found = find_files(self.files, self.folder)
+        except OSError as e:
+            raise ServingError(f"the compacted log in {self.folder} cannot be read: {e}; mend that and try again") from None
+        parts = (_part(path, info["size"]) for path, info in found.items())
+        return sorted(filter(None, parts), key=lambda part: (part.hour, part.path))
 
     def read(self, part: Part, where=None):  # an Arrow expression
         "The rows of a part; raises `FileNotFoundError` where it is gone"
@@ -106,7 +110,7 @@ class PartStore:
 
     def torn(self, log: str) -> list[str]:
         "What a kill in the middle of a part has left on a disk"
-        return [path for path in self.files.find(self.folder) if f"/.{log}-" in path and path.endswith(".part")]
+        return [path for path in find_files(self.files, self.folder) if f"/.{log}-" in path and path.endswith(".part")]
 
     def remove(self, paths: Iterable[str]):
         for path in paths:

@@ -349,3 +349,28 @@ def test_the_list_is_small(places):
     p.profile_log(*places)
     found = json.loads((places[1] / "log.json").read_text())
     assert len(found["hours"]) == 240 and len(json.dumps(found["hours"])) < 30 * 240
+
+
+def test_places_of_a_thousand_hours_are_found_by_their_name(places):
+    "Fifty new segments an hour; those that are gone leave the list"
+    found, store = p._List(["tail"]), p.HourStore(places[1])
+    hours = [f"2013-{1 + i // 600:02}-{1 + i % 600 // 24:02}T{i % 24:02}" for i in range(1200)]
+    calls = 0
+
+    class Place(str):
+        __hash__ = str.__hash__
+
+        def __eq__(self, other):
+            nonlocal calls
+            calls += 1
+            return str.__eq__(self, other)
+
+    for i, hour in enumerate(hours):
+        found.note(hour, [Place(f"version=v1/arm=champion/by=tail/is=N{i * 50 + n}") for n in range(50)])
+    assert calls < 2 * len(found.places) == 120_000
+    for hour in hours[:-2]:
+        found.note(hour, [])
+    store._note(found)
+    kept = store._list()
+    assert len(kept.places) == 100 and kept.hours.keys() == set(hours[-2:])
+    assert {kept.places[n] for n in kept.hours[hours[-1]]} == {found.places[n] for n in found.hours[hours[-1]]}

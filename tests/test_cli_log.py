@@ -9,7 +9,7 @@ import sys
 import pandas as pd
 import pytest
 from pipeline_project import lives
-from test_compactor import ids_in_parquet, prediction
+from test_compactor import DAMAGES, columns, ids_in_parquet, prediction
 from waiting import until
 
 from mlnb.project.settings import load_settings
@@ -91,6 +91,30 @@ def test_watching_until_ctrl_c(project):
     assert process.stdout.readline() == "1 row of 1 file in 1 part, 1 hour profiled\n"
     process.send_signal(signal.SIGINT)
     assert process.wait() == 0
+
+
+def test_watching_goes_on_after_what_nobody_foresaw(project):
+    odd = project / ".mlnb/storage/predictions/version=v1/hour=2013-07-01T05/00000000-20130701T050000000000-00000.parquet"
+    odd.parent.mkdir(parents=True)
+    odd.write_bytes(b"no Parquet")
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command("compact", "--watch", "1"), cwd=project, env=environment(), **pipes, text=True)
+    assert "ArrowInvalid" in (said := process.stderr.readline()) and "tried again in 1 second" in said
+    odd.unlink()
+    assert process.stdout.readline() == "3 hours profiled\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait() == 0
+
+
+def test_damaged_columns_end_no_command(project):
+    log = PredictionLog.of(load_settings(project))
+    for numbers in (range(30, 50), range(50, 70)):
+        log.append_table(columns(numbers))
+    log.close()
+    (file,) = (project / ".mlnb/predictions").glob("*.arrows")
+    file.write_bytes(DAMAGES["far away"](file.read_bytes()))
+    assert len(json.loads(mlnb(project, "predictions", "--limit", "90", "--json").stdout)) == 50
+    assert "1 damaged piece set aside" in mlnb(project, "compact").stdout
 
 
 BESIDE = """

@@ -1,6 +1,7 @@
 """The compactor: killed at every step, beside others, beside readers; each row once."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ import pytest
 from mlnb.project.errors import ServingError
 from mlnb.serving import compactor as c
 from mlnb.serving.log_reader import LogReader, Where
-from mlnb.serving.predictions import Prediction, PredictionLog, as_batch
+from mlnb.serving.predictions import Prediction, PredictionLog, as_batch, tables
 
 
 def prediction(number, version="v1", hour=None):
@@ -27,12 +28,12 @@ def prediction(number, version="v1", hour=None):
     return Prediction(f"r{number:06}", f"UA/{number}", at, at, version, "champion", at, 0.5, 0.1 + 0.2, number % 2 == 0, raw, seen)
 
 
-def columns(numbers):
+def columns(numbers, version="v1", arm="champion"):
     "The same predictions as columns"
     rows = [prediction(n) for n in numbers]
     times = np.array([r.time[:-1] for r in rows], "datetime64[s]")
     own = {"request_id": [r.request_id for r in rows], "entity": [r.entity for r in rows], "time": times, "logged_at": times}
-    own |= {"model_version": "v1", "arm": "champion", "context_moment": times, "latency_ms": 0.5}
+    own |= {"model_version": version, "arm": arm, "context_moment": times, "latency_ms": 0.5}
     own |= {"probability": np.full(len(rows), 0.1 + 0.2), "decision": np.array([r.decision for r in rows])}
     raw = {"carrier": np.full(len(rows), "UA"), "distance": np.full(len(rows), 1400)}
     raw["departure"] = np.full(len(rows), np.datetime64("2013-07-02T00:00:00"))
@@ -115,15 +116,68 @@ def test_damaged_and_torn_lines_are_set_aside(place):
     assert (place[0] / "damaged" / file.name).read_bytes() == b"\x00\xff\n" + odd + b"\n" + deep + b"\n" + good[:100]
 
 
-def test_a_batch_of_columns_that_is_torn_is_set_aside(place):
-    log = PredictionLog(place[0])
+def two_batches(folder) -> Path:
+    "A finished file of columns with two batches of 20 rows"
+    log = PredictionLog(folder)
     log.append_table(columns(range(20)))
-    log.append_table(columns(range(20, 30)))
+    log.append_table(columns(range(20, 40)))
     log.close()
-    (file,) = place[0].glob("*.arrows")
-    file.write_bytes(file.read_bytes()[:-9])
+    return max(folder.glob("*.arrows"), key=lambda file: file.stat().st_size)
+
+
+def in_the_second(data, old, new) -> bytes:
+    "Both batches, with bytes of the second exchanged for as many others"
+    at = data.index(old, data.rindex(b"r0000"))  # its ids come first
+    return data[:at] + new + data[at + len(old) :]
+
+
+OFFSETS = np.arange(0, 42, 2, np.int32).tobytes()  # of 20 texts of two letters, which the names of versions are
+DAMAGES = {
+    "no version": lambda data: in_the_second(data, OFFSETS, bytes(len(OFFSETS))),
+    "far away": lambda data: in_the_second(data, OFFSETS, OFFSETS[:20] + (2**31 - 9).to_bytes(4, "little") * 16),
+    "no text": lambda data: in_the_second(data, b"UA/39", b"UA/\xff\xfe"),
+    "no time": lambda data: in_the_second(data, np.array("2013-07-01T00:39", "datetime64[us]").tobytes(), b"\xff" * 7 + b"\x7f"),
+    "torn": lambda data: data[:-9],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_batch_of_columns_is_set_aside(place, damage):
+    file = two_batches(place[0])
+    good = file.read_bytes()
+    file.write_bytes(DAMAGES[damage](good))
+    assert len(LogReader(*place).frame()) == len(LogReader(*place).newest(40)) == 20
     done = c.Compactor(*place).run()
     assert (done.rows, done.damaged) == (20, 1) and ids_in_parquet(place[1]) == expected(20)
+    aside = (place[0] / "damaged" / file.name).read_bytes()
+    assert DAMAGES[damage](good).endswith(aside)
+
+
+@pytest.mark.parametrize("name", ["model_version", "features.wind", "latency_ms"])
+def test_a_file_of_other_columns_is_set_aside(place, name):
+    file = two_batches(place[0])
+    file.write_bytes(file.read_bytes().replace(name.encode(), name.title().encode()))
+    assert len(LogReader(*place).frame()) == 0 and c.Compactor(*place).run().damaged == 1
+    assert (place[0] / "damaged" / file.name).exists() and not list(place[0].glob("*.arrows"))
+
+
+def test_zeros_from_anywhere_on_leave_the_batches_before(place):
+    "What a machine leaves that lost its power before the disk had everything"
+    file = two_batches(place[0])
+    good = file.read_bytes()
+    for start in range(0, len(good), 61):
+        file.write_bytes(good[:start] + bytes(len(good) - start))
+        damaged = []
+        found = [table.num_rows for table in tables(file, damaged)]
+        assert sum(found) in (0, 20, 40) and (sum(found) == 40 or damaged), start
+
+
+def test_a_line_without_a_version_is_set_aside(place):
+    log = PredictionLog(place[0])
+    log.append([prediction(0), prediction(1, version="")])
+    log.close()
+    done = c.Compactor(*place).run()
+    assert (done.rows, done.damaged) == (1, 1) and ids_in_parquet(place[1]) == expected(1)
 
 
 def test_a_large_log_is_compacted_some_rows_at_a_time(place, monkeypatch):
@@ -362,6 +416,28 @@ print(len(LogReader(*sys.argv[1:3]).frame()))
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
         log.chmod(0o755)
     assert "cannot be compacted by this process" in done.stdout and done.stdout.endswith("\n10\n"), done.stdout + done.stderr
+
+
+def fails_at(name, monkeypatch):
+    "A disk that cannot read a folder of this name"
+    scandir = os.scandir
+
+    def refuses(path):
+        if os.path.basename(path) == name:
+            raise OSError(5, "Input/output error", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuses)
+
+
+@pytest.mark.parametrize("folder", ["parts", "version=v2", "hour=2013-07-01T05"])
+def test_parts_that_cannot_be_listed_are_not_none(place, monkeypatch, folder):
+    log_files(place[0], 1, hour=5)
+    c.Compactor(*place).run()
+    fails_at(folder, monkeypatch)
+    for ask in (LogReader(*place).frame, c.PartStore(place[1]).parts, c.Compactor(*place).run):
+        with pytest.raises(ServingError, match=f"cannot be read: .*Input/output error: '.*{folder}'"):
+            ask()
 
 
 def test_beside_the_real_server(toy, tmp_path):

@@ -8,9 +8,9 @@ import threading
 from pathlib import Path
 
 import pytest
-from test_compactor import log_files, prediction
+from test_compactor import columns, fails_at, log_files, prediction
 
-from mlnb.project.errors import ProfileError
+from mlnb.project.errors import ProfileError, ServingError
 from mlnb.project.settings import Settings
 from mlnb.serving import log_profiles as p
 from mlnb.serving.compactor import Compactor
@@ -74,6 +74,18 @@ def test_versions_and_arms_are_kept_apart(places):
     assert store.hours() == hour and len(store.hours(arm="shadow")) == 2 and store.merged("2013-07-04T06").rows == 0
 
 
+def test_versions_in_one_file_of_columns_are_kept_apart(places):
+    "As a process leaves it that answers a split, or has swapped its model: before the file is compacted and after"
+    log = PredictionLog(places[0])
+    log.append_table(columns(range(20)))
+    log.append_table(columns(range(20, 32), "v2", "challenger"))
+    for finish in (lambda: None, lambda: (log.close(), Compactor(places[0], places[2]).run())):
+        finish()
+        p.profile_log(*places)
+        found = [sum(rows_of(places, version=version, arm=arm).values()) for version in ("v1", "v2") for arm in ("champion", "challenger")]
+        assert found == [20, 0, 0, 12]
+
+
 def test_segments_of_the_log(places):
     hours = ["2013-07-04T05", "2013-07-05T06", "2013-07-06T06"]
     log_hours(places[0], hours, rows=30, origin=["JFK", "EWR", None], gate=list(range(90)))
@@ -130,6 +142,16 @@ def test_a_damaged_list_costs_one_reading(places, damage):
     p.profile_log(*places)
     (places[1] / "log.json").write_bytes(damage)
     assert p.profile_log(*places) == ["2013-07-04T05"] and rows_of(places) == {"2013-07-04T05": 20}
+
+
+def test_parts_that_cannot_be_listed_cost_no_profile(places, monkeypatch):
+    log_files(places[0], 1)
+    Compactor(places[0], places[2]).run()
+    hours = p.profile_log(*places)
+    with monkeypatch.context() as broken, pytest.raises(ServingError, match="Input/output error"):
+        fails_at("version=v1", broken)
+        p.profile_log(*places)
+    assert p.profile_log(*places) == [] and list(rows_of(places)) == hours
 
 
 def test_a_profile_that_is_gone_is_said(places):
@@ -327,3 +349,28 @@ def test_the_list_is_small(places):
     p.profile_log(*places)
     found = json.loads((places[1] / "log.json").read_text())
     assert len(found["hours"]) == 240 and len(json.dumps(found["hours"])) < 30 * 240
+
+
+def test_places_of_a_thousand_hours_are_found_by_their_name(places):
+    "Fifty new segments an hour; those that are gone leave the list"
+    found, store = p._List(["tail"]), p.HourStore(places[1])
+    hours = [f"2013-{1 + i // 600:02}-{1 + i % 600 // 24:02}T{i % 24:02}" for i in range(1200)]
+    calls = 0
+
+    class Place(str):
+        __hash__ = str.__hash__
+
+        def __eq__(self, other):
+            nonlocal calls
+            calls += 1
+            return str.__eq__(self, other)
+
+    for i, hour in enumerate(hours):
+        found.note(hour, [Place(f"version=v1/arm=champion/by=tail/is=N{i * 50 + n}") for n in range(50)])
+    assert calls < 2 * len(found.places) == 120_000
+    for hour in hours[:-2]:
+        found.note(hour, [])
+    store._note(found)
+    kept = store._list()
+    assert len(kept.places) == 100 and kept.hours.keys() == set(hours[-2:])
+    assert {kept.places[n] for n in kept.hours[hours[-1]]} == {found.places[n] for n in found.hours[hours[-1]]}

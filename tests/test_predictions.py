@@ -52,7 +52,7 @@ def test_versions_with_other_features_stand_in_one_table(tmp_path):
 
 @pytest.mark.parametrize("cut", [0, 1, 100])
 def test_a_feature_that_is_an_input_is_written_once_and_read_twice(tmp_path, cut):
-    own = dict.fromkeys(OWN) | {"request_id": ["a", "b"], "time": np.zeros(2, "datetime64[s]")}
+    own = dict.fromkeys(OWN) | {"request_id": ["a", "b"], "time": np.zeros(2, "datetime64[s]"), "model_version": "v1"}
     log, wind = PredictionLog(tmp_path), np.array([1.5, np.nan])
     for feature in (wind, wind.copy(), wind, wind + 1):
         log.append_table(as_batch({"gust": wind, "wind": wind + 2}, {"wind": feature, "gust": wind + 3}, **own))

@@ -63,8 +63,9 @@ def _watch(settings, seconds: int, json: bool, parent: int | None):
             done = _run(settings)
             if any(asdict(done).values()):
                 _print(done, json)
-        except (MlnbError, OSError) as e:
-            click.echo(f"mlnb compact: {e}; tried again in {_count(seconds, 'second')}", err=True)
+        except Exception as e:
+            said = str(e) if isinstance(e, (MlnbError, OSError)) else repr(e)
+            click.echo(f"mlnb compact: {said}; tried again in {_count(seconds, 'second')}", err=True)
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             if parent not in (None, os.getppid()):

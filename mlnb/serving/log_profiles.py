@@ -69,20 +69,38 @@ class _List:
     hours: dict[str, list[int]] = field(default_factory=dict)  # hour -> numbers of its places
     whole: list[str] = field(default_factory=list)  # days and months that are put together
 
+    def __post_init__(self):
+        self._numbers = {place: number for number, place in enumerate(self.places)}
+
     def note(self, hour: str, places: list[str]):
-        self.places += [place for place in places if place not in self.places]
+        for place in places:
+            if place not in self._numbers:
+                self._numbers[place] = len(self.places)
+                self.places.append(place)
         self.hours.pop(hour, None)
         if places:
-            self.hours[hour] = [self.places.index(place) for place in places]
+            self.hours[hour] = [self._numbers[place] for place in places]
+
+    def written(self) -> dict:
+        "What is kept of it: places of which an hour is left"
+        left = sorted({number for numbers in self.hours.values() for number in numbers})
+        new = dict(zip(left, range(len(left)), strict=True))
+        hours = {hour: [new[number] for number in numbers] for hour, numbers in self.hours.items()}
+        rest = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        return rest | {"places": [self.places[number] for number in left], "hours": hours}
 
     def asked(self, *what) -> list[int]:
         "The numbers of the places that are asked for, as in `_asked`"
         return [number for number, place in enumerate(self.places) if _asked(place, *what)]
 
-    def cover(self, number: int, hours: list[str], whole: set[str]) -> list[str]:
-        "The fewest months, days and hours that are all `hours` of a place"
-        names = lambda hour: next((hour[:length] for length in (_MONTH, _DAY) if hour[:length] in whole), hour)
-        return list(dict.fromkeys(names(hour) for hour in hours if number in self.hours[hour]))
+    def cover(self, hours: list[str], whole: set[str]) -> dict[int, list[str]]:
+        "For each place of these hours its number, and the fewest months, days and hours that are all of its hours among them"
+        found: dict[int, dict] = {}
+        for hour in hours:
+            name = next((hour[:length] for length in (_MONTH, _DAY) if hour[:length] in whole), hour)
+            for number in self.hours[hour]:
+                found.setdefault(number, {})[name] = None
+        return {number: list(names) for number, names in found.items()}
 
 
 class HourStore:
@@ -108,7 +126,7 @@ class HourStore:
 
     def _note(self, found: _List):
         self.files.makedirs(self.folder, exist_ok=True)
-        publish(self.files, f"{self.folder}/{_LIST}", json.dumps(vars(found)).encode())
+        publish(self.files, f"{self.folder}/{_LIST}", json.dumps(found.written()).encode())
 
     def _write(self, place: str, period: str, profile: Profile):
         path = self._path(place, period)
@@ -159,8 +177,8 @@ class HourStore:
             groups.setdefault(hour[:length] if length else period, []).append(hour)
         numbers = found.asked(*what)
         for label, hours in groups.items():
-            whole = {name for name in found.whole if len(name) >= len(label)}
-            if named := [(found.places[n], at) for n in numbers for at in found.cover(n, hours, whole)]:
+            covered = found.cover(hours, {name for name in found.whole if len(name) >= len(label)})
+            if named := [(found.places[n], at) for n in numbers for at in covered.get(n, ())]:
                 yield label, Profile.merged(self._read(*name) for name in named)
 
     def merged(
@@ -195,8 +213,8 @@ def _put_together(store: HourStore, found: _List, touched: set[str]):
             periods.setdefault(hour[:length], []).append(hour)
         over, stale = list(periods)[:-1], {hour[:length] for hour in touched}
         for period in (p for p in over if p in stale or p not in found.whole):
-            for number in {n for hour in periods[period] for n in found.hours[hour]}:
-                place, named = found.places[number], found.cover(number, periods[period], smaller)
+            for number, named in found.cover(periods[period], smaller).items():
+                place = found.places[number]
                 store._write(place, period, Profile.merged(store._read(place, at) for at in named))
         smaller |= set(over)
     found.whole = sorted(smaller)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..project.errors import ServingError
-from .compactor import Part, PartStore, by_hour, joined, parts_url, replaced
+from .compactor import Part, PartStore, by_hour, by_version, joined, parts_url, replaced
 from .predictions import FEATURE, INPUT, OWN, tables
 
 # %% ../../nbs/serving/04_log_reader.ipynb #ca5fb67e
@@ -107,11 +107,7 @@ def as_frame(
     "Rows of the log as one flat table in the order of time"
     import pandas as pd
 
-    by_version: dict = {}
-    for table in found:
-        if table.num_rows:
-            by_version.setdefault(table["model_version"][0].as_py(), []).append(table)
-    whole = [_flat(table).to_pandas() for tables in by_version.values() for table in joined(tables)]
+    whole = [_flat(table).to_pandas() for mine in by_version(found).values() for table in joined(mine)]
     frames = [pd.DataFrame({name: _seconds(frame[name]) for name in frame}) for frame in whole]
     table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(OWN))
     return table.sort_values(["time", "logged_at", "request_id"], kind="stable", ignore_index=True)
@@ -244,12 +240,8 @@ class LogReader:
             for hour, rows in by_hour(table):
                 lines.get(hour, []).append(rows)
         for hour in wanted:
-            parts = [self.store.read(part) for part in snapshot.parts if part.hour == hour]
-            by_version: dict[str, list] = {}
-            for table in (*lines.pop(hour), *parts):
-                if table.num_rows:
-                    by_version.setdefault(table["model_version"][0].as_py(), []).append(table)
-            yield hour, {version: as_frame(by_version[version]) for version in sorted(by_version)}
+            found = [*lines.pop(hour), *(self.store.read(part) for part in snapshot.parts if part.hour == hour)]
+            yield hour, {version: as_frame(mine) for version, mine in sorted(by_version(found).items())}
 
 # %% ../../nbs/serving/04_log_reader.ipynb #bb195b32
 def _newest(found: list, limit: int) -> list:

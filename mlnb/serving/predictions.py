@@ -397,9 +397,10 @@ _Moment = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
 class _Line(Prediction, gc=False):
-    "A record as it is read for its columns: what has no time or no fields has no place in a table"
+    "A record as it is read for its columns: what has no time, no version or no fields has no place in a table"
     time: _Moment
     logged_at: _Moment
+    model_version: Annotated[str, msgspec.Meta(min_length=1)]
     input: dict
 
 
@@ -440,7 +441,7 @@ def _as_table(found: list[_Line]):
 def tables(
     file: Path,
     damaged: list[bytes],  # what cannot be read is added to it
-) -> Iterator:  # of pyarrow.Table, each of one version
+) -> Iterator:  # of pyarrow.Table, of one version from lines, of any from columns
     "What one file of the log holds as columns, some megabytes at a time"
     with file.open("rb") as opened:
         yield from _arrow_tables(opened, damaged) if file.suffix == ".arrows" else _line_tables(opened, damaged)
@@ -455,6 +456,33 @@ def _line_tables(opened, damaged: list[bytes]) -> Iterator:
         yield from map(_as_table, by_version.values())
 
 
+def _check_columns(schema):
+    "Raise a `ValueError` where these are not the columns of `as_batch`"
+    found = _whole(schema.empty_table()).schema
+    types = dict(zip(found.names, found.types, strict=True))
+    others = [name for name in types if name not in OWN and not name.startswith((INPUT, FEATURE))]
+    if others or len(types) < len(found.names) or {name: types.get(name) for name in OWN} != _types():
+        raise ValueError
+
+
+_FIRST, _END = np.datetime64("0001-01-01", "s"), np.datetime64("9999-01-01", "s")  # of the times that a calendar can say
+
+
+def _check_rows(batch):
+    "Raise a `ValueError` where a batch cannot be as it was written: Arrow itself believes every offset that it reads"
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    batch.validate(full=True)
+    version, time = batch.column("model_version"), batch.column("time")
+    if version.null_count or time.null_count or pc.any(pc.equal(version, "")).as_py():
+        raise ValueError
+    for column in (c for c in batch.columns if pa.types.is_timestamp(c.type)):
+        times = column.to_numpy(zero_copy_only=False).astype("datetime64[s]")
+        if ((times < _FIRST) | (times >= _END)).any():
+            raise ValueError
+
+
 def _arrow_tables(opened, damaged: list[bytes]) -> Iterator:
     "The batches of a stream, up to its end or to where it is damaged"
     import pyarrow as pa
@@ -462,14 +490,15 @@ def _arrow_tables(opened, damaged: list[bytes]) -> Iterator:
     source, good, held = pa.PythonFile(opened, "r"), 0, []
     try:
         messages = pa.ipc.MessageReader.open_stream(source)
-        schema = pa.ipc.read_schema(messages.read_next_message())
+        _check_columns(schema := pa.ipc.read_schema(messages.read_next_message()))
         while True:
             good = source.tell()
-            held.append(pa.ipc.read_record_batch(messages.read_next_message(), schema))
+            _check_rows(batch := pa.ipc.read_record_batch(messages.read_next_message(), schema))
+            held.append(batch)
             if source.tell() // _BLOCK > good // _BLOCK:
                 yield _whole(pa.Table.from_batches(held))
                 held = []
-    except (StopIteration, pa.ArrowInvalid, OSError):
+    except (StopIteration, pa.ArrowException, OSError, ValueError, KeyError, *_BROKEN):
         opened.seek(good)
         if rest := opened.read():
             damaged.append(rest)

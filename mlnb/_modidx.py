@@ -187,6 +187,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'mlnb.data.context.Events.window': ('data/context.html#events.window', 'mlnb/data/context.py'),
                                    'mlnb.data.context.Keys': ('data/context.html#keys', 'mlnb/data/context.py'),
                                    'mlnb.data.context.Keys.__init__': ('data/context.html#keys.__init__', 'mlnb/data/context.py'),
+                                   'mlnb.data.context.Keys._with': ('data/context.html#keys._with', 'mlnb/data/context.py'),
                                    'mlnb.data.context.Keys.number': ('data/context.html#keys.number', 'mlnb/data/context.py'),
                                    'mlnb.data.context.Latest': ('data/context.html#latest', 'mlnb/data/context.py'),
                                    'mlnb.data.context.Latest.__init__': ('data/context.html#latest.__init__', 'mlnb/data/context.py'),

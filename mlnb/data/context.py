@@ -59,27 +59,44 @@ def quarter(
 
 # %% ../../nbs/data/01_context.ipynb #606d384e
 _SPAN = np.int64(1) << 33  # seconds; times from 1970 to 2242 fit below it, so (key, time) is one sortable integer
+_MOST_KEYS = 1 << 30  # that fit above it
 
 
 class Keys:
-    "Numbers for the distinct keys of some columns; a key that is not among them has number -1"
+    "Numbers for the distinct keys of some columns; a key that is not among them has number -1, or one that none of them has"
 
     def __init__(
         self,
         columns: Mapping[str, np.ndarray],  # key columns, (n,) each
     ):
         self.values = {name: np.unique(column) for name, column in columns.items()}
+        self._met: dict[str, np.ndarray] = {}  # by column, where the numbers up to it would be too large: those that occur
+        number, size = np.int64(0), 1
+        for name, column in columns.items():
+            number, size = self._with(number, name, column), size * len(self.values[name])
+            if size > _MOST_KEYS:
+                self._met[name] = np.unique(number[number >= 0])
+                number, size = _positions(self._met[name], number), len(self._met[name])
+        if size > _MOST_KEYS:
+            raise ContractError(f"{', '.join(columns)} have {size} distinct keys, more than the {_MOST_KEYS} that have room; use fewer")
+        self.rows = number  # of `columns`, (n,)
 
     def number(
         self,
         rows: Mapping[str, np.ndarray],  # has the key columns, (m,) each
     ) -> np.ndarray:  # int64, (m,)
         "The number of each row's key"
-        number = None
-        for name, values in self.values.items():
-            found = _positions(values, rows[name])
-            number = found if number is None else np.where((number < 0) | (found < 0), -1, number * len(values) + found)
+        number = np.int64(0)
+        for name in self.values:
+            number = self._with(number, name, rows[name])
+            if name in self._met:
+                number = _positions(self._met[name], number)
         return number
+
+    def _with(self, number: np.ndarray, name: str, column: np.ndarray) -> np.ndarray:
+        "The numbers of combinations with one column more"
+        found = _positions(self.values[name], column)
+        return np.where((number < 0) | (found < 0), -1, number * len(self.values[name]) + found)
 
 
 def _positions(values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -108,7 +125,7 @@ class Events:
         if values is not None:
             known &= ~np.isnan(values)
         self.keys = Keys({name: column[known] for name, column in keys.items()})
-        order_by = self.keys.number({name: column[known] for name, column in keys.items()}) * _SPAN + _seconds(times[known])
+        order_by = self.keys.rows * _SPAN + _seconds(times[known])
         order = np.argsort(order_by, kind="stable")
         self.when = order_by[order]
         whole = np.ones(len(order), np.int64) if values is None else values[known][order].astype(np.int64)
@@ -136,13 +153,14 @@ class Latest:
     def __init__(
         self,
         keys: Mapping[str, np.ndarray],  # key columns, (n,) each
-        times: np.ndarray,  # when each was known, datetime64, (n,)
+        times: np.ndarray,  # when each was known, datetime64, (n,); NaT: never
         readings: Mapping[str, np.ndarray],  # float64, (n,) each
     ):
-        self.keys = Keys(keys)
-        when = self.keys.number(keys) * _SPAN + _seconds(times)
+        known = ~np.isnat(times)
+        self.keys = Keys({name: column[known] for name, column in keys.items()})
+        when = self.keys.rows * _SPAN + _seconds(times[known])
         order = np.argsort(when, kind="stable")
-        self.when, self.readings = when[order], {name: column[order] for name, column in readings.items()}
+        self.when, self.readings = when[order], {name: column[known][order] for name, column in readings.items()}
 
     def at(
         self,

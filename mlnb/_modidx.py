@@ -2853,6 +2853,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'mlnb/serving/outcomes.py'),
                                        'mlnb.serving.outcomes.OutcomeStore._tables': ( 'serving/outcomes.html#outcomestore._tables',
                                                                                        'mlnb/serving/outcomes.py'),
+                                       'mlnb.serving.outcomes.OutcomeStore.damaged': ( 'serving/outcomes.html#outcomestore.damaged',
+                                                                                       'mlnb/serving/outcomes.py'),
                                        'mlnb.serving.outcomes.OutcomeStore.history': ( 'serving/outcomes.html#outcomestore.history',
                                                                                        'mlnb/serving/outcomes.py'),
                                        'mlnb.serving.outcomes.OutcomeStore.of': ( 'serving/outcomes.html#outcomestore.of',

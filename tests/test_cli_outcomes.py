@@ -156,6 +156,15 @@ def test_a_correction_holds_and_the_history_is_shown(project):
     assert "No outcome of 'nobody'" in mlnb(project, "outcomes", "show", "nobody")
 
 
+def test_lines_that_cannot_be_read_are_told(project):
+    added(project, "labels.parquet")
+    assert "set aside" not in mlnb(project, "outcomes", "status")
+    (project / ".mlnb/outcomes/20130701T000000-1-00000000.jsonl").write_text('{"entity": "of another release"}\n{"entity": "torn')
+    mlnb(project, "compact")
+    assert json.loads(mlnb(project, "outcomes", "status", "--json"))["damaged_lines"] == 2
+    assert "2 lines that could not be read are set aside in" in mlnb(project, "outcomes", "status")
+
+
 def test_the_entitys_own_fields_make_the_key(toy, tmp_path):
     rows = [toy_project.example(toy, flight=100), toy_project.example(toy, flight=101)]
     table = pd.DataFrame(rows).assign(value=[1, 0], observed_at="2013-07-02T00:00:00Z")

@@ -116,6 +116,24 @@ def test_what_was_gathered_and_not_removed_yet_is_there_once(tmp_path):
     assert len(store.parts()) == 1 and store.read().num_rows == 1
 
 
+def test_lines_that_cannot_be_read_are_set_aside_and_the_others_kept(tmp_path, caplog):
+    store, log = OutcomeStore(tmp_path / "lines", str(tmp_path / "parts")), OutcomeLog(tmp_path / "lines")
+    log.append([outcome(f"e{i}", 1, 5) for i in range(4)])
+    log.close()
+    (file,) = store.folder.glob("*.jsonl")
+    lines = file.read_bytes().splitlines(keepends=True)
+    other, torn = lines[2].replace(b'"source"', b'"origin"'), lines[0][:30]
+    odd = [b"{\xff}\n", b"[" * 100_000 + b"\n", b"7\n"]
+    file.write_bytes(b"".join([lines[0], b"\0" * 4096, lines[1], b"\n", other, *odd, lines[3], b"\0" * 4096, torn]))
+    assert set(store.read()["entity"].to_pylist()) == {"e0", "e1", "e3"}
+    assert gather(store) == 3 and set(store.read()["entity"].to_pylist()) == {"e0", "e1", "e3"}
+    aside = store.folder / "damaged" / file.name
+    assert aside.read_bytes() == b"".join([other, *odd, b"\0" * 4096, torn]) and not file.exists()
+    assert f"5 lines of {file.name}" in caplog.text and str(aside) in caplog.text
+    gather(store)
+    assert aside.exists() and len(store.parts()) == 1
+
+
 def test_two_do_not_gather_at_once(tmp_path):
     store, log = OutcomeStore(tmp_path / "lines", str(tmp_path / "parts")), OutcomeLog(tmp_path / "lines")
     log.append([outcome("a", 1, 5)])

@@ -8,6 +8,7 @@ __all__ = ['LONGEST_KEY', 'GRACE', 'PLAIN', 'FIELDS', 'FORM', 'Outcome', 'schema
 
 # %% ../../nbs/serving/19_outcomes.ipynb #127e90c6
 import fcntl
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import numpy as np
 
 from ..models.bundle import Bundle, Field, entity_keys, columns_of
 from ..project.errors import ServingError
-from ..project.files import publish
+from ..project.files import publish, write_whole
 from .predictions import PredictionLog, sync_folder
 from .requests import MOST, YEARS, JsonObject, RequestError, not_a_field, parse, problem_of, request_error, right_form
 
@@ -186,19 +187,19 @@ class _Line(msgspec.Struct, gc=False):
 _line = msgspec.json.Decoder(_Line).decode
 
 
-def _lines(opened) -> Iterator[_Line]:
-    "The whole lines of a file; a torn one was never acknowledged"
+def _lines(opened, damaged: list[bytes]) -> Iterator[_Line]:
+    "The outcomes in a file; a line that is none is added to `damaged`"
     for line in opened:
-        if line.endswith(b"\n") and line.strip():
+        if text := line.lstrip(b"\0").strip():  # a loss of power leaves zero bytes before what came later
             try:
-                yield _line(line)
-            except (msgspec.MsgspecError, UnicodeDecodeError):
-                continue
+                yield _line(text if line.endswith(b"\n") else b"")
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                damaged.append(line)
 
 
 def _table_of(file: Path):
     with file.open("rb") as opened:
-        return as_table(_lines(opened))
+        return as_table(_lines(opened, []))
 
 
 def as_table(
@@ -278,6 +279,7 @@ def current(
 # %% ../../nbs/serving/19_outcomes.ipynb #3d5dea93
 _MANY, _SMALL, _MERGED = 16, 4 << 20, 32 << 20  # parts; bytes of a part; bytes that are merged at once
 _TRIES = 50
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -299,6 +301,11 @@ class OutcomeStore:
     ) -> "OutcomeStore":
         "The outcomes of a project"
         return cls(settings.path(settings.outcomes), f"{settings.url(settings.storage).rstrip('/')}/outcomes")
+
+    @property
+    def damaged(self) -> Path:
+        "Where lines are that could not be read"
+        return self.folder / "damaged"
 
     def parts(self) -> dict[str, int]:
         "Paths of the Parquet files with their bytes"
@@ -396,8 +403,12 @@ def _gather_file(store: OutcomeStore, file: Path) -> int:
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return 0
-        if (table := as_table(_lines(opened))).num_rows:
+        damaged: list[bytes] = []
+        if (table := as_table(_lines(opened, damaged))).num_rows:
             store.write(table, f"lines-{file.stem}")
+        if damaged:
+            aside = write_whole(store.damaged / file.name, b"".join(damaged))
+            _log.warning("%d lines of %s are no outcomes of this release of mlnb; they are set aside in %s", len(damaged), file.name, aside)
         file.unlink()
         return table.num_rows
 

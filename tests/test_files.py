@@ -7,9 +7,10 @@ import subprocess
 import sys
 import threading
 
+import fsspec
 import pytest
 
-from mlnb.project.files import write_whole
+from mlnb.project.files import find_files, write_whole
 
 WRITE = """
 import itertools, sys
@@ -57,3 +58,21 @@ def test_a_folder_in_the_way_is_left_alone(tmp_path):
     with pytest.raises(OSError):
         write_whole(tmp_path / "file", b"x")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_disk_that_fails_is_not_an_empty_folder(tmp_path, monkeypatch):
+    (tmp_path / "deep" / "deeper").mkdir(parents=True)
+    (tmp_path / "deep" / "deeper" / "file").write_bytes(b"x")
+    files, place = fsspec.core.url_to_fs(str(tmp_path))
+    assert list(find_files(files, place)) == [f"{place}/deep/deeper/file"]
+    assert find_files(files, f"{place}/none") == find_files(files, f"{place}/deep/deeper/file/none") == {}
+    scan = os.scandir
+
+    def failing(path):
+        if path.endswith("deeper"):
+            raise OSError(5, "Input/output error")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", failing)
+    with pytest.raises(OSError, match="Input/output error"):
+        find_files(files, place)

@@ -6,7 +6,9 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -132,6 +134,36 @@ def test_lines_that_cannot_be_read_are_set_aside_and_the_others_kept(tmp_path, c
     assert f"5 lines of {file.name}" in caplog.text and str(aside) in caplog.text
     gather(store)
     assert aside.exists() and len(store.parts()) == 1
+
+
+READER = """
+import os, sys
+from mlnb.project.errors import ServingError
+from mlnb.serving.outcomes import OutcomeStore
+store = OutcomeStore(sys.argv[1], sys.argv[2])
+store.read()  # imports what another user may not
+os.setuid(65534)
+try:
+    print(store.read().num_rows)
+except ServingError as e:
+    print(e)
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize("closed", ["lines", "parts", "parts/deep", "parts/a.parquet"])
+def test_what_may_not_be_read_is_not_taken_for_nothing(closed):
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        store, log = OutcomeStore(f"{folder}/lines", f"{folder}/parts"), OutcomeLog(f"{folder}/lines")
+        log.append([outcome("a", 1, 5)])
+        for name in ("a", "deep/b"):
+            (Path(folder) / "parts" / name).parent.mkdir(exist_ok=True)
+            store.write(as_table([outcome("b", 1, 5)]), name)
+        read = lambda: start(READER, store.folder, store.url).communicate()[0].strip()
+        assert read() == "3"
+        (Path(folder) / closed).chmod(0)
+        assert "cannot be read" in read() and "Permission denied" in read()
 
 
 def test_two_do_not_gather_at_once(tmp_path):

@@ -121,7 +121,7 @@ def status_of(store) -> dict:
     rate = pc.mean(held["value"]).as_py()
     told = {"entities": held.num_rows, "outcomes": table.num_rows, "rate": rate}
     told |= {"first_observed": ends["min"], "last_observed": ends["max"]}
-    told |= {"parquet_files": len(store.parts()), "files_of_lines": len(list(store.folder.glob("*.jsonl")))}
+    told |= {"parquet_files": len(store.parts()), "files_of_lines": len(store.lines())}
     return _row(told | {"damaged_lines": sum(len(file.read_bytes().splitlines()) for file in store.damaged.glob("*.jsonl"))})
 
 

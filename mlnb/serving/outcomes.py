@@ -22,7 +22,7 @@ import numpy as np
 
 from ..models.bundle import Bundle, Field, entity_keys, columns_of
 from ..project.errors import ServingError
-from ..project.files import publish, write_whole
+from ..project.files import find_files, publish, write_whole
 from .predictions import PredictionLog, sync_folder
 from .requests import MOST, YEARS, JsonObject, RequestError, not_a_field, parse, problem_of, request_error, right_form
 
@@ -307,10 +307,23 @@ class OutcomeStore:
         "Where lines are that could not be read"
         return self.folder / "damaged"
 
+    def _unreadable(self, e: OSError) -> ServingError:
+        return ServingError(f"outcomes in {self.folder} and {self.url} cannot be read: {e}; mend that and try again")
+
+    def lines(self) -> list[Path]:
+        "The files of lines"
+        try:
+            return sorted(file for file in self.folder.iterdir() if file.suffix == ".jsonl")
+        except FileNotFoundError:
+            return []
+
     def parts(self) -> dict[str, int]:
         "Paths of the Parquet files with their bytes"
         self.files.invalidate_cache()
-        found = self.files.find(self.place, detail=True) if self.files.exists(self.place) else {}
+        try:
+            found = find_files(self.files, self.place)
+        except OSError as e:
+            raise self._unreadable(e) from None
         whole = [path for path in sorted(found) if path.endswith(".parquet") and "/." not in path.removeprefix(self.place)]
         return {path: found[path]["size"] for path in whole}
 
@@ -339,7 +352,7 @@ class OutcomeStore:
 
     def _tables(self) -> Iterator:
         "Lines first: what is gathered meanwhile is among the parts"
-        yield from [_table_of(file) for file in sorted(self.folder.glob("*.jsonl"))]
+        yield from map(_table_of, self.lines())
         yield from map(self._part, self.parts())
 
     def settled(
@@ -352,6 +365,8 @@ class OutcomeStore:
                 return work(self._tables())
             except FileNotFoundError:
                 continue
+            except OSError as e:
+                raise self._unreadable(e) from None
         raise ServingError(f"outcomes in {self.url} change faster than they can be read; try again")
 
     def read(self):  # pyarrow.Table, columns of `schema`
@@ -392,7 +407,7 @@ def gather(
     with _alone(store.folder) as mine:
         if not mine:
             return 0
-        rows = sum(_gather_file(store, file) for file in sorted(store.folder.glob("*.jsonl")))
+        rows = sum(_gather_file(store, file) for file in store.lines())
         _merge(store)
         return rows
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from mlnb.project.errors import ServingError
+from mlnb.serving import outcomes
 from mlnb.serving.outcomes import Outcome, OutcomeLog, OutcomeStore, as_table, current, distinct, gather
 
 START = datetime(2013, 7, 1, tzinfo=UTC)
@@ -176,6 +177,24 @@ def test_two_do_not_gather_at_once(tmp_path):
     assert gather(store) == 0
     process.communicate()
     assert gather(store) == 1
+
+
+@pytest.mark.parametrize("tiny", [0, 20])
+def test_parts_that_are_nearly_large_do_not_keep_the_others_from_being_merged(tmp_path, tiny):
+    store = OutcomeStore(tmp_path / "lines", str(tmp_path / "parts"))
+    keys = np.random.default_rng(0).bytes(32 * 200_000).hex()
+    table = as_table(outcome(keys[64 * i : 64 * i + 64], 1, 5) for i in range(200_000))
+    store.write(table.slice(0, 20_000), "measure")
+    (size,) = store.parts().values()
+    for i in range(20):
+        store.write(table.slice(0, int(20_000 * outcomes._SMALL / size * 0.95)), f"a{i:02}")
+    for i in range(tiny):
+        store.write(as_table([outcome(f"b{i}", 1, 5)]), f"b{i:02}")
+    before = current(store.read()).num_rows
+    for _ in range(3):
+        gather(store)
+    assert sum(size < outcomes._SMALL for size in store.parts().values()) < outcomes._MANY
+    assert current(store.read()).num_rows == before
 
 
 def test_a_bucket_is_as_good_as_a_folder(tmp_path):

@@ -277,7 +277,8 @@ def current(
     return found.take(order[np.append(begins[1:], len(order)) - 1]).append_column("first_observed", first)
 
 # %% ../../nbs/serving/19_outcomes.ipynb #3d5dea93
-_MANY, _SMALL, _MERGED = 16, 4 << 20, 32 << 20  # parts; bytes of a part; bytes that are merged at once
+_MANY, _SMALL = 16, 2 << 20  # parts; bytes of a part
+_MERGED = _MANY * _SMALL  # bytes that are merged at once: so many small ones always fit
 _TRIES = 50
 _log = logging.getLogger(__name__)
 
@@ -432,9 +433,9 @@ def _merge(store: OutcomeStore):
     "One part of many small ones"
     import pyarrow as pa
 
-    small = [(path, size) for path, size in store.parts().items() if size < _SMALL]
-    sizes = np.cumsum([size for _, size in small])
-    paths = [path for (path, _), size in zip(small, sizes, strict=True) if size <= _MERGED]
+    small = sorted((size, path) for path, size in store.parts().items() if size < _SMALL)
+    sizes = np.cumsum([size for size, _ in small])
+    paths = [path for (_, path), together in zip(small, sizes, strict=True) if together <= _MERGED]
     if len(paths) < _MANY:
         return
     with suppress(FileNotFoundError):  # another machine has merged them

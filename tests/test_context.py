@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import threading
@@ -5,6 +6,7 @@ import threading
 import numpy as np
 import pandas as pd
 import pytest
+from waiting import PATIENCE, until
 
 from mlnb.data.context import Context, Events, Latest, Snapshot, SnapshotStore, View, distinct, quarter, to_columns
 from mlnb.project.errors import ContractError
@@ -272,6 +274,54 @@ def test_another_writer_is_noticed_after_the_refresh(tmp_path):
     assert believing.newest(at(60)).moment == at(15)
     writer.write(a_snapshot(at(30)))
     assert believing.newest(at(60)).moment == at(15)
+
+
+def test_what_was_read_is_served_while_the_storage_is_away(tmp_path, caplog):
+    folder = tmp_path / "context"
+    store = SnapshotStore(folder, refresh=1000)
+    store.write(a_snapshot(at(0)))
+    assert store.newest(at(60)).moment == at(0)
+    folder.rename(tmp_path / "aside")
+    folder.write_text("what cannot be listed")
+    for _ in range(2):  # once a refresh
+        store._listed_at -= 2500
+        assert [store.newest(at(60)).moment for _ in range(5)] == [at(0)] * 5
+    assert caplog.text.count("cannot be listed, the 1 snapshots seen before are used") == 2
+    with pytest.raises(NotADirectoryError):
+        SnapshotStore(folder).newest(at(60))
+    folder.unlink()
+    (tmp_path / "aside").rename(folder)
+    SnapshotStore(folder).write(a_snapshot(at(15)))
+    store._listed_at -= 2500
+    assert store.newest(at(60)).moment == at(15)
+
+
+def test_a_listing_is_made_anew_beside_the_requests(tmp_path, monkeypatch):
+    store, may_go = SnapshotStore(tmp_path, refresh=1000), threading.Event()
+    store.write(a_snapshot(at(0)))
+    assert store.newest(at(60)).moment == at(0)
+    SnapshotStore(tmp_path).write(a_snapshot(at(15)))
+    listdir, calls = os.listdir, []
+
+    def slow(folder):
+        calls.append(folder)
+        assert may_go.wait(PATIENCE)
+        return listdir(folder)
+
+    monkeypatch.setattr(os, "listdir", slow)
+    store._listed_at -= 1500
+    assert [store.newest(at(60)).moment for _ in range(5)] == [at(0)] * 5
+    store._listed_at -= 5000  # however long it takes
+    assert store.newest(at(60)).moment == at(0) and len(calls) == 1
+    may_go.set()
+    until(lambda: store.newest(at(60)).moment == at(15), "the new listing")
+
+
+def test_a_name_that_is_no_moment_is_passed_over(tmp_path, caplog):
+    store = SnapshotStore(tmp_path)
+    store.write(a_snapshot(at(0)))
+    (tmp_path / "20130399T999999Z.arrow").write_bytes(a_snapshot(at(0)).to_bytes())
+    assert store.newest(np.datetime64("2013-04-01")).moment == at(0) and "20130399T999999Z.arrow is passed over" in caplog.text
 
 
 def test_a_damaged_snapshot_is_passed_over_with_a_warning_until_it_is_mended(tmp_path, caplog):

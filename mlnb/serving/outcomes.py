@@ -135,14 +135,14 @@ def _problem(field: Field, row: JsonObject, now: datetime) -> str | None:
         return None if field.name == "observed_at" else "is missing"
     value = row[field.name]
     try:
-        msgspec.convert({"entity": "-", "value": 0} | {field.name: value}, _Sent)
+        sent = msgspec.convert({"entity": "-", "value": 0} | {field.name: value}, _Sent)
     except (msgspec.ValidationError, UnicodeEncodeError):
         return f"{_short(value)} is not {FORM[field.name]}"
     if field.name == "value" and value not in (0, 1):
         return f"{_short(value)} is neither 0 nor 1"
     if field.name != "observed_at":
         return None
-    ahead = datetime.fromisoformat(value) > now + GRACE
+    ahead = sent.observed_at > now + GRACE
     return problem_of(field, value) or (f"{_short(value)} is in the future; here it is {now:%Y-%m-%dT%H:%M:%SZ}" if ahead else None)
 
 

@@ -171,6 +171,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'mlnb.data.batches.Profiler.add': ('data/batches.html#profiler.add', 'mlnb/data/batches.py'),
                                    'mlnb.data.batches.Profiler.profile': ('data/batches.html#profiler.profile', 'mlnb/data/batches.py'),
                                    'mlnb.data.batches._dataset': ('data/batches.html#_dataset', 'mlnb/data/batches.py'),
+                                   'mlnb.data.batches._schema_of_all': ('data/batches.html#_schema_of_all', 'mlnb/data/batches.py'),
                                    'mlnb.data.batches.profile_parquet': ('data/batches.html#profile_parquet', 'mlnb/data/batches.py')},
             'mlnb.data.calendar': { 'mlnb.data.calendar._stamps': ('data/calendar.html#_stamps', 'mlnb/data/calendar.py'),
                                     'mlnb.data.calendar.calendar_parts': ('data/calendar.html#calendar_parts', 'mlnb/data/calendar.py'),

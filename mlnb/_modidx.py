@@ -1108,6 +1108,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'mlnb/monitoring/performance.py'),
                                              'mlnb.monitoring.performance.Performance': ( 'monitoring/performance.html#performance',
                                                                                           'mlnb/monitoring/performance.py'),
+                                             'mlnb.monitoring.performance.Performance.left_out': ( 'monitoring/performance.html#performance.left_out',
+                                                                                                   'mlnb/monitoring/performance.py'),
                                              'mlnb.monitoring.performance.Performance.to_dict': ( 'monitoring/performance.html#performance.to_dict',
                                                                                                   'mlnb/monitoring/performance.py'),
                                              'mlnb.monitoring.performance._best': ( 'monitoring/performance.html#_best',

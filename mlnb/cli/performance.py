@@ -85,6 +85,8 @@ def _notes(found) -> list[str]:
     if found.repeated:
         passed = f"{found.repeated:,} predictions of entities that were asked for again are passed over"
         notes.append(f"{passed}: the last one of the first day counts.")
+    if found.left_out:
+        notes.append(found.left_out)
     if found.early:
         notes.append(f"{found.early:,} decisions were taken after their outcome was known, which is not used.")
     if found.unusable:

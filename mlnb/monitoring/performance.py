@@ -245,6 +245,9 @@ def group_of(
     return Group(name, len(rows.p), int(known.sum()), len(np.unique(rows.day)), closed, hoped, found, interval, waiting_days)
 
 # %% ../../nbs/monitoring/05_performance.ipynb #7903450a
+_ABOUT = ("repeated", "early", "unmatched", "unusable", "segment", "segment_count", "best_trivial")
+
+
 @dataclass(frozen=True)
 class Performance:
     "How good the decisions were, as far as that is known at a moment"
@@ -259,6 +262,7 @@ class Performance:
     arms: list[Group]  # closed days
     segments: list[Group]  # closed days, the largest first
     segment: str | None  # what they are named by
+    segment_count: int  # how many there are, of which `segments` has the largest
     repeated: int  # predictions of an entity that had one that counts
     early: int  # decisions whose outcome was known before
     unmatched: int  # outcomes without a prediction
@@ -266,13 +270,20 @@ class Performance:
     best: tuple[float, float] | None  # threshold and cost per 1000 that would have been the least on closed days
     best_trivial: float | None  # cost per 1000 of always or never alerting, the better of them
 
+    @property
+    def left_out(self) -> str | None:
+        "Which segments are not among `segments`, as a sentence"
+        if self.segment_count <= len(self.segments):
+            return None
+        return f"{self.segment} has {self.segment_count:,} values; the {len(self.segments)} with most decisions are shown."
+
     def to_dict(self) -> dict:
         "The performance as plain values for JSON"
         groups = ("months", "days", "versions", "arms", "segments")
         told = {name: [_document(group) for group in getattr(self, name)] for name in groups}
         about = {"as_of": f"{self.as_of.astype('datetime64[s]')}Z", "label_hours": self.label_hours, "cost": asdict(self.cost)}
         about |= {"interval": {"level": LEVEL, "block": "day", "samples": self.samples, "seed": SEED}, "assumption": ASSUMPTION}
-        about |= {name: getattr(self, name) for name in ("repeated", "early", "unmatched", "unusable", "segment", "best_trivial")}
+        about |= {name: getattr(self, name) for name in _ABOUT}
         about["best_threshold"] = self.best and {"threshold": self.best[0], "cost_per_1000": self.best[1]}
         return about | {"overall": _document(self.overall)} | told
 
@@ -351,10 +362,11 @@ def _groups(rows: Joined, closed: np.ndarray, cost: Cost, samples: int, segment:
     every, answered = np.arange(len(closed)), np.flatnonzero(~rows.shadow)
     by = lambda labels, places: [one(name, places[mine]) for name, mine in _split(labels[places])]
     version = np.where(rows.shadow, rows.version + f" ({SHADOW})", rows.version) if rows.shadow.any() else rows.version
-    named = sorted(_split(rows.segment[answered]), key=lambda found: -len(found[1]))[:MOST_SEGMENTS] if segment else []
+    named = sorted(_split(rows.segment[answered]), key=lambda found: -len(found[1])) if segment else []
     return {
         "overall": one("all", answered), "months": by(rows.day.astype("datetime64[M]"), answered), "days": by(rows.day, answered),
-        "versions": by(version, every), "arms": by(rows.arm, every), "segments": [one(name, answered[mine]) for name, mine in named],
+        "versions": by(version, every), "arms": by(rows.arm, every), "segment_count": len(named),
+        "segments": [one(name, answered[mine]) for name, mine in named[:MOST_SEGMENTS]],
     }  # fmt: skip
 
 

@@ -98,7 +98,8 @@ def _tables(found: Performance) -> str:
     parts = [("Months", "month", found.months), ("Versions", "version", found.versions), ("Arms", "arm", found.arms)]
     parts += [(f"By {found.segment}", found.segment, found.segments)] if found.segment else []
     shown = [part for part in parts if len(part[2]) > 1 or part[1] in ("month", found.segment)]
-    return "".join(f"<h2>{escape(title)}</h2>{table(groups, first)}" for title, first, groups in shown)
+    told = f'<p class="mute">{escape(found.left_out)}</p>' if found.left_out else ""
+    return "".join(f"<h2>{escape(title)}</h2>{table(groups, first)}" for title, first, groups in shown) + told
 
 
 def page(

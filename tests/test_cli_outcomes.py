@@ -24,6 +24,10 @@ def moment(text):
     return f"{np.datetime_as_string(text, 's')}Z"
 
 
+def prediction(entity, time, q, input):
+    return Prediction(f"r-{entity}", entity, time, time, "v1", "champion", "", 1.0, q, q >= 1 / 3, input, {})
+
+
 @pytest.fixture
 def project(tmp_path):
     "A project with a prediction log of twenty days, and a file with the outcome of each"
@@ -31,10 +35,7 @@ def project(tmp_path):
     rng = np.random.default_rng(0)
     times, p = np.datetime64("2013-07-01T00:30") + np.arange(ROWS) * np.timedelta64(1, "h"), rng.beta(1.5, 4, ROWS)
 
-    def made(i, time, q):
-        origin = {"origin": "JFK" if i % 3 else "EWR"}
-        return Prediction(f"r{i}", f"e{i}", moment(time), moment(time), "v1", "champion", "", 1.0, q, q >= 1 / 3, origin, {})
-
+    made = lambda i, time, q: prediction(f"e{i}", moment(time), q, {"origin": "JFK" if i % 3 else "EWR"})
     PredictionLog(tmp_path / ".mlnb/predictions").append([made(i, t, q) for i, (t, q) in enumerate(zip(times, p.tolist(), strict=True))])
     labels = pd.DataFrame({"entity": [f"e{i}" for i in range(ROWS)], "value": (rng.random(ROWS) < p).astype(int)})
     labels["observed_at"] = pd.Series(times + np.timedelta64(5, "h")).dt.tz_localize("UTC")
@@ -72,6 +73,16 @@ def test_a_file_is_kept_once_and_then_judged(project):
     assert "did you mean 'origin'" in mlnb(project, "performance", "--segment", "orign", code=1)
     assert "cannot be written" in mlnb(project, "performance", "--html", "labels.parquet/page.html", code=2)
     assert "2013-07-20" in shown and "100.0%" in shown and "expected" in shown
+
+
+def test_segments_that_are_not_shown_are_told(project):
+    log = [prediction(f"t{i}", "2013-07-01T05:00:00Z", 0.5, {"tail": f"N{i % 30}"}) for i in range(90)]
+    PredictionLog(project / ".mlnb/predictions").append(log)
+    said = "tail has 31 values; the 20 with most decisions are shown"
+    assert said in mlnb(project, "performance", "--segment", "tail", "--html", "page.html") and said in (project / "page.html").read_text()
+    found = json.loads(mlnb(project, "performance", "--segment", "tail", "--json"))
+    assert (found["segment_count"], len(found["segments"])) == (31, 20)  # one is that of the rows without a tail
+    assert "are shown" not in mlnb(project, "performance", "--segment", "origin")
 
 
 def test_at_an_earlier_moment_days_wait(project):
@@ -154,6 +165,15 @@ def test_a_correction_holds_and_the_history_is_shown(project):
     assert f"{1 - before:g}  known since 2013-07-09T00:00:00Z" in mlnb(project, "outcomes", "show", "e7").splitlines()[-1]
     assert "1 corrections" in mlnb(project, "outcomes", "status")
     assert "No outcome of 'nobody'" in mlnb(project, "outcomes", "show", "nobody")
+
+
+def test_lines_that_cannot_be_read_are_told(project):
+    added(project, "labels.parquet")
+    assert "set aside" not in mlnb(project, "outcomes", "status")
+    (project / ".mlnb/outcomes/20130701T000000-1-00000000.jsonl").write_text('{"entity": "of another release"}\n{"entity": "torn')
+    mlnb(project, "compact")
+    assert json.loads(mlnb(project, "outcomes", "status", "--json"))["damaged_lines"] == 2
+    assert "2 lines that could not be read are set aside in" in mlnb(project, "outcomes", "status")
 
 
 def test_the_entitys_own_fields_make_the_key(toy, tmp_path):

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 import threading
@@ -5,6 +6,7 @@ import threading
 import numpy as np
 import pandas as pd
 import pytest
+from waiting import PATIENCE, until
 
 from mlnb.data.context import Context, Events, Latest, Snapshot, SnapshotStore, View, distinct, quarter, to_columns
 from mlnb.project.errors import ContractError
@@ -71,6 +73,54 @@ def test_events_and_readings_without_a_row():
     none = np.array([], "datetime64[s]")
     assert [part.tolist() for part in Events(nothing, none).window(pairs, None)] == [[0], [0]]
     assert np.isnan(Latest(nothing, none, {"v": np.array([])}).at(pairs, 60)["v"]).all()
+
+
+def crowded(columns, values=40_000):
+    "More combinations than have room beside a time, of which 40,003 occur; the last three are one key"
+    keys = {f"k{i}": np.array([f"v{(i * 7919 + j) % values:05}" for j in range(values)]) for i in range(columns)}
+    return {name: np.append(column, [column[5]] * 3) for name, column in keys.items()}
+
+
+@pytest.mark.parametrize("columns", [2, 3, 5])
+def test_no_key_is_taken_for_another_however_many_could_be(columns):
+    keys = crowded(columns)
+    times = np.full(40_003, at(0))
+    pairs = {"moment": np.full(2000, at(15)), **{name: column[:2000] for name, column in keys.items()}}
+    pairs["k0"] = np.append(keys["k0"][:1000], keys["k0"][1000:2000][::-1])
+    expected = [4 if i == 5 else int(i < 1000) for i in range(2000)]
+    assert Events(keys, times).window(pairs, -3600)[0].tolist() == expected
+    found = Latest(keys, times, {"v": np.arange(40_003.0)}).at(pairs, 3600)["v"]
+    assert np.array_equal(found, [40_002 if i == 5 else i if i < 1000 else np.nan for i in range(2000)], equal_nan=True)
+
+
+def test_a_key_that_would_share_its_number_at_the_limit_does_not():
+    users, items = np.array([f"u{i:05}" for i in range(70_000)]), np.array([f"i{i:05}" for i in range(70_000)])
+    keys = {"user": np.append(users, users[30_678:30_679]), "item": np.append(items, items[35_993:35_994])}  # 2^31 combinations on
+    pairs = {"moment": at([15]), "user": users[:1], "item": items[12_345:12_346]}
+    assert Events(keys, np.full(70_001, at(0))).window(pairs, None)[0].tolist() == [0]
+
+
+def test_more_keys_than_have_room_are_refused(monkeypatch):
+    monkeypatch.setattr("mlnb.data.context._MOST_KEYS", 3)
+    Events({"k": np.array(["a", "b", "c"]), "l": np.array(["a", "b", "c"])}, at([0, 1, 2]))
+    with pytest.raises(ContractError, match="k, l have 4 distinct keys, more than the 3"):
+        Events({"k": np.array(["a", "b", "c", "a"]), "l": np.array(["a", "b", "c", "b"])}, at([0, 1, 2, 3]))
+
+
+@pytest.mark.parametrize("most", [1 << 30, 20])
+def test_a_number_that_is_missing_is_no_key(monkeypatch, most):
+    monkeypatch.setattr("mlnb.data.context._MOST_KEYS", most)
+    keys = {"place": np.array(["a", "b", "a"]), "number": np.array([np.nan, 1.0, 2.0])}
+    keys = {"place": np.tile(keys["place"], 3), "number": np.tile(keys["number"], 3), "of": np.repeat(["x", "y", "z"], 3)}
+    asked = {"moment": at([15, 15]), "place": np.array(["a", "b"]), "number": np.array([np.nan, 1.0]), "of": np.array(["x", "x"])}
+    assert Events(keys, np.full(9, at(0))).window(asked, None)[0].tolist() == [0, 1]
+
+
+def test_a_reading_whose_time_is_missing_was_never_known():
+    times = np.array([np.datetime64("NaT"), at(0), np.datetime64("NaT")], "datetime64[s]")
+    latest = Latest({"k": np.array(["a", "b", "b"])}, times, {"v": np.array([99.0, 1.0, 99.0])})
+    found = latest.at({"k": np.array(["a", "b"]), "moment": at([15, 15])}, within=3600)["v"]
+    assert np.array_equal(found, [np.nan, 1.0], equal_nan=True)
 
 
 def test_latest_reading_is_the_newest_known_and_not_too_old():
@@ -224,6 +274,54 @@ def test_another_writer_is_noticed_after_the_refresh(tmp_path):
     assert believing.newest(at(60)).moment == at(15)
     writer.write(a_snapshot(at(30)))
     assert believing.newest(at(60)).moment == at(15)
+
+
+def test_what_was_read_is_served_while_the_storage_is_away(tmp_path, caplog):
+    folder = tmp_path / "context"
+    store = SnapshotStore(folder, refresh=1000)
+    store.write(a_snapshot(at(0)))
+    assert store.newest(at(60)).moment == at(0)
+    folder.rename(tmp_path / "aside")
+    folder.write_text("what cannot be listed")
+    for _ in range(2):  # once a refresh
+        store._listed_at -= 2500
+        assert [store.newest(at(60)).moment for _ in range(5)] == [at(0)] * 5
+    assert caplog.text.count("cannot be listed, the 1 snapshots seen before are used") == 2
+    with pytest.raises(NotADirectoryError):
+        SnapshotStore(folder).newest(at(60))
+    folder.unlink()
+    (tmp_path / "aside").rename(folder)
+    SnapshotStore(folder).write(a_snapshot(at(15)))
+    store._listed_at -= 2500
+    assert store.newest(at(60)).moment == at(15)
+
+
+def test_a_listing_is_made_anew_beside_the_requests(tmp_path, monkeypatch):
+    store, may_go = SnapshotStore(tmp_path, refresh=1000), threading.Event()
+    store.write(a_snapshot(at(0)))
+    assert store.newest(at(60)).moment == at(0)
+    SnapshotStore(tmp_path).write(a_snapshot(at(15)))
+    listdir, calls = os.listdir, []
+
+    def slow(folder):
+        calls.append(folder)
+        assert may_go.wait(PATIENCE)
+        return listdir(folder)
+
+    monkeypatch.setattr(os, "listdir", slow)
+    store._listed_at -= 1500
+    assert [store.newest(at(60)).moment for _ in range(5)] == [at(0)] * 5
+    store._listed_at -= 5000  # however long it takes
+    assert store.newest(at(60)).moment == at(0) and len(calls) == 1
+    may_go.set()
+    until(lambda: store.newest(at(60)).moment == at(15), "the new listing")
+
+
+def test_a_name_that_is_no_moment_is_passed_over(tmp_path, caplog):
+    store = SnapshotStore(tmp_path)
+    store.write(a_snapshot(at(0)))
+    (tmp_path / "20130399T999999Z.arrow").write_bytes(a_snapshot(at(0)).to_bytes())
+    assert store.newest(np.datetime64("2013-04-01")).moment == at(0) and "20130399T999999Z.arrow is passed over" in caplog.text
 
 
 def test_a_damaged_snapshot_is_passed_over_with_a_warning_until_it_is_mended(tmp_path, caplog):

@@ -6,13 +6,16 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import fsspec
 import numpy as np
 import pytest
 
 from mlnb.project.errors import ServingError
+from mlnb.serving import outcomes
 from mlnb.serving.outcomes import Outcome, OutcomeLog, OutcomeStore, as_table, current, distinct, gather
 
 START = datetime(2013, 7, 1, tzinfo=UTC)
@@ -116,6 +119,54 @@ def test_what_was_gathered_and_not_removed_yet_is_there_once(tmp_path):
     assert len(store.parts()) == 1 and store.read().num_rows == 1
 
 
+def test_lines_that_cannot_be_read_are_set_aside_and_the_others_kept(tmp_path, caplog):
+    store, log = OutcomeStore(tmp_path / "lines", str(tmp_path / "parts")), OutcomeLog(tmp_path / "lines")
+    log.append([outcome(f"e{i}", 1, 5) for i in range(4)])
+    log.close()
+    (file,) = store.folder.glob("*.jsonl")
+    lines = file.read_bytes().splitlines(keepends=True)
+    other, torn = lines[2].replace(b'"source"', b'"origin"'), lines[0][:30]
+    odd = [b"{\xff}\n", b"[" * 100_000 + b"\n", b"7\n"]
+    file.write_bytes(b"".join([lines[0], b"\0" * 4096, lines[1], b"\n", other, *odd, lines[3], b"\0" * 4096, torn]))
+    assert set(store.read()["entity"].to_pylist()) == {"e0", "e1", "e3"}
+    assert gather(store) == 3 and set(store.read()["entity"].to_pylist()) == {"e0", "e1", "e3"}
+    aside = store.folder / "damaged" / file.name
+    assert aside.read_bytes() == b"".join([other, *odd, b"\0" * 4096, torn]) and not file.exists()
+    assert f"5 lines of {file.name}" in caplog.text and str(aside) in caplog.text
+    gather(store)
+    assert aside.exists() and len(store.parts()) == 1
+
+
+READER = """
+import os, sys
+from mlnb.project.errors import ServingError
+from mlnb.serving.outcomes import OutcomeStore
+store = OutcomeStore(sys.argv[1], sys.argv[2])
+store.read()  # imports what another user may not
+os.setuid(65534)
+try:
+    print(store.read().num_rows)
+except ServingError as e:
+    print(e)
+"""
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize("closed", ["lines", "parts", "parts/deep", "parts/a.parquet"])
+def test_what_may_not_be_read_is_not_taken_for_nothing(closed):
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        store, log = OutcomeStore(f"{folder}/lines", f"{folder}/parts"), OutcomeLog(f"{folder}/lines")
+        log.append([outcome("a", 1, 5)])
+        for name in ("a", "deep/b"):
+            (Path(folder) / "parts" / name).parent.mkdir(exist_ok=True)
+            store.write(as_table([outcome("b", 1, 5)]), name)
+        read = lambda: start(READER, store.folder, store.url).communicate()[0].strip()
+        assert read() == "3"
+        (Path(folder) / closed).chmod(0)
+        assert "cannot be read" in read() and "Permission denied" in read()
+
+
 def test_two_do_not_gather_at_once(tmp_path):
     store, log = OutcomeStore(tmp_path / "lines", str(tmp_path / "parts")), OutcomeLog(tmp_path / "lines")
     log.append([outcome("a", 1, 5)])
@@ -126,6 +177,24 @@ def test_two_do_not_gather_at_once(tmp_path):
     assert gather(store) == 0
     process.communicate()
     assert gather(store) == 1
+
+
+@pytest.mark.parametrize("tiny", [0, 20])
+def test_parts_that_are_nearly_large_do_not_keep_the_others_from_being_merged(tmp_path, tiny):
+    store = OutcomeStore(tmp_path / "lines", str(tmp_path / "parts"))
+    keys = np.random.default_rng(0).bytes(32 * 200_000).hex()
+    table = as_table(outcome(keys[64 * i : 64 * i + 64], 1, 5) for i in range(200_000))
+    store.write(table.slice(0, 20_000), "measure")
+    (size,) = store.parts().values()
+    for i in range(20):
+        store.write(table.slice(0, int(20_000 * outcomes._SMALL / size * 0.95)), f"a{i:02}")
+    for i in range(tiny):
+        store.write(as_table([outcome(f"b{i}", 1, 5)]), f"b{i:02}")
+    before = current(store.read()).num_rows
+    for _ in range(3):
+        gather(store)
+    assert sum(size < outcomes._SMALL for size in store.parts().values()) < outcomes._MANY
+    assert current(store.read()).num_rows == before
 
 
 def test_a_bucket_is_as_good_as_a_folder(tmp_path):

@@ -51,6 +51,7 @@ def test_an_outcome_without_a_moment_is_known_now(service):
     [
         ({"value": 2}, "value", "neither 0 nor 1"),
         ({"value": 0.5}, "value", "neither 0 nor 1"),
+        ({"value": 2, "observed_at": "2013-07-01t12:00:00z"}, "value", "neither 0 nor 1"),
         ({"value": "1"}, "value", "0 or 1"),
         ({"value": None}, "value", "0 or 1"),
         ({"entity": ""}, "entity", "printable"),

@@ -164,3 +164,19 @@ def test_a_folder_of_files_and_files_that_are_none(tmp_path):
             profile_parquet(path)
     with pytest.raises(ProfileError, match="did you mean 'delay'"):
         profile_parquet(tmp_path / "1.parquet", ["dely"])
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_files_of_a_folder_were_written_at_different_times(tmp_path, first):
+    old = pa.table({"n": [1, 2], "empty": pa.nulls(2), "kind": pa.array(["a", "b"]).dictionary_encode(), "gone": [1, 2]})
+    new = pa.table({"n": [1.5, 3], "empty": ["x", "y"], "kind": ["b", "c"], "later": [5, 6]})
+    for name, one in zip(("0.parquet", "1.parquet")[:: 1 if first else -1], (old, new), strict=True):
+        pq.write_table(one, tmp_path / name)
+    found = profile_parquet(tmp_path).columns
+    told = {name: (column.count, column.missing) for name, column in found.items()}
+    assert told == {"n": (4, 0), "empty": (4, 2), "kind": (4, 0), "gone": (4, 2), "later": (4, 2)}
+    assert (found["n"].min, found["n"].max, found["later"].max) == (1, 3, 6)
+    assert found["kind"].frequent()[0] == {"a": 1, "b": 2, "c": 1} and list(profile_parquet(tmp_path, ["later"]).columns) == ["later"]
+    pq.write_table(pa.table({"n": ["text"]}), tmp_path / "2.parquet")
+    with pytest.raises(ProfileError, match="Field n has incompatible types"):
+        profile_parquet(tmp_path)

@@ -121,7 +121,8 @@ def status_of(store) -> dict:
     rate = pc.mean(held["value"]).as_py()
     told = {"entities": held.num_rows, "outcomes": table.num_rows, "rate": rate}
     told |= {"first_observed": ends["min"], "last_observed": ends["max"]}
-    return _row(told | {"parquet_files": len(store.parts()), "files_of_lines": len(list(store.folder.glob("*.jsonl")))})
+    told |= {"parquet_files": len(store.parts()), "files_of_lines": len(store.lines())}
+    return _row(told | {"damaged_lines": sum(len(file.read_bytes().splitlines()) for file in store.damaged.glob("*.jsonl"))})
 
 
 @outcomes.command()
@@ -136,7 +137,8 @@ def status(json):
     from mlnb.project.settings import load_settings
     from mlnb.serving.outcomes import OutcomeStore
 
-    told = status_of(OutcomeStore.of(load_settings()))
+    store = OutcomeStore.of(load_settings())
+    told = status_of(store)
     if json:
         click.echo(json_format.dumps(told))
     elif not told["entities"]:
@@ -145,3 +147,5 @@ def status(json):
         span = f"observed from {told['first_observed']} to {told['last_observed']}"
         corrected = told["outcomes"] - told["entities"]
         click.echo(f"{told['entities']:,} entities have an outcome, {told['rate']:.1%} of them 1, {span}; {corrected:,} corrections.")
+    if told["damaged_lines"] and not json:
+        click.echo(f"{told['damaged_lines']:,} lines that could not be read are set aside in {store.damaged}")

@@ -68,11 +68,22 @@ def _dataset(path):
 
     try:
         files, place = fsspec.core.url_to_fs(str(path))
-        return ds.dataset(place, format="parquet", filesystem=files)
+        found = ds.dataset(place, format="parquet", filesystem=files)
+        parts = found.get_fragments() if len(found.files) > 1 else ()
+        schemas = dict.fromkeys(part.physical_schema.remove_metadata() for part in parts)
+        return ds.dataset(found.files, _schema_of_all(schemas), "parquet", files) if len(schemas) > 1 else found
     except FileNotFoundError:
         raise ProfileError(f"{path} is not there; give a Parquet file, or a folder of them") from None
     except (pa.ArrowException, OSError, ValueError) as e:
         raise ProfileError(f"{path} is not a readable Parquet file: {e}") from None
+
+
+def _schema_of_all(schemas):
+    "One Arrow schema into which the rows of all these fit"
+    import pyarrow as pa
+
+    plain = lambda field: field.with_type(field.type.value_type) if pa.types.is_dictionary(field.type) else field
+    return pa.unify_schemas([pa.schema(map(plain, schema)) for schema in schemas], promote_options="permissive")
 
 
 def profile_parquet(

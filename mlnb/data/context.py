@@ -12,9 +12,11 @@ import io
 import itertools
 import json
 import logging
+import os
 import re
 import threading
 import time
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,27 +61,44 @@ def quarter(
 
 # %% ../../nbs/data/01_context.ipynb #606d384e
 _SPAN = np.int64(1) << 33  # seconds; times from 1970 to 2242 fit below it, so (key, time) is one sortable integer
+_MOST_KEYS = 1 << 30  # that fit above it
 
 
 class Keys:
-    "Numbers for the distinct keys of some columns; a key that is not among them has number -1"
+    "Numbers for the distinct keys of some columns; a key that is not among them has number -1, or one that none of them has"
 
     def __init__(
         self,
         columns: Mapping[str, np.ndarray],  # key columns, (n,) each
     ):
         self.values = {name: np.unique(column) for name, column in columns.items()}
+        self._met: dict[str, np.ndarray] = {}  # by column, where the numbers up to it would be too large: those that occur
+        number, size = np.int64(0), 1
+        for name, column in columns.items():
+            number, size = self._with(number, name, column), size * len(self.values[name])
+            if size > _MOST_KEYS:
+                self._met[name] = np.unique(number[number >= 0])
+                number, size = _positions(self._met[name], number), len(self._met[name])
+        if size > _MOST_KEYS:
+            raise ContractError(f"{', '.join(columns)} have {size} distinct keys, more than the {_MOST_KEYS} that have room; use fewer")
+        self.rows = number  # of `columns`, (n,)
 
     def number(
         self,
         rows: Mapping[str, np.ndarray],  # has the key columns, (m,) each
     ) -> np.ndarray:  # int64, (m,)
         "The number of each row's key"
-        number = None
-        for name, values in self.values.items():
-            found = _positions(values, rows[name])
-            number = found if number is None else np.where((number < 0) | (found < 0), -1, number * len(values) + found)
+        number = np.int64(0)
+        for name in self.values:
+            number = self._with(number, name, rows[name])
+            if name in self._met:
+                number = _positions(self._met[name], number)
         return number
+
+    def _with(self, number: np.ndarray, name: str, column: np.ndarray) -> np.ndarray:
+        "The numbers of combinations with one column more"
+        found = _positions(self.values[name], column)
+        return np.where((number < 0) | (found < 0), -1, number * len(self.values[name]) + found)
 
 
 def _positions(values: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -108,7 +127,7 @@ class Events:
         if values is not None:
             known &= ~np.isnan(values)
         self.keys = Keys({name: column[known] for name, column in keys.items()})
-        order_by = self.keys.number({name: column[known] for name, column in keys.items()}) * _SPAN + _seconds(times[known])
+        order_by = self.keys.rows * _SPAN + _seconds(times[known])
         order = np.argsort(order_by, kind="stable")
         self.when = order_by[order]
         whole = np.ones(len(order), np.int64) if values is None else values[known][order].astype(np.int64)
@@ -136,13 +155,14 @@ class Latest:
     def __init__(
         self,
         keys: Mapping[str, np.ndarray],  # key columns, (n,) each
-        times: np.ndarray,  # when each was known, datetime64, (n,)
+        times: np.ndarray,  # when each was known, datetime64, (n,); NaT: never
         readings: Mapping[str, np.ndarray],  # float64, (n,) each
     ):
-        self.keys = Keys(keys)
-        when = self.keys.number(keys) * _SPAN + _seconds(times)
+        known = ~np.isnat(times)
+        self.keys = Keys({name: column[known] for name, column in keys.items()})
+        when = self.keys.rows * _SPAN + _seconds(times[known])
         order = np.argsort(when, kind="stable")
-        self.when, self.readings = when[order], {name: column[order] for name, column in readings.items()}
+        self.when, self.readings = when[order], {name: column[known][order] for name, column in readings.items()}
 
     def at(
         self,
@@ -379,10 +399,9 @@ def _file_name(moment: np.datetime64) -> str:
     return re.sub(r"[-:]", "", str(np.datetime64(moment, "s"))) + "Z.arrow"
 
 
-def _moment_of(path: str) -> np.datetime64 | None:
-    "The moment that a file is named by, None for a file that is no snapshot"
-    match = _NAME.fullmatch(path.rpartition("/")[2])
-    return match and np.datetime64("{}-{}-{}T{}:{}:{}".format(*match.groups()), "s")
+def _moment_of(name: str) -> np.datetime64:
+    "The moment that a snapshot's file is named by"
+    return np.datetime64("{}-{}-{}T{}:{}:{}".format(*_NAME.fullmatch(name).groups()), "s")
 
 # %% ../../nbs/data/01_context.ipynb #06f90d14
 class SnapshotStore:
@@ -395,8 +414,9 @@ class SnapshotStore:
         keep: int = 128,  # snapshots kept in memory
     ):
         self.url, self.refresh, self.keep = str(url), refresh, keep
-        self._lock, self._listed, self._listed_at = threading.RLock(), np.array([], "datetime64[s]"), -np.inf
-        self._read: OrderedDict[np.datetime64, Snapshot | None] = OrderedDict()
+        self._lock, self._beside = threading.RLock(), threading.Thread()
+        self._listed, self._listed_at = None, -np.inf  # names of files, sorted as their moments are
+        self._read: OrderedDict[str, Snapshot | None] = OrderedDict()  # by name of the file
 
     @cached_property
     def _place(self):
@@ -412,53 +432,77 @@ class SnapshotStore:
         fs.makedirs(folder, exist_ok=True)
         publish(fs, f"{folder}/{_file_name(snapshot.moment)}", data)
         with self._lock:
-            self._read.pop(snapshot.moment, None)
+            self._read.pop(_file_name(snapshot.moment), None)
             self._listed_at = -np.inf
         return len(data)
 
     def moments(self) -> np.ndarray:
         "The moments in the folder now, datetime64[s], sorted"
+        return np.array([_moment_of(name) for name in self._list()], "datetime64[s]")
+
+    def _list(self) -> list[str]:
+        "Look into the folder"
         fs, folder = self._place
         fs.invalidate_cache()
-        try:
-            names = fs.ls(folder, detail=False)
+        try:  # on a disk names alone cost a tenth
+            names = os.listdir(folder) if "file" in fs.protocol else [path.rpartition("/")[2] for path in fs.ls(folder, detail=False)]
         except FileNotFoundError:
             names = []
-        found = np.array(sorted(m for m in map(_moment_of, names) if m is not None), "datetime64[s]")
+        found = sorted(filter(_NAME.fullmatch, names))
         with self._lock:
             self._listed, self._listed_at = found, time.monotonic()
-            self._read = OrderedDict((m, s) for m, s in self._read.items() if s is not None)  # a damaged file may have been mended
+            self._read = OrderedDict((n, s) for n, s in self._read.items() if s is not None)  # a damaged file may have been mended
         return found
+
+    def _relist(self):
+        "Look into the folder; where that cannot be done, what was seen before is believed once more"
+        try:
+            self._list()
+        except OSError as e:
+            if self._listed is None:
+                raise
+            _log.warning("context folder %s cannot be listed, the %d snapshots seen before are used: %s", self.url, len(self._listed), e)
+            self._listed_at = time.monotonic()
+
+    def _names(self) -> list[str]:
+        "What was listed lately"
+        age = time.monotonic() - self._listed_at
+        if age >= self.refresh and not self._beside.is_alive():
+            if age >= 2 * self.refresh:
+                self._relist()
+            else:
+                self._beside = threading.Thread(target=self._relist, name="mlnb-context-list", daemon=True)
+                self._beside.start()
+        return self._listed
 
     def newest(
         self,
         moment: np.datetime64,  # UTC; any time, not only a full quarter
     ) -> Snapshot | None:
         "The newest readable snapshot that is not later than `moment`, None if there is none"
-        stale = time.monotonic() - self._listed_at >= self.refresh
-        moments = self.moments() if stale else self._listed
-        for candidate in moments[: np.searchsorted(moments, np.datetime64(moment, "s"), "right")][::-1]:
-            snapshot = self._load(candidate)
+        names = self._names()
+        for place in range(bisect_right(names, _file_name(moment)) - 1, -1, -1):
+            snapshot = self._load(names[place])
             if snapshot is not None:
                 return snapshot
         return None
 
-    def _load(self, moment: np.datetime64) -> Snapshot | None:
-        "The snapshot of `moment`, from memory or from its file; None and a warning if it cannot be read"
+    def _load(self, name: str) -> Snapshot | None:
+        "The snapshot in a file, from memory or read now; None and a warning if it cannot be read"
         with self._lock:
-            if moment not in self._read:
-                self._read[moment] = self._fetch(moment)
+            if name not in self._read:
+                self._read[name] = self._fetch(name)
                 while len(self._read) > self.keep:
                     self._read.popitem(last=False)
-            self._read.move_to_end(moment)
-            return self._read[moment]
+            self._read.move_to_end(name)
+            return self._read[name]
 
-    def _fetch(self, moment: np.datetime64) -> Snapshot | None:
+    def _fetch(self, name: str) -> Snapshot | None:
         fs, folder = self._place
-        path = f"{folder}/{_file_name(moment)}"
+        path = f"{folder}/{name}"
         try:
             snapshot = Snapshot.from_bytes(fs.cat_file(path))
-            if snapshot.moment != moment:
+            if _file_name(snapshot.moment) != name:
                 raise ContractError(f"it holds the context of {snapshot.moment}")
         except (ContractError, OSError) as e:
             _log.warning("context snapshot %s is passed over: %s", path, e)

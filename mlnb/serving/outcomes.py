@@ -8,6 +8,7 @@ __all__ = ['LONGEST_KEY', 'GRACE', 'PLAIN', 'FIELDS', 'FORM', 'Outcome', 'schema
 
 # %% ../../nbs/serving/19_outcomes.ipynb #127e90c6
 import fcntl
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import numpy as np
 
 from ..models.bundle import Bundle, Field, entity_keys, columns_of
 from ..project.errors import ServingError
-from ..project.files import publish
+from ..project.files import find_files, publish, write_whole
 from .predictions import PredictionLog, sync_folder
 from .requests import MOST, YEARS, JsonObject, RequestError, not_fields, parse, problem_of, request_error, right_form
 
@@ -134,14 +135,14 @@ def _problem(field: Field, row: JsonObject, now: datetime) -> str | None:
         return None if field.name == "observed_at" else "is missing"
     value = row[field.name]
     try:
-        msgspec.convert({"entity": "-", "value": 0} | {field.name: value}, _Sent)
+        sent = msgspec.convert({"entity": "-", "value": 0} | {field.name: value}, _Sent)
     except (msgspec.ValidationError, UnicodeEncodeError):
         return f"{_short(value)} is not {FORM[field.name]}"
     if field.name == "value" and value not in (0, 1):
         return f"{_short(value)} is neither 0 nor 1"
     if field.name != "observed_at":
         return None
-    ahead = datetime.fromisoformat(value) > now + GRACE
+    ahead = sent.observed_at > now + GRACE
     return problem_of(field, value) or (f"{_short(value)} is in the future; here it is {now:%Y-%m-%dT%H:%M:%SZ}" if ahead else None)
 
 
@@ -186,19 +187,19 @@ class _Line(msgspec.Struct, gc=False):
 _line = msgspec.json.Decoder(_Line).decode
 
 
-def _lines(opened) -> Iterator[_Line]:
-    "The whole lines of a file; a torn one was never acknowledged"
+def _lines(opened, damaged: list[bytes]) -> Iterator[_Line]:
+    "The outcomes in a file; a line that is none is added to `damaged`"
     for line in opened:
-        if line.endswith(b"\n") and line.strip():
+        if text := line.lstrip(b"\0").strip():  # a loss of power leaves zero bytes before what came later
             try:
-                yield _line(line)
-            except (msgspec.MsgspecError, UnicodeDecodeError):
-                continue
+                yield _line(text if line.endswith(b"\n") else b"")
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+                damaged.append(line)
 
 
 def _table_of(file: Path):
     with file.open("rb") as opened:
-        return as_table(_lines(opened))
+        return as_table(_lines(opened, []))
 
 
 def as_table(
@@ -276,8 +277,10 @@ def current(
     return found.take(order[np.append(begins[1:], len(order)) - 1]).append_column("first_observed", first)
 
 # %% ../../nbs/serving/19_outcomes.ipynb #3d5dea93
-_MANY, _SMALL, _MERGED = 16, 4 << 20, 32 << 20  # parts; bytes of a part; bytes that are merged at once
+_MANY, _SMALL = 16, 2 << 20  # parts; bytes of a part
+_MERGED = _MANY * _SMALL  # bytes that are merged at once: so many small ones always fit
 _TRIES = 50
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -300,10 +303,28 @@ class OutcomeStore:
         "The outcomes of a project"
         return cls(settings.path(settings.outcomes), f"{settings.url(settings.storage).rstrip('/')}/outcomes")
 
+    @property
+    def damaged(self) -> Path:
+        "Where lines are that could not be read"
+        return self.folder / "damaged"
+
+    def _unreadable(self, e: OSError) -> ServingError:
+        return ServingError(f"outcomes in {self.folder} and {self.url} cannot be read: {e}; mend that and try again")
+
+    def lines(self) -> list[Path]:
+        "The files of lines"
+        try:
+            return sorted(file for file in self.folder.iterdir() if file.suffix == ".jsonl")
+        except FileNotFoundError:
+            return []
+
     def parts(self) -> dict[str, int]:
         "Paths of the Parquet files with their bytes"
         self.files.invalidate_cache()
-        found = self.files.find(self.place, detail=True) if self.files.exists(self.place) else {}
+        try:
+            found = find_files(self.files, self.place)
+        except OSError as e:
+            raise self._unreadable(e) from None
         whole = [path for path in sorted(found) if path.endswith(".parquet") and "/." not in path.removeprefix(self.place)]
         return {path: found[path]["size"] for path in whole}
 
@@ -332,7 +353,7 @@ class OutcomeStore:
 
     def _tables(self) -> Iterator:
         "Lines first: what is gathered meanwhile is among the parts"
-        yield from [_table_of(file) for file in sorted(self.folder.glob("*.jsonl"))]
+        yield from map(_table_of, self.lines())
         yield from map(self._part, self.parts())
 
     def settled(
@@ -345,6 +366,8 @@ class OutcomeStore:
                 return work(self._tables())
             except FileNotFoundError:
                 continue
+            except OSError as e:
+                raise self._unreadable(e) from None
         raise ServingError(f"outcomes in {self.url} change faster than they can be read; try again")
 
     def read(self):  # pyarrow.Table, columns of `schema`
@@ -385,7 +408,7 @@ def gather(
     with _alone(store.folder) as mine:
         if not mine:
             return 0
-        rows = sum(_gather_file(store, file) for file in sorted(store.folder.glob("*.jsonl")))
+        rows = sum(_gather_file(store, file) for file in store.lines())
         _merge(store)
         return rows
 
@@ -396,8 +419,12 @@ def _gather_file(store: OutcomeStore, file: Path) -> int:
             fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return 0
-        if (table := as_table(_lines(opened))).num_rows:
+        damaged: list[bytes] = []
+        if (table := as_table(_lines(opened, damaged))).num_rows:
             store.write(table, f"lines-{file.stem}")
+        if damaged:
+            aside = write_whole(store.damaged / file.name, b"".join(damaged))
+            _log.warning("%d lines of %s are no outcomes of this release of mlnb; they are set aside in %s", len(damaged), file.name, aside)
         file.unlink()
         return table.num_rows
 
@@ -406,9 +433,9 @@ def _merge(store: OutcomeStore):
     "One part of many small ones"
     import pyarrow as pa
 
-    small = [(path, size) for path, size in store.parts().items() if size < _SMALL]
-    sizes = np.cumsum([size for _, size in small])
-    paths = [path for (path, _), size in zip(small, sizes, strict=True) if size <= _MERGED]
+    small = sorted((size, path) for path, size in store.parts().items() if size < _SMALL)
+    sizes = np.cumsum([size for size, _ in small])
+    paths = [path for (_, path), together in zip(small, sizes, strict=True) if together <= _MERGED]
     if len(paths) < _MANY:
         return
     with suppress(FileNotFoundError):  # another machine has merged them

@@ -1015,6 +1015,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                               'mlnb/monitoring/null.py'),
                                       'mlnb.monitoring.null._rounded': ('monitoring/null.html#_rounded', 'mlnb/monitoring/null.py'),
                                       'mlnb.monitoring.null._score_moved': ('monitoring/null.html#_score_moved', 'mlnb/monitoring/null.py'),
+                                      'mlnb.monitoring.null._span_of': ('monitoring/null.html#_span_of', 'mlnb/monitoring/null.py'),
                                       'mlnb.monitoring.null._spread': ('monitoring/null.html#_spread', 'mlnb/monitoring/null.py'),
                                       'mlnb.monitoring.null._usable': ('monitoring/null.html#_usable', 'mlnb/monitoring/null.py'),
                                       'mlnb.monitoring.null._valued': ('monitoring/null.html#_valued', 'mlnb/monitoring/null.py'),

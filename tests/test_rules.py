@@ -7,12 +7,14 @@ from threading import Thread
 
 import httpx
 import numpy as np
+import pandas as pd
 import pytest
 import toy_project
 from plain_server import plain
 
 from mlnb.data.context import SnapshotStore
 from mlnb.data.profiles import Profile
+from mlnb.monitoring.null import calibrate
 from mlnb.monitoring.rules import KINDS, look, of_table, rules_of
 from mlnb.project.errors import SettingError
 from mlnb.project.settings import load_settings
@@ -159,9 +161,9 @@ def test_runs(project):
     assert "30 hours" in late.words
 
 
-def serve(log, day, n, shift=0.0, version="v1"):
+def serve(log, day, n, shift=0.0, version="v1", hours=(0, 24)):
     rng = np.random.default_rng(0)
-    at = [f"{day}T{i * 24 // n:02}:00:00Z" for i in range(n)]
+    at = [f"{day}T{hours[0] + i * (hours[1] - hours[0]) // n:02}:00:00Z" for i in range(n)]
     far = rng.normal(10 + shift, 2, n).tolist()
     said = (version, "champion", at[0], 1.0, 0.1, False)
     log.append([Prediction(f"{day}{version}{i}", "k", at[i], at[i], *said, {"carrier": "AB"[i % 2]}, {"far": far[i]}) for i in range(n)])
@@ -187,6 +189,29 @@ def test_drift(project):
     assert "did you mean 'far'" in look(rule("drift", columns=["fra"]), *project).blind
     assert found(rule("drift", window="month", columns=["carrier"]), project) == {}
     log.close()
+
+
+@pytest.fixture
+def office(project):
+    "A service that decides from 8 to 18, in a project whose bundle knows what is ordinary of it"
+    rng, days = np.random.default_rng(1), np.datetime64("2013-05-01") + np.arange(60)
+    seconds = np.sort(rng.integers(8 * 3600, 18 * 3600, (60, 300)), 1).astype("timedelta64[s]")
+    known = pd.DataFrame({"time": (days[:, None] + seconds).ravel(), "far": rng.normal(10, 2, 18_000)})
+    bundle = project[0].root / "products/bundle"
+    Profile.of(known).write(bundle / "reference.profile")
+    (bundle / "drift.json").write_bytes(calibrate(known).to_bytes())
+    log = PredictionLog.of(project[0])
+    yield project, log
+    log.close()
+
+
+def test_drift_of_office_hours(office):
+    project, log = office
+    serve(log, "2013-07-03", 600, hours=(8, 18))
+    assert found(rule("drift"), project) == {}
+    serve(log, "2013-07-04", 6000, shift=20.0, hours=(8, 18))
+    assert list(found(rule("drift"), project)) == ["far"]
+    assert list(found(rule("drift", window="hour"), project)) == ["far"]  # by its level
 
 
 def test_a_rule_that_breaks_does_not_stop_another(project, monkeypatch):

@@ -239,6 +239,7 @@ class Null:
     families: dict[str, str]  # column -> one of FAMILIES
     scores: dict[str, list[float | None]]  # column -> mean score in each of its bins, null where the reference has no row
     ordinary: list[Ordinary]
+    day_span: float = 1.0  # days from the first moment of a day to its last: 0.4 of a service that decides from 8 to 18
 
     def to_bytes(self) -> bytes:
         "The null as JSON"
@@ -295,7 +296,15 @@ def null_of_days(
         found += _ordinary({name: columns[name] for name in named}, groups, length, whole.rows / len(profiles), rate, seed)
     kept = {name for point in found for name in point.columns}
     kept_scores = {name: means for name, means in (scores or {}).items() if name in kept}
-    return Null(len(profiles), whole.rows / len(profiles), rate, {n: f for n, f in families.items() if n in kept}, kept_scores, found)
+    families = {name: family for name, family in families.items() if name in kept}
+    spans = [span for span in map(_span_of, profiles) if span is not None]
+    return Null(len(profiles), whole.rows / len(profiles), rate, families, kept_scores, found, float(np.median(spans)) if spans else 1.0)
+
+
+def _span_of(profile: Profile) -> float | None:
+    "The days from the first moment in a profile to the last, None where it has no moments"
+    spans = {name: (c.max - c.min) / 86_400 for name, c in profile.columns.items() if c.numbers and is_moment(c)}
+    return next((spans[name] for name in TIMES if name in spans), min(spans.values(), default=None))
 
 
 def _usable(column: ColumnProfile) -> bool:
@@ -420,16 +429,16 @@ def days_of(
     profile: Profile,
     by: str | None = None,  # month, day or hour: what the window was cut by
     rows_a_day: float = 0.0,  # of the reference, for windows without a moment
-) -> float:
+    day_span: float = 1.0,  # days that the moments of one day of the reference span
+) -> float:  # below 1 is a part of a day
     "The days that a window spans, by its moments; where it has none by what it was cut by, or by its rows"
-    spans = {name: (c.max - c.min) / 86_400 for name, c in profile.columns.items() if c.numbers and is_moment(c)}
-    if spans:
-        span = next((spans[name] for name in TIMES if name in spans), min(spans.values()))
-        return float(np.ceil(span)) if span > _PART_OF_A_DAY else float(span)
-    return {"hour": 1 / 24, "day": 1.0, "month": 30.0}.get(by) or max(1.0, np.round(profile.rows / max(rows_a_day, 1)))
+    span = _span_of(profile)
+    if span is None or by == "hour":
+        return {"hour": 1 / 24, "day": 1.0, "month": 30.0}.get(by) or max(1.0, np.round(profile.rows / max(rows_a_day, 1)))
+    return max(1.0, float(np.ceil(span))) if span >= _PART_OF_A_DAY * day_span else float(span)
 
 
-_PART_OF_A_DAY = 0.5  # of which the moments of a window must span more to be called a day
+_PART_OF_A_DAY = 0.5  # of a day of the reference: what a window must span to be called a day
 
 # %% ../../nbs/monitoring/02_null.ipynb #912a7f41
 @dataclass(frozen=True)
@@ -533,10 +542,10 @@ def judge_window(
     columns: list[str] | None = None,  # only these
 ) -> Judgement:
     "What is out of the ordinary in one window"
-    days = days_of(now, by, null.rows_a_day)
+    days = days_of(now, by, null.rows_a_day, null.day_span)
     least = min(point.rows for point in null.ordinary)
-    if days < _PART_OF_A_DAY or now.rows < least:
-        reason = "is shorter than a day" if days < _PART_OF_A_DAY else f"has {now.rows:,} rows, and it takes {least:,.0f}"
+    if days < 1 or now.rows < least:
+        reason = "is shorter than a day" if days < 1 else f"has {now.rows:,} rows, and it takes {least:,.0f}"
         return Judgement(days, [], f"not judged: the window {reason}")
     ordinary = ordinary_at(null, days, now.rows)
     alarms, movers = [], []

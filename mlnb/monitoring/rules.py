@@ -172,8 +172,8 @@ def in_segment(
 @dataclass(frozen=True, kw_only=True)
 class DriftRule(Rule):
     "Columns of the prediction log that are far from the reference in the model's bundle"
-    window: str = setting("day", 'window = "hour", "day" or "month"', tuple(_UNITS))
-    level: str = setting("large", 'level = "slight", "moderate" or "large"; only where there is no null', ("large", "moderate", "slight"))
+    window: str = setting("day", 'window = "hour", "day" or "month"; hours are judged by their level', tuple(_UNITS))
+    level: str = setting("large", 'level = "slight", "moderate" or "large"; of hours, or without a null', ("large", "moderate", "slight"))
     columns: tuple = setting((), 'columns = ["distance"]; left out: every column that does not drift by construction')
     version: str = setting("", 'version = "20260101", of the model; left out: any')
     segment: str = setting("", 'segment = "origin=JFK", a column and its value; left out: every row')
@@ -205,7 +205,7 @@ class Moved:
 
 
 def _drifted(settings, rule: DriftRule, window) -> list[Moved]:
-    "The columns that moved in a window: beyond what is ordinary where the bundle knows that, else beyond the rule's level"
+    "The columns that moved in a window: beyond what is ordinary where the bundle knows that of such windows, else beyond the rule's level"
     from mlnb.monitoring.drift import LEVELS, compare
     from mlnb.monitoring.null import judge
 
@@ -214,7 +214,7 @@ def _drifted(settings, rule: DriftRule, window) -> list[Moved]:
         return []
     (reference, null), columns = _reference(settings, rule.segment), list(rule.columns)
     drift = compare(reference, {str(window): now}, columns, rule.window, "the bundle's reference")
-    if null is not None:
+    if null is not None and rule.window != "hour":
         alarms = judge(drift, null, rule.window, columns).windows[0].judgement.alarms
         return [Moved(a.column, a.words, a.effect, a.threshold, {"over": a.over, "move": a.move}) for a in alarms]
     far = [word for word, least in LEVELS.items() if least >= LEVELS[rule.level]]

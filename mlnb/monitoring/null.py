@@ -548,10 +548,11 @@ def judge_window(
         reason = "is shorter than a day" if days < 1 else f"has {now.rows:,} rows, and it takes {least:,.0f}"
         return Judgement(days, [], f"not judged: the window {reason}")
     ordinary = ordinary_at(null, days, now.rows)
+    names = [name for name in ordinary.columns if name in now.columns and name in reference.columns and (not columns or name in columns)]
+    if not names:
+        return Judgement(days, [], "not judged: the null knows none of its columns")
     alarms, movers = [], []
-    for name in ordinary.columns:
-        if name not in now.columns or name not in reference.columns or (columns and name not in columns):
-            continue
+    for name in names:
         then, current = reference.columns[name], now.columns[name]
         if _other_kind(then, current):
             alarms.append(Alarm(name, null.families[name], "kind", 1.0, 1.0, 1.0, float("inf"), [], None))

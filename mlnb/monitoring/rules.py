@@ -202,7 +202,7 @@ class Moved:
     words: str
     value: float | None = None  # effect size
     limit: float | None = None
-    figures: dict = field(default_factory=dict)  # name -> other effect sizes
+    figures: dict = field(default_factory=dict)  # statistic: what the value is, a key of `null.WORDS`; name -> other effect sizes
 
 
 def _drifted(settings, rule: DriftRule, window) -> list[Moved]:
@@ -224,7 +224,8 @@ def _beyond_null(window) -> list[Moved]:
     "The alarms of a judged window; raises `AlertError` where it could not be judged"
     if window.judgement.note:
         raise AlertError(f"{window.window} is {window.judgement.note}")
-    return [Moved(a.column, a.words, a.effect, a.threshold, {"over": a.over, "move": a.move}) for a in window.judgement.alarms]
+    figures = lambda a: {"statistic": a.statistic, "over": a.over, "move": a.move}
+    return [Moved(a.column, a.words, a.effect, a.threshold, figures(a)) for a in window.judgement.alarms]
 
 
 def _beyond_level(window, level: str) -> list[Moved]:
@@ -287,7 +288,8 @@ def _moved(column, limit: float) -> Moved:
     told += [f"missing {was:.0%} before, {now:.0%} now"] if abs(now - was) >= 0.01 else []
     figures = {name: getattr(column, name) for name in ("psi", "ks", "js", "shift", "unseen")}
     words = f"{short(column.name, 80)} moved from the reference: {', '.join(told)}"
-    return Moved(column.name, words, column.psi, limit, {name: value for name, value in figures.items() if value is not None})
+    known = {name: value for name, value in figures.items() if value is not None}
+    return Moved(column.name, words, column.psi, limit, {"statistic": "psi"} | known)
 
 # %% ../../nbs/monitoring/06_rules.ipynb #3b0a84d3
 @dataclass(frozen=True)

@@ -432,8 +432,11 @@ def _utc(values, name: str):
     "(rows,) datetime64[s] in UTC"
     import pandas as pd
 
+    numbers = pd.api.types.is_numeric_dtype(values.dtype)
+    if numbers and not values.dropna().between(*_EPOCH).all():
+        raise ProfileError(f"column {name!r} holds numbers that are no seconds since 1970 (between 1990 and 2100); write such, or times")
     try:
-        times = pd.to_datetime(values, utc=True)
+        times = pd.to_datetime(values, utc=True, unit="s" if numbers else None)
     except (ValueError, TypeError) as e:
         raise ProfileError(f"column {name!r} cannot be read as times: {e}") from None
     return times.dt.tz_localize(None).to_numpy("datetime64[s]")
@@ -513,6 +516,7 @@ def read_windows(
     by: str | None = None,  # month, day or hour; default: one window of everything
     time: str | None = None,  # name of the time column of a table
     only: Only = Only(),  # rows of one version, arm or segment
+    reference: Profile | None = None,  # of which columns a CSV file holds texts; default: those that are no numbers
 ) -> dict[str, Profile]:  # label -> profile, in the order of time
     "The profiles of a source, a window each; raises `ProfileError` where it is none or holds no rows"
     if source == "log" or source.startswith("log:"):
@@ -529,7 +533,7 @@ def read_windows(
         raise ProfileError(f"{path} is empty; write one of: {FORMS}")
     if head == b"WHY1":
         return {_label(source): _whole(Profile.read(path), source, by)}
-    frame = only.rows(_parquet(path) if head == b"PAR1" else _csv(path))
+    frame = only.rows(_parquet(path) if head == b"PAR1" else _csv(path, reference))
     if not len(frame):
         raise ProfileError(f"{source} holds no rows{f' of {only}' if only else ''}")
     return split(frame, by, time) if by else {_label(source): Profile.of(frame)}
@@ -569,14 +573,18 @@ def _parquet(path: Path):
         raise ProfileError(f"{path} is not a readable Parquet file: {e}") from None
 
 
-def _csv(path: Path):
-    "The table in a CSV file, its times read as times"
+def _csv(path: Path, reference: Profile | None = None):
+    "The table in a CSV file; the texts of the reference are texts as they are written: 05 is no 5, and NA is not missing"
     import pandas as pd
 
     if path.suffix not in (".csv", ".gz", ".zip", ".bz2", ".xz", ".zst", ".tsv"):
         raise ProfileError(f"{path} is neither a whylogs profile nor a Parquet file; write one of: {FORMS}")
+    told, separator = reference.columns if reference else {}, "\t" if ".tsv" in path.name else ","
     try:
-        frame = pd.read_csv(path, sep="\t" if ".tsv" in path.name else ",")
+        frame = pd.read_csv(path, sep=separator)
+        if texts := [name for name in frame if name in told and told[name].types.get("string", 0)]:
+            written = pd.read_csv(path, sep=separator, usecols=texts, dtype=str, keep_default_na=False, na_values=[""])
+            frame = frame.assign(**{name: written[name] for name in texts})
     except (ValueError, OSError, UnicodeDecodeError, pd.errors.ParserError) as e:
         raise ProfileError(f"{path} is not a readable CSV file: {e}") from None
     if len(frame.columns) == 1 and ";" in frame.columns[0]:

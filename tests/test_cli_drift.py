@@ -68,6 +68,14 @@ def test_a_table_against_a_table(project):
     assert {c["psi"] for c in json.loads(done.stdout)["windows"][0]["columns"]} == {0.0}
 
 
+def test_the_same_rows_as_csv_have_not_moved(project, tmp_path):
+    codes = pd.DataFrame({"code": ["05", "10", "NA", None] * 500})
+    codes.to_parquet(tmp_path / "codes.parquet")
+    codes.to_csv(tmp_path / "codes.csv", index=False)
+    done = mlnb(project, str(tmp_path / "codes.csv"), "--reference", str(tmp_path / "codes.parquet"), "--json")
+    assert [c["psi"] for c in json.loads(done.stdout)["windows"][0]["columns"]] == [0.0]
+
+
 def test_columns_and_limit(project):
     chosen = json.loads(mlnb(project, "later.parquet", "--column", "carrier", "--column", "month", "--json").stdout)
     assert {c["name"] for c in chosen["windows"][0]["columns"]} == {"carrier", "month"}

@@ -234,6 +234,37 @@ def test_every_kind_of_file_is_known_by_its_content(settings):
     assert len(d.read_windows("rows.csv", settings, "day")) == 3
 
 
+def test_a_csv_holds_what_the_reference_holds(settings):
+    rng = np.random.default_rng(0)
+    rows = {
+        "code": rng.choice(["05", "10"], 2000),
+        "country": rng.choice(["NA", "DE"], 2000),
+        "far": rng.normal(size=2000),
+        "late": rng.random(2000) < 0.5,
+    }
+    table = pd.DataFrame(rows)
+    table.loc[:9, ["country", "far"]] = None
+    reference = Profile.of(table)
+    table.to_csv(settings.root / "rows.csv", index=False)
+    table.to_csv(settings.root / "from_r.csv", index=False, na_rep="NA", columns=["far"])
+    for source, columns in {"rows.csv": list(rows), "from_r.csv": ["far"]}.items():
+        drift = d.compare(reference, d.read_windows(source, settings, reference=reference))
+        assert {c.name: c.psi for c in drift.windows[0].columns} == dict.fromkeys(columns, 0.0)
+
+
+@pytest.mark.parametrize("unit", [1, 1000])
+def test_numbers_are_times_where_they_are_seconds(unit):
+    seconds = pd.date_range("2013-07-01", periods=48, freq="h").astype("datetime64[s]").astype(int) * unit
+    table = pd.DataFrame({"time": seconds, "x": np.arange(48.0)})
+    if unit == 1:
+        assert list(d.split(table, "day")) == ["2013-07-01", "2013-07-02"]
+        table["time"] = table["time"].astype(float).where(table["x"] > 0)
+        assert [p.rows for p in d.split(table, "day").values()] == [23, 24]
+    else:
+        with pytest.raises(ProfileError, match="column 'time' holds numbers that are no seconds since 1970"):
+            d.split(table, "day")
+
+
 @pytest.mark.parametrize(
     ("content", "source", "said"),
     [

@@ -136,6 +136,31 @@ def test_what_cannot_be_judged_is_not(frame, said, reference, null):
     assert not found.judged and said in found.note and found.alarms == []
 
 
+def office_hours(days, seed, start, hours=(8, 18), shift=0.0):
+    "Decisions within the same hours of each day"
+    rng, moments = np.random.default_rng(seed), pd.date_range(start, periods=days)
+    seconds = np.sort(rng.integers(hours[0] * 3600, hours[1] * 3600, (days, 300)), 1)
+    times = (moments.to_numpy()[:, None] + seconds.astype("timedelta64[s]")).ravel()
+    return pd.DataFrame({"decision_time": times, "distance": rng.normal(10 + shift, 2, len(times))})
+
+
+def test_a_day_is_as_long_as_a_day_of_the_reference():
+    known = office_hours(60, 0, "2013-01-01")
+    null, reference = calibrate(known), Profile.of(known)
+    judged = lambda by="day", **of: judge_window(reference, Profile.of(office_hours(1, 1, "2013-07-04", **of)), null, by)
+    assert judged().judged and judged().alarms == []
+    assert [alarm.column for alarm in judged(shift=5.0).alarms] == ["distance"]
+    assert "shorter than a day" in judged(hours=(8, 11), shift=5.0).note and "shorter than a day" in judged("hour").note
+    assert Null.from_bytes(null.to_bytes()).day_span == pytest.approx(10 / 24, abs=0.01)
+
+
+def test_a_service_that_decides_once_a_day_is_judged():
+    known = office_hours(60, 0, "2013-01-01").assign(decision_time=lambda f: f.decision_time.dt.normalize())
+    null, day = calibrate(known), office_hours(1, 1, "2013-07-04", shift=5.0)
+    day["decision_time"] = day.decision_time.dt.normalize()
+    assert [alarm.column for alarm in judge_window(Profile.of(known), Profile.of(day), null, "day").alarms] == ["distance"]
+
+
 def test_another_schema_is_judged_by_what_is_common(reference, null):
     found = judge_window(reference, Profile.of(a_day(1)[["decision_time", "distance"]].assign(new=1)), null, "day")
     assert found.judged and {alarm.column for alarm in found.alarms} <= {"distance"}

@@ -5,12 +5,14 @@ import json
 import threading
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from mlnb.data.profiles import Profile
+from mlnb.monitoring import evidence
 from mlnb.monitoring.alerts import Alerts, deployment
 from mlnb.monitoring.evidence import CELLS, notebook_of, open_alert
-from mlnb.monitoring.rules import look, rules_of
+from mlnb.monitoring.rules import KINDS, look, of_table, rules_of
 from mlnb.project.settings import load_settings
 from mlnb.records import Records
 from mlnb.serving.outcomes import Outcome, OutcomeLog
@@ -71,12 +73,65 @@ def test_the_evidence_is_in_the_notebook(project, alert):
     assert episode.name == f"{alert['id']}-episode2.ipynb"
 
 
+@pytest.fixture
+def airport(tmp_path):
+    "A project in which one airport, whose distances are others, sends longer ones; a shadow answers as well"
+    (tmp_path / "pyproject.toml").write_text("[tool.mlnb]\n")
+    settings, log, rng = load_settings(tmp_path), PredictionLog.of(load_settings(tmp_path)), np.random.default_rng(0)
+    origin = np.array(["JFK", "LGA", "EWR"] * 3000)
+    known = {"origin": origin, "far": np.where(origin == "JFK", 30.0, 10.0) + rng.normal(0, 2, 9000)}
+    Profile.of(known).write(tmp_path / "products/bundle/reference.profile")
+    jfk = {name: values[origin == "JFK"] for name, values in known.items()}
+    Profile.of(jfk).write(tmp_path / "products/bundle/segments/origin=JFK/reference.profile")
+    for i in range(1200):
+        at, far = f"2013-07-04T{i // 50:02}:{i % 60:02}:00Z", (33.0 if i % 3 == 0 else 10.0) + rng.normal(0, 2)
+        for arm in ("champion", "shadow"):
+            raw = {"origin": str(origin[i])}
+            log.append(
+                [Prediction(f"{i}{arm}", "k", at, at, "v1", arm, at, 1.0, 0.1, False, raw, {"far": far if arm == "champion" else 0.0})]
+            )
+    log.close()
+    return settings
+
+
+def test_the_evidence_is_what_the_rule_judged(airport):
+    rule = of_table(KINDS, "alerts", "r", {"kind": "drift", "segment": "origin=JFK", "columns": ["far"]})
+    (finding,) = look(rule, airport, None).findings
+    alert, reference = finding.details, evidence.reference_of(airport, "origin=JFK")
+    requests = evidence.requests_of(alert, airport)
+    assert set(requests["arm"]) == {"champion"} and len(requests) == 400
+    assert evidence.drift_of(requests, reference)["psi"]["far"] == pytest.approx(finding.value)
+    days = evidence.history(alert, airport, "far", reference)
+    assert days["psi"].tolist() == [pytest.approx(finding.value)] and days["rows"].tolist() == [400]
+    assert alert["statistic"] == "psi"
+
+
+def test_a_limit_is_drawn_where_it_is_one_of_psi(alert):
+    drawn = lambda **more: [
+        c["source"] for c in notebook_of(alert | {"details": alert["details"] | more})["cells"] if "plot_history" in c["source"]
+    ]
+    assert "plot_history(days, 0.1)" in drawn()[0] and "plot_history(days, None)" in drawn(statistic="ks")[0]
+
+
+def test_the_bins_are_those_of_the_drift():
+    rng = np.random.default_rng(0)
+    usual = np.where(rng.random(9000) < 0.4, 5.0, rng.uniform(0, 10, 9000))
+    origin, values = np.array(["JFK", "LGA"] * 1500), usual[:3000].copy()
+    wrong = (values == 5.0) & (origin == "JFK")
+    values[wrong] = 4.9
+    requests, reference = pd.DataFrame({"x": values, "origin": origin}), Profile.of({"x": usual})
+    whole = evidence.drift_of(requests, reference)["psi"]["x"]
+    best = evidence.worst_segments(requests, reference, "x").iloc[0]
+    assert best["segment"] == "origin=JFK" and best["psi_without"] + best["explains"] == pytest.approx(whole, rel=1e-3)
+    assert set(evidence.affected_requests(requests, reference, "x")["x"]).isdisjoint({5.0})
+
+
 def test_a_score_comes_with_its_days(project, alert):
     details = {"metric": "cost_per_1000", "since": "2013-07-03T00:00:00", "until": "2013-07-05T00:00:00"}
     path, *_ = open_alert(alert | {"id": 78, "kind": "performance", "details": details}, project)
     text, drawings, notebook = outputs(path)
     assert "log_loss expected" in text and "2013-07-03" in text and drawings == 3
-    assert any('plot_scores(scores, \'cost_per_1000\')' in "".join(c["source"]) for c in notebook["cells"])
+    assert any("plot_scores(scores, 'cost_per_1000')" in "".join(c["source"]) for c in notebook["cells"])
 
 
 def test_two_open_it_at_once(project, alert):

@@ -7,12 +7,15 @@ from threading import Thread
 
 import httpx
 import numpy as np
+import pandas as pd
 import pytest
 import toy_project
 from plain_server import plain
 
 from mlnb.data.context import SnapshotStore
 from mlnb.data.profiles import Profile
+from mlnb.monitoring.alerts import Alerts
+from mlnb.monitoring.null import calibrate
 from mlnb.monitoring.rules import KINDS, look, of_table, rules_of
 from mlnb.project.errors import SettingError
 from mlnb.project.settings import load_settings
@@ -159,9 +162,9 @@ def test_runs(project):
     assert "30 hours" in late.words
 
 
-def serve(log, day, n, shift=0.0, version="v1"):
+def serve(log, day, n, shift=0.0, version="v1", hours=(0, 24)):
     rng = np.random.default_rng(0)
-    at = [f"{day}T{i * 24 // n:02}:00:00Z" for i in range(n)]
+    at = [f"{day}T{hours[0] + i * (hours[1] - hours[0]) // n:02}:00:00Z" for i in range(n)]
     far = rng.normal(10 + shift, 2, n).tolist()
     said = (version, "champion", at[0], 1.0, 0.1, False)
     log.append([Prediction(f"{day}{version}{i}", "k", at[i], at[i], *said, {"carrier": "AB"[i % 2]}, {"far": far[i]}) for i in range(n)])
@@ -183,10 +186,69 @@ def test_drift(project):
     serve(log, "2013-07-04", 900, version="v2")
     assert found(rule("drift", version="v2"), project) == {} and "far" in found(rule("drift", version="v1"), project)
     assert "carrier=A: far" in found(rule("drift", version="v1", segment="carrier=A"), project)
-    assert found(rule("drift", version="v1", segment="carrier=Z"), project) == {}
+    blind = lambda **table: look(rule("drift", **table), *project).blind
+    assert "no answered prediction on 2013-07-04 is of version v1, carrier=Z" in blind(version="v1", segment="carrier=Z")
+    assert "no prediction in the log is of version 'v9'" in blind(version="v9")
     assert "did you mean 'far'" in look(rule("drift", columns=["fra"]), *project).blind
     assert found(rule("drift", window="month", columns=["carrier"]), project) == {}
     log.close()
+
+
+@pytest.fixture
+def office(project):
+    "A service that decides from 8 to 18, in a project whose bundle knows what is ordinary of it"
+    rng, days = np.random.default_rng(1), np.datetime64("2013-05-01") + np.arange(60)
+    seconds = np.sort(rng.integers(8 * 3600, 18 * 3600, (60, 300)), 1).astype("timedelta64[s]")
+    known = pd.DataFrame({"time": (days[:, None] + seconds).ravel(), "far": rng.normal(10, 2, 18_000)})
+    bundle = project[0].root / "products/bundle"
+    Profile.of(known).write(bundle / "reference.profile")
+    (bundle / "drift.json").write_bytes(calibrate(known).to_bytes())
+    log = PredictionLog.of(project[0])
+    yield project, log
+    log.close()
+
+
+def test_drift_of_office_hours(office):
+    project, log = office
+    serve(log, "2013-07-03", 600, hours=(8, 18))
+    assert found(rule("drift"), project) == {}
+    serve(log, "2013-07-04", 6000, shift=20.0, hours=(8, 18))
+    assert list(found(rule("drift"), project)) == ["far"]
+    assert list(found(rule("drift", window="hour"), project)) == ["far"]  # by its level
+
+
+def test_drift_that_cannot_be_judged_resolves_nothing(office):
+    project, log = office
+    alerts = Alerts(project[1], "here")
+    check = lambda: alerts.note([look(rule("drift"), *project)], ["log"])
+    serve(log, "2013-07-04", 600, shift=20.0, hours=(8, 18))
+    check()
+    serve(log, "2013-07-05", 20, hours=(8, 18))
+    for _ in range(3):
+        check()
+    assert "2013-07-05 is not judged: the window has 20 rows" in look(rule("drift"), *project).blind
+    assert "probability" in look(rule("drift", columns=["probability"]), *project).blind
+    assert sorted(alert["subject"] for alert in alerts.select()) == ["cannot look", "far"]
+
+
+def test_a_version_of_today_is_no_trouble(project):
+    log = PredictionLog.of(project[0])
+    serve(log, "2013-07-03", 90)
+    serve(log, "2013-07-04", 90, version="v2")
+    log.close()
+    assert found(rule("drift", version="v2"), project, dt.datetime(2013, 7, 4, 12)) == {}
+
+
+def test_levels_of_too_few_rows_and_lost_columns(project):
+    settings, log, rng = project[0], PredictionLog.of(project[0]), np.random.default_rng(1)
+    reference = {"far": rng.normal(10, 2, 9000), "wind": rng.normal(10, 2, 9000), "never": np.full(9000, np.nan)}
+    Profile.of(reference).write(settings.root / "products/bundle/reference.profile")
+    serve(log, "2013-07-03", 900)
+    (lost,) = found(rule("drift"), project).values()
+    assert lost.subject == "wind" and "wind is in the reference and in no prediction" in lost.words and lost.value is None
+    serve(log, "2013-07-04", 20)
+    log.close()
+    assert "2013-07-04 is not judged: in its 20 rows every column is too small" in look(rule("drift"), *project).blind
 
 
 def test_a_rule_that_breaks_does_not_stop_another(project, monkeypatch):

@@ -167,9 +167,9 @@ def _measured(current, reference, columns, by, time, version, arm, segment):
 
     settings, length = load_settings(), by or length_of(current)
     null = null_of(reference, settings, segment)
-    windows = read_windows(current, settings, by, time, Only(version, arm, segment))
-    said = "the bundle's reference" if reference == "bundle" else reference
     whole = reference_of(reference, settings, segment)
+    windows = read_windows(current, settings, by, time, Only(version, arm, segment), whole)
+    said = "the bundle's reference" if reference == "bundle" else reference
     found = compare(whole, windows, list(columns), length, f"{said} of {segment}" if segment else said)
     return judge(found, null, length, list(columns)) if null else found
 

@@ -32,11 +32,12 @@ def requests_of(
     settings,  # of the project
     most: int = MOST,  # rows; where there are more, the newest
 ):  # DataFrame, empty where nothing is left
-    "The requests of an alert's window with the model's answers; without a window those of the last day that has any"
+    "The requests of an alert's window with the answers that callers got; without a window those of the last day that has any"
     import pandas as pd
 
     from mlnb.monitoring.rules import in_segment
     from mlnb.serving.log_reader import LogReader, Where
+    from mlnb.serving.predictor import SHADOW
 
     try:
         reader, version = LogReader.of(settings), alert.get("version") or None
@@ -47,7 +48,8 @@ def requests_of(
         rows = reader.newest(most + 1, Where(since, until, version))
         if len(rows) > most:
             _say("Not all requests", f"the window has more than {most:,}; these are the newest")
-        rows = in_segment(rows.tail(most), alert.get("segment") or "").reset_index(drop=True)
+        rows = rows.tail(most)
+        rows = in_segment(rows[rows["arm"] != SHADOW], alert.get("segment") or "").reset_index(drop=True)
     except (MlnbError, OSError) as e:
         _say("No requests", e)
         return pd.DataFrame()
@@ -58,12 +60,13 @@ def requests_of(
 
 def reference_of(
     settings,  # of the project
+    segment: str = "",  # of the alert
 ) -> Profile:
-    "The profile of the training rows in the project's bundle, empty where there is none"
-    from mlnb.monitoring import drift
+    "What a rule compares a segment with: the profile of training rows in the project's bundle, empty where there is none"
+    from mlnb.monitoring.rules import _reference
 
     try:
-        return drift.reference_of("bundle", settings)
+        return _reference(settings, segment)[0]
     except (MlnbError, OSError) as e:
         _say("No reference", e)
         return Profile({})
@@ -137,21 +140,22 @@ def _shares(side: ColumnProfile) -> dict[str, float]:
 
 # %% ../../nbs/monitoring/09_evidence.ipynb #a3da55d0
 def history(
+    alert: dict,  # until, the end of the newest day that is looked at, UTC; version, segment: each may be missing
     settings,  # of the project
     column: str,
-    until: str,  # end of the newest day that is looked at, UTC
     reference: Profile,
     days: int = 14,
 ):  # DataFrame by day: rows, psi, and of a number its mean; empty where nothing is left
-    "How a column moved day by day, from the hourly profiles of the log"
+    "How a column of the version and segment moved day by day"
     import pandas as pd
 
-    from mlnb.monitoring.drift import column_drift, read_windows
+    from mlnb.monitoring.drift import Only, column_drift, read_windows
 
-    end, rows = np.datetime64(until, "D"), []
+    end, rows = np.datetime64(alert["until"], "D"), []
+    only = Only(alert.get("version") or None, segment=alert.get("segment") or None)
     for day in np.arange(end - days, end):
         try:
-            now = next(iter(read_windows(f"log:{day}", settings).values())).columns[column]
+            now = next(iter(read_windows(f"log:{day}", settings, only=only).values())).columns[column]
             moved = column_drift(column, reference.columns[column], now)
         except (MlnbError, OSError, KeyError):
             continue
@@ -163,7 +167,7 @@ def history(
 
 def plot_history(
     days,  # of `history`
-    limit: float | None = None,  # PSI that the rule allows
+    limit: float | None = None,  # PSI that the rule allows; None where it judges by another statistic
 ):
     "PSI day by day"
     import matplotlib.pyplot as plt
@@ -239,21 +243,10 @@ def _bins(
     column: ColumnProfile,  # of the reference
 ) -> tuple[np.ndarray, np.ndarray]:  # (n,) the bin of each row, (bins,) rows of the reference
     "Values in bins of the reference"
-    import pandas as pd
+    from mlnb.monitoring.drift import bin_counts, bins_of
+    from mlnb.monitoring.null import bin_of_rows
 
-    lacking = float(column.missing + column.infinite)
-    if column.kind == "number":
-        numbers = pd.to_numeric(values, errors="coerce").to_numpy(float, na_value=np.nan)
-        edges = np.unique(column.quantiles(np.arange(1, 10) / 10))
-        found = np.where(np.isfinite(numbers), np.searchsorted(edges, numbers), len(edges) + 1)
-        counts = np.diff(column.cdf(edges), prepend=0, append=1) * column.numbers
-    else:
-        items, other = column.frequent(20)
-        place = {name: i for i, name in enumerate(items)}
-        found = values.astype(str).map(place).fillna(len(place)).to_numpy(int)
-        found[values.isna().to_numpy()] = len(place) + 1
-        counts = np.array([*items.values(), other], float)
-    return found.astype(int), np.append(counts, lacking)
+    return bin_of_rows(values, column), bin_counts(column.kind, column, bins_of(column))
 
 
 def _segments(requests, column: str) -> list[str]:
@@ -408,7 +401,7 @@ from mlnb.project.settings import load_settings
 settings = load_settings({env})
 alert = {alert}
 requests = evidence.requests_of(alert, settings)
-reference = evidence.reference_of(settings)
+reference = evidence.reference_of(settings, alert.get("segment", ""))
 drift = evidence.drift_of(requests, reference)
 requests.shape"""
 
@@ -417,7 +410,7 @@ _DRIFT = [
     ("code", "drift.head(12)"),
     ("code", "column = {column}\nevidence.plot_columns(requests, reference, dict.fromkeys([column, *drift.index[:4]]))"),
     ("markdown", "## Since when"),
-    ("code", 'days = evidence.history(settings, column, alert["until"], reference)\nevidence.plot_history(days, {limit})'),
+    ("code", 'days = evidence.history(alert, settings, column, reference)\nevidence.plot_history(days, {limit})'),
     ("markdown", "## Worst segments\n\n`explains` is how much PSI goes away without the segment; near 0 for all, the drift is everywhere."),
     ("code", "segments = evidence.worst_segments(requests, reference, column)\nsegments.head(10)"),
     ("markdown", "## Affected requests\n\nTheir values come at least 1.2 times as often as in the reference, the most unusual first."),
@@ -491,8 +484,8 @@ def notebook_of(
     details["until"] = details["until"] or f"{alert['last_seen']:%Y-%m-%dT%H:%M:%S}"
     kept = {"id": alert["id"], "rule": alert["rule"], "subject": alert["subject"]} | {k: v for k, v in details.items() if v}
     fill = {"column": "drift.index[0] if len(drift) else \"\"" if not details["column"] else repr(details["column"])}
-    fill |= {"limit": repr(alert["bound"]) if alert["kind"] == "drift" else None, "url": repr(alert["details"].get("url", ""))}
-    fill |= {name: repr(alert["details"].get(name, "")) for name in ("pipeline", "run", "metric")}
+    fill |= {"limit": repr(alert["bound"]) if alert["details"].get("statistic") == "psi" else None}
+    fill |= {name: repr(alert["details"].get(name, "")) for name in ("url", "pipeline", "run", "metric")}
     cells = [("markdown", _facts(alert)), ("code", _LOAD.format(env="" if env == "default" else f"env={env!r}", alert=_literal(kept)))]
     cells += [(kind, text.format(**fill) if kind == "code" else text) for kind, text in CELLS.get(alert["kind"], [])]
     cells += [("markdown", "## What was it\n"), ("code", "")]

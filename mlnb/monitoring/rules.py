@@ -172,8 +172,8 @@ def in_segment(
 @dataclass(frozen=True, kw_only=True)
 class DriftRule(Rule):
     "Columns of the prediction log that are far from the reference in the model's bundle"
-    window: str = setting("day", 'window = "hour", "day" or "month"', tuple(_UNITS))
-    level: str = setting("large", 'level = "slight", "moderate" or "large"; only where there is no null', ("large", "moderate", "slight"))
+    window: str = setting("day", 'window = "hour", "day" or "month"; hours are judged by their level', tuple(_UNITS))
+    level: str = setting("large", 'level = "slight", "moderate" or "large"; of hours, or without a null', ("large", "moderate", "slight"))
     columns: tuple = setting((), 'columns = ["distance"]; left out: every column that does not drift by construction')
     version: str = setting("", 'version = "20260101", of the model; left out: any')
     segment: str = setting("", 'segment = "origin=JFK", a column and its value; left out: every row')
@@ -185,6 +185,7 @@ class DriftRule(Rule):
     def find(self, look: Look) -> Iterator[Finding]:
         window = ended_window(look.settings, self.window, look.now, self.version)
         if window is None:
+            _check_version(look.settings, self.version)
             return
         more = {"window": str(window), "version": self.version, "segment": self.segment, **span(window)}
         for moved in _drifted(look.settings, self, window):
@@ -199,30 +200,56 @@ class Moved:
     "A column that is far from the reference, whoever says so"
     column: str
     words: str
-    value: float | None  # effect size
-    limit: float
-    figures: dict  # name -> other effect sizes
+    value: float | None = None  # effect size
+    limit: float | None = None
+    figures: dict = field(default_factory=dict)  # statistic: what the value is, a key of `null.WORDS`; name -> other effect sizes
 
 
 def _drifted(settings, rule: DriftRule, window) -> list[Moved]:
-    "The columns that moved in a window: beyond what is ordinary where the bundle knows that, else beyond the rule's level"
-    from mlnb.monitoring.drift import LEVELS, compare
+    "The columns that moved in a window: beyond what is ordinary where the bundle knows that of such windows, else beyond the rule's level"
+    from mlnb.monitoring.drift import compare
     from mlnb.monitoring.null import judge
 
-    now = _window_of(settings, rule, window)
-    if not now.rows:
-        return []
-    (reference, null), columns = _reference(settings, rule.segment), list(rule.columns)
+    now, columns = _window_of(settings, rule, window), list(rule.columns)
+    reference, null = _reference(settings, rule.segment)
     drift = compare(reference, {str(window): now}, columns, rule.window, "the bundle's reference")
-    if null is not None:
-        alarms = judge(drift, null, rule.window, columns).windows[0].judgement.alarms
-        return [Moved(a.column, a.words, a.effect, a.threshold, {"over": a.over, "move": a.move}) for a in alarms]
-    far = [word for word, least in LEVELS.items() if least >= LEVELS[rule.level]]
-    return [_moved(column, LEVELS[rule.level]) for column in drift.windows[0].columns if column.level in far]
+    lost = [name for name in drift.windows[0].lost if reference.columns[name].kind != "empty"]
+    found = [Moved(name, f"{short(name, 80)} is in the reference and in no prediction") for name in lost]
+    if null is None or rule.window == "hour":
+        return found + _beyond_level(drift.windows[0], rule.level)
+    return found + _beyond_null(judge(drift, null, rule.window, columns).windows[0])
+
+
+def _beyond_null(window) -> list[Moved]:
+    "The alarms of a judged window; raises `AlertError` where it could not be judged"
+    if window.judgement.note:
+        raise AlertError(f"{window.window} is {window.judgement.note}")
+    figures = lambda a: {"statistic": a.statistic, "over": a.over, "move": a.move}
+    return [Moved(a.column, a.words, a.effect, a.threshold, figures(a)) for a in window.judgement.alarms]
+
+
+def _beyond_level(window, level: str) -> list[Moved]:
+    "The columns of a window from a level on; raises `AlertError` where none of them has one"
+    from mlnb.monitoring.drift import LEVELS
+
+    if not any(column.level in LEVELS for column in window.columns):
+        words = " or ".join(sorted({column.level for column in window.columns}))
+        raise AlertError(f"{window.window} is not judged: in its {window.rows:,} rows every column is {words}")
+    far = [word for word, least in LEVELS.items() if least >= LEVELS[level]]
+    return [_moved(column, LEVELS[level]) for column in window.columns if column.level in far]
+
+
+def _check_version(settings, version: str):
+    "Raise an `AlertError` where a log that has rows has none of a version"
+    from mlnb.serving.log_reader import LogReader, Where
+
+    reader = LogReader.of(settings)
+    if version and len(reader.newest(1)) and not len(reader.newest(1, Where(version=version))):
+        raise AlertError(f"no prediction in the log is of version {version!r}")
 
 
 def _window_of(settings, rule: DriftRule, window):  # Profile
-    "What was served in a window"
+    "What was served in a window; raises `AlertError` where nothing was that the rule asks for"
     from mlnb.data.profiles import Profile
     from mlnb.monitoring.drift import read_windows
     from mlnb.serving.log_reader import LogReader, Where
@@ -232,7 +259,10 @@ def _window_of(settings, rule: DriftRule, window):  # Profile
         return read_windows(f"log:{window}", settings)[f"log:{window}"]
     rows = LogReader.of(settings).frame(Where(**span(window), version=rule.version or None))
     rows = in_segment(rows[rows["arm"] != SHADOW], rule.segment)
-    return Profile.of(rows) if len(rows) else Profile({})
+    if not len(rows):
+        asked = ", ".join(filter(None, [rule.version and f"version {rule.version}", rule.segment]))
+        raise AlertError(f"no answered prediction on {window} is of {asked}")
+    return Profile.of(rows)
 
 
 def _reference(settings, segment: str) -> tuple:  # Profile, Null or None
@@ -258,7 +288,8 @@ def _moved(column, limit: float) -> Moved:
     told += [f"missing {was:.0%} before, {now:.0%} now"] if abs(now - was) >= 0.01 else []
     figures = {name: getattr(column, name) for name in ("psi", "ks", "js", "shift", "unseen")}
     words = f"{short(column.name, 80)} moved from the reference: {', '.join(told)}"
-    return Moved(column.name, words, column.psi, limit, {name: value for name, value in figures.items() if value is not None})
+    known = {name: value for name, value in figures.items() if value is not None}
+    return Moved(column.name, words, column.psi, limit, {"statistic": "psi"} | known)
 
 # %% ../../nbs/monitoring/06_rules.ipynb #3b0a84d3
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def test_a_trouble_from_its_first_check_to_its_end(project):
     with Listener() as hook:
         checked, code = document(project, "check", HOOK=hook.url)
         assert code == 1 and checked["firing"] == 1 and checked["fired"] == [1]
-        assert checked["told"] == {"file": {"alerts": 1, "error": None}, "hook": {"alerts": 1, "error": None}}
+        assert checked["told"] == {name: {"alerts": 1, "error": None, "note": None} for name in ("file", "hook")}
         assert [r["found"] for r in checked["rules"]] == [["context"], []] and len(hook.got) == 1
     shown = alerts(project, "check", HOOK="http://127.0.0.1:9/secret")
     assert shown.returncode == 1 and "there is no context yet" in shown.stdout and shown.stderr == ""  # nothing new is to be told

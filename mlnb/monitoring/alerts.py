@@ -276,11 +276,12 @@ class Alerts:
         self,
         channel: str,
         error: str | None = None,  # why it could not be told; it is tried again
+        note: str | None = None,  # who was not reached though it was told
     ):
         "Note how the delivery ended that this process had claimed"
         d = self.delivery
         mine = (d.c.channel == channel) & (d.c.status == "waiting") & (d.c.claimed == this_process())
-        ended = {"claimed": None, "error": error} | ({} if error else {"status": "sent", "sent": now()})
+        ended = {"claimed": None, "error": error or note} | ({} if error else {"status": "sent", "sent": now()})
         with self.records.alone(_LOCK) as connection:
             connection.execute(d.update().where(mine).values(ended))
 

@@ -124,8 +124,8 @@ class Channel:
         begin, end = dt.time(a, b), dt.time(c, d)
         return begin <= here < end if begin <= end else here >= begin or here < end
 
-    def send(self, message: Message, settings) -> None:
-        "Tell people; raises `AlertError` or `OSError` where that fails"
+    def send(self, message: Message, settings) -> str | None:
+        "Tell people, and say who of them was not reached; raises `AlertError` or `OSError` where nobody was"
         raise NotImplementedError
 
 
@@ -211,7 +211,7 @@ class Email(Channel):
         mail.set_content("\n\n".join([title, *message.lines()]) + "\n")
         return mail
 
-    def send(self, message: Message, settings) -> None:
+    def send(self, message: Message, settings) -> str | None:
         import ssl
 
         password, (host, _, port) = from_variable(self.password), self.server.rpartition(":")
@@ -228,8 +228,7 @@ class Email(Channel):
             raise AlertError(f"{self.server} does not take the mail: {type(e).__name__} {getattr(e, 'smtp_code', '')}".rstrip()) from None
         except OSError as e:
             raise AlertError(f"{self.server} does not answer: {e.strerror or e}") from None
-        if refused:
-            raise AlertError(f"{self.server} takes no mail for {', '.join(refused)}; the others have it")
+        return f"{self.server} takes no mail for {', '.join(refused)}; the others have it" if refused else None
 
 
 @channel("log")
@@ -276,12 +275,13 @@ PATIENCE = 30.0  # seconds for all channels together
 class Told:
     "How a message to one channel ended"
     alerts: int
-    error: str | None = None
+    error: str | None = None  # why nobody was told; it is tried again
+    note: str | None = None  # who was not reached; it is not tried again
 
 
 def _send(channel: Channel, message: Message, settings, told: Told):
     try:
-        channel.send(message, settings)
+        told.note = channel.send(message, settings)
         told.error = None
     except (AlertError, OSError) as e:
         told.error = f"{e}"
@@ -302,7 +302,7 @@ def send_all(
     end = time.monotonic() + patience
     for thread in threads:
         thread.join(max(0.0, end - time.monotonic()))
-    return {name: Told(one.alerts, one.error) for name, one in ended.items()}
+    return {name: Told(one.alerts, one.error, one.note) for name, one in ended.items()}
 
 
 def notify(
@@ -315,7 +315,7 @@ def notify(
     claimed = {name: alerts.claim(name, one.is_quiet(moment or now())) for name, one in channels.items()}
     ended = send_all([(channels[name], Message(alerts.project, rows)) for name, rows in claimed.items() if rows], settings)
     for name, told in ended.items():
-        alerts.settle(name, told.error)
+        alerts.settle(name, told.error, told.note)
     return ended
 
 # %% ../../nbs/monitoring/08_notify.ipynb #369b8746

@@ -1255,6 +1255,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'mlnb/monitoring/rules.py'),
                                        'mlnb.monitoring.rules.ServiceRule.find': ( 'monitoring/rules.html#servicerule.find',
                                                                                    'mlnb/monitoring/rules.py'),
+                                       'mlnb.monitoring.rules._answer': ('monitoring/rules.html#_answer', 'mlnb/monitoring/rules.py'),
+                                       'mlnb.monitoring.rules._ask': ('monitoring/rules.html#_ask', 'mlnb/monitoring/rules.py'),
                                        'mlnb.monitoring.rules._broken': ('monitoring/rules.html#_broken', 'mlnb/monitoring/rules.py'),
                                        'mlnb.monitoring.rules._defaults': ('monitoring/rules.html#_defaults', 'mlnb/monitoring/rules.py'),
                                        'mlnb.monitoring.rules._drifted': ('monitoring/rules.html#_drifted', 'mlnb/monitoring/rules.py'),

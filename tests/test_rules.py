@@ -1,6 +1,8 @@
 """Rules look at real things: a service of its own process, a log, a context, runs."""
 
 import datetime as dt
+import socketserver
+import time
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
@@ -10,10 +12,11 @@ import numpy as np
 import pytest
 import toy_project
 from plain_server import plain
+from waiting import until
 
 from mlnb.data.context import SnapshotStore
 from mlnb.data.profiles import Profile
-from mlnb.monitoring.rules import KINDS, look, of_table, rules_of
+from mlnb.monitoring.rules import KINDS, fetch, look, of_table, rules_of
 from mlnb.project.errors import SettingError
 from mlnb.project.settings import load_settings
 from mlnb.records import Records, now
@@ -116,6 +119,41 @@ def test_a_service_that_is_not_ready_or_no_service(project, scripted):
     assert look(rule("service", url=url), *project).blind or look(rule("service", url=url), *project).findings == []
     server.says["/metrics"] = 404, ""
     assert "metrics answers 404" in look(rule("service", url=url), *project).blind
+
+
+@pytest.fixture
+def dripping():
+    "A server that sends what it is told, then a byte now and then for as long as somebody is there"
+
+    class Drip(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.recv(1 << 12)
+            self.request.sendall(server.begins)
+            while not server.stopped:
+                self.request.sendall(b"x")
+                time.sleep(0.1)
+
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Drip)
+    server.daemon_threads, server.stopped, server.handle_error = True, False, lambda *_: None
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.stopped = True
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("begins", [b"", b"HTTP/1.1 503 Busy\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: "])
+def test_a_service_that_never_ends_its_answer(dripping, begins):
+    dripping.begins, said = begins, []
+
+    def ask():
+        try:
+            said.append(fetch(f"http://127.0.0.1:{dripping.server_address[1]}/readyz", seconds=0.5))
+        except OSError as e:
+            said.append(str(e))
+
+    Thread(target=ask, daemon=True).start()
+    assert until(lambda: said) == ["it answers too slowly"]
 
 
 def test_context_and_predictions_age(project, toy):

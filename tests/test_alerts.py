@@ -127,8 +127,8 @@ def test_a_channel_that_comes_back_is_told(project):
 RULE = of_table(KINDS, "alerts", "inputs", {"kind": "drift"})
 
 
-def look(alerts, *subjects, began=None, blind=None, window=None, rule=RULE):
-    details = {"since": window} if window else {}
+def look(alerts, *subjects, began=None, blind=None, window=None, rule=RULE, **details):
+    details |= {"since": window} if window else {}
     findings = [rule.finding(s, f"{s} moved", value=float("inf"), details=details) for s in subjects]
     return alerts.note([Looked(rule, began or now(), findings, {"n": 1}, blind)], ["ops"])
 
@@ -164,6 +164,26 @@ def test_what_a_person_resolved_stays_so_for_its_window(project):
     assert look(alerts, "a", window="2013-07-05") == Changes([1], [])
     alerts.acknowledge(1, "ada")
     assert look(alerts, "a", window="2013-07-06") == Changes([], []) and alerts.get(1)["state"] == "acknowledged"
+    alerts.close()
+
+
+def test_what_a_person_resolved_stays_so_for_its_run(project):
+    _, alerts = project
+    look(alerts, "flights", run="R1")
+    alerts.resolve(1, "ada", "the disk was full")
+    assert look(alerts, "flights", run="R1") == Changes([], []) and look(alerts, "flights", run="R2") == Changes([1], [])
+    alerts.close()
+
+
+def test_what_went_away_by_itself_comes_back_in_a_window_that_grows(project):
+    _, alerts = project
+    days = lambda n: {"window": "2026-01-01", "until": f"2026-01-{n:02}"}
+    assert look(alerts, "auc", **days(5)) == Changes([1], []) and look(alerts) == Changes([], []) and look(alerts) == Changes([], [1])
+    assert look(alerts, "auc", **days(5)) == Changes([1], [])  # nobody has said that this is settled
+    alerts.resolve(1, "ada")
+    assert look(alerts, "auc", **days(5)) == Changes([], []) and look(alerts, "auc", **days(6)) == Changes([1], [])
+    look(alerts)
+    assert look(alerts) == Changes([], [1]) and look(alerts, "auc", **days(6)) == Changes([1], [])  # a person's word was of before
     alerts.close()
 
 

@@ -244,7 +244,9 @@ def ack(alert, note, by):
 @click.option("--note", help="What it was.")
 @click.option("--by", metavar="NAME", help="Who says so; default: the user of this machine.")
 def resolve(alert, note, by):
-    """Say that an alert is over; it fires again if it is found in another window.
+    """Say that an alert is over. It fires again where it is found in another window or run.
+
+    What has neither, such as a service that is down, fires again at the next check that finds it.
 
     \b
     Example:

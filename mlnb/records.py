@@ -10,6 +10,7 @@ __all__ = ['RUN_COLUMNS', 'TASK_COLUMNS', 'PATIENCE', 'as_json', 'now', 'this_pr
 import datetime as dt
 import json
 import os
+import re
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -263,13 +264,9 @@ def _as_wal(patience: float):
 def shown(
     url: str,
 ) -> str:
-    "A URL as it may be shown: without its password"
-    import sqlalchemy as sa
-
-    try:
-        return sa.make_url(url).render_as_string(hide_password=True)
-    except sa.exc.ArgumentError:
-        return url
+    "A URL, or what was meant to be one, as it may be shown: without its password"
+    url = re.sub(r"(?<=://)([^/:@]*):.*@", r"\1:***@", url)
+    return re.sub(r"(?<=password=)[^&]*", "***", url)
 
 # %% ../nbs/02_records.ipynb #af6f390e
 _RIGHT = 'write for example records = "sqlite:///.mlnb/records.db"'
@@ -294,7 +291,7 @@ def _open(url: str, patience: float):
             file.parent.mkdir(parents=True, exist_ok=True)
         options = {"connect_args": {"connect_timeout": 5}, "pool_pre_ping": True} if backend == "postgresql" else {}
         engine = sa.create_engine(url, **options)
-    except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ImportError, OSError) as e:
+    except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ImportError, OSError, ValueError) as e:
         right = f"install it: pip install '{_DRIVERS.get(e.name, e.name)}'" if isinstance(e, ImportError) and e.name else _RIGHT
         raise SettingError(f"setting 'records' has value {shown(url)!r}, which cannot be opened ({e}); {right}") from None
     if backend == "sqlite":

@@ -2,6 +2,7 @@
 
 With MLNB_TEST_POSTGRESQL, see test_postgresql.py, on a server too; then not in parallel: there is one database."""
 
+import datetime as dt
 import os
 import signal
 import subprocess
@@ -139,6 +140,15 @@ def test_a_check_that_began_before_another_was_noted_changes_nothing(project):
     look(alerts, "a")
     assert look(alerts, began=early) == Changes([], []) and look(alerts, "b", began=early) == Changes([], [])
     assert [(a["subject"], a["missed"]) for a in alerts.select()] == [("a", 0)]
+    alerts.close()
+
+
+def test_a_clock_that_was_set_back_holds_nothing_up(project):
+    _, alerts = project
+    look(alerts, "a")
+    with alerts.records.engine.begin() as connection:
+        connection.execute(alerts.rule.update().values(checked=now() + dt.timedelta(days=300)))
+    assert look(alerts, "a", "b") == Changes([2], [])
     alerts.close()
 
 

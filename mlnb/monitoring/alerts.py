@@ -136,7 +136,7 @@ class Alerts:
         "Note what one rule found, unless another check has noted it since"
         here = (self.rule.c.project == self.project) & (self.rule.c.rule == looked.rule.name)
         known = self._rows(connection, self.rule.select().where(here))
-        if known and known[0]["checked"] and known[0]["checked"] > looked.began:
+        if known and known[0]["checked"] and looked.began < known[0]["checked"] <= now():
             return
         mine = (self.alert.c.project == self.project) & (self.alert.c.rule == looked.rule.name)
         rows = self._rows(connection, self.alert.select().where(mine).order_by(self.alert.c.id))

@@ -2518,6 +2518,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'mlnb.records._as_wal': ('records.html#_as_wal', 'mlnb/records.py'),
                               'mlnb.records._began': ('records.html#_began', 'mlnb/records.py'),
                               'mlnb.records._git_folder': ('records.html#_git_folder', 'mlnb/records.py'),
+                              'mlnb.records._in_words': ('records.html#_in_words', 'mlnb/records.py'),
                               'mlnb.records._json_type': ('records.html#_json_type', 'mlnb/records.py'),
                               'mlnb.records._kept': ('records.html#_kept', 'mlnb/records.py'),
                               'mlnb.records._nth': ('records.html#_nth', 'mlnb/records.py'),

@@ -298,6 +298,16 @@ def _open(url: str, patience: float):
         sa.event.listen(engine, "connect", _as_wal(patience))
     return engine
 
+
+def _in_words(context):
+    "Raise a `RecordError` where the store fails; one change that it refuses is another matter"
+    import sqlalchemy as sa
+
+    if context.is_pre_ping or not isinstance(context.sqlalchemy_exception, (sa.exc.OperationalError, sa.exc.InterfaceError)):
+        return
+    why = str(context.original_exception).strip().partition("\n")[0]
+    raise RecordError(f"the records at {shown(str(context.engine.url))!r} cannot be read or written: {why}")
+
 # %% ../nbs/02_records.ipynb #ca17f547
 def _kept(value, column):
     "A value as the store takes it"
@@ -354,6 +364,7 @@ class Records:
         except SettingError:
             engine.dispose()
             raise
+        sa.event.listen(engine, "handle_error", _in_words)
         return engine
 
     def put(

@@ -481,9 +481,12 @@ class Records:
         import sqlalchemy as sa
 
         task = _tables().tables["task"]
-        columns = (task.c.run_id, task.c.status, sa.func.count().label("tasks"))
-        rows = self._select(sa.select(*columns).where(task.c.run_id.in_(run_ids)).group_by(task.c.run_id, task.c.status))
-        return {i: {r["status"]: r["tasks"] for r in rows if r["run_id"] == i} for i in run_ids}
+        counted = sa.select(task.c.run_id, task.c.status, sa.func.count().label("tasks")).group_by(task.c.run_id, task.c.status)
+        found = {i: {} for i in run_ids}
+        for k in range(0, len(run_ids), 1000):  # a statement has so many parameters and no more
+            for row in self._select(counted.where(task.c.run_id.in_(run_ids[k : k + 1000]))):
+                found[row["run_id"]][row["status"]] = row["tasks"]
+        return found
 
     def set_tracked(
         self,

@@ -147,6 +147,16 @@ def test_a_store_that_fails_after_it_was_opened_says_so_in_words(tmp_path):
     records.close()
 
 
+def test_tasks_of_many_runs_are_counted(tmp_path):
+    records, ids = Records(f"sqlite:///{tmp_path}/records.db"), [f"20260101T000000-{i:06x}" for i in range(40_000)]
+    with records.engine.begin() as connection:
+        connection.execute(records.table("run").insert(), [{"id": i} for i in ids])
+        rows = [{"run_id": i, "name": name, "status": status} for i in ids for name, status in (("a", "executed"), ("b", "failed"))]
+        connection.execute(records.table("task").insert(), rows)
+    assert records.counts(ids) == {i: {"executed": 1, "failed": 1} for i in ids} and records.counts([]) == {}
+    records.close()
+
+
 def test_a_password_is_not_shown():
     with pytest.raises(SettingError) as e:
         Records("postgresql://me:secret@127.0.0.1:1/nothing").runs()

@@ -494,7 +494,8 @@ class ServiceRule(Rule):
             right = 'write key = "$NAME", a variable with a key of the service' if not self.key else f"look at the key in {self.key}"
             raise AlertError(f"rule '{self.name}': {base}/metrics answers {status}; {right}")
         now = counts_of(text)
-        yield from self._judged(base, since_then(now, _remembered(look, now, self.minutes)))
+        if (before := _remembered(look, now, self.minutes)) is not None:
+            yield from self._judged(base, since_then(now, before))
 
     def _judged(self, base: str, new: dict) -> Iterator[Finding]:
         "What the newest requests show"
@@ -536,15 +537,15 @@ def _not_ready(base: str) -> str | None:
     return None
 
 
-def _remembered(look: Look, now: dict, minutes: int) -> dict:
-    "The counts of about `minutes` ago, empty at the first look; the present ones are remembered"
+def _remembered(look: Look, now: dict, minutes: int) -> dict | None:
+    "The counts of about `minutes` ago, None at the first look; the present ones are remembered"
     second = look.now.replace(tzinfo=dt.UTC).timestamp()
     old = [one for one in look.memory.get("counts", []) if one[0] <= second]
     inside = [one for one in old if one[0] >= second - minutes * 60]
     kept = (old[-len(inside) - 1 :] if len(inside) < len(old) else inside) if inside else old[-1:]
     if not kept or second - kept[-1][0] >= minutes * 60 / _LOOKS:
         look.memory["counts"] = [*kept, [second, now]]
-    return kept[0][1] if kept else {}
+    return kept[0][1] if kept else None
 
 # %% ../../nbs/monitoring/06_rules.ipynb #054fc8af
 @kind("freshness")

@@ -958,6 +958,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'mlnb/monitoring/notify.py'),
                                         'mlnb.monitoring.notify._line': ('monitoring/notify.html#_line', 'mlnb/monitoring/notify.py'),
                                         'mlnb.monitoring.notify._plain': ('monitoring/notify.html#_plain', 'mlnb/monitoring/notify.py'),
+                                        'mlnb.monitoring.notify._replay': ('monitoring/notify.html#_replay', 'mlnb/monitoring/notify.py'),
                                         'mlnb.monitoring.notify._secret': ('monitoring/notify.html#_secret', 'mlnb/monitoring/notify.py'),
                                         'mlnb.monitoring.notify._send': ('monitoring/notify.html#_send', 'mlnb/monitoring/notify.py'),
                                         'mlnb.monitoring.notify.channel': ('monitoring/notify.html#channel', 'mlnb/monitoring/notify.py'),

@@ -8,6 +8,7 @@ import sys
 import pytest
 from listener import Listener
 
+from mlnb.pipelines import recorder as recorders
 from mlnb.project.settings import load_settings
 from mlnb.records import Records
 
@@ -77,6 +78,20 @@ def test_failed_runs_come_and_go(project):
     records.close()
     checked, _ = document(project, "check")
     assert len(checked["resolved"]) == 1 and {a["rule"] for a in checked["alerts"]} == {"age"}
+
+
+def test_a_failed_run_that_only_its_journal_knows_of(project, monkeypatch):
+    monkeypatch.setattr(recorders, "GRACE", 60.0)  # the store is not opened before the recorder is closed
+    settings = load_settings(project)
+    recorder = recorders.Recorder(settings.url(settings.records), settings.path(".mlnb/runs"))
+    run = recorder.start_run(settings.name, {})
+    recorder.put_task(run, "train", status="failed", error="KeyError: 'delay'")
+    recorder.end_run(run, "failed")
+    recorder.close(wait=False)
+    assert list(settings.path(".mlnb/runs").iterdir())
+    checked, _ = document(project, "check")
+    assert ["the newest run" in a["words"] and "KeyError" in a["words"] for a in checked["alerts"] if a["rule"] == "pipeline"] == [True]
+    assert not list(settings.path(".mlnb/runs").iterdir())
 
 
 def test_a_project_without_rules(tmp_path):

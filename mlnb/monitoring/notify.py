@@ -10,6 +10,7 @@ __all__ = ['FOR_PEOPLE', 'FOR_PROGRAMS', 'CHANNELS', 'TIMEOUT', 'PATIENCE', 'doc
 # %% ../../nbs/monitoring/08_notify.ipynb #dcb402b5
 import datetime as dt
 import json
+import logging
 import math
 import re
 import smtplib
@@ -17,12 +18,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from .alerts import Alerts, Changes
 from .rules import Looked, ask, from_variable, look, of_table, rules_of, setting
-from ..project.errors import AlertError, SettingError, did_you_mean
-from ..records import now
+from ..project.errors import AlertError, MlnbError, SettingError, did_you_mean
+from ..records import Records, now
 
 # %% ../../nbs/monitoring/08_notify.ipynb #4ee68140
 FOR_PEOPLE, FOR_PROGRAMS = 20, 100  # alerts that a message shows
@@ -319,6 +321,9 @@ def notify(
     return ended
 
 # %% ../../nbs/monitoring/08_notify.ipynb #369b8746
+_log = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True)
 class Checked:
     "What a check saw and did"
@@ -333,6 +338,18 @@ class Checked:
         return [alert for alert in self.current if alert["state"] == "firing"]
 
 
+def _replay(records: Records, folder: Path):
+    "Write to the records what runs could not; what stands in the way of that keeps no rule from looking"
+    from mlnb.pipelines.recorder import replay
+
+    try:
+        replay(records, folder)
+    except MlnbError:
+        raise
+    except Exception as e:
+        _log.warning("what earlier runs left below %s could not be written to the records: %s", folder, e)
+
+
 def check(
     settings,  # of the project
     on_rule: Callable[[str], None] = lambda name: None,  # called before a rule looks
@@ -342,6 +359,7 @@ def check(
     known_channels(rules, channels)
     alerts = Alerts.of(settings)
     try:
+        _replay(alerts.records, settings.path(".mlnb/runs"))
         memories, looks = alerts.memories(), []
         for rule in rules:
             on_rule(rule.name)

@@ -486,6 +486,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlnb.models.bundle._compare': ('models/bundle.html#_compare', 'mlnb/models/bundle.py'),
                                     'mlnb.models.bundle._compute': ('models/bundle.html#_compute', 'mlnb/models/bundle.py'),
                                     'mlnb.models.bundle._digest': ('models/bundle.html#_digest', 'mlnb/models/bundle.py'),
+                                    'mlnb.models.bundle._exchange': ('models/bundle.html#_exchange', 'mlnb/models/bundle.py'),
                                     'mlnb.models.bundle._from_numbers': ('models/bundle.html#_from_numbers', 'mlnb/models/bundle.py'),
                                     'mlnb.models.bundle._from_times': ('models/bundle.html#_from_times', 'mlnb/models/bundle.py'),
                                     'mlnb.models.bundle._function': ('models/bundle.html#_function', 'mlnb/models/bundle.py'),

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from .project.errors import MlnbError, did_you_mean
 from .project.settings import Settings, load_settings
+from .records import shown
 
 # %% ../nbs/03_doctor.ipynb #7a9f06eb
 GOOD, NOTE, MISSING = "good", "note", "missing"
@@ -178,20 +179,26 @@ def git(settings):
         yield Finding("git", NOTE, "no commit yet", "git init && git add . && git commit")
 
 # %% ../nbs/03_doctor.ipynb #4327442c
+_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mariadb": 3306, "mssql": 1433, "oracle": 1521}
+
+
 def _answers(url: str, item: str, setting: str) -> Finding:
     "A finding on the server or file behind `url`"
     from urllib.parse import urlsplit
 
-    parts = urlsplit(url)
-    if parts.scheme in {"http", "https", "postgresql"} and parts.hostname:
-        port = parts.port or {"http": 80, "https": 443, "postgresql": 5432}[parts.scheme]
-        shown = f"{parts.scheme}://{parts.hostname}:{port}"  # never the password
-        try:
-            socket.create_connection((parts.hostname, port), timeout=3).close()
-        except OSError as e:
-            return Finding(item, MISSING, f"{shown} does not answer: {e}", f"start the server, or change setting '{setting}'")
-        return Finding(item, GOOD, shown)
-    return Finding(item, GOOD, url)
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port or _PORTS.get(parts.scheme.partition("+")[0])
+    except ValueError:  # its text may hold the password
+        return Finding(item, MISSING, f"{shown(url)} is no URL", f"correct setting '{setting}'")
+    if not (host and port):
+        return Finding(item, GOOD, shown(url))
+    place = f"{parts.scheme}://{host}:{port}"
+    try:
+        socket.create_connection((host, port), timeout=3).close()
+    except OSError as e:
+        return Finding(item, MISSING, f"{place} does not answer: {e}", f"start the server, or change setting '{setting}'")
+    return Finding(item, GOOD, place)
 
 
 def _opens(storage: str) -> Finding:
@@ -202,8 +209,9 @@ def _opens(storage: str) -> Finding:
         try:
             get_filesystem_class(storage.partition("://")[0])
         except (ValueError, ImportError) as e:  # an unknown kind, or its library is not installed: fsspec says which
-            return Finding("Storage", MISSING, f"{storage} cannot be opened: {e}", "install what it asks for, or change setting 'storage'")
-        return Finding("Storage", GOOD, storage)
+            mend = "install what it asks for, or change setting 'storage'"
+            return Finding("Storage", MISSING, f"{shown(storage)} cannot be opened: {e}", mend)
+        return Finding("Storage", GOOD, shown(storage))
     nearest = next(p for p in (Path(storage), *Path(storage).parents) if p.exists())
     if not os.access(nearest, os.W_OK):
         return Finding("Storage", MISSING, f"{nearest} is not writable", "change setting 'storage'")

@@ -10,6 +10,7 @@ __all__ = ['RUN_COLUMNS', 'TASK_COLUMNS', 'PATIENCE', 'as_json', 'now', 'this_pr
 import datetime as dt
 import json
 import os
+import re
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -263,13 +264,9 @@ def _as_wal(patience: float):
 def shown(
     url: str,
 ) -> str:
-    "A URL as it may be shown: without its password"
-    import sqlalchemy as sa
-
-    try:
-        return sa.make_url(url).render_as_string(hide_password=True)
-    except sa.exc.ArgumentError:
-        return url
+    "A URL, or what was meant to be one, as it may be shown: without its password"
+    url = re.sub(r"(?<=://)([^/:@]*):.*@", r"\1:***@", url)
+    return re.sub(r"(?<=password=)[^&]*", "***", url)
 
 # %% ../nbs/02_records.ipynb #af6f390e
 _RIGHT = 'write for example records = "sqlite:///.mlnb/records.db"'
@@ -294,12 +291,22 @@ def _open(url: str, patience: float):
             file.parent.mkdir(parents=True, exist_ok=True)
         options = {"connect_args": {"connect_timeout": 5}, "pool_pre_ping": True} if backend == "postgresql" else {}
         engine = sa.create_engine(url, **options)
-    except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ImportError, OSError) as e:
+    except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ImportError, OSError, ValueError) as e:
         right = f"install it: pip install '{_DRIVERS.get(e.name, e.name)}'" if isinstance(e, ImportError) and e.name else _RIGHT
         raise SettingError(f"setting 'records' has value {shown(url)!r}, which cannot be opened ({e}); {right}") from None
     if backend == "sqlite":
         sa.event.listen(engine, "connect", _as_wal(patience))
     return engine
+
+
+def _in_words(context):
+    "Raise a `RecordError` where the store fails; one change that it refuses is another matter"
+    import sqlalchemy as sa
+
+    if context.is_pre_ping or not isinstance(context.sqlalchemy_exception, (sa.exc.OperationalError, sa.exc.InterfaceError)):
+        return
+    why = str(context.original_exception).strip().partition("\n")[0]
+    raise RecordError(f"the records at {shown(str(context.engine.url))!r} cannot be read or written: {why}")
 
 # %% ../nbs/02_records.ipynb #ca17f547
 def _kept(value, column):
@@ -357,6 +364,7 @@ class Records:
         except SettingError:
             engine.dispose()
             raise
+        sa.event.listen(engine, "handle_error", _in_words)
         return engine
 
     def put(
@@ -473,9 +481,12 @@ class Records:
         import sqlalchemy as sa
 
         task = _tables().tables["task"]
-        columns = (task.c.run_id, task.c.status, sa.func.count().label("tasks"))
-        rows = self._select(sa.select(*columns).where(task.c.run_id.in_(run_ids)).group_by(task.c.run_id, task.c.status))
-        return {i: {r["status"]: r["tasks"] for r in rows if r["run_id"] == i} for i in run_ids}
+        counted = sa.select(task.c.run_id, task.c.status, sa.func.count().label("tasks")).group_by(task.c.run_id, task.c.status)
+        found = {i: {} for i in run_ids}
+        for k in range(0, len(run_ids), 1000):  # a statement has so many parameters and no more
+            for row in self._select(counted.where(task.c.run_id.in_(run_ids[k : k + 1000]))):
+                found[row["run_id"]][row["status"]] = row["tasks"]
+        return found
 
     def set_tracked(
         self,

@@ -2,6 +2,7 @@
 
 With MLNB_TEST_POSTGRESQL, see test_postgresql.py, on a server too; then not in parallel: there is one database."""
 
+import datetime as dt
 import os
 import signal
 import subprocess
@@ -127,8 +128,8 @@ def test_a_channel_that_comes_back_is_told(project):
 RULE = of_table(KINDS, "alerts", "inputs", {"kind": "drift"})
 
 
-def look(alerts, *subjects, began=None, blind=None, window=None, rule=RULE):
-    details = {"since": window} if window else {}
+def look(alerts, *subjects, began=None, blind=None, window=None, rule=RULE, **details):
+    details |= {"since": window} if window else {}
     findings = [rule.finding(s, f"{s} moved", value=float("inf"), details=details) for s in subjects]
     return alerts.note([Looked(rule, began or now(), findings, {"n": 1}, blind)], ["ops"])
 
@@ -139,6 +140,15 @@ def test_a_check_that_began_before_another_was_noted_changes_nothing(project):
     look(alerts, "a")
     assert look(alerts, began=early) == Changes([], []) and look(alerts, "b", began=early) == Changes([], [])
     assert [(a["subject"], a["missed"]) for a in alerts.select()] == [("a", 0)]
+    alerts.close()
+
+
+def test_a_clock_that_was_set_back_holds_nothing_up(project):
+    _, alerts = project
+    look(alerts, "a")
+    with alerts.records.engine.begin() as connection:
+        connection.execute(alerts.rule.update().values(checked=now() + dt.timedelta(days=300)))
+    assert look(alerts, "a", "b") == Changes([2], [])
     alerts.close()
 
 
@@ -164,6 +174,26 @@ def test_what_a_person_resolved_stays_so_for_its_window(project):
     assert look(alerts, "a", window="2013-07-05") == Changes([1], [])
     alerts.acknowledge(1, "ada")
     assert look(alerts, "a", window="2013-07-06") == Changes([], []) and alerts.get(1)["state"] == "acknowledged"
+    alerts.close()
+
+
+def test_what_a_person_resolved_stays_so_for_its_run(project):
+    _, alerts = project
+    look(alerts, "flights", run="R1")
+    alerts.resolve(1, "ada", "the disk was full")
+    assert look(alerts, "flights", run="R1") == Changes([], []) and look(alerts, "flights", run="R2") == Changes([1], [])
+    alerts.close()
+
+
+def test_what_went_away_by_itself_comes_back_in_a_window_that_grows(project):
+    _, alerts = project
+    days = lambda n: {"window": "2026-01-01", "until": f"2026-01-{n:02}"}
+    assert look(alerts, "auc", **days(5)) == Changes([1], []) and look(alerts) == Changes([], []) and look(alerts) == Changes([], [1])
+    assert look(alerts, "auc", **days(5)) == Changes([1], [])  # nobody has said that this is settled
+    alerts.resolve(1, "ada")
+    assert look(alerts, "auc", **days(5)) == Changes([], []) and look(alerts, "auc", **days(6)) == Changes([1], [])
+    look(alerts)
+    assert look(alerts) == Changes([], [1]) and look(alerts, "auc", **days(6)) == Changes([1], [])  # a person's word was of before
     alerts.close()
 
 

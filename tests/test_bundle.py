@@ -1,5 +1,7 @@
 import json
 import shutil
+import signal
+import sys
 
 import numpy as np
 import pytest
@@ -142,6 +144,21 @@ def test_writing_replaces_the_old_bundle_or_leaves_it_untouched(toy, folder):
         build(folder, "v3", samples=type(wrong)(wrong.requests, wrong.snapshots, {"origin": features["origin"]}))
     assert Bundle.load(folder).version == "v2"
     assert [p.name for p in folder.parent.iterdir()] == ["bundle"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere two folders do not change places in one step")
+def test_whoever_is_killed_while_it_places_a_bundle_leaves_one(toy, folder):
+    code = f"""
+import os, shutil
+from pathlib import Path
+from toy.bundle import build
+rename, rmtree = Path.rename, shutil.rmtree
+Path.rename = lambda *a: (rename(*a), os.kill(os.getpid(), 9))
+shutil.rmtree = lambda *a, **k: os.kill(os.getpid(), 9)
+build({str(folder)!r}, "v2")
+"""
+    assert toy_project.run(toy, "-c", code).returncode == -signal.SIGKILL
+    assert Bundle.load(folder).version == "v2"
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,15 @@ def test_doctor_names_a_server_that_is_not_there(tmp_path):
     assert "http://127.0.0.1:1 does not answer" in done.stdout
 
 
+def test_doctor_finds_a_dead_database_and_keeps_its_password(tmp_path):
+    (tmp_path / "pyproject.toml").write_text("[tool.mlnb]\n")
+    places = {"MLNB_RECORDS": "postgresql+psycopg://ada:hunter2@127.0.0.1:1/runs", "MLNB_STORAGE": "s3://ada:hunter2@bucket"}
+    done = mlnb("doctor", "--json", cwd=tmp_path, **places)
+    found = {f["item"]: f for f in json.loads(done.stdout)["findings"]}
+    assert found["Records"]["state"] == "missing" and "127.0.0.1:1 does not answer" in found["Records"]["found"]
+    assert "hunter2" not in done.stdout + done.stderr
+
+
 def test_telemetry_is_off():
     names = ["WHYLOGS_NO_ANALYTICS", "BENTOML_DO_NOT_TRACK", "MLFLOW_DISABLE_TELEMETRY", "PLOOMBER_STATS_ENABLED"]
     code = f"import mlnb, os; print(*[os.environ[name] for name in {names}])"

@@ -8,6 +8,7 @@ import sys
 import pytest
 from listener import Listener
 
+from mlnb.pipelines import recorder as recorders
 from mlnb.project.settings import load_settings
 from mlnb.records import Records
 
@@ -50,7 +51,7 @@ def test_a_trouble_from_its_first_check_to_its_end(project):
     with Listener() as hook:
         checked, code = document(project, "check", HOOK=hook.url)
         assert code == 1 and checked["firing"] == 1 and checked["fired"] == [1]
-        assert checked["told"] == {"file": {"alerts": 1, "error": None}, "hook": {"alerts": 1, "error": None}}
+        assert checked["told"] == {name: {"alerts": 1, "error": None, "note": None} for name in ("file", "hook")}
         assert [r["found"] for r in checked["rules"]] == [["context"], []] and len(hook.got) == 1
     shown = alerts(project, "check", HOOK="http://127.0.0.1:9/secret")
     assert shown.returncode == 1 and "there is no context yet" in shown.stdout and shown.stderr == ""  # nothing new is to be told
@@ -77,6 +78,20 @@ def test_failed_runs_come_and_go(project):
     records.close()
     checked, _ = document(project, "check")
     assert len(checked["resolved"]) == 1 and {a["rule"] for a in checked["alerts"]} == {"age"}
+
+
+def test_a_failed_run_that_only_its_journal_knows_of(project, monkeypatch):
+    monkeypatch.setattr(recorders, "GRACE", 60.0)  # the store is not opened before the recorder is closed
+    settings = load_settings(project)
+    recorder = recorders.Recorder(settings.url(settings.records), settings.path(".mlnb/runs"))
+    run = recorder.start_run(settings.name, {})
+    recorder.put_task(run, "train", status="failed", error="KeyError: 'delay'")
+    recorder.end_run(run, "failed")
+    recorder.close(wait=False)
+    assert list(settings.path(".mlnb/runs").iterdir())
+    checked, _ = document(project, "check")
+    assert ["the newest run" in a["words"] and "KeyError" in a["words"] for a in checked["alerts"] if a["rule"] == "pipeline"] == [True]
+    assert not list(settings.path(".mlnb/runs").iterdir())
 
 
 def test_a_project_without_rules(tmp_path):

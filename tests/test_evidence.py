@@ -126,6 +126,20 @@ def test_the_bins_are_those_of_the_drift():
     assert set(evidence.affected_requests(requests, reference, "x")["x"]).isdisjoint({5.0})
 
 
+def test_an_alert_of_the_same_number_has_its_own_notebook(tmp_path, alert):
+    (tmp_path / "pyproject.toml").write_text('[tool.mlnb]\n[tool.mlnb.env.production]\nrecords = "sqlite:///.mlnb/production.db"\n')
+    alert = alert | {"kind": "freshness", "details": {}}
+    places = {}
+    for env in (None, "production"):
+        settings = load_settings(tmp_path, env)
+        mine = alert | {"project": deployment(settings), "words": f"the trouble of {env}"}
+        places[env], new, failed = open_alert(mine, settings)
+        assert new and failed is None and f"the trouble of {env}" in places[env].read_text()
+        assert open_alert(mine, settings) == (places[env], False, None)
+    anew, new, _ = open_alert(mine | {"first_seen": alert["first_seen"] + dt.timedelta(days=9)}, settings)  # the store was replaced
+    assert new and [p.name for p in (*places.values(), anew)] == [f"{alert['id']}{more}.ipynb" for more in ("", "-2", "-3")]
+
+
 def test_a_score_comes_with_its_days(project, alert):
     details = {"metric": "cost_per_1000", "since": "2013-07-03T00:00:00", "until": "2013-07-05T00:00:00"}
     path, *_ = open_alert(alert | {"id": 78, "kind": "performance", "details": details}, project)

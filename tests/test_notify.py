@@ -101,14 +101,16 @@ def test_plain_mail(settings):
     try:
         assert sent([email(server, security="none")], settings) == {"mail": None}
         refused = sent([email(server, security="none", to=["nobody@example.org"])], settings)["mail"]
-        partly = sent([email(server, security="none", to=["nobody@example.org", "ada@example.org"])], settings)["mail"]
+        channel = email(server, security="none", to=["nobody@example.org", "ada@example.org"])
+        partly = send_all([(channel, MESSAGE)], settings)["mail"]
         insecure = sent([email(server)], settings)["mail"]
     finally:
         server.stop()
     text = box.got[0].content.decode()
     assert "Subject: [mlnb] flights: distance moved <far> [inputs, alert 3]" in text and "mlnb alerts open 3" in text
     assert box.got[0].rcpt_tos == ["team@example.org"] and box.got[1].rcpt_tos == ["ada@example.org"] and len(box.got) == 2
-    assert "does not take the mail" in refused and "nobody@example.org" in partly and "does not take the mail" in insecure
+    assert "does not take the mail" in refused and "does not take the mail" in insecure
+    assert partly.error is None and partly.note == f"127.0.0.1:{server.port} takes no mail for nobody@example.org; the others have it"
     assert "does not answer" in sent([email(server)], settings)["mail"]
 
 
@@ -188,4 +190,21 @@ def test_many_alerts_are_one_message(settings):
     document = json.loads(line)
     assert document["headline"] == "p: 2000 alerts began" and len(document["alerts"]) == 100 and document["more"] == 1900
     assert notify.notify(alerts, channels_of(settings), settings) == {}
+    alerts.close()
+
+
+def test_a_mailbox_that_is_no_more_does_not_have_the_others_told_again(settings):
+    box = Box()
+    server = mailbox(box)
+    server.start()
+    channel = email(server, security="none", to=["nobody@example.org", "ada@example.org"])
+    alerts = Alerts(Records(f"sqlite:///{settings.root}/records.db"), "p")
+    try:
+        alerts.note([looked("a")], ["mail"])
+        first, second = (notify.notify(alerts, {"mail": channel}, settings) for _ in range(2))
+    finally:
+        server.stop()
+    assert "takes no mail for nobody@example.org" in first["mail"].note and second == {} and len(box.got) == 1
+    (delivery,) = alerts.get(1)["deliveries"]
+    assert delivery["status"] == "sent" and "nobody@example.org" in delivery["error"]
     alerts.close()

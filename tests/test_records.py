@@ -1,10 +1,12 @@
 """Records under several processes and from other times."""
 
 import shutil
+import sqlite3
 import subprocess
 import sys
 
 import pytest
+import sqlalchemy as sa
 
 from mlnb.project.errors import RecordError, SettingError
 from mlnb.records import Records, code_of, commit_of, is_dead, now, this_process
@@ -128,6 +130,31 @@ def test_the_commit_is_read_from_the_files(tmp_path):
     assert code_of(tmp_path / "tree") == {"commit": head, "dirty": False}
     git(tmp_path, "checkout", "-q", "--detach")
     assert commit_of(tmp_path) == head
+
+
+def test_a_store_that_fails_after_it_was_opened_says_so_in_words(tmp_path):
+    records = Records(f"sqlite:///{tmp_path}/records.db", patience=0.1)
+    run = records.start_run("demo", {})
+    holder = sqlite3.connect(tmp_path / "records.db", isolation_level=None)
+    holder.execute("begin immediate")
+    for act in (lambda: records.end_run(run, "failed"), lambda: records.alone(1).__enter__()):
+        with pytest.raises(RecordError, match=r"records.db' cannot be read or written: database is locked$"):
+            act()
+    holder.close()
+    records.end_run(run, "failed")
+    with pytest.raises(sa.exc.IntegrityError):  # the store is well, the change is not
+        records.put([("task", {"run_id": None, "name": "a"}, {})])
+    records.close()
+
+
+def test_tasks_of_many_runs_are_counted(tmp_path):
+    records, ids = Records(f"sqlite:///{tmp_path}/records.db"), [f"20260101T000000-{i:06x}" for i in range(40_000)]
+    with records.engine.begin() as connection:
+        connection.execute(records.table("run").insert(), [{"id": i} for i in ids])
+        rows = [{"run_id": i, "name": name, "status": status} for i in ids for name, status in (("a", "executed"), ("b", "failed"))]
+        connection.execute(records.table("task").insert(), rows)
+    assert records.counts(ids) == {i: {"executed": 1, "failed": 1} for i in ids} and records.counts([]) == {}
+    records.close()
 
 
 def test_a_password_is_not_shown():

@@ -1,5 +1,6 @@
 import datetime as dt
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -79,6 +80,21 @@ def test_a_file_is_store_enough(tracking, bundle, tmp_path, monkeypatch):
     whole_life(tracking, bundle, tmp_path)
     assert sorted(p.name for p in (tmp_path / "kept").iterdir()) == ["mlflow.db", "mlruns"]
     assert [p.name for p in (tmp_path / "made").iterdir()] == ["bundle"]  # no ./mlruns
+
+
+def test_two_that_download_at_once_have_one_bundle(tracking, bundle, tmp_path, monkeypatch):
+    with tracking.run("flights") as run:
+        version = tracking.register("flights", bundle, run)
+    download = tracking.client.download_artifacts
+
+    def slower(*arguments):
+        copied = download(*arguments)
+        shutil.copytree(bundle, tmp_path / "copy")  # the other process is done
+        return copied
+
+    monkeypatch.setattr(tracking.client, "download_artifacts", slower)
+    assert content(tracking.download("flights", version, tmp_path / "copy")) == content(bundle)
+    assert {p.name for p in tmp_path.iterdir()} == {"made", "kept", "copy"}
 
 
 def _server(folder, port):

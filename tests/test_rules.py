@@ -1,6 +1,8 @@
 """Rules look at real things: a service of its own process, a log, a context, runs."""
 
 import datetime as dt
+import socketserver
+import time
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
@@ -11,12 +13,13 @@ import pandas as pd
 import pytest
 import toy_project
 from plain_server import plain
+from waiting import until
 
 from mlnb.data.context import SnapshotStore
 from mlnb.data.profiles import Profile
 from mlnb.monitoring.alerts import Alerts
 from mlnb.monitoring.null import calibrate
-from mlnb.monitoring.rules import KINDS, look, of_table, rules_of
+from mlnb.monitoring.rules import KINDS, fetch, look, of_table, rules_of
 from mlnb.project.errors import SettingError
 from mlnb.project.settings import load_settings
 from mlnb.records import Records, now
@@ -45,11 +48,12 @@ def found(one, project, at=None, memory=None):
 def test_a_service(toy, project, tmp_path):
     with plain(toy, tmp_path / "log") as (_, url):
         service = lambda **more: rule("service", url=url, requests=5, minutes=1, **more)
-        assert found(service(), project) == {}
         row, began = toy_project.example(toy), now()
+        first = look(service(p99_milliseconds=0.001), *project, {}, began)
+        assert first.findings == [] and first.blind is None
         for _ in range(10):
             assert httpx.post(f"{url}/predict", json=row).status_code == 200
-        slow = look(service(p99_milliseconds=0.001), *project, {}, began)
+        slow = look(service(p99_milliseconds=0.001), *project, first.memory, began + dt.timedelta(seconds=30))
         assert [f.subject for f in slow.findings] == ["latency"] and slow.findings[0].value > 0
         for _ in range(5):
             assert httpx.post(f"{url}/predict", content=b"{").status_code == 400
@@ -98,12 +102,12 @@ def counts(good, bad, unlogged=0):
 def test_what_failed_since_the_last_look(project, scripted):
     server, url = scripted
     service, at, memory, seen = rule("service", url=url, requests=50, minutes=10), now(), {}, []
-    for good, bad, unlogged in ((1000, 0, 0), (1090, 10, 0), (1091, 10, 7), (2091, 10, 7), (3091, 10, 7), (60, 60, 0), (61, 60, 0)):
+    for good, bad, unlogged in ((1000, 900, 3), (1090, 910, 3), (1091, 910, 7), (2091, 910, 7), (3091, 910, 7), (60, 60, 0), (61, 60, 0)):
         server.says["/metrics"] = counts(good, bad, unlogged)
         looked = look(service, *project, memory, at)
         memory, at = looked.memory, at + dt.timedelta(minutes=11)
         seen.append([f.subject for f in looked.findings])
-    assert seen == [[], ["errors"], ["unlogged"], [], [], ["errors"], []]  # the service started anew before the sixth
+    assert seen == [[], ["errors"], ["unlogged"], [], [], ["errors"], []]  # what was before is not news; the sixth is after a new start
     assert len(memory["counts"]) <= 3
     for _ in range(100):  # checks of every second
         memory, at = look(service, *project, memory, at).memory, at + dt.timedelta(seconds=1)
@@ -119,6 +123,41 @@ def test_a_service_that_is_not_ready_or_no_service(project, scripted):
     assert look(rule("service", url=url), *project).blind or look(rule("service", url=url), *project).findings == []
     server.says["/metrics"] = 404, ""
     assert "metrics answers 404" in look(rule("service", url=url), *project).blind
+
+
+@pytest.fixture
+def dripping():
+    "A server that sends what it is told, then a byte now and then for as long as somebody is there"
+
+    class Drip(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.recv(1 << 12)
+            self.request.sendall(server.begins)
+            while not server.stopped:
+                self.request.sendall(b"x")
+                time.sleep(0.1)
+
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Drip)
+    server.daemon_threads, server.stopped, server.handle_error = True, False, lambda *_: None
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.stopped = True
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize("begins", [b"", b"HTTP/1.1 503 Busy\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: "])
+def test_a_service_that_never_ends_its_answer(dripping, begins):
+    dripping.begins, said = begins, []
+
+    def ask():
+        try:
+            said.append(fetch(f"http://127.0.0.1:{dripping.server_address[1]}/readyz", seconds=0.5))
+        except OSError as e:
+            said.append(str(e))
+
+    Thread(target=ask, daemon=True).start()
+    assert until(lambda: said) == ["it answers too slowly"]
 
 
 def test_context_and_predictions_age(project, toy):

@@ -109,7 +109,7 @@ def _checked_document(done) -> dict:
         {"rule": one.rule.name, "kind": one.rule.kind, "found": [f.subject for f in one.findings], "blind": one.blind}
         for one in done.looks
     ]  # fmt: skip
-    told = {name: {"alerts": one.alerts, "error": one.error} for name, one in done.told.items()}
+    told = {name: {"alerts": one.alerts, "error": one.error, "note": one.note} for name, one in done.told.items()}
     changes = {"fired": done.changes.fired, "resolved": done.changes.resolved}
     return {"firing": len(done.firing), **changes, "rules": rules, "told": told, "alerts": [document(row) for row in done.current]}
 
@@ -136,6 +136,8 @@ def check(as_json):
     for name, told in done.told.items():
         if told.error:
             click.echo(f"channel {name!r} could not be told, the next check tries again: {told.error}", err=True)
+        if told.note:
+            click.echo(f"channel {name!r} was told, but {told.note}", err=True)
     if as_json:
         _print_json(_checked_document(done))
     elif done.current:
@@ -207,8 +209,9 @@ def _show_more(found: dict, console):
     if found["deliveries"]:
         console.print("\n[bold]who was told[/]")
     for one in found["deliveries"]:
-        error = f", {one['attempts']} tries: {one['error']}" if one["error"] else ""
-        console.print(f"{_time(one['sent']):16}  {one['channel']}: {one['what']}, {one['status']}{error}", markup=False)
+        tries = f", {one['attempts']} tries" if one["attempts"] > 1 or one["status"] == "waiting" else ""
+        why = f": {one['error']}" if one["error"] else ""
+        console.print(f"{_time(one['sent']):16}  {one['channel']}: {one['what']}, {one['status']}{tries}{why}", markup=False)
 
 # %% ../../nbs/cli/18_alerts.ipynb #14ccd934
 def _user() -> str:
@@ -241,7 +244,9 @@ def ack(alert, note, by):
 @click.option("--note", help="What it was.")
 @click.option("--by", metavar="NAME", help="Who says so; default: the user of this machine.")
 def resolve(alert, note, by):
-    """Say that an alert is over; it fires again if it is found in another window.
+    """Say that an alert is over. It fires again where it is found in another window or run.
+
+    What has neither, such as a service that is down, fires again at the next check that finds it.
 
     \b
     Example:
@@ -308,8 +313,8 @@ def test(channel, as_json):
         raise SettingError(f"there is no channel '{channel}'{did_you_mean(channel, known)}; {right}")
     told = notify.send_all([(known[channel], notify.Message(deployment(settings)))], settings)[channel]
     if as_json:
-        _print_json({"channel": channel, "error": told.error})
+        _print_json({"channel": channel, "error": told.error, "note": told.note})
         sys.exit(1 if told.error else 0)
     if told.error:
         raise AlertError(f"channel '{channel}' could not be told: {told.error}")
-    click.echo(f"Channel '{channel}' was told.")
+    click.echo(f"Channel '{channel}' was told{f', but {told.note}' if told.note else ''}.")

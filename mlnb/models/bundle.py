@@ -8,9 +8,11 @@ __all__ = ['TYPES', 'DECISION_TIME', 'OUTPUT', 'FORMAT', 'Field', 'FieldType', '
            'write_bundle']
 
 # %% ../../nbs/models/03_bundle.ipynb #3b2769ec
+import ctypes
 import hashlib
 import importlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -461,10 +463,21 @@ def _write_references(folder: Path, references: dict):
                 (into / name).write_bytes(data)
 
 
+_HERE, _EXCHANGE = -100, 2  # of Linux: AT_FDCWD, RENAME_EXCHANGE
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    "Have two folders change places in one step; False where the system cannot"
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    return rename is not None and rename(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
+
+
 def _place(draft: Path, folder: Path):
     "Rename `draft` to `folder`; what stood there is removed after the new one is in place"
     draft.chmod(0o755)
-    if folder.exists():
+    if folder.is_dir() and not folder.is_symlink() and _exchange(draft, folder):
+        shutil.rmtree(draft)
+    elif folder.exists():
         old = Path(mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
         folder.rename(old / "bundle")
         draft.rename(folder)

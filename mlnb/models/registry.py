@@ -6,10 +6,10 @@
 __all__ = ['RIGHT', 'PATIENCE', 'check_server', 'Run', 'Tracking', 'log_pipeline_run']
 
 # %% ../../nbs/models/04_registry.ipynb #21e058ac
+import errno
 import logging
 import os
 import re
-import shutil
 import tempfile
 import time
 from contextlib import contextmanager
@@ -301,7 +301,7 @@ class Tracking:
         version: int | str,  # or an alias
         folder: str | Path,  # must not exist yet; appears whole or not at all
     ) -> Path:
-        "Copy a version's bundle to `folder`"
+        "Copy a version's bundle to `folder`; where another process was quicker, its copy stays"
         folder, number = Path(folder), version if isinstance(version, int) else self.version_of(name, version)
         if number is None:
             raise TrackingError(f"model {name!r} has no alias {version!r} in the MLflow store at {self.url!r}")
@@ -311,7 +311,11 @@ class Tracking:
         with _speaking(self.url), tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as draft:
             found = self.client.get_model_version(name, str(number))
             copied = Path(self.client.download_artifacts(found.run_id, "bundle", draft))
-            shutil.move(copied, folder)
+            try:
+                copied.rename(folder)
+            except OSError as e:
+                if e.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
         return folder
 
 # %% ../../nbs/models/04_registry.ipynb #3439a75a

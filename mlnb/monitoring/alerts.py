@@ -44,8 +44,13 @@ def _begun(at: dt.datetime, episode: int) -> dict:
     return {"state": "firing", "first_seen": at, "ended": None, "seen": 1, "episode": episode}
 
 
-def _same_window(row: dict, found: Finding) -> bool:
-    return "since" in found.details and row["details"].get("since") == found.details["since"]
+_ABOUT = ("since", "until", "run")  # what a finding is about: a window, a run
+
+
+def _is_settled(row: dict, found: Finding) -> bool:
+    "Whether a person has resolved the alert when it was about the same"
+    about, was = ([details.get(name) for name in _ABOUT] for details in (found.details, row["details"]))
+    return row.get("resolved_by") is not None and any(about) and about == was
 
 
 def _found(looked: Looked) -> dict[str, Finding]:
@@ -57,7 +62,7 @@ def _found(looked: Looked) -> dict[str, Finding]:
 
 def steps(
     looked: Looked,
-    rows: dict[str, dict],  # subject -> alert of this rule
+    rows: dict[str, dict],  # subject -> alert of this rule, and who has `resolved_by`; None: a check
 ) -> tuple[list[dict], list[dict], list[dict]]:
     "Alerts that begin, alerts that are seen again or missed once more, alerts that end; each as its columns"
     begin, go_on, end = [], [], []
@@ -68,7 +73,7 @@ def steps(
             begin.append({"rule": looked.rule.name, "subject": subject} | columns | _begun(at, 1))
         elif row["state"] != "resolved":
             go_on.append({"id": row["id"]} | columns | {"seen": row["seen"] + 1})
-        elif not _same_window(row, finding):
+        elif not _is_settled(row, finding):
             begin.append({"id": row["id"]} | columns | _begun(at, row["episode"] + 1))
     for subject, row in rows.items():
         if row["state"] == "resolved" or subject in found or looked.blind is not None:
@@ -131,10 +136,12 @@ class Alerts:
         "Note what one rule found, unless another check has noted it since"
         here = (self.rule.c.project == self.project) & (self.rule.c.rule == looked.rule.name)
         known = self._rows(connection, self.rule.select().where(here))
-        if known and known[0]["checked"] and known[0]["checked"] > looked.began:
+        if known and known[0]["checked"] and looked.began < known[0]["checked"] <= now():
             return
         mine = (self.alert.c.project == self.project) & (self.alert.c.rule == looked.rule.name)
-        rows = {row["subject"]: row for row in self._rows(connection, self.alert.select().where(mine).order_by(self.alert.c.id))}
+        rows = self._rows(connection, self.alert.select().where(mine).order_by(self.alert.c.id))
+        by = self._resolved_by(connection, mine)
+        rows = {row["subject"]: row | {"resolved_by": by.get(row["id"])} for row in rows}
         begin, go_on, end = steps(looked, rows)
         for columns in begin:
             fired.append(self._begin(connection, columns, to))
@@ -149,6 +156,14 @@ class Alerts:
             connection.execute(self.rule.update().where(here).values(seen))
         else:
             connection.execute(self.rule.insert().values(seen | {"project": self.project, "rule": looked.rule.name}))
+
+    def _resolved_by(self, connection, which) -> dict[int, str | None]:
+        "Who ended the alerts of a condition the last time"
+        import sqlalchemy as sa
+
+        e = self.event
+        ends = sa.select(e.c.alert_id, e.c.who).join(self.alert, self.alert.c.id == e.c.alert_id).where(which, e.c.what == "resolved")
+        return {row["alert_id"]: row["who"] for row in self._rows(connection, ends.order_by(e.c.id))}
 
     def _change(self, connection, columns: dict):
         "Write columns of the alert that they name"
@@ -276,11 +291,12 @@ class Alerts:
         self,
         channel: str,
         error: str | None = None,  # why it could not be told; it is tried again
+        note: str | None = None,  # who was not reached though it was told
     ):
         "Note how the delivery ended that this process had claimed"
         d = self.delivery
         mine = (d.c.channel == channel) & (d.c.status == "waiting") & (d.c.claimed == this_process())
-        ended = {"claimed": None, "error": error} | ({} if error else {"status": "sent", "sent": now()})
+        ended = {"claimed": None, "error": error or note} | ({} if error else {"status": "sent", "sent": now()})
         with self.records.alone(_LOCK) as connection:
             connection.execute(d.update().where(mine).values(ended))
 

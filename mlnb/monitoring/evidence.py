@@ -505,24 +505,46 @@ FOLDER = "alerts"
 def place_of(
     alert: dict,  # of the records
     settings,  # of the project
-    again: int = 0,  # which further notebook of the same episode
+    again: int = 0,  # which further notebook of that name
 ) -> Path:
     "Where the notebook of an alert stands"
     parts = [str(alert["id"]), *([f"episode{alert['episode']}"] if alert["episode"] > 1 else []), *([str(again + 1)] if again else [])]
     return settings.root / FOLDER / f"{'-'.join(parts)}.ipynb"
 
 
-def _place(executed: Path, place: Callable[[int], Path], fresh: bool) -> Path:
-    "Put a file where none is yet; the first one's place where somebody was quicker, unless it is to be another one"
+def _identity(alert: dict) -> list[str]:
+    "What tells an alert from one of the same number"
+    return [str(alert.get(name, "")) for name in ("project", "rule", "subject", "first_seen")]
+
+
+def _is_of(path: Path, alert: dict) -> bool:
+    "Whether a notebook is of this alert; one that does not say is"
+    try:
+        return json.loads(path.read_text())["metadata"]["mlnb"]["alert"] == _identity(alert)
+    except (OSError, ValueError, LookupError, TypeError):
+        return True
+
+
+def _free(alert: dict, settings, again: bool) -> tuple[Path, bool]:  # a place, whether nothing is there
+    "The place of the alert's notebook, or the next one where it is to be another or is of another alert"
     number = 0
+    while os.path.lexists(place := place_of(alert, settings, number)):
+        if not again and _is_of(place, alert):
+            return place, False
+        number += 1
+    return place, True
+
+
+def _place(executed: Path, alert: dict, settings, again: bool) -> Path:
+    "Put a file where none is yet; the first one's place where somebody was quicker, unless it is to be another one"
     while True:
+        place, is_free = _free(alert, settings, again)
         try:
-            os.link(executed, place(number))
-            return place(number)
+            if is_free:
+                os.link(executed, place)
+            return place
         except FileExistsError:
-            if not fresh:
-                return place(number)
-            number += 1
+            continue
 
 
 def open_alert(
@@ -534,19 +556,22 @@ def open_alert(
     "Write and execute the notebook of an alert. One that is there is left as it is"
     from mlnb.notebooks.execute import execute
 
-    if (place := place_of(alert, settings)).exists() and not again:
+    place, is_free = _free(alert, settings, again)
+    if not is_free:
         return place, False, None
     place.parent.mkdir(exist_ok=True)
     with TemporaryDirectory(prefix=".open-", dir=place.parent) as folder:
         written, executed, failed = Path(folder, "written.ipynb"), Path(folder, place.name), None
-        written.write_text(json.dumps(notebook_of(alert, settings.env), indent=1))
+        made = notebook_of(alert, settings.env)
+        made["metadata"]["mlnb"] = {"alert": _identity(alert)}
+        written.write_text(json.dumps(made, indent=1))
         try:
             execute(written, executed, cwd=place.parent, env={"MLNB_ROOT": str(settings.root)}, on_cell=on_cell)
         except NotebookError as e:
             failed = str(e).replace(str(executed), str(place)).replace(str(written), place.name)
         _without_paths(executed if executed.exists() else written, executed)
-        found = _place(executed, lambda number: place_of(alert, settings, number), again)
-    return found, True, failed
+        place = _place(executed, alert, settings, again)
+    return place, True, failed
 
 
 def _without_paths(source: Path, target: Path):

@@ -10,6 +10,7 @@ __all__ = ['FOR_PEOPLE', 'FOR_PROGRAMS', 'CHANNELS', 'TIMEOUT', 'PATIENCE', 'doc
 # %% ../../nbs/monitoring/08_notify.ipynb #dcb402b5
 import datetime as dt
 import json
+import logging
 import math
 import re
 import smtplib
@@ -17,12 +18,13 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from .alerts import Alerts, Changes
 from .rules import Looked, ask, from_variable, look, of_table, rules_of, setting
-from ..project.errors import AlertError, SettingError, did_you_mean
-from ..records import now
+from ..project.errors import AlertError, MlnbError, SettingError, did_you_mean
+from ..records import Records, now
 
 # %% ../../nbs/monitoring/08_notify.ipynb #4ee68140
 FOR_PEOPLE, FOR_PROGRAMS = 20, 100  # alerts that a message shows
@@ -124,8 +126,8 @@ class Channel:
         begin, end = dt.time(a, b), dt.time(c, d)
         return begin <= here < end if begin <= end else here >= begin or here < end
 
-    def send(self, message: Message, settings) -> None:
-        "Tell people; raises `AlertError` or `OSError` where that fails"
+    def send(self, message: Message, settings) -> str | None:
+        "Tell people, and say who of them was not reached; raises `AlertError` or `OSError` where nobody was"
         raise NotImplementedError
 
 
@@ -211,7 +213,7 @@ class Email(Channel):
         mail.set_content("\n\n".join([title, *message.lines()]) + "\n")
         return mail
 
-    def send(self, message: Message, settings) -> None:
+    def send(self, message: Message, settings) -> str | None:
         import ssl
 
         password, (host, _, port) = from_variable(self.password), self.server.rpartition(":")
@@ -228,8 +230,7 @@ class Email(Channel):
             raise AlertError(f"{self.server} does not take the mail: {type(e).__name__} {getattr(e, 'smtp_code', '')}".rstrip()) from None
         except OSError as e:
             raise AlertError(f"{self.server} does not answer: {e.strerror or e}") from None
-        if refused:
-            raise AlertError(f"{self.server} takes no mail for {', '.join(refused)}; the others have it")
+        return f"{self.server} takes no mail for {', '.join(refused)}; the others have it" if refused else None
 
 
 @channel("log")
@@ -276,12 +277,13 @@ PATIENCE = 30.0  # seconds for all channels together
 class Told:
     "How a message to one channel ended"
     alerts: int
-    error: str | None = None
+    error: str | None = None  # why nobody was told; it is tried again
+    note: str | None = None  # who was not reached; it is not tried again
 
 
 def _send(channel: Channel, message: Message, settings, told: Told):
     try:
-        channel.send(message, settings)
+        told.note = channel.send(message, settings)
         told.error = None
     except (AlertError, OSError) as e:
         told.error = f"{e}"
@@ -302,7 +304,7 @@ def send_all(
     end = time.monotonic() + patience
     for thread in threads:
         thread.join(max(0.0, end - time.monotonic()))
-    return {name: Told(one.alerts, one.error) for name, one in ended.items()}
+    return {name: Told(one.alerts, one.error, one.note) for name, one in ended.items()}
 
 
 def notify(
@@ -315,10 +317,13 @@ def notify(
     claimed = {name: alerts.claim(name, one.is_quiet(moment or now())) for name, one in channels.items()}
     ended = send_all([(channels[name], Message(alerts.project, rows)) for name, rows in claimed.items() if rows], settings)
     for name, told in ended.items():
-        alerts.settle(name, told.error)
+        alerts.settle(name, told.error, told.note)
     return ended
 
 # %% ../../nbs/monitoring/08_notify.ipynb #369b8746
+_log = logging.getLogger(__name__)
+
+
 @dataclass(frozen=True)
 class Checked:
     "What a check saw and did"
@@ -333,6 +338,18 @@ class Checked:
         return [alert for alert in self.current if alert["state"] == "firing"]
 
 
+def _replay(records: Records, folder: Path):
+    "Write to the records what runs could not; what stands in the way of that keeps no rule from looking"
+    from mlnb.pipelines.recorder import replay
+
+    try:
+        replay(records, folder)
+    except MlnbError:
+        raise
+    except Exception as e:
+        _log.warning("what earlier runs left below %s could not be written to the records: %s", folder, e)
+
+
 def check(
     settings,  # of the project
     on_rule: Callable[[str], None] = lambda name: None,  # called before a rule looks
@@ -342,6 +359,7 @@ def check(
     known_channels(rules, channels)
     alerts = Alerts.of(settings)
     try:
+        _replay(alerts.records, settings.path(".mlnb/runs"))
         memories, looks = alerts.memories(), []
         for rule in rules:
             on_rule(rule.name)

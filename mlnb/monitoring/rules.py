@@ -16,7 +16,9 @@ import math
 import os
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field, fields
+from threading import Thread
 
 from ..project.errors import AlertError, MlnbError, SettingError, did_you_mean
 from ..records import now as moment
@@ -398,10 +400,26 @@ def fetch(
 
 def ask(
     request,  # of urllib
-    seconds: float,  # that it may be silent, and that its text may take
+    seconds: float,  # that it may be silent; in all it may take twice that
     *handlers,  # of urllib
 ) -> tuple[int, str]:  # status, text
-    "What a server answers. A redirection is not followed: nobody but the server that was named gets a key or a message"
+    "What a server answers; raises `OSError` where it does not, or too slowly"
+    answer = Future()
+    Thread(target=_ask, args=(answer, request, seconds, handlers), daemon=True).start()
+    if not wait([answer], 2 * seconds).done:
+        raise OSError("it answers too slowly")
+    return answer.result()
+
+
+def _ask(answer: Future, request, seconds: float, handlers: tuple):
+    try:
+        answer.set_result(_answer(request, seconds, handlers))
+    except BaseException as e:
+        answer.set_exception(e)
+
+
+def _answer(request, seconds: float, handlers: tuple) -> tuple[int, str]:
+    "A redirection is not followed: nobody but the server that was named gets a key or a message"
     import http.client
     import urllib.error
     import urllib.request
@@ -410,25 +428,27 @@ def ask(
         def redirect_request(self, *_):
             return None
 
+    end = time.monotonic() + 2 * seconds
     try:
         with urllib.request.build_opener(Straight, *handlers).open(request, timeout=seconds) as answer:
-            return answer.status, _text(answer, time.monotonic() + seconds)
+            return answer.status, _text(answer, end)
     except urllib.error.HTTPError as e:
-        return e.code, e.read(1 << 12).decode("utf-8", "replace")
+        with e:
+            return e.code, _text(e, end, 1 << 12)
     except urllib.error.URLError as e:
         raise e.reason if isinstance(e.reason, OSError) else OSError(str(e.reason)) from None
     except http.client.HTTPException as e:
         raise OSError(f"it does not speak HTTP ({type(e).__name__})") from None
 
 
-def _text(answer, end: float) -> str:
-    "The text of an answer; an `OSError` where it has not come by `end`"
-    parts = []
-    while part := answer.read1(1 << 16):
-        parts.append(part)
+def _text(answer, end: float, most: int = 1 << 26) -> str:
+    "The text of an answer, at most so many bytes; an `OSError` where it has not come by `end`, which ends the thread too"
+    text = bytearray()
+    while len(text) < most and (part := answer.read1(1 << 12)):
+        text += part
         if time.monotonic() > end:
             raise OSError("it answers too slowly")
-    return b"".join(parts).decode("utf-8", "replace")
+    return text.decode("utf-8", "replace")
 
 
 def counts_of(
@@ -505,7 +525,8 @@ class ServiceRule(Rule):
             right = 'write key = "$NAME", a variable with a key of the service' if not self.key else f"look at the key in {self.key}"
             raise AlertError(f"rule '{self.name}': {base}/metrics answers {status}; {right}")
         now = counts_of(text)
-        yield from self._judged(base, since_then(now, _remembered(look, now, self.minutes)))
+        if (before := _remembered(look, now, self.minutes)) is not None:
+            yield from self._judged(base, since_then(now, before))
 
     def _judged(self, base: str, new: dict) -> Iterator[Finding]:
         "What the newest requests show"
@@ -547,15 +568,15 @@ def _not_ready(base: str) -> str | None:
     return None
 
 
-def _remembered(look: Look, now: dict, minutes: int) -> dict:
-    "The counts of about `minutes` ago, empty at the first look; the present ones are remembered"
+def _remembered(look: Look, now: dict, minutes: int) -> dict | None:
+    "The counts of about `minutes` ago, None at the first look; the present ones are remembered"
     second = look.now.replace(tzinfo=dt.UTC).timestamp()
     old = [one for one in look.memory.get("counts", []) if one[0] <= second]
     inside = [one for one in old if one[0] >= second - minutes * 60]
     kept = (old[-len(inside) - 1 :] if len(inside) < len(old) else inside) if inside else old[-1:]
     if not kept or second - kept[-1][0] >= minutes * 60 / _LOOKS:
         look.memory["counts"] = [*kept, [second, now]]
-    return kept[0][1] if kept else {}
+    return kept[0][1] if kept else None
 
 # %% ../../nbs/monitoring/06_rules.ipynb #054fc8af
 @kind("freshness")

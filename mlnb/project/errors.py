@@ -26,7 +26,7 @@ class PipelineError(MlnbError):
 
 
 class RecordError(MlnbError):
-    "A run is not in the records, or cannot be named so"
+    "A run is not in the records, or cannot be named so; or the records cannot be read or written"
 
 
 class ContractError(MlnbError):

@@ -2156,6 +2156,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'mlnb/pipelines/plan.py'),
                                      'mlnb.pipelines.plan._Fingerprints.inputs': ( 'pipelines/plan.html#_fingerprints.inputs',
                                                                                    'mlnb/pipelines/plan.py'),
+                                     'mlnb.pipelines.plan._Fingerprints.loaded': ( 'pipelines/plan.html#_fingerprints.loaded',
+                                                                                   'mlnb/pipelines/plan.py'),
                                      'mlnb.pipelines.plan._Fingerprints.made_from': ( 'pipelines/plan.html#_fingerprints.made_from',
                                                                                       'mlnb/pipelines/plan.py'),
                                      'mlnb.pipelines.plan._Fingerprints.path': ( 'pipelines/plan.html#_fingerprints.path',

@@ -82,6 +82,8 @@ def test_a_mended_notebook_goes_on(task):
     undisturbed = task.run("undisturbed.ipynb", checkpoints=None)
     assert task.count() == 2 and shown(cells) == shown(undisturbed)
     assert list(task.copies.iterdir()) == [] and not lives(saved["pid"])
+    log = task.folder / "out.log"
+    assert not log.exists() or "timed out" not in log.read_text(), "it ends at once"
 
 
 def test_it_can_fail_again_and_go_on_again(task):

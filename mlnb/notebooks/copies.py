@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from .forkserver import end_after, memory
+from .forkserver import FOR_THREADS, end_after, memory
 
 # %% ../../nbs/notebooks/08_copies.ipynb #52c92c91
 class WhyNot(Exception):
@@ -445,7 +445,7 @@ def _become_kernel(request: dict, fds: list[int], owner: socket.socket) -> None:
     random.setstate(state)  # ZeroMQ chose ports at random
     threading.Thread(target=_watch, args=(owner,), name="mlnb owner watch", daemon=True).start()
     owner.sendall(b'{"ready": true}\n')
-    app.start()
+    end_after(app.start, FOR_THREADS)
 
 # %% ../../nbs/notebooks/08_copies.ipynb #f2c20483
 PATIENCE = 10  # seconds for the copy to be there

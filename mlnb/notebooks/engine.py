@@ -104,7 +104,7 @@ class LiveNotebook(NotebookExecutionManager):
 # %% ../../nbs/notebooks/10_engine.ipynb #a54e968b
 MOST_TEXT = 1_000_000  # printed characters of a cell that the copy holds, for stdout and for stderr
 LARGEST_OUTPUT = 20_000_000  # characters of one rich output
-_overwritten = re.compile(r"[^\n]*\r(?=[^\n])")
+_overwritten = re.compile(r"^[^\n]*\r(?=[^\n])", re.M)
 
 
 class Outputs:
@@ -125,8 +125,8 @@ class Outputs:
             return
         if not outs or outs[-1].output_type != "stream" or outs[-1].name != name:
             outs.append(new_output("stream", name=name, text=""))
-        text = outs[-1].text + text
-        outs[-1].text = _overwritten.sub("", text) if "\r" in text else text
+        shown, newline, line = outs[-1].text.rpartition("\n")  # only what follows may still be overwritten
+        outs[-1].text = shown + newline + _overwritten.sub("", line + text)
 
     def left_out(self) -> str:
         "What the copy does not hold, in words; empty where it holds everything"

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'WARM_UP', 'GRAMMAR', 'PORTS', 'FOR_THREADS', 'GRACE', 'REFILL_AFTER', 'LOOK_AFTER', 'RETRY_AFTER',
-           'FAILURES', 'modules', 'is_library', 'first_party', 'load', 'Refused', 'check_fork', 'Traces', 'application',
-           'run_cold', 'may_pool', 'end_after', 'Child', 'Connection', 'Forked', 'Server', 'memory', 'main']
+           'LONGEST_WAIT', 'FAILURES', 'modules', 'is_library', 'first_party', 'load', 'Refused', 'check_fork',
+           'Traces', 'application', 'run_cold', 'may_pool', 'end_after', 'Child', 'Connection', 'Forked', 'Server',
+           'memory', 'main']
 
 # %% ../../nbs/notebooks/05_forkserver.ipynb #90975089
 import _io  # its classes are plain: `io` would ask each of their relatives about every type there is
@@ -645,6 +646,7 @@ GRACE = 3.0  # seconds between asking a child to end and killing it
 REFILL_AFTER = 0.01  # seconds after the last request until the pool is filled again
 LOOK_AFTER = 60.0  # seconds until the server looks whether it can still be found
 RETRY_AFTER = 0.2  # seconds until a busy machine is looked at again
+LONGEST_WAIT = 5.0  # seconds after the last request that a busy machine is waited for: others may keep it busy for ever
 FAILURES = 3  # kernels of the pool that may fail before no more are made
 
 
@@ -977,7 +979,9 @@ class Server:
 
     def _refill(self) -> None:
         "Make a kernel ahead, when nobody waits for anything else"
-        if not self._wants_pool() or time.monotonic() < self.active + REFILL_AFTER or _runnable() > 2 * os.cpu_count():
+        waited = time.monotonic() - self.active
+        is_busy = waited < LONGEST_WAIT and _runnable() > 2 * os.cpu_count()
+        if not self._wants_pool() or waited < REFILL_AFTER or is_busy:
             return
         try:
             check_fork()

@@ -1891,6 +1891,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'mlnb.notebooks.kernels._readable': ( 'notebooks/kernels.html#_readable',
                                                                               'mlnb/notebooks/kernels.py'),
                                         'mlnb.notebooks.kernels._request': ('notebooks/kernels.html#_request', 'mlnb/notebooks/kernels.py'),
+                                        'mlnb.notebooks.kernels._said': ('notebooks/kernels.html#_said', 'mlnb/notebooks/kernels.py'),
                                         'mlnb.notebooks.kernels._servers': ('notebooks/kernels.html#_servers', 'mlnb/notebooks/kernels.py'),
                                         'mlnb.notebooks.kernels._start_server': ( 'notebooks/kernels.html#_start_server',
                                                                                   'mlnb/notebooks/kernels.py'),

@@ -82,6 +82,8 @@ def test_a_mended_notebook_goes_on(task):
     undisturbed = task.run("undisturbed.ipynb", checkpoints=None)
     assert task.count() == 2 and shown(cells) == shown(undisturbed)
     assert list(task.copies.iterdir()) == [] and not lives(saved["pid"])
+    log = task.folder / "out.log"
+    assert not log.exists() or "timed out" not in log.read_text(), "it ends at once"
 
 
 def test_it_can_fail_again_and_go_on_again(task):
@@ -190,10 +192,17 @@ WHY_NOT = {
     "a file is mapped into memory to be written": ("import torch\nm = torch.from_file('mapped', shared=True, size=10)", "del m"),
     "a network connection is open: ": ("import socket\ns = socket.create_server(('127.0.0.1', 0))", "s.close()"),
     "a connection is open: ": ("s = socket.socket(socket.AF_UNIX); s.connect(os.environ['LISTENER'])", "s.close()"),
-    "threads of libraries run that may not survive a fork": (
+    "2 threads run Python beside the cells that its threading does not know": (
         "import _thread, time\nlock = _thread.allocate_lock(); lock.acquire()\n"
-        "def wait():\n    with lock: pass\nfor _ in range(64): _thread.start_new_thread(wait, ())",  # more than Arrow has
-        "lock.release(); time.sleep(0.5)",
+        "def wait():\n    with lock: pass\nfor _ in range(2): _thread.start_new_thread(wait, ())",
+        "lock.release()\nwhile copies._hidden_threads(): time.sleep(0.01)",
+    ),
+    "threads of libraries run that may not survive a fork": (
+        "import ctypes, pyarrow\nbefore, library = len(copies._native_threads()), ctypes.CDLL(None)\n"
+        "numbers = (ctypes.c_ulong * 4)()\n"  # one more than Arrow's
+        "for i in range(4): library.pthread_create(ctypes.byref(numbers, i * 8), None, library.pause, None)",
+        "for number in numbers: library.pthread_cancel(ctypes.c_ulong(number))\n"
+        "while len(copies._native_threads()) > before: time.sleep(0.01)",
     ),
     "copies of a kernel need Linux": ("sys.platform = 'darwin'", "sys.platform = 'linux'"),
 }  # fmt: skip

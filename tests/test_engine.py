@@ -11,7 +11,7 @@ import pytest
 from pipeline_project import lives, notebook
 from waiting import until
 
-from mlnb.notebooks import cells, kernels
+from mlnb.notebooks import cells, engine, kernels
 from mlnb.notebooks.execute import execute
 from mlnb.project.errors import NotebookError
 
@@ -144,6 +144,25 @@ def test_threads_and_processes_end_with_the_notebook(task, tmp_path):
     )
     child = int(text(copy))
     until(lambda: not lives(child), "the end of the child")
+
+
+def test_what_was_written_stays_though_processes_and_threads_are_left(task, tmp_path):
+    task(
+        "import subprocess, threading, time\nsleeper = subprocess.Popen(['sleep', '600'])\n"
+        "threading.Thread(target=time.sleep, args=(600,)).start()\nfile = open('left.txt', 'w')\nfile.write('unflushed');",
+        cwd=tmp_path,
+    )
+    assert (tmp_path / "left.txt").read_text() == "unflushed"
+
+
+def test_a_kernel_that_had_to_be_killed_is_a_failure(task, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "GRACE", 1)
+    with pytest.raises(NotebookError, match=r"task.ipynb: its kernel did not end within 1 s; what it had not written is lost; "):
+        task("import atexit, time\natexit.register(time.sleep, 600);")
+    with pytest.raises(NotebookError, match="its kernel did not end"):
+        task("import atexit, time\natexit.register(time.sleep, 600);", "raise SystemExit")
+    with pytest.raises(NotebookError, match=r"cell \[2\]: ZeroDivisionError"):
+        task("import atexit, time\natexit.register(time.sleep, 600);", "1 / 0")
 
 
 def test_what_a_thread_prints_belongs_to_its_cell(task):

@@ -249,6 +249,21 @@ def test_nonsense_is_refused_and_the_server_lives_on(folder, project):
     dismiss(warm(project))
 
 
+def test_a_busy_machine_does_not_keep_the_pool_empty_for_ever(monkeypatch):
+    def refuse():
+        raise forkserver.Refused("a kernel would be made now")
+
+    monkeypatch.setattr(forkserver, "_runnable", lambda: 1_000_000)
+    monkeypatch.setattr(forkserver, "check_fork", refuse)
+    server = object.__new__(forkserver.Server)
+    server._wants_pool, server.failures, server.active = lambda: True, 0, time.monotonic() + 3600
+    server._refill()
+    assert server.failures == 0, "it waits for the machine"
+    server.active -= 7200
+    server._refill()
+    assert server.failures == forkserver.FAILURES
+
+
 @pytest.fixture(scope="module")
 def full(tmp_path_factory):
     "A server that has imported all of the default list, and a folder of workers"

@@ -166,6 +166,28 @@ def test_settings_in_error_are_told_and_the_defaults_hold(tmp_path, caplog):
     assert "setting 'kernel_pool' has value 'many'; write kernel_pool = 1" in caplog.text
 
 
+KEY = "import ctypes, os, resource\nfrom mlnb.notebooks import kernels\n{}\nprint(kernels.key((), {{}}))"
+
+
+def key_of(state):
+    "The key of the server that a process would ask once it is confined"
+    return subprocess.run([sys.executable, "-c", KEY.format(state)], capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        "ctypes.CDLL(None).prctl(38, 1, 0, 0, 0)",  # PR_SET_NO_NEW_PRIVS
+        "os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))",
+        "open('/proc/self/oom_score_adj', 'w').write('900')",
+        "resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); resource.setrlimit(resource.RLIMIT_NOFILE, (99, 99))",
+    ],
+    ids=["no new privileges", "scheduler", "first to go", "limits"],
+)
+def test_who_is_confined_has_a_server_that_is_too(state):
+    assert key_of(state) != key_of("")
+
+
 def mlnb(*words):
     call = [sys.executable, "-c", "from mlnb.cli.main import main; main()", "kernels", *words]
     return subprocess.run(call, capture_output=True, text=True, timeout=120)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from pipeline_project import FIRST, make, notebook
+from pipeline_project import FIRST, edit, make, notebook
 from waiting import until
 
 from mlnb.pipelines.runner import load
@@ -389,14 +389,21 @@ def test_resume_goes_on_inside_the_notebook(suspended):
     assert not list((project / "out").glob(".*")) and not list((project / ".mlnb" / "checkpoints" / "pipeline" / "long").glob("*.copy"))
 
 
+def use_another(root):
+    "Change a function that the failed notebook did not use, and mend the notebook by it"
+    edit(root / "planes" / "work.py", "    return n\n", "    return -n\n")
+    write_long(root, SLOW, "from planes.work import unused\nvalue = unused(value)")
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         (lambda p: (p / "planes" / "work.py").write_text((p / "planes" / "work.py").read_text().replace("= 10", "= 30")), "FACTOR changed"),
+        (use_another, "module planes.work changed, which the copy of its kernel does not know"),
         (lambda p: (p / "out" / ".stage-pipeline-long" / "long.txt").write_text("touched"), "long.txt has been changed since"),
         (lambda p: write_long(p, SLOW + "value = 3", "1 / 1"), "has changed"),
     ],
-    ids=["library", "product", "earlier cell"],
+    ids=["library", "another function", "product", "earlier cell"],
 )
 def test_resume_says_why_it_begins_anew(suspended, change, says):
     project, failed = suspended

@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from .forkserver import end_after, memory
+from .forkserver import FOR_THREADS, end_after, memory
 
 # %% ../../nbs/notebooks/08_copies.ipynb #52c92c91
 class WhyNot(Exception):
@@ -66,20 +66,36 @@ def _pause_openmp() -> None:
 
 
 def _native_threads() -> list[str]:
-    "Names of the threads that neither Python nor ZeroMQ has started"
+    "Names of the threads that neither `threading` nor ZeroMQ has started"
     python, names = {os.getpid(), *(t.native_id for t in threading.enumerate())}, []  # a fork leaves the old id to the main thread
     for task in os.listdir("/proc/self/task"):
         with suppress(OSError), open(f"/proc/self/task/{task}/comm") as file:
             name = file.read().strip()
-            if int(task) not in python and not name.startswith("ZMQbg"):
+            if int(task) not in python and not name.startswith(("ZMQbg", "jemalloc_bg")):  # jemalloc's comes back
                 names.append(name)
     return names
 
 
-def _arrow_threads() -> int:
-    "How many threads pyarrow may have, that of its signals among them"
+def _hidden_threads() -> int:
+    "How many threads run Python and are not known to `threading`"
+    return len(sys._current_frames().keys() - {t.ident for t in threading.enumerate()})
+
+
+@contextmanager
+def _narrow_arrow() -> Iterator[int]:
+    "Meanwhile pyarrow has one thread in each of its two pools; how many threads it may have then"
     arrow = sys.modules.get("pyarrow")
-    return arrow.cpu_count() + arrow.io_thread_count() + 1 if hasattr(arrow, "io_thread_count") else 0
+    if not hasattr(arrow, "set_io_thread_count"):
+        yield 0
+        return
+    cpu, io = arrow.cpu_count(), arrow.io_thread_count()
+    arrow.set_cpu_count(1)
+    arrow.set_io_thread_count(1)
+    try:
+        yield 3
+    finally:
+        arrow.set_cpu_count(cpu)
+        arrow.set_io_thread_count(io)
 
 
 def _forked(task) -> int:
@@ -96,14 +112,17 @@ def _forked(task) -> int:
 
 
 def _check_native_threads(
-    patience: float = 0.2,  # seconds for ended threads to leave the list
+    patience: float = 0.5,  # seconds for ended threads to leave the list
 ) -> None:
     _pause_openmp()
-    allowed, end, left = _arrow_threads(), time.monotonic() + patience, _native_threads()
-    if len(left) > allowed:
-        os.waitpid(_forked(lambda: os._exit(0)), 0)  # runs the fork handlers of libraries
-    while len(left := _native_threads()) > allowed and time.monotonic() < end:
-        time.sleep(0.002)
+    with _narrow_arrow() as allowed:
+        if len(_native_threads()) > allowed:
+            os.waitpid(_forked(lambda: os._exit(0)), 0)  # runs the fork handlers of libraries
+        end = time.monotonic() + patience
+        while (len(left := _native_threads()) > allowed or _hidden_threads()) and time.monotonic() < end:
+            time.sleep(0.002)
+    if hidden := _hidden_threads():
+        raise WhyNot(f"{hidden} threads run Python beside the cells that its threading does not know")
     if len(left) > allowed:
         raise WhyNot(f"{len(left) - allowed} threads of libraries run that may not survive a fork ({', '.join(sorted(set(left)))})")
 
@@ -445,7 +464,7 @@ def _become_kernel(request: dict, fds: list[int], owner: socket.socket) -> None:
     random.setstate(state)  # ZeroMQ chose ports at random
     threading.Thread(target=_watch, args=(owner,), name="mlnb owner watch", daemon=True).start()
     owner.sendall(b'{"ready": true}\n')
-    app.start()
+    end_after(app.start, FOR_THREADS)
 
 # %% ../../nbs/notebooks/08_copies.ipynb #f2c20483
 PATIENCE = 10  # seconds for the copy to be there

@@ -94,7 +94,7 @@ def _reason(error: BaseException, last_words: str) -> str:
     kind = type(error).__name__
     if kind == "PapermillExecutionError":
         return f"{error.ename}: {error.evalue.strip()}" if error.evalue.strip() else error.ename
-    if kind == "CellTimeoutError":
+    if kind in {"CellTimeoutError", "NotebookError"}:
         return str(error)
     if kind == "DeadKernelError":
         return "its kernel died" + (f" with the words: {last_words}" if last_words else " without a word; is memory short?")

@@ -124,6 +124,7 @@ class Reached:
     code: dict[str, tuple[str, str]]  # qualified name -> "function", "class", "global", "module" or "the effect of", and its hash
     modules: tuple[str, ...] = ()  # third-party and standard library, top level
     notes: tuple[str, ...] = ()  # modules that count as a whole, and why
+    loaded: dict[str, str] = field(default_factory=dict, compare=False)  # first-party module that is imported -> hash of all of it
 
 
 class Library:
@@ -227,7 +228,8 @@ class Library:
                 modules |= node.modules
                 notes |= node.notes
                 todo += node.edges
-        return Reached(read["whole"][0], dict(sorted(code.items())), tuple(sorted(modules)), tuple(sorted(notes)))
+        loaded = {m: found["whole"][0] for m in sorted({m for m, _ in seen}) if (found := self.module(m))}
+        return Reached(read["whole"][0], dict(sorted(code.items())), tuple(sorted(modules)), tuple(sorted(notes)), loaded)
 
     def node(self, module: str, name: str | None) -> _Node:
         "The node of a name, made when first asked for"

@@ -107,11 +107,21 @@ def _installed() -> list:
     return [(f, os.stat(f).st_mtime_ns) for f in [*site.getsitepackages(), *user] if os.path.isdir(f)]
 
 
+_CONFINED = ("NoNewPrivs:", "CapBnd:", "Seccomp:")
+
+
+def _said(name: str) -> str:
+    "What the kernel of the system says of this process in a file"
+    return Path("/proc/self", name).read_text()
+
+
 def _limits() -> list:
-    "What a child inherits from the server: user, groups, namespaces, limits, cores, priority"
+    "What a child inherits from the server: user, groups, namespaces, control groups, limits, rights, cores, priorities"
     limits = [resource.getrlimit(getattr(resource, n)) for n in sorted(dir(resource)) if n.startswith("RLIMIT_")]
-    spaces = [os.readlink(f"/proc/self/ns/{n}") for n in ("mnt", "net", "pid", "user")]
-    return [os.getuid(), os.getgid(), os.getgroups(), limits, spaces, sorted(os.sched_getaffinity(0)), os.nice(0)]
+    spaces = [os.readlink(f"/proc/self/ns/{n}") for n in ("ipc", "mnt", "net", "pid", "user", "uts")]
+    rights = [line for line in _said("status").splitlines() if line.startswith(_CONFINED)]
+    priority = [sorted(os.sched_getaffinity(0)), os.nice(0), os.sched_getscheduler(0), _said("oom_score_adj")]
+    return [os.getuid(), os.getgid(), os.getgroups(), limits, spaces, _said("cgroup"), rights, priority]
 
 
 def key(

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -127,6 +127,7 @@ class Token:
     "The fingerprint of a task as it started"
     task: str
     made_from: dict
+    loaded: dict = field(default_factory=dict)  # first-party module that the task imports -> hash of all of it
 
 
 def _texts(value) -> Iterator[str]:
@@ -245,6 +246,10 @@ class _Fingerprints:
                 notes.append(f"input {pattern} {'matches nothing' if manifest.is_pattern(pattern) else 'is not there'}")
         return found, notes
 
+    def loaded(self, task: TaskSpec) -> dict[str, str]:
+        "Hashes of the first-party modules that a task imports, whatever it uses of them"
+        return self.library.notebook(task.source, _texts(task.params)).loaded
+
     def made_from(self, task: TaskSpec, skipped: Iterable[str] = ()) -> tuple[dict, list[str]]:
         "Everything that a task is made from, upstream tasks in `skipped` left out, and notes for the reader"
         reached = self.library.notebook(task.source, _texts(task.params))
@@ -342,21 +347,21 @@ class Planner:
         "What a task is made from, taken as it starts"
         with self._lock:
             self._found.refresh()
-            return Token(name, self._made_from(name, ())[0])
+            return Token(name, self._made_from(name, ())[0], self._found.loaded(self.spec.tasks[name]))
 
     def moved(
         self,
         name: str,
-        before: dict,  # what a task was made from, as an earlier `begin` had it
+        before: Token,  # of an earlier `begin`
         token: Token,  # of `begin`
     ) -> str:
-        "What differs besides the notebook's own code, in words; of the library, what both reached. Empty where nothing does"
-        now = token.made_from
-        old, new = before | {"notebook": ""}, now | {"notebook": ""}
+        "What differs besides the notebook's own code, in words; of the library, the modules that both imported. Empty where nothing does"
+        old, new = before.made_from | {"notebook": ""}, token.made_from | {"notebook": ""}
         for part in ("code", "packages"):
-            both = before[part].keys() & now[part].keys()
-            old[part], new[part] = ({n: m[part][n] for n in both} for m in (before, now))
-        return next(iter(_differences(old, new, self.spec.tasks[name], ())), "")
+            both = old[part].keys() & new[part].keys()
+            old[part], new[part] = ({n: m[part][n] for n in both} for m in (old, new))
+        modules = [f"module {m} changed" for m, value in token.loaded.items() if before.loaded.get(m, value) != value]
+        return next(iter([*_differences(old, new, self.spec.tasks[name], ()), *modules]), "")
 
     def commit(
         self,

@@ -7,7 +7,7 @@ __all__ = ['Suspended']
 
 # %% ../../nbs/pipelines/08_suspended.ipynb #44a96dd0
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..notebooks import checkpoints
@@ -41,7 +41,7 @@ class Suspended:
         why_not: str | None,  # there is none
     ) -> None:
         "Note how a task that failed can go on, or why it cannot"
-        note = {"run": run, "made_from": token.made_from, "checkpoint": checkpoint, "why_not": why_not}
+        note = {"run": run, "token": asdict(token), "checkpoint": checkpoint, "why_not": why_not}
         write_whole(self._note(task), json.dumps(note), durable=False)
 
     def take_up(
@@ -53,7 +53,7 @@ class Suspended:
         "The checkpoint that the task can go on from; files that it wrote after it are removed"
         try:
             note = json.loads(self._note(task).read_text(encoding="utf-8"))
-            checkpoint, before = note["checkpoint"], note["made_from"]
+            checkpoint, before = note["checkpoint"], Token(**note["token"])
         except (OSError, ValueError, LookupError, TypeError):
             return None, ""
         if note["run"] != run:

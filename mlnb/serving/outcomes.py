@@ -21,7 +21,7 @@ import numpy as np
 
 from ..models.bundle import Bundle, Field, entity_keys, columns_of
 from ..project.errors import ServingError
-from ..project.files import publish
+from ..project.files import open_url, publish
 from .predictions import PredictionLog, sync_folder
 from .requests import MOST, YEARS, JsonObject, RequestError, not_a_field, parse, problem_of, request_error, right_form
 
@@ -287,10 +287,8 @@ class OutcomeStore:
     url: str  # folder or fsspec URL
 
     def __post_init__(self):
-        import fsspec
-
         self.folder = Path(self.folder)
-        self.files, self.place = fsspec.core.url_to_fs(str(self.url))
+        self.files, self.place = open_url(self.url)
 
     @classmethod
     def of(

@@ -1069,6 +1069,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                'mlnb/monitoring/outcomes.py'),
                                           'mlnb.monitoring.outcomes._no_decisions': ( 'monitoring/outcomes.html#_no_decisions',
                                                                                       'mlnb/monitoring/outcomes.py'),
+                                          'mlnb.monitoring.outcomes._of_labels': ( 'monitoring/outcomes.html#_of_labels',
+                                                                                   'mlnb/monitoring/outcomes.py'),
                                           'mlnb.monitoring.outcomes._plain_types': ( 'monitoring/outcomes.html#_plain_types',
                                                                                      'mlnb/monitoring/outcomes.py'),
                                           'mlnb.monitoring.outcomes._read_part': ( 'monitoring/outcomes.html#_read_part',

@@ -119,7 +119,7 @@ def test_wrong_rows_are_set_aside_and_the_good_ones_kept(project):
 def test_where_no_row_is_good_the_command_fails_and_a_word_is_no_label(project):
     (project / "words.csv").write_text("entity,value,observed_at\ne0,yes,2013-07-01T12:00:00Z\n")
     done = subprocess.run([*MLNB, "outcomes", "add", "words.csv"], cwd=project, env=toy_project.environment(project), capture_output=True)
-    assert done.returncode == 1 and b'the first is row 0, field \'value\': "yes" is neither 0 nor 1' in done.stdout
+    assert done.returncode == 1 and b"the first is row 0, field 'value': \"yes\" is neither 0 nor 1" in done.stdout
     assert pd.read_csv(project / "words.rejected.csv")["expected"].tolist() == [FORM["value"]]
     (project / "words.csv").write_text("entity,value,observed_at\n")
     assert counts(added(project, "words.csv")) == (0, 0, 0, 0, 0)

@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -85,3 +87,14 @@ def test_doctor_names_what_nothing_reads_and_what_cannot_be_opened(tmp_path):
     assert done.returncode == 1 and found["Storage"]["state"] == "missing" and "nowhere" in found["Storage"]["found"]
     assert found["Variables"]["found"] == "MLNB_STORGE is set and nothing reads it (did you mean 'MLNB_STORAGE'?)"
     assert found["Package"]["found"] == "no folder plnaes"
+
+
+def test_doctor_knows_every_variable_that_the_library_reads(monkeypatch):
+    from mlnb import doctor
+
+    modules = Path(doctor.__file__).parent.rglob("*.py")
+    names = {name.rstrip("_") for module in modules for name in re.findall(r"\bMLNB_[A-Z_]+", module.read_text())}
+    assert {"MLNB_KEYS_FILE", "MLNB_RUNTIME_DIR"} <= names
+    for name in names:
+        monkeypatch.setenv(name, "1")
+    assert list(doctor.variables(None)) == []

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import toy_project
 
-from mlnb.serving.outcomes import OutcomeStore, current
+from mlnb.serving.outcomes import FORM, OutcomeStore, current
 from mlnb.serving.predictions import Prediction, PredictionLog
 
 ROWS, MLNB = 480, (sys.executable, "-c", "from mlnb.cli.main import main; main()")
@@ -125,6 +125,15 @@ def test_wrong_rows_are_set_aside_and_the_good_ones_kept(project):
     assert "11 were set aside and are explained in bad.rejected.csv" in said and "row 3, field 'value': is neither 0 nor 1" in said
     (project / "bad.csv").write_text(f"entity,value,observed_at\ne0,1,{good}\n")
     assert counts(added(project, "bad.csv")) == (1, 0, 1, 0, 0) and not (project / "bad.rejected.csv").exists()
+
+
+def test_where_no_row_is_good_the_command_fails_and_a_word_is_no_label(project):
+    (project / "words.csv").write_text("entity,value,observed_at\ne0,yes,2013-07-01T12:00:00Z\n")
+    done = subprocess.run([*MLNB, "outcomes", "add", "words.csv"], cwd=project, env=toy_project.environment(project), capture_output=True)
+    assert done.returncode == 1 and b"the first is row 0, field 'value': \"yes\" is neither 0 nor 1" in done.stdout
+    assert pd.read_csv(project / "words.rejected.csv")["expected"].tolist() == [FORM["value"]]
+    (project / "words.csv").write_text("entity,value,observed_at\n")
+    assert counts(added(project, "words.csv")) == (0, 0, 0, 0, 0)
 
 
 @pytest.mark.parametrize(

@@ -91,13 +91,22 @@ def test_one_run(project):
 def test_two_runs(project):
     shown = mlnb(project, "compare", "last~1", "last").stdout
     same = "1 more metric without a difference"
-    for words in ("train: notebook changed", "train: package pandas 3.0.0 → 3.0.1", "+0.01", "+1.0", same, "no such task"):
+    for words in ("train: notebook changed", "train: package pandas 3.0.0 → 3.0.1", "+0.01", "+1.0", same, "not in this run"):
         assert words in shown, shown
     assert "rows" not in shown and "rows" in mlnb(project, "compare", "--all").stdout
     found = document(project, "compare")
     assert found["runs"] == [OLD, NEW] and found["parameters"] == {"seed": [0, 1]}
     assert [t["name"] for t in found["tasks"]] == ["ingest", "train", "register"]
     assert found["tasks"][1]["metrics"]["auc"] == [0.75, 0.76] and found["tasks"][1]["seconds"] == [10, 11]
+
+
+def test_metrics_of_a_task_that_one_run_did_not_run_are_a_line(project):
+    records = Records(f"sqlite:///{project}/.mlnb/records.db")
+    records.put_task(OLD, "evaluate", status="executed", seconds=3, metrics={f"cost_{i}": 0.5 + i for i in range(200)})
+    records.close()
+    shown = mlnb(project, "compare").stdout
+    assert "evaluate: 200 metrics in aaaa01 only; --all shows them." in shown and "cost_7" not in shown and "+0.01" in shown
+    assert "cost_199" in mlnb(project, "compare", "--all").stdout
 
 
 def test_the_executed_notebook(project):

@@ -42,6 +42,15 @@ def test_a_document_for_a_program(project):
     assert len(read(project / ".mlnb/predictions")) == 29
 
 
+def test_where_no_row_is_good_the_command_fails(project):
+    rows = pq.read_table(project / "in.parquet").slice(29)
+    pq.write_table(rows, project / "wrong.parquet")
+    done = mlnb(project, "score", "wrong.parquet", "out.parquet", "--json")
+    assert done.returncode == 1 and json.loads(done.stdout)["rejected"] == 1
+    pq.write_table(rows.slice(1), project / "none.parquet")
+    assert mlnb(project, "score", "none.parquet", "none.csv").returncode == 0
+
+
 def test_strict(project):
     refused(mlnb(project, "score", "in.parquet", "out.parquet", "--strict"), "row 29, field 'distance': is missing")
     assert not (project / "out.parquet").exists()

@@ -1,6 +1,7 @@
 """The drift page: whole, self-contained, and safe with any name or value."""
 
 import datetime as dt
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from mlnb.data.profiles import Profile
 from mlnb.monitoring.drift import compare, headline
+from mlnb.monitoring.null import Alarm, Judgement
 from mlnb.monitoring.report import heat_map, histogram, histogram_edges, page, two_bars, two_histograms, write_page
 
 NASTY = '<img src=x onerror="alert(1)">&\'"'
@@ -131,3 +133,29 @@ def test_the_file_is_written_whole(tmp_path):
 
 def test_the_date_can_be_set():
     assert "2013-07-04 05:06 UTC" in page(drift(), written=dt.datetime(2013, 7, 4, 5, 6))
+
+
+def judged(windows=3):
+    "A drift with a null: the first window is not judged, the last has two alarms"
+    found = drift(windows)
+    alarms = [Alarm(name, "feature", "psi", 0.3, 0.25, over, over, []) for name, over in (("temperature", 2.4), ("load", 1.04))]
+    said = [Judgement(0.04, [], "not judged: the window is shorter than a day")]
+    said += [Judgement(30.0, [], false_a_week=0.01)] * (windows - 2) + [Judgement(30.0, alarms, false_a_week=0.01)]
+    return replace(found, windows=[replace(w, judgement=j) for w, j in zip(found.windows, said, strict=True)], rate=0.04)
+
+
+def test_colours_of_alarms_have_a_key_and_their_table_a_window():
+    html = page(judged(2))
+    assert html.index("twice its threshold") < html.index("2.4×") < html.index("<h3>2013-02</h3>") < html.index('class="alarms"')
+    assert "1.04×" in html and "1.0×" not in html
+
+
+def test_sizes_are_not_mistaken_for_alarms():
+    assert "PSI says how far, not whether that is unusual" in page(judged())
+    assert "PSI says how far" not in page(drift())  # without a null there are no alarms to look at
+
+
+def test_no_cell_of_a_window_that_is_not_judged_has_a_colour():
+    found = judged()
+    cells = [attrs for tag, attrs in Reader(heat_map(found, found.names())).tags if tag == "rect"]
+    assert {attrs["class"] for attrs in cells[0::3]} == {"hx"} and "h4" in {attrs["class"] for attrs in cells[2::3]}

@@ -43,6 +43,12 @@ def test_later_words_win(project, monkeypatch):
         ('records = ""', "setting 'records' has value ''; write records ="),
         ('log_full = "ignore"', """setting 'log_full' has value 'ignore'; write log_full = "refuse" or "serve\""""),
         ("log_rotate_mb = 0", "setting 'log_rotate_mb' has value 0; write log_rotate_mb = 64"),
+        ("challenger_percent = 150", "setting 'challenger_percent' has value 150; write challenger_percent = 10, a whole number"),
+        ("jobs = -1", "setting 'jobs' has value -1; write jobs = 2"),
+        ('tracking = "nope"', "setting 'tracking' has value 'nope'; write tracking ="),
+        ('records = "nope"', "setting 'records' has value 'nope'; write records ="),
+        ('predictions = "s3://bucket/log"', "setting 'predictions' has value 's3://bucket/log'; write predictions = \".mlnb"),
+        ('package = "my-flights"', "setting 'package' has value 'my-flights'; write package = \"flights\""),
         ("port = = 1", "is not valid TOML"),
     ],
 )

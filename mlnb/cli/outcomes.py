@@ -61,7 +61,7 @@ def add(file, entity, outcome, observed, json):
     """Keep the outcomes in a Parquet or CSV file.
 
     A row is kept once, however often it is added; a later observed moment corrects an earlier one. Rows that cannot be true are
-    set aside with the reason. A run that was interrupted is finished by the same command.
+    set aside with the reason; where no row is good, the exit code is 1. A run that was interrupted is finished by the same command.
 
     \b
     Example:
@@ -81,6 +81,8 @@ def add(file, entity, outcome, observed, json):
         decisions = files.read_decisions(LogReader.of(settings))
         added = files.add(file, OutcomeStore.of(settings), decisions, _entity(settings), entity, outcome, observed, watch)
     click.echo(json_format.dumps(asdict(added)) if json else "\n".join(_said(file, added)))
+    if added.rows and added.rejected == added.rows:
+        raise SystemExit(1)
 
 # %% ../../nbs/cli/16_outcomes.ipynb #0b8d50a8
 def _row(row: dict) -> dict:

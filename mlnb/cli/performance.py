@@ -71,7 +71,9 @@ def headline(found) -> str:
         return f"{none[0].upper()}{none[1:]}; add some with: mlnb outcomes add FILE"
     cost, hoped = whole.realised["cost_per_1000"], whole.expected["cost_per_1000"]
     told = f"{whole.decisions:,} decisions of {whole.days} days cost {cost:.0f} per 1000, expected were {hoped:.0f}"
-    return f"{told}; without a model it would have been {found.best_trivial:.0f}. {whole.coverage:.1%} of them have an outcome."
+    waiting = sum(day.decisions for day in found.days if not day.closed)
+    more = f"; {waiting:,} more wait for labels" if waiting else ""
+    return f"{told}; without a model it would have been {found.best_trivial:.0f}. {whole.coverage:.1%} of them have an outcome{more}."
 
 
 def _notes(found) -> list[str]:

@@ -308,7 +308,7 @@ def _difference(pair: list) -> str:
 def _seconds(task: dict, side: int) -> str:
     "The seconds of a task, or why there are none"
     seconds, status = task["seconds"][side], task["status"][side]
-    return f"{seconds:.1f}" if status == "executed" and seconds is not None else status or "no such task"
+    return f"{seconds:.1f}" if status == "executed" and seconds is not None else status or "not in this run"
 
 
 def _show_parameters(found: dict, names: list[str], console):
@@ -338,8 +338,12 @@ def _show_tasks(found: dict, names: list[str], console):
 
 def _show_compared_metrics(found: dict, names: list[str], console, everything: bool):
     "Metrics that differ, or all"
-    table, same = _table("task", "metric", *names, "difference", right=(*names, "difference")), 0
+    table, same, alone = _table("task", "metric", *names, "difference", right=(*names, "difference")), 0, []
     for t in found["tasks"]:
+        sides = [side for side in (0, 1) if any(pair[side] is not None for pair in t["metrics"].values())]
+        if len(sides) == 1 and not everything:
+            alone.append(f"{t['name']}: {_count(len(t['metrics']), 'metric')} in {names[sides[0]]} only; --all shows them.")
+            continue
         for name, pair in t["metrics"].items():
             if pair[0] == pair[1] and not everything:
                 same += 1
@@ -348,6 +352,8 @@ def _show_compared_metrics(found: dict, names: list[str], console, everything: b
     if table.row_count:
         console.print()
         console.print(table)
+    if alone:
+        console.print("\n" + "\n".join(alone), markup=False, soft_wrap=True)
     if same:
         console.print(f"\n{_count(same, 'more metric')} without a difference: --all shows them.")
 

@@ -86,7 +86,8 @@ def score(input, output, bundle, at, log, strict, overwrite, as_json):
     """Answer every row of a Parquet or CSV file.
 
     OUTPUT holds the rows of INPUT with the model's answers beside them, and appears when all are there. Rows that the service would refuse
-    are explained in a file beside it. A run that was interrupted goes on when the same command is given again.
+    are explained in a file beside it; where it would refuse every row, the exit code is 1. A run that was interrupted goes on when the same
+    command is given again.
 
     \b
     Example:
@@ -111,6 +112,8 @@ def score(input, output, bundle, at, log, strict, overwrite, as_json):
         limit = settings.context_limit_minutes
         done = scoring.score(input, output, model, store.newest, limit, at, logs, overwrite, strict, watch)
     _report(output, model, done, as_json)
+    if done.rows and done.rejected == done.rows:
+        raise SystemExit(1)
 
 
 def _report(output: Path, model, done, as_json: bool):

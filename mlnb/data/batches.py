@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .profiles import Profile
 from ..project.errors import ProfileError, did_you_mean
+from ..project.files import open_url
 
 # %% ../../nbs/data/04_batches.ipynb #3c7c317e
 _HELD, _MERGED = 10_000, 32  # rows, profiles that wait
@@ -62,12 +63,11 @@ _BATCH = 1 << 18  # rows
 
 def _dataset(path):
     "An Arrow dataset of Parquet files, or a `ProfileError`"
-    import fsspec
     import pyarrow as pa
     import pyarrow.dataset as ds
 
     try:
-        files, place = fsspec.core.url_to_fs(str(path))
+        files, place = open_url(path, "file")
         found = ds.dataset(place, format="parquet", filesystem=files)
         parts = found.get_fragments() if len(found.files) > 1 else ()
         schemas = dict.fromkeys(part.physical_schema.remove_metadata() for part in parts)

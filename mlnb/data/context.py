@@ -25,7 +25,7 @@ from functools import cached_property
 import numpy as np
 
 from ..project.errors import ContractError
-from ..project.files import publish
+from ..project.files import open_url, publish
 
 # %% ../../nbs/data/01_context.ipynb #38f5e72c
 Columns = dict[str, np.ndarray]
@@ -421,9 +421,7 @@ class SnapshotStore:
     @cached_property
     def _place(self):
         "The file system and the folder in it"
-        import fsspec
-
-        return fsspec.core.url_to_fs(self.url)
+        return open_url(self.url)
 
     def write(self, snapshot: Snapshot) -> int:
         "Publish `snapshot`, replacing that of the same moment; returns its size in bytes"

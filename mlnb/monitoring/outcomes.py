@@ -26,6 +26,7 @@ from ..serving.batches import PROBLEMS, Batch, batches, check_columns, checked, 
 from ..serving.log_reader import LogReader, Where
 from ..serving.outcomes import FORM, GRACE, LONGEST_KEY, OutcomeStore, gather, microseconds, schema
 from ..serving.predictions import FEATURE, INPUT
+from ..serving.requests import RIGHT_FORM
 from ..serving.scoring import Progress, rejected_file
 
 # %% ../../nbs/monitoring/04_outcomes.ipynb #205ddd7f
@@ -214,10 +215,19 @@ def _good_keys(column: pa.Array) -> np.ndarray:
     return pc.fill_null(good, False).to_numpy(zero_copy_only=False)
 
 
+def _of_labels(wrong: pa.Table, value: str) -> pa.Table:
+    "The same problems; a label that is no number is told at once what a label is"
+    is_label = pc.equal(wrong["field"], value)
+    problem = pc.replace_substring_regex(wrong["problem"], f" is not {RIGHT_FORM['number']}$", " is neither 0 nor 1")
+    told = [pc.if_else(is_label, problem, wrong["problem"]), pc.if_else(is_label, FORM["value"], wrong["expected"])]
+    return pa.table([wrong["row"], wrong["field"], *told], schema=PROBLEMS)
+
+
 def _checked(batch: Batch, columns: Layout) -> tuple[np.ndarray, dict, pa.Table]:
     "Positions of the rows that have the right form, their keys, values and moments, and what is wrong with the others"
     batch = Batch(_plain_types(batch.table), batch.numbers, batch.malformed, batch.done)
     found, good, wrong = checked(batch, columns.fields)
+    wrong = _of_labels(wrong, columns.value)
     if columns.entity:
         keys, named = np.array(entity_keys(columns.entity, found), object), np.ones(good.sum(), bool)
     else:

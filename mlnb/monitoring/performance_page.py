@@ -19,8 +19,10 @@ from ..project.files import write_whole
 # %% ../../nbs/monitoring/10_performance_page.ipynb #1fd0c1bc
 _WIDTH, _HEIGHT, _LEFT, _FOOT = 940, 170, 52, 22
 _DRAWN = """
-.days{width:100%}.days .hoped{fill:none;stroke:var(--warn,#8f5b00);stroke-width:1.5}.days .came{fill:var(--a,#2457c5)}
-.days .grid{stroke:var(--line,#ddd)}.days .waits{fill:var(--h0,#f0f2f4)}th:nth-child(2),td:nth-child(2){text-align:right}
+.days{width:100%;min-width:760px}
+.key .dot{border-radius:50%;background:var(--a)}.key .line{height:2px;vertical-align:4px;background:var(--warn)}
+.days .hoped{fill:none;stroke:var(--warn,#8f5b00);stroke-width:1.5}.days .came{fill:var(--a,#2457c5)}
+.days .grid{stroke:var(--line,#ddd)}.days .waits{fill:var(--line,#ddd)}th:nth-child(2),td:nth-child(2){text-align:right}
 h2::first-letter{text-transform:uppercase}
 """
 
@@ -51,8 +53,10 @@ def days_chart(
         return ""
     x = _scale(np.array([d.name for d in days], "datetime64[D]").astype(float), _LEFT, _WIDTH - 8)
     y = lambda values: np.interp(values, [both.min(), both.max() + 1e-9], [_HEIGHT - _FOOT, 10])
-    first = min((x[i] for i, d in enumerate(days) if not d.closed), default=_WIDTH) - 2
-    drawn = [f'<rect class="waits" x="{first:.1f}" y="4" width="{_WIDTH - first:.1f}" height="{_HEIGHT - _FOOT}"/>']
+    drawn = []
+    if waiting := [x[i] for i, d in enumerate(days) if not d.closed]:
+        first = min(waiting) - 2
+        drawn += [f'<rect class="waits" x="{first:.1f}" y="4" width="{_WIDTH - first:.1f}" height="{_HEIGHT - _FOOT}"/>']
     for value in (both.min(), both.max()):
         at = float(y(value))
         drawn.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH}" y1="{at:.1f}" y2="{at:.1f}"/>')
@@ -64,7 +68,8 @@ def days_chart(
     for at, anchor, i in ((_LEFT, "start", 0), (_WIDTH - 8, "end", -1)):
         drawn.append(f'<text x="{at}" y="{_HEIGHT - 4}" text-anchor="{anchor}">{days[i].name}</text>')
     title = f"{told} by day, realised and expected"
-    return f'<svg class="days" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{title}">{"".join(drawn)}</svg>'
+    svg = f'<svg class="days" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{title}">{"".join(drawn)}</svg>'
+    return f'<div class="scroll">{svg}</div>'
 
 # %% ../../nbs/monitoring/10_performance_page.ipynb #38f6b6f6
 def _cell(group: Group, name: str, form: str) -> str:
@@ -84,10 +89,12 @@ def table(
     lines = []
     for group in groups:
         cells = "".join(_cell(group, name, form) for name, (_, form) in FIGURES.items())
+        error = _value(group.realised, "ece")
+        cells += f"<td><b>{error:.3f}</b></td>" if np.isfinite(error) else "<td>–</td>"
         note = "" if group.closed else "waits for labels"
         counted = f"<td>{group.decisions:,}</td><td>{group.coverage:.1%}</td>"
         lines.append(f"<tr><td>{escape(group.name)}</td>{counted}{cells}<td>{note}</td></tr>")
-    head = f"<tr><th>{escape(first)}</th><th>decisions</th><th>coverage</th>{heads}<th></th></tr>"
+    head = f"<tr><th>{escape(first)}</th><th>decisions</th><th>coverage</th>{heads}<th>ECE</th><th></th></tr>"
     return f'<div class="scroll"><table><thead>{head}</thead><tbody>{"".join(lines)}</tbody></table></div>'
 
 # %% ../../nbs/monitoring/10_performance_page.ipynb #8cfbd5ef
@@ -102,6 +109,21 @@ def _tables(found: Performance) -> str:
     return "".join(f"<h2>{escape(title)}</h2>{table(groups, first)}" for title, first, groups in shown) + told
 
 
+def _verdict(found: Performance) -> str:
+    "The class of the headline's colour"
+    came = _value(found.overall.realised, "cost_per_1000")
+    return "moderate" if found.best_trivial is not None and came > found.best_trivial else "none"
+
+
+def _key(found: Performance) -> str:
+    "What dots, line and grey mean"
+    words = {"dot": "what came", "line": "what was expected"}
+    swatches = "".join(f'<span><i class="{kind}"></i>{word}</span>' for kind, word in words.items())
+    if not all(day.closed for day in found.days):
+        swatches += '<span><i style="background:var(--line)"></i>labels still to come</span>'
+    return f'<p class="key">{swatches}</p>'
+
+
 def page(
     found: Performance,
     headline: str,  # the result in a sentence
@@ -109,8 +131,10 @@ def page(
 ) -> str:
     "The whole page as HTML"
     charts = "".join(f"<h2>{told}</h2>{days_chart(found.days, name)}" for name, (told, _) in FIGURES.items())
-    window = f"A day (UTC) is scored {found.label_hours} hours after its end; grey days wait for their labels."
-    how = f"Dots: what came. Line: what was expected. Intervals: {LEVEL:.0%} of {found.samples} draws of whole days, seed {SEED}."
+    window = f"A day (UTC) is scored {found.label_hours} hours after its end."
+    how = f"Intervals: {LEVEL:.0%} of {found.samples} draws of whole days, seed {SEED}."
+    if found.best:
+        how += f" On these days, alerting from {found.best[0]:.2f} on would have cost least: {found.best[1]:.0f} per 1000."
     date = f"{written or dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC"
     cost = f"An alert costs {found.cost.alert:g}, a missed event {found.cost.missed:g}."
     return f"""<!doctype html>
@@ -118,7 +142,8 @@ def page(
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <title>Performance as of {found.as_of}</title><style>{STYLE}{_DRAWN}</style></head><body><main>
 <h1>Performance: {found.days[0].name} to {found.days[-1].name}</h1>
-<p class="say none">{escape(headline)}</p>
+<p class="say {_verdict(found)}">{escape(headline)}</p>
+{_key(found)}
 {charts}
 {_tables(found)}
 <footer><p class="mute">{window} {how}</p><p class="mute">{escape(ASSUMPTION)}</p>

@@ -52,9 +52,9 @@ _SHADES = {"none": "h0", "slight": "h1", "moderate": "h2", "large": "h3", TOO_SM
 _EXTREME = 1.0  # PSI
 
 
-def _shade(column: ColumnDrift | None) -> str:
-    "The class of a cell's colour"
-    if column is None:
+def _shade(column: ColumnDrift | None, window: Window | None = None) -> str:
+    "The class of a cell's colour; a window that is not judged has none"
+    if column is None or (window and window.judgement and window.judgement.note):
         return "hx"
     return "h4" if column.level == "large" and (column.psi is None or column.psi >= _EXTREME) else _SHADES[column.level]
 
@@ -69,9 +69,9 @@ def _loud(drift: Drift) -> tuple[list[str], list[str]]:
 _ROW, _NAMES = 22, 176  # height of a row, width of the names
 
 
-def _stripe(y: float, cells: list[ColumnDrift | None], width: float) -> list[str]:
+def _stripe(y: float, cells: list[ColumnDrift | None], windows: list[Window], width: float) -> list[str]:
     "A row of the map, neighbours of one colour drawn as one"
-    shades, drawn, start = [_shade(c) for c in cells], [], 0
+    shades, drawn, start = [_shade(*pair) for pair in zip(cells, windows, strict=True)], [], 0
     for i in range(1, len(shades) + 1):
         if i == len(shades) or shades[i] != shades[start]:
             drawn.append(_box(_NAMES + start * width, y, (i - start) * width - (1 if width > 6 else 0), _ROW - 2, shades[start]))
@@ -84,9 +84,9 @@ def _cells(y: float, cells: list[ColumnDrift | None], windows: list[Window], wid
     drawn = []
     for i, (cell, window) in enumerate(zip(cells, windows, strict=True)):
         said = f"{window.window}: {cell.level}, PSI {_number(cell.psi)}" if cell else f"{window.window}: no such column"
-        drawn.append(_box(_NAMES + i * width, y, width - 2, _ROW - 2, _shade(cell), said))
+        drawn.append(_box(_NAMES + i * width, y, width - 2, _ROW - 2, _shade(cell, window), said))
         shown = _number(cell.psi) if cell else ""
-        drawn.append(_text(_NAMES + (i + 0.5) * width - 1, y + 14.5, shown, "on-" + _shade(cell), "middle"))
+        drawn.append(_text(_NAMES + (i + 0.5) * width - 1, y + 14.5, shown, "on-" + _shade(cell, window), "middle"))
     return drawn
 
 
@@ -103,7 +103,7 @@ def heat_map(drift: Drift, names: list[str]) -> str:
     for row, name in enumerate(names):
         y, cells = top + row * _ROW, [f.get(name) for f in found]
         drawn.append(_text(_NAMES - 8, y + 14.5, _cut(name, 26), "name", "end"))
-        drawn += _cells(y, cells, windows, width) if width >= 44 else _stripe(y, cells, width)
+        drawn += _cells(y, cells, windows, width) if width >= 44 else _stripe(y, cells, windows, width)
     return _wide(_svg(total, top + len(names) * _ROW, drawn, f"PSI of {len(names)} columns in {len(windows)} windows", "map"), total)
 
 
@@ -133,6 +133,9 @@ def size_bars(window: Window, names: list[str]) -> str:
 
 # %% ../../nbs/monitoring/01_report.ipynb #1d459fc5
 def _over(alarm: Alarm) -> str:
+    "How many times its threshold an effect is: never 1.0, which would read as no alarm"
+    if alarm.over < 1.1:
+        return f"{max(alarm.over, 1.01):.2f}×"
     return f"{alarm.over:.1f}×" if alarm.over < 1000 else ">999×"
 
 
@@ -163,6 +166,18 @@ def _alarm_cell(i: int, y: float, width: float, alarm: Alarm | None, window: Win
     return cell + (_text(_NAMES + (i + 0.5) * width - 1, y + 14.5, _over(alarm), "on-" + shade, "middle") if alarm and width >= 44 else "")
 
 
+def _alarm_key() -> str:
+    "What the colours of the map of alarms mean"
+    words = {"h0": "no alarm", "h3": "an alarm: beyond its threshold", "h4": "beyond twice its threshold"}
+    return _swatches(words, "not judged")
+
+
+def _swatches(words: dict[str, str], empty: str) -> str:
+    "Colours with what they mean, and the dashed cell"
+    shown = "".join(f'<span><i style="background:var(--{shade})"></i>{word}</span>' for shade, word in words.items())
+    return f'<p class="key">{shown}<span><i style="border:1px dashed var(--mute)"></i>{empty}</span></p>'
+
+
 _ALARM_HEADS = ("alarm", "family", "statistic", "effect", "threshold", "times over", "could move the score")
 
 
@@ -177,7 +192,10 @@ def _alarms(drift: Drift, window: Window) -> str:
         rows.append(f"<tr><td><b>{escape(a.column)}</b></td>{words}</tr>")
     head = "".join(f"<th>{name}</th>" for name in _ALARM_HEADS)
     table = f'<div class="scroll"><table class="alarms"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-    drawn = f'<div class="scroll">{alarm_map(drift)}</div>' if len(drift.windows) > 1 else ""
+    several = len(drift.windows) > 1
+    any_alarm = any(w.judgement.alarms for w in drift.windows)
+    drawn = f'{_alarm_key()}<div class="scroll">{alarm_map(drift)}</div>' if several and any_alarm else ""
+    table = f"<h3>{escape(window.window)}</h3>{table}" if several else table
     said = "".join(f'<p class="mute calm">{escape(text)}</p>' for text in sentences(drift))
     return f'<h2>Alarms</h2><section class="card">{drawn}{table if rows else ""}{said}</section>'
 
@@ -326,7 +344,7 @@ dd{margin:0;font-size:21px;font-weight:600}
 dd small{display:block;font-size:12px;font-weight:400;color:var(--mute);overflow-wrap:anywhere}
 .card{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:12px 14px;min-width:0}
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,340px),1fr));gap:14px}
-.scroll{overflow-x:auto}.calm{margin:10px 0 0}
+.scroll{overflow-x:auto}.scroll+h3{margin-top:18px}.calm{margin:10px 0 0}
 svg{display:block;max-width:100%;height:auto}svg text{font-size:12px;font-family:inherit;fill:var(--ink)}
 svg text.axis{fill:var(--mute);font-size:11px}
 svg.map{max-width:none}svg.chart{width:100%;margin-top:6px}
@@ -375,10 +393,14 @@ def _five_numbers(drift: Drift, window: Window) -> str:
 def _key() -> str:
     "What the colours mean"
     least = list(LEVELS.items())[::-1]
-    words = [(f"h{i}", f"{word}, from {size}" if size else word) for i, (word, size) in enumerate(least)] + [("h4", f"from {_EXTREME:g}")]
-    swatches = "".join(f'<span><i style="background:var(--{shade})"></i>{word}</span>' for shade, word in words)
-    empty = '<span><i style="border:1px dashed var(--mute)"></i>too few rows, or not compared</span>'
-    return f'<p class="key">{swatches}{empty}</p>'
+    words = {f"h{i}": f"{word}, from {size}" if size else word for i, (word, size) in enumerate(least)} | {"h4": f"from {_EXTREME:g}"}
+    return _swatches(words, "too few rows, not compared, or not judged")
+
+
+_SIZES = (
+    "PSI says how far, not whether that is unusual: an alarm does that. A short window, such as one day, always looks far beside a "
+    "reference of months."
+)
 
 
 def _map(drift: Drift) -> str:
@@ -388,6 +410,8 @@ def _map(drift: Drift) -> str:
     title = "What moved, and when" if several else "What moved"
     drawn = heat_map(drift, loud) if several else size_bars(drift.windows[0], loud)
     shown = f'{_key()}<div class="scroll">{drawn}</div>' if loud else ""
+    if shown and drift.rate is not None:
+        shown = f'<p class="mute">{_SIZES}</p>{shown}'
     calm = f'<p class="mute calm">Quiet throughout: {escape(", ".join(quiet))}.</p>' if quiet else ""
     return f'<h2>{title}</h2><section class="card">{shown}{calm}</section>'
 

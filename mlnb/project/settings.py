@@ -7,6 +7,7 @@ __all__ = ['Settings', 'find_root', 'load_settings', 'default_settings']
 
 # %% ../../nbs/project/01_settings.ipynb #d1e338a1
 import os
+import re
 import tomllib
 from dataclasses import dataclass, field, fields
 from functools import lru_cache
@@ -15,10 +16,12 @@ from pathlib import Path
 from .errors import SettingError, did_you_mean
 
 # %% ../../nbs/project/01_settings.ipynb #38a9f7cb
-def _setting(default, form: str, choices=()):
-    "A field with `default` whose right form is written `form`; any value of its type, or one of `choices`"
-    return field(default=default, metadata={"form": form, "choices": choices})
+def _setting(default, form: str, choices=(), like: str = ""):
+    "A field with `default` whose right form is written `form`; any value of its type, or one of `choices`, or text of the pattern `like`"
+    return field(default=default, metadata={"form": form, "choices": choices, "like": like})
 
+
+_URL, _LOCAL, _PACKAGE = r"\w[\w+.-]*://.+", r"(?!.*://).+", r"[^\W\d]\w*"
 
 _PRELOAD = ("ipykernel", "jupyter_client", "nbclient", "papermill", "numpy", "pandas", "pyarrow", "matplotlib", "torch")
 
@@ -29,27 +32,27 @@ class Settings:
     root: Path  # folder of pyproject.toml
     name: str  # of the project
     env: str = "default"  # environment in force
-    package: str = _setting("", 'package = "flights", the library that the notebooks export')
-    notebooks: str = _setting("nbs", 'notebooks = "nbs", a folder')
-    pipeline: str = _setting("pipeline.yaml", 'pipeline = "pipeline.yaml", a file')
-    bundle: str = _setting("products/bundle", 'bundle = "products/bundle", a folder')
-    records: str = _setting("sqlite:///.mlnb/records.db", 'records = "sqlite:///.mlnb/records.db", an SQLAlchemy URL')
-    tracking: str = _setting("sqlite:///.mlnb/mlflow.db", 'tracking = "sqlite:///.mlnb/mlflow.db" or "http://host:5000"')
+    package: str = _setting("", 'package = "flights", the library that the notebooks export', like=_PACKAGE)
+    notebooks: str = _setting("nbs", 'notebooks = "nbs", a folder', like=_LOCAL)
+    pipeline: str = _setting("pipeline.yaml", 'pipeline = "pipeline.yaml", a file', like=_LOCAL)
+    bundle: str = _setting("products/bundle", 'bundle = "products/bundle", a folder', like=_LOCAL)
+    records: str = _setting("sqlite:///.mlnb/records.db", 'records = "sqlite:///.mlnb/records.db", an SQLAlchemy URL', like=_URL)
+    tracking: str = _setting("sqlite:///.mlnb/mlflow.db", 'tracking = "sqlite:///.mlnb/mlflow.db" or "http://host:5000"', like=_URL)
     track_runs: bool = _setting(True, "track_runs = true, or false: whether runs of the pipeline are logged to MLflow")
     storage: str = _setting(".mlnb/storage", 'storage = ".mlnb/storage" or "s3://bucket/folder"')
-    predictions: str = _setting(".mlnb/predictions", 'predictions = ".mlnb/predictions", a folder')
-    outcomes: str = _setting(".mlnb/outcomes", 'outcomes = ".mlnb/outcomes", a folder: what the service is told, until it is gathered')
+    predictions: str = _setting(".mlnb/predictions", 'predictions = ".mlnb/predictions", a folder on this machine', like=_LOCAL)
+    outcomes: str = _setting(".mlnb/outcomes", 'outcomes = ".mlnb/outcomes", a folder on this machine, until it is gathered', like=_LOCAL)
     label_hours: int = _setting(24, "label_hours = 24, whole hours after a day until all its outcomes are known", range(1, 1 << 20))
     cost_alert: float = _setting(1.0, "cost_alert = 1.0, a number above 0: what an alert costs")
     cost_missed: float = _setting(0.0, "cost_missed = 3.0, a number above cost_alert; 0.0: from which the model's threshold follows")
     context_limit_minutes: int = _setting(60, "context_limit_minutes = 60, whole minutes")
     port: int = _setting(3000, "port = 3000, a free TCP port")
     checkpoints: bool = _setting(True, "checkpoints = false, true or false: whether a failed notebook can go on from its last good cell")
-    jobs: int = _setting(0, "jobs = 2, tasks of the pipeline at the same time; 0: one a core")
+    jobs: int = _setting(0, "jobs = 2, tasks of the pipeline at the same time; 0: one a core", range(1 << 10))
     warm_kernels: bool = _setting(True, "warm_kernels = false, true or false")
     kernel_preload: tuple = _setting(_PRELOAD, 'kernel_preload = ["ipykernel", "numpy"], names of packages')
-    kernel_idle_minutes: int = _setting(30, "kernel_idle_minutes = 30, whole minutes")
-    kernel_pool: int = _setting(1, "kernel_pool = 1, a whole number of kernels")
+    kernel_idle_minutes: int = _setting(30, "kernel_idle_minutes = 30, whole minutes", range(1 << 20))
+    kernel_pool: int = _setting(1, "kernel_pool = 1, a whole number of kernels", range(1 << 10))
     log_sync: str = _setting("interval", 'log_sync = "none", "interval" (every second) or "always"', ("none", "interval", "always"))
     log_full: str = _setting("refuse", 'log_full = "refuse" or "serve"', ("refuse", "serve"))
     log_rotate_mb: int = _setting(64, "log_rotate_mb = 64, megabytes of a file of the prediction log", range(1, 1 << 20))
@@ -57,9 +60,9 @@ class Settings:
     profile_segments: tuple = _setting((), 'profile_segments = ["origin"], columns by whose values the log is profiled too')
     log_compact_minutes: int = _setting(10, "log_compact_minutes = 10, whole minutes; 0: not beside the service", range(1 << 20))
     serve_from: str = _setting("bundle", 'serve_from = "bundle", the project\'s own, or "models:/flights", as its aliases say')
-    versions: str = _setting(".mlnb/versions", 'versions = ".mlnb/versions", a folder: what was fetched from the registry to be served')
-    registry_poll_milliseconds: int = _setting(250, "registry_poll_milliseconds = 250, whole milliseconds between two looks")
-    challenger_percent: int = _setting(0, "challenger_percent = 10, a whole number from 0 to 100")
+    versions: str = _setting(".mlnb/versions", 'versions = ".mlnb/versions", a folder for what is fetched from the registry', like=_LOCAL)
+    registry_poll_milliseconds: int = _setting(250, "registry_poll_milliseconds = 250, milliseconds between two looks", range(1, 1 << 20))
+    challenger_percent: int = _setting(0, "challenger_percent = 10, a whole number from 0 to 100", range(101))
     shadow: bool = _setting(False, "shadow = true, or false: whether the challenger also scores, unseen, what the champion answers")
     keys_required: bool = _setting(True, "keys_required = false, true or false: whether even this machine needs a key of the service")
     body_limit_kb: int = _setting(1024, "body_limit_kb = 1024, kilobytes of one request")
@@ -97,8 +100,9 @@ def _checked(name: str, value, where: str):
     want = _known[name]
     if want.type is tuple and isinstance(value, list) and all(isinstance(v, str) and v for v in value):
         return tuple(value)
-    choices = want.metadata["choices"]
-    if type(value) is not want.type or value == "" or (choices and value not in choices):
+    choices, like = want.metadata["choices"], want.metadata["like"]
+    wrong = type(value) is not want.type or value == "" or (choices and value not in choices)
+    if wrong or (like and not re.fullmatch(like, value)):
         raise SettingError(f"{where}: setting '{name}' has value {value!r}; write {want.metadata['form']}")
     return value
 

@@ -23,6 +23,7 @@ import msgspec
 from ..models.bundle import DECISION_TIME, TYPES, Bundle
 from ..models.watcher import followed
 from ..project.errors import ServingError
+from ..project.files import open_url
 from .guard import ROLES, Guard, Keys, Limits, keys_of
 from .outcomes import FIELDS, FORM, OutcomeLog, example_of, read_outcomes
 from .predictions import PredictionLog
@@ -562,6 +563,7 @@ def app_of(
     folder=None,  # of the bundle, where no registry is followed; default: the project's
 ) -> App:
     "The service of what the project's settings let answer, with its storage, log, keys and limits"
+    open_url(settings.url(settings.storage))
     keys, limits = keys_of(settings), Limits(settings.body_limit_kb << 10, settings.request_seconds, settings.waiting_limit)
     asked = RoutingFile(settings) if followed(settings.serve_from) else None
     app = App(router_of(settings, folder), Guard(keys, limits), asked, OutcomeLog.of(settings))

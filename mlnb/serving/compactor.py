@@ -26,7 +26,7 @@ from uuid import uuid4
 import numpy as np
 
 from ..project.errors import ServingError
-from ..project.files import find_files, publish, write_whole
+from ..project.files import find_files, open_url, publish, write_whole
 from .predictions import sync_folder, tables
 
 # %% ../../nbs/serving/03_compactor.ipynb #2d118cfc
@@ -73,9 +73,7 @@ class PartStore:
         self,
         url: str | Path,  # such as <storage>/predictions
     ):
-        import fsspec
-
-        self.files, self.folder = fsspec.core.url_to_fs(str(url))
+        self.files, self.folder = open_url(url)
         self._new: set[str] = set()
 
     def parts(self) -> list[Part]:

@@ -22,7 +22,7 @@ import numpy as np
 from ..data.profiles import Profile
 from ..data.segments import OTHER, segments
 from ..project.errors import ProfileError
-from ..project.files import publish
+from ..project.files import open_url, publish
 from .compactor import Compaction, Compactor, parts_url
 from .log_reader import LogReader, Snapshot
 from .predictions import tables
@@ -110,9 +110,7 @@ class HourStore:
         self,
         url: str | Path,  # such as of `profiles_url`
     ):
-        import fsspec
-
-        self.files, self.folder = fsspec.core.url_to_fs(str(url))
+        self.files, self.folder = open_url(url)
 
     def _path(self, place: str, period: str) -> str:
         return f"{self.folder}/{place}/{period}.profile"

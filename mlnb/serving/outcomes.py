@@ -22,7 +22,7 @@ import numpy as np
 
 from ..models.bundle import Bundle, Field, entity_keys, columns_of
 from ..project.errors import ServingError
-from ..project.files import find_files, publish, write_whole
+from ..project.files import find_files, open_url, publish, write_whole
 from .predictions import PredictionLog, sync_folder
 from .requests import MOST, YEARS, JsonObject, RequestError, not_fields, parse, problem_of, request_error, right_form
 
@@ -290,10 +290,8 @@ class OutcomeStore:
     url: str  # folder or fsspec URL
 
     def __post_init__(self):
-        import fsspec
-
         self.folder = Path(self.folder)
-        self.files, self.place = fsspec.core.url_to_fs(str(self.url))
+        self.files, self.place = open_url(self.url)
 
     @classmethod
     def of(

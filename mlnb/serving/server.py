@@ -21,6 +21,7 @@ from pathlib import Path
 
 from ..models.watcher import followed
 from ..project.errors import ServingError
+from ..project.files import open_url
 from ..project.settings import Settings
 from .guard import keys_of
 
@@ -191,6 +192,7 @@ def launch_bento(
     check_port(host, port := port or settings.port)
     bento, model = built_bento(settings, tag), followed(settings.serve_from)
     keys_of(settings, host)
+    open_url(settings.url(settings.storage))
     source, environment = Path(bento.path_of("src")), process_environment(settings, workers)
     if model is None:
         _prove(str(bento.tag), source, environment)
@@ -253,6 +255,7 @@ def launch_project(
     model = followed(settings.serve_from)
     shown = _tested(settings) if model is None else _as_released(model)
     keys_of(settings, host)
+    open_url(settings.url(settings.storage))
     environment = process_environment(settings, workers) | {"MLNB_BUNDLE": settings.bundle}
     command = _bentoml("mlnb.serving.bento:Model", host, port, "--working-dir", str(settings.root))
     if plain:

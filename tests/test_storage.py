@@ -1,0 +1,43 @@
+"""A storage that cannot be opened: a library is missing, or nobody knows such a place."""
+
+import shutil
+import subprocess
+
+import pandas as pd
+import pytest
+import toy_project
+from plain_server import MLNB
+
+from mlnb.project.errors import SettingError
+from mlnb.project.settings import load_settings
+from mlnb.serving.app import app_of
+
+
+@pytest.fixture(scope="module")
+def project(toy, tmp_path_factory):
+    root = shutil.copytree(toy, tmp_path_factory.mktemp("storage") / "toy")
+    pd.DataFrame({"entity": ["a"], "value": [0]}).to_parquet(root / "outcomes.parquet")
+    return root
+
+
+COMMANDS = ["drift log", "predictions", "performance", "compact", "outcomes add outcomes.parquet", "serve --plain", "serve --development"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_names_the_setting_and_what_to_do(project, command):
+    words = [*command.split(), *(["--port", str(toy_project.free_port())] if "serve" in command else [])]
+    environment = toy_project.environment(project) | {"MLNB_STORAGE": "foo://nope/x"}
+    done = subprocess.run([*MLNB, *words], cwd=project, env=environment, capture_output=True, text=True)
+    said = " ".join(done.stderr.split())
+    assert done.returncode == 2 and "Traceback" not in said, said
+    assert "setting 'storage': foo://nope/x" in said and "Protocol not known: foo" in said and "s3://bucket/folder" in said
+
+
+def test_a_missing_library_is_named_and_no_worker_starts(project, monkeypatch):
+    from fsspec.registry import known_implementations
+
+    lost = {"class": "nosuchlibrary.Files", "err": "Install nosuchlibrary to access this"}
+    monkeypatch.setitem(known_implementations, "lost", lost)
+    monkeypatch.setenv("MLNB_STORAGE", "lost://nope/x")
+    with pytest.raises(SettingError, match="setting 'storage': lost://nope/x cannot be opened: Install nosuchlibrary to access this"):
+        app_of(load_settings(project))

@@ -75,8 +75,9 @@ def main():
         print(f"{program.stem} ...", file=sys.stderr)
         measured.append(measure(program))
     page = TEXT.format(date=dt.date.today().isoformat(), machine=machine(), rows=table(measured))
-    before = (HERE / "README.md").read_text()
-    (HERE / "README.md").write_text(page + "".join(before.partition(f"\n{WRITTEN}")[1:]))
+    file = HERE / "README.md"
+    written = "".join(file.read_text().partition(f"\n{WRITTEN}")[1:]) if file.exists() else ""
+    file.write_text(page + written)
     rows = [row for _, rows in measured for row in rows]
     print(json.dumps(rows) if arguments.json else page)
     sys.exit(0 if all(r["holds"] for r in rows) else 1)

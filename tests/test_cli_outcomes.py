@@ -45,7 +45,7 @@ def project(tmp_path):
 
 def mlnb(project, *words, code=0, **variables):
     env = toy_project.environment(project) | variables
-    done = subprocess.run([*MLNB, *map(str, words)], cwd=project, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([*MLNB, *map(str, words)], cwd=project, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout if code == 0 else done.stderr
@@ -212,7 +212,7 @@ def test_killed_half_way_and_two_at_once_each_row_is_there_once(project):
     kept = current(store.read()).num_rows
     assert 0 < kept <= n
     both = [subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, **place) for _ in range(2)]
-    told = [json.loads(p.communicate(timeout=120)[0]) for p in both]
+    told = [json.loads(p.communicate(timeout=600)[0]) for p in both]
     assert all(t["added"] + t["duplicates"] == n for t in told)
     assert current(store.read()).num_rows == n and counts(added(project, "many.parquet"))[2] == n
     assert not list(project.glob(".many*"))
@@ -228,7 +228,7 @@ def test_a_file_that_cannot_be_read_or_written_is_said(project):
 
 
 def test_the_newest_outcome_is_received_now(project):
+    before = datetime.now(UTC)
     added(project, "labels.parquet")
     (file, *_) = (project / ".mlnb/storage/outcomes").glob("*.parquet")
-    received = pq.read_table(file)["received_at"][0].as_py()
-    assert abs((datetime.now(UTC) - received).total_seconds()) < 120
+    assert before <= pq.read_table(file)["received_at"][0].as_py() <= datetime.now(UTC)

@@ -2,7 +2,7 @@
 
 import datetime as dt
 import json
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -149,13 +149,9 @@ def test_a_score_comes_with_its_days(project, alert):
 
 
 def test_two_open_it_at_once(project, alert):
-    mine, found = alert | {"id": 77}, []
-    threads = [threading.Thread(target=lambda: found.append(open_alert(mine, project))) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=120)
-    assert {path.name for path, *_ in found} == {"77.ipynb"} and not (project.root / "alerts/77-2.ipynb").exists()
+    with ThreadPoolExecutor(2) as pool:
+        opened = [pool.submit(open_alert, alert | {"id": 77}, project) for _ in range(2)]
+    assert {one.result()[0].name for one in opened} == {"77.ipynb"} and not (project.root / "alerts/77-2.ipynb").exists()
     outputs(project.root / "alerts/77.ipynb")
 
 

@@ -76,6 +76,16 @@ def test_the_same_rows_as_csv_have_not_moved(project, tmp_path):
     assert [c["psi"] for c in json.loads(done.stdout)["windows"][0]["columns"]] == [0.0]
 
 
+def test_long_names_and_many_windows_fit_the_screen(project, tmp_path):
+    long = pd.read_parquet(project / "later.parquet").rename(columns={"temperature": "t" * 200})
+    long.to_parquet(tmp_path / "long.parquet")
+    done = mlnb(project, str(tmp_path / "long.parquet"), "--reference", str(tmp_path / "long.parquet"), "--by", "day")
+    assert done.returncode == 0 and "t" * 40 in done.stdout and max(map(len, done.stdout.split("Reference:")[0].splitlines())) <= 120
+    assert "Older windows that are not shown: 34;" in done.stdout  # of 92, in the half of the screen that the name leaves
+    few = mlnb(project, "later.parquet", "--by", "day")
+    assert "Older windows" not in few.stdout
+
+
 def test_columns_and_limit(project):
     chosen = json.loads(mlnb(project, "later.parquet", "--column", "carrier", "--column", "month", "--json").stdout)
     assert {c["name"] for c in chosen["windows"][0]["columns"]} == {"carrier", "month"}
@@ -95,6 +105,9 @@ def test_the_page(project, tmp_path):
         (["nowhere.parquet"], 1, "no such file"),
         (["log"], 1, "mlnb serve"),
         (["log:july"], 1, "names no period"),
+        (["log:2013-13"], 1, "names no period"),
+        (["log:2013-02-30", "--segment", "carrier=UA", "--reference", "later.parquet"], 1, "names no period"),
+        (["later.parquet", "--metrics", "no/such/folder/x.prom"], 2, "folder no/such/folder is not there"),
         (["bundle", "--by", "day"], 1, "cannot be split"),
         (["later.parquet", "--column", "temprature"], 1, "did you mean 'temperature'?"),
         (["later.parquet", "--by", "year"], 2, "'year' is not one of"),

@@ -189,6 +189,12 @@ def test_columns_that_say_nothing_are_no_obstacle():
     assert found.alarms[0].column == "constant"
 
 
+def test_rows_without_a_score_tell_nothing_of_it(known):
+    odd = known.assign(probability=known.probability.where(np.arange(len(known)) != 17, np.nan))
+    with_them, without = (calibrate(frame).scores["carrier"] for frame in (odd, known.drop(index=17)))
+    assert with_them == without and json.loads(calibrate(odd).to_bytes())
+
+
 def test_segments_are_named_as_column_and_value():
     with pytest.raises(ProfileError, match="origin=JFK"):
         Only(segment="JFK")

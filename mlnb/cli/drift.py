@@ -47,11 +47,13 @@ def _side_by_side(drift, limit: int, width: int):
     from rich.table import Table
 
     names = drift.names()[:limit]
-    room = width - max(map(len, names)) - 2
+    room = max(width - min(max(map(len, names)), width // 2) - 2, 1)
     blocks = len(drift.windows) * 9 > room
     windows = drift.windows[-room:] if blocks else drift.windows
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("column", no_wrap=True)
+    older = len(drift.windows) - len(windows)
+    caption = f"Older windows that are not shown: {older}; --json and --html have all of them." if older else None
+    table = Table(box=None, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
+    table.add_column("column", no_wrap=True, max_width=width // 2, overflow="ellipsis")
     for head in [f"{windows[0].window} … {windows[-1].window}"] if blocks else [w.window for w in windows]:
         table.add_column(head, justify="left" if blocks else "right", no_wrap=True)
     if not blocks:
@@ -195,6 +197,13 @@ def _print(drift, limit: int):
         console.print(_plain(note), style="dim")
 
 
+def _in_a_folder(_context, _option, path: Path | None) -> Path | None:
+    "A file in a folder that is there: what goes into another one, node-exporter never reads"
+    if path and not path.parent.is_dir():
+        raise click.BadParameter(f"folder {path.parent} is not there; write the one that node-exporter's textfile collector reads")
+    return path
+
+
 def _write(option: str, path: Path, text: str):
     "Write a file, whole or not at all; a place that cannot be written to is the caller's mistake"
     from mlnb.project.files import write_whole
@@ -217,7 +226,12 @@ def _write(option: str, path: Path, text: str):
 @click.option("--limit", default=25, show_default=True, type=click.IntRange(min=1), help="Columns to show.")
 @click.option("--json", is_flag=True, help="Print one JSON document.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Also write a page that opens offline.")
-@click.option("--metrics", type=click.Path(dir_okay=False, path_type=Path), help="Also write a summary for Prometheus' textfile collector.")
+@click.option(
+    "--metrics",
+    type=click.Path(dir_okay=False, path_type=Path),
+    callback=_in_a_folder,
+    help="Also write a summary for Prometheus' textfile collector.",
+)
 def drift(current, reference, by, time, version, arm, segment, columns, limit, json, html, metrics):
     """How far has CURRENT moved from the reference?
 

@@ -598,10 +598,18 @@ _PERIOD = re.compile(r"\d{4}(-\d\d(-\d\d(T\d\d)?)?)?")
 def _log_windows(source: str, settings, by: str | None, only: Only) -> dict[str, Profile]:
     "The profiles of the prediction log: merged from its hours, or made from its rows where hours keep no such segment"
     period = source.partition(":")[2]
-    if source != "log" and not _PERIOD.fullmatch(period):
+    if source != "log" and not _is_period(period):
         raise ProfileError(f"{source!r} names no period; write log:2013, log:2013-07, log:2013-07-04 or log:2013-07-04T05")
     kept = only.segment is None or only.column in settings.profile_segments
     return (_log_hours if kept else _log_rows)(source, period, settings, by, only)
+
+
+def _is_period(text: str) -> bool:
+    "Whether a text is a year, month, day or hour of the calendar"
+    try:
+        return bool(_PERIOD.fullmatch(text)) and not np.isnat(np.datetime64(text))
+    except ValueError:
+        return False
 
 
 def _log_hours(source: str, period: str, settings, by: str | None, only: Only) -> dict[str, Profile]:

@@ -371,7 +371,8 @@ def bin_of_rows(
 
 
 def _mean_scores(frame, reference: Profile, score: str) -> dict[str, list]:
-    "Column -> mean score in each bin"
+    "Column -> mean score in each bin, of the rows that have a score"
+    frame = frame[np.isfinite(frame[score].to_numpy(np.float64, na_value=np.nan))]
     weights, found = frame[score].to_numpy(np.float64), {}
     for name, column in reference.columns.items():
         if name == score or not _usable(column):

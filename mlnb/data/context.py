@@ -398,6 +398,14 @@ class SnapshotStore:
         self._lock, self._listed, self._listed_at = threading.RLock(), np.array([], "datetime64[s]"), -np.inf
         self._read: OrderedDict[np.datetime64, Snapshot | None] = OrderedDict()
 
+    @classmethod
+    def of(
+        cls,
+        settings,  # of the project
+    ) -> "SnapshotStore":
+        "The context of a project"
+        return cls(settings.url(settings.storage).rstrip("/") + "/context")
+
     @cached_property
     def _place(self):
         "The file system and the folder in it"

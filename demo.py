@@ -130,7 +130,7 @@ def write_context(moments: np.ndarray):
 
     settings = load_settings(ROOT)
     history = read_history(str(FLIGHTS / "flights.parquet"), str(FLIGHTS / "weather.parquet"))
-    write_snapshots(history, moments, SnapshotStore(f"{settings.url(settings.storage)}/context"))
+    write_snapshots(history, moments, SnapshotStore.of(settings))
 
 
 def send(url: str, flights: pd.DataFrame) -> list[dict]:

@@ -219,6 +219,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'mlnb/data/context.py'),
                                    'mlnb.data.context.SnapshotStore.newest': ( 'data/context.html#snapshotstore.newest',
                                                                                'mlnb/data/context.py'),
+                                   'mlnb.data.context.SnapshotStore.of': ('data/context.html#snapshotstore.of', 'mlnb/data/context.py'),
                                    'mlnb.data.context.SnapshotStore.write': ( 'data/context.html#snapshotstore.write',
                                                                               'mlnb/data/context.py'),
                                    'mlnb.data.context.Table': ('data/context.html#table', 'mlnb/data/context.py'),

@@ -10,6 +10,7 @@ from waiting import PATIENCE, until
 
 from mlnb.data.context import Context, Events, Latest, Snapshot, SnapshotStore, View, distinct, quarter, to_columns
 from mlnb.project.errors import ContractError
+from mlnb.project.settings import load_settings
 
 START = np.datetime64("2013-03-01", "s")
 
@@ -261,6 +262,12 @@ def test_what_is_read_is_what_was_written(store):
     size = store.write(snapshot)
     assert size == len(snapshot.to_bytes())
     same(SnapshotStore(store.url).newest(at(1500)).lookup(rows), snapshot.lookup(rows))
+
+
+@pytest.mark.parametrize(("storage", "url"), [("kept/", "{}/kept/context"), ("s3://bucket/flights/", "s3://bucket/flights/context")])
+def test_the_context_of_a_project_lies_in_its_storage(tmp_path, storage, url):
+    (tmp_path / "pyproject.toml").write_text(f'[tool.mlnb]\npackage = "toy"\nstorage = "{storage}"\n')
+    assert SnapshotStore.of(load_settings(tmp_path)).url == url.format(tmp_path)
 
 
 def test_another_writer_is_noticed_after_the_refresh(tmp_path):

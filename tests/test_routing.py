@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -332,13 +333,24 @@ def test_a_shadow_that_falls_silent_stops_nobody_and_is_replaced(router, monkeyp
     both = router("odd", shadow=True)
     both(rows_of(both.bundle, 5))
     until(lambda: both.counts["shadow_scored"] == 5)  # it is up
-    monkeypatch.setattr(shadow, "SILENCE", 2.0)
+    reply, hangs = shadow.Shadow._reply, threading.Event()
+
+    def held(waiting):
+        "Wait for a reply only once the test has seen what happens meanwhile"
+        hangs.wait()
+        try:
+            return reply(waiting)
+        finally:
+            monkeypatch.setattr(shadow, "SILENCE", 60.0)  # a busy machine starts the next one slowly
+
+    monkeypatch.setattr(shadow.Shadow, "_reply", held)
+    monkeypatch.setattr(shadow, "SILENCE", 0.1)
     both(rows_of(both.bundle, 1, carrier=["HANG"]))
-    until(lambda: not both._arms.shadow._queue)
+    until(lambda: both._arms.shadow._taken == 6)
     answered = sum(len(both(rows_of(both.bundle, 10))) for _ in range(20))  # while it hangs
     assert answered == 200 and both.counts["shadow_dropped"] == 150
+    hangs.set()
     until(lambda: both.counts["shadow_failed"] == 1)
-    monkeypatch.setattr(shadow, "SILENCE", 60.0)  # a busy machine starts the next one slowly
     until(lambda: both.counts["shadow_scored"] == 55)
     assert both.counts["shadow_failed"] == 1 and "fell silent" in both.problem
 

@@ -2,10 +2,12 @@
 
 import json
 import os
+import secrets
 import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from textwrap import dedent
 
@@ -156,9 +158,12 @@ def make(root: Path) -> Path:
 
 
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    "A port that nothing listens at, and that no connection takes before a server does: the system gives them others"
+    while True:
+        port = 10_000 + secrets.randbelow(20_000)
+        with socket.socket() as s, suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            return port
 
 
 def wait_until_ready(process: subprocess.Popen, url: str, seconds: float = 120) -> str:

@@ -106,7 +106,7 @@ def score(input, output, bundle, at, log, strict, overwrite, as_json):
     server.import_from(settings)
     model = Bundle.load(bundle.resolve() if bundle else settings.path(settings.bundle))
     model.self_test()
-    store = SnapshotStore(settings.url(settings.storage).rstrip("/") + "/context")
+    store = SnapshotStore.of(settings)
     logs = PredictionLog(settings.path(settings.predictions), settings.log_sync) if log else None
     with watching(Console(stderr=True)) as watch:
         limit = settings.context_limit_minutes

@@ -418,6 +418,14 @@ class SnapshotStore:
         self._listed, self._listed_at = None, -np.inf  # names of files, sorted as their moments are
         self._read: OrderedDict[str, Snapshot | None] = OrderedDict()  # by name of the file
 
+    @classmethod
+    def of(
+        cls,
+        settings,  # of the project
+    ) -> "SnapshotStore":
+        "The context of a project"
+        return cls(settings.url(settings.storage).rstrip("/") + "/context")
+
     @cached_property
     def _place(self):
         "The file system and the folder in it"

@@ -621,7 +621,7 @@ def duration(
 def _newest_context(settings) -> dt.datetime | None:
     from mlnb.data.context import SnapshotStore
 
-    moments = SnapshotStore(f"{settings.url(settings.storage).rstrip('/')}/context").moments()
+    moments = SnapshotStore.of(settings).moments()
     return moments[-1].item() if len(moments) else None
 
 

@@ -308,5 +308,4 @@ def places_of(
     "Where a service looks up context, and its prediction log"
     from mlnb.data.context import SnapshotStore
 
-    store = SnapshotStore(settings.url(settings.storage).rstrip("/") + "/context")
-    return store, PredictionLog.of(settings)
+    return SnapshotStore.of(settings), PredictionLog.of(settings)

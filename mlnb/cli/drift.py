@@ -8,6 +8,7 @@ __all__ = ['COLOURS', 'metrics_of', 'drift']
 # %% ../../nbs/cli/07_drift.ipynb #9cc836e9
 import json as json_format
 import time as clock
+from functools import cache
 from pathlib import Path
 
 import click
@@ -169,10 +170,10 @@ def _measured(current, reference, columns, by, time, version, arm, segment):
 
     settings, length = load_settings(), by or length_of(current)
     null = null_of(reference, settings, segment)
-    whole = reference_of(reference, settings, segment)
+    whole = cache(lambda: reference_of(reference, settings, segment))  # read once, and after what is asked about
     windows = read_windows(current, settings, by, time, Only(version, arm, segment), whole)
     said = "the bundle's reference" if reference == "bundle" else reference
-    found = compare(whole, windows, list(columns), length, f"{said} of {segment}" if segment else said)
+    found = compare(whole(), windows, list(columns), length, f"{said} of {segment}" if segment else said)
     return judge(found, null, length, list(columns)) if null else found
 
 

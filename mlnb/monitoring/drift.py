@@ -11,6 +11,7 @@ __all__ = ['TOP', 'LEAST_SHARE', 'LEVELS', 'TOO_SMALL', 'NOT_COMPARED', 'TIMES',
 
 # %% ../../nbs/monitoring/00_drift.ipynb #acefe5d5
 import re
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
@@ -516,7 +517,7 @@ def read_windows(
     by: str | None = None,  # month, day or hour; default: one window of everything
     time: str | None = None,  # name of the time column of a table
     only: Only = Only(),  # rows of one version, arm or segment
-    reference: Profile | None = None,  # of which columns a CSV file holds texts; default: those that are no numbers
+    reference: Callable[[], Profile] | None = None,  # asked which columns of a CSV file are texts; default: those that are no numbers
 ) -> dict[str, Profile]:  # label -> profile, in the order of time
     "The profiles of a source, a window each; raises `ProfileError` where it is none or holds no rows"
     if source == "log" or source.startswith("log:"):
@@ -573,22 +574,23 @@ def _parquet(path: Path):
         raise ProfileError(f"{path} is not a readable Parquet file: {e}") from None
 
 
-def _csv(path: Path, reference: Profile | None = None):
+def _csv(path: Path, reference: Callable[[], Profile] | None = None):
     "The table in a CSV file; the texts of the reference are texts as they are written: 05 is no 5, and NA is not missing"
     import pandas as pd
 
     if path.suffix not in (".csv", ".gz", ".zip", ".bz2", ".xz", ".zst", ".tsv"):
         raise ProfileError(f"{path} is neither a whylogs profile nor a Parquet file; write one of: {FORMS}")
-    told, separator = reference.columns if reference else {}, "\t" if ".tsv" in path.name else ","
+    separator = "\t" if ".tsv" in path.name else ","
     try:
         frame = pd.read_csv(path, sep=separator)
-        if texts := [name for name in frame if name in told and told[name].types.get("string", 0)]:
-            written = pd.read_csv(path, sep=separator, usecols=texts, dtype=str, keep_default_na=False, na_values=[""])
-            frame = frame.assign(**{name: written[name] for name in texts})
     except (ValueError, OSError, UnicodeDecodeError, pd.errors.ParserError) as e:
         raise ProfileError(f"{path} is not a readable CSV file: {e}") from None
     if len(frame.columns) == 1 and ";" in frame.columns[0]:
         raise ProfileError(f"{path} has one column, {frame.columns[0]!r}: write it with commas between the columns")
+    told = reference().columns if reference else {}
+    if texts := [name for name in frame if name in told and told[name].types.get("string", 0)]:
+        written = pd.read_csv(path, sep=separator, usecols=texts, dtype=str, keep_default_na=False, na_values=[""])
+        frame = frame.assign(**{name: written[name] for name in texts})
     return frame
 
 # %% ../../nbs/monitoring/00_drift.ipynb #de1114b5

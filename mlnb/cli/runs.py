@@ -23,7 +23,7 @@ from .console import Group, local_time, plain, print_json, terminal
 def _opened():
     "Settings and records of the project, with what earlier runs could not write"
     from mlnb.pipelines.recorder import JOURNAL, replay
-    from mlnb.project.errors import MlnbError
+    from mlnb.project.errors import SettingError
     from mlnb.project.settings import load_settings
     from mlnb.records import Records, file_of
 
@@ -35,7 +35,7 @@ def _opened():
     try:
         try:
             replay(records, folder)
-        except MlnbError:
+        except SettingError:  # the records cannot be opened; where they can, they may be read though they are locked
             raise
         except Exception as e:
             click.echo(f"what earlier runs left below {folder} could not be written to the records: {e}", err=True)

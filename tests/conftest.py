@@ -11,6 +11,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ["MLNB_TRACK_RUNS"] = "false"  # no process that writes to MLflow is left behind; its own tests ask for it
 
+for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):  # what a program prints into a file is what is tested
+    os.environ.pop(name, None)
+for name in ("no_proxy", "NO_PROXY"):  # every server is on this machine
+    os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1", "localhost")))
+
 IS_FIRST = "PYTEST_XDIST_WORKER" not in os.environ  # the process that starts the others
 if IS_FIRST:
     os.environ["MLNB_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="mlnb-")  # one fork server for all tests, which ends with them
@@ -22,7 +27,6 @@ def pytest_unconfigure(config):
 
         kernels.stop(kill=True)
         shutil.rmtree(os.environ["MLNB_RUNTIME_DIR"], ignore_errors=True)
-
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,14 @@
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 
 import pytest
 
+from mlnb.cli import runs
+from mlnb.monitoring import notify
 from mlnb.pipelines.recorder import JOURNAL, Recorder
 from mlnb.records import Records
 
@@ -164,6 +167,21 @@ def test_runs_that_only_a_journal_knows(project):
     recorder.end_run(run, "succeeded")
     recorder.close(wait=False)
     assert ids(project) == [run, NEW, OLD] and not (project / ".mlnb" / "runs" / run / JOURNAL).exists()
+
+
+def test_what_is_locked_can_be_read(project, monkeypatch, capsys):
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(Records.__init__, "__defaults__", (".", 0.1))
+    journal = project / ".mlnb/runs/20260401T120000-cccc03" / JOURNAL
+    journal.parent.mkdir()
+    journal.write_text('["run", {"id": "20260401T120000-cccc03"}, {"pipeline": "planes", "status": "failed"}]\n')
+    holder = sqlite3.connect(project / ".mlnb/records.db", isolation_level=None)
+    holder.execute("begin immediate")
+    with runs._opened() as (settings, records):
+        assert [run["id"] for run in records.runs()] == [NEW, OLD]
+        notify._replay(records, settings.path(".mlnb/runs"))
+    holder.close()
+    assert "database is locked" in capsys.readouterr().err and journal.exists()
 
 
 def test_before_the_first_run(tmp_path):

@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 from listener import Listener
+from waiting import PATIENCE
 
 from mlnb.monitoring import notify
 from mlnb.monitoring.alerts import Alerts
@@ -25,7 +26,7 @@ def settings(tmp_path):
     return load_settings(tmp_path)
 
 
-def sent(channels, settings, patience=20.0):
+def sent(channels, settings, patience=PATIENCE):
     return {name: told.error for name, told in send_all([(c, MESSAGE) for c in channels], settings, patience).items()}
 
 
@@ -45,7 +46,9 @@ def test_a_dead_channel_is_in_nobodys_way_and_tells_no_secret(settings, monkeypa
         urls |= {"NOBODY": "http://127.0.0.1:9/secret", "NO_URL": "secret", "ODD": "http://host\nsecret/", "NO_HOST": "http://[secret"}
         for name, url in urls.items():
             monkeypatch.setenv(name, url)
-        errors = sent([Webhook(name=name, url=f"${name}") for name in (*urls, "UNSET")], settings, patience=2.0)
+        hook = lambda name: Webhook(name=name, url=f"${name}")
+        errors = sent([hook(name) for name in (*urls, "UNSET") if name != "DRIPS"], settings)
+        errors |= sent([hook("DRIPS")], settings, patience=2.0)
     assert errors["GOOD"] is None and len(good.got) == 1 and len(moved.got) == 1
     assert errors["BROKEN"] == "the server answers 500" and errors["MOVED"] == "the server answers 302"
     assert "did not end within 2 seconds" in errors["DRIPS"] and "not answer" in errors["NOBODY"]
@@ -84,9 +87,13 @@ def certificate(tmp_path, monkeypatch):
 
 def mailbox(box, **more):
     controller = pytest.importorskip("aiosmtpd.controller")
-    from toy_project import free_port
 
-    return controller.Controller(box, hostname="127.0.0.1", port=free_port(), **more)
+    class Mailbox(controller.Controller):
+        def _trigger_server(self):
+            self.port = self.server.sockets[0].getsockname()[1]  # that the system chose
+            super()._trigger_server()
+
+    return Mailbox(box, hostname="127.0.0.1", port=0, ready_timeout=PATIENCE, **more)
 
 
 def email(server, **more):

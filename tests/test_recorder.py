@@ -220,7 +220,8 @@ def test_a_project_that_was_moved(tmp_path):
     records.close()
 
 
-def test_a_store_that_is_locked_for_a_while(url, runs, caplog, quick):
+def test_a_store_that_is_locked_for_a_while(url, runs, caplog, quick, monkeypatch):
+    monkeypatch.setattr(module, "PAUSE", 0.0)
     Records(url).runs()
     holder = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
     holder.execute("begin immediate")
@@ -258,6 +259,25 @@ def test_a_store_that_is_deleted_meanwhile(url, runs, tmp_path, quick, again):
         assert [t["status"] for t in records.tasks(run)] == ["skipped", "executed"]
         records.close()
     assert not list(runs.iterdir())
+
+
+def test_a_store_that_is_deleted_as_soon_as_it_is_written(url, runs, tmp_path, quick, monkeypatch):
+    recorder, written = Recorder(url, runs), []
+
+    def put(changes):
+        Records.put(recorder._records, changes)
+        for name in () if written else ("records.db", "records.db-wal", "records.db-shm"):
+            (tmp_path / name).unlink(missing_ok=True)
+        written.extend(changes)
+
+    monkeypatch.setattr(recorder._records, "put", put)
+    run = recorder.start_run("demo", {})
+    until(lambda: written)
+    recorder.end_run(run, "succeeded")
+    recorder.close()
+    records = Records(url)
+    assert records.run(run)["status"] == "succeeded" and not list(runs.iterdir())
+    records.close()
 
 
 @pytest.mark.parametrize("grace", [0.0, 600.0])

@@ -1,15 +1,16 @@
 import datetime as dt
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.error
 import urllib.request
+from contextlib import contextmanager
 
 import pytest
+from waiting import until
 
 from mlnb.models import registry
 from mlnb.models.registry import Tracking, log_pipeline_run
@@ -97,36 +98,37 @@ def test_two_that_download_at_once_have_one_bundle(tracking, bundle, tmp_path, m
     assert {p.name for p in tmp_path.iterdir()} == {"made", "kept", "copy"}
 
 
-def _server(folder, port):
+def _server(folder):
     place = f"sqlite:///{folder}/server.db", "--artifacts-destination", f"{folder}/artifacts"
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", "0", "--workers", "1"]
     log = (folder / "server.log").open("wb")
     return subprocess.Popen(
         [*command, "--backend-store-uri", *place], stdout=log, stderr=log, cwd=folder, start_new_session=True
     )
 
 
-def _wait_for(url, server):
-    for _ in range(600):
-        try:
-            return urllib.request.urlopen(f"{url}/health", timeout=5).close()
-        except (urllib.error.URLError, OSError):
-            assert server.poll() is None
-            time.sleep(0.1)
-    raise AssertionError("the MLflow server did not start")
+def _url(folder, server):
+    "Where the server listens, once it does"
+    assert server.poll() is None, (folder / "server.log").read_text()
+    found = re.search(r"running on (http://127\.0\.0\.1:\d+)", (folder / "server.log").read_text())
+    try:
+        return found and urllib.request.urlopen(f"{found[1]}/health", timeout=5).url.removesuffix("/health")
+    except OSError:
+        return None
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+@contextmanager
+def closed():
+    "The URL of a port at which nobody listens, and nobody will"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
 
 
 def test_a_server_does_the_same(bundle, tmp_path):
-    url = f"http://127.0.0.1:{(port := free_port())}"
-    server = _server(tmp_path, port)
+    server = _server(tmp_path)
     try:
-        _wait_for(url, server)
+        url = until(lambda: _url(tmp_path, server), "the MLflow server")
         whole_life(Tracking(url), bundle, tmp_path)
         run_id = log_pipeline_run(url, RUN, pipeline_tasks(tmp_path))
         assert [a.path for a in Tracking(url).client.list_artifacts(run_id, "notebooks")] == ["notebooks/train.ipynb"]
@@ -143,8 +145,7 @@ def test_a_run_that_raises_is_kept_as_failed(tracking):
 
 
 def test_a_closed_port_is_no_server():
-    url = f"http://127.0.0.1:{free_port()}"
-    with pytest.raises(TrackingError) as e, Tracking(url).run("flights"):
+    with closed() as url, pytest.raises(TrackingError) as e, Tracking(url).run("flights"):
         pass
     assert f"setting 'tracking' has value '{url}', which does not answer (" in str(e.value)
     assert 'write tracking = "sqlite:///.mlnb/mlflow.db" or tracking = "http://host:5000"' in str(e.value)

@@ -45,12 +45,6 @@ def logged(settings):
     return sorted(r.data.tags["mlnb.run"] for r in found)
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 def test_what_is_worth_logging_is_logged_once(settings, records):
     run, idle, going = a_run(records), a_run(records, "skipped"), a_run(records, end=None)
     assert tracker.track(settings) == 0 and tracker.track(settings) == 0
@@ -79,8 +73,10 @@ def test_a_server_that_is_away_is_tried_again_after_the_next_run(settings, recor
     monkeypatch.chdir(settings.root)
     monkeypatch.setattr(os, "nice", lambda n: 0)
     first = a_run(records)
-    monkeypatch.setenv("MLNB_TRACKING", f"http://127.0.0.1:{free_port()}")
-    assert tracker.main() == 1
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # nobody listens there, and nobody will
+        monkeypatch.setenv("MLNB_TRACKING", f"http://127.0.0.1:{taken.getsockname()[1]}")
+        assert tracker.main() == 1
     said = capsys.readouterr().out
     assert "does not answer" in said and "The next mlnb run tries again." in said and records.run(first)["tracked"] is None
     monkeypatch.delenv("MLNB_TRACKING")

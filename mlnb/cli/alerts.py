@@ -6,12 +6,13 @@
 __all__ = ['COLOURS', 'alerts', 'check', 'list_', 'show', 'ack', 'resolve', 'open_', 'test']
 
 # %% ../../nbs/cli/18_alerts.ipynb #19032ceb
-import json
 import os
 import sys
 from contextlib import contextmanager
 
 import click
+
+from .console import Group, local_time, plain, print_json, terminal
 
 # %% ../../nbs/cli/18_alerts.ipynb #1b2b5a23
 COLOURS = {"firing": "bold red", "acknowledged": "yellow", "resolved": "green"}
@@ -34,32 +35,6 @@ def _opened():
         alerts.close()
 
 
-def _print_json(value):
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
-
-
-def _plain(text) -> str:
-    from rich.markup import escape
-
-    return escape(str(text))
-
-
-def _time(value) -> str:
-    "A moment of UTC as local time"
-    from datetime import UTC
-
-    return value.replace(tzinfo=UTC).astimezone().strftime("%Y-%m-%d %H:%M") if value else ""
-
-
-def _console(stderr: bool = False):
-    from rich.console import Console
-
-    console = Console(highlight=False, stderr=stderr)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = 160
-    return console
-
-
 def _show(rows: list[dict], console):
     "A table of alerts"
     from rich.table import Table
@@ -69,24 +44,12 @@ def _show(rows: list[dict], console):
         table.add_column(name, no_wrap=name != "what", overflow="fold", justify="right" if name in ("alert", "seen") else "left")
     for row in rows:
         state, urgent = f"[{COLOURS[row['state']]}]{row['state']}[/]", "[bold red]critical[/] " if row["severity"] == "critical" else ""
-        since = (_time(row["first_seen"]), f"{row['seen']}×")
-        table.add_row(str(row["id"]), state, _plain(row["rule"]), *since, urgent + _plain(row["words"]))
+        since = (local_time(row["first_seen"]), f"{row['seen']}×")
+        table.add_row(str(row["id"]), state, plain(row["rule"]), *since, urgent + plain(row["words"]))
     console.print(table)
 
 # %% ../../nbs/cli/18_alerts.ipynb #06a34e78
-class _Group(click.Group):
-    "Subcommands, and a hint where a word is none"
-
-    def resolve_command(self, ctx, args):
-        from mlnb.project.errors import did_you_mean
-
-        if args and args[0] not in self.commands and not args[0].startswith("-"):
-            hint = did_you_mean(args[0], self.commands) or (f"; to see an alert: mlnb alerts show {args[0]}" if args[0].isdigit() else "")
-            raise click.UsageError(f"no command '{args[0]}' of mlnb alerts{hint}", ctx)
-        return super().resolve_command(ctx, args)
-
-
-@click.group(cls=_Group)
+@click.group(cls=Group, hint=lambda word: f"; to see an alert: mlnb alerts show {word}" if word.isdigit() else "")
 def alerts():
     """What is wrong, and who has it in hand.
 
@@ -131,17 +94,17 @@ def check(as_json):
     from mlnb.project.settings import load_settings
 
     settings = load_settings()
-    with _console(stderr=True).status("looking") as status:
-        done = notify.check(settings, on_rule=lambda name: status.update(f"looking: {_plain(name)}"))
+    with terminal(stderr=True).status("looking") as status:
+        done = notify.check(settings, on_rule=lambda name: status.update(f"looking: {plain(name)}"))
     for name, told in done.told.items():
         if told.error:
             click.echo(f"channel {name!r} could not be told, the next check tries again: {told.error}", err=True)
         if told.note:
             click.echo(f"channel {name!r} was told, but {told.note}", err=True)
     if as_json:
-        _print_json(_checked_document(done))
+        print_json(_checked_document(done))
     elif done.current:
-        _show(done.current, _console())
+        _show(done.current, terminal())
     else:
         click.echo(f"Nothing is wrong: {len(done.looks)} rules looked.")
     sys.exit(1 if done.firing else 0)
@@ -164,9 +127,9 @@ def list_(everything, limit, as_json):
     with _opened() as (_, store):
         rows = store.select(everything, limit)
     if as_json:
-        _print_json([document(row) for row in rows])
+        print_json([document(row) for row in rows])
     elif rows:
-        _show(rows, _console())
+        _show(rows, terminal())
     else:
         click.echo("No alerts." if everything else "No alert is open.")
 
@@ -187,9 +150,9 @@ def show(alert, as_json):
         found = store.get(alert)
     if as_json:
         parts = {name: [document(row) for row in found[name]] for name in ("events", "deliveries")}
-        _print_json(document(found) | parts)
+        print_json(document(found) | parts)
         return
-    console = _console()
+    console = terminal()
     _show([found], console)
     console.print()
     _show_more(found, console)
@@ -197,7 +160,7 @@ def show(alert, as_json):
 
 def _show_more(found: dict, console):
     "What the table of alerts has no room for"
-    figures = {"severity": found["severity"], "value": found["value"], "limit": found["bound"], "last seen": _time(found["last_seen"])}
+    figures = {"severity": found["severity"], "value": found["value"], "limit": found["bound"], "last seen": local_time(found["last_seen"])}
     for name, value in (figures | found["details"]).items():
         if value not in (None, ""):
             console.print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}", markup=False)
@@ -205,13 +168,13 @@ def _show_more(found: dict, console):
     for event in found["events"]:
         who = f" by {event['who']}" if event["who"] else ""
         note = f": {event['note']}" if event["note"] else ""
-        console.print(f"{_time(event['at'])}  {event['what']}{who}{note}", markup=False)
+        console.print(f"{local_time(event['at'])}  {event['what']}{who}{note}", markup=False)
     if found["deliveries"]:
         console.print("\n[bold]who was told[/]")
     for one in found["deliveries"]:
         tries = f", {one['attempts']} tries" if one["attempts"] > 1 or one["status"] == "waiting" else ""
         why = f": {one['error']}" if one["error"] else ""
-        console.print(f"{_time(one['sent']):16}  {one['channel']}: {one['what']}, {one['status']}{tries}{why}", markup=False)
+        console.print(f"{local_time(one['sent']):16}  {one['channel']}: {one['what']}, {one['status']}{tries}{why}", markup=False)
 
 # %% ../../nbs/cli/18_alerts.ipynb #14ccd934
 def _user() -> str:
@@ -277,13 +240,13 @@ def open_(alert, again, only_print, as_json):
 
     with _opened() as (settings, store):
         found = store.get(alert)
-    with _console(stderr=True).status("collecting the evidence") as status:
+    with terminal(stderr=True).status("collecting the evidence") as status:
         told = lambda k, n: status.update(f"collecting the evidence: cell {k} of {n}")
         path, new, failed = evidence.open_alert(found, settings, again, told)
     if failed:
         click.echo(f"a cell failed, the notebook says which: {failed}", err=True)
     if as_json:
-        _print_json({"alert": alert, "notebook": str(path), "new": new, "failed": failed})
+        print_json({"alert": alert, "notebook": str(path), "new": new, "failed": failed})
         return
     click.echo(path)
     if not only_print and sys.stdout.isatty():
@@ -313,7 +276,7 @@ def test(channel, as_json):
         raise SettingError(f"there is no channel '{channel}'{did_you_mean(channel, known)}; {right}")
     told = notify.send_all([(known[channel], notify.Message(deployment(settings)))], settings)[channel]
     if as_json:
-        _print_json({"channel": channel, "error": told.error, "note": told.note})
+        print_json({"channel": channel, "error": told.error, "note": told.note})
         sys.exit(1 if told.error else 0)
     if told.error:
         raise AlertError(f"channel '{channel}' could not be told: {told.error}")

@@ -16,12 +16,14 @@ from pathlib import Path
 
 import click
 
+from .console import Group, local_time, plain, print_json, terminal
+
 # %% ../../nbs/cli/10_runs.ipynb #067714be
 @contextmanager
 def _opened():
     "Settings and records of the project, with what earlier runs could not write"
     from mlnb.pipelines.recorder import JOURNAL, replay
-    from mlnb.project.errors import MlnbError
+    from mlnb.project.errors import SettingError
     from mlnb.project.settings import load_settings
     from mlnb.records import Records, file_of
 
@@ -33,7 +35,7 @@ def _opened():
     try:
         try:
             replay(records, folder)
-        except MlnbError:
+        except SettingError:  # the records cannot be opened; where they can, they may be read though they are locked
             raise
         except Exception as e:
             click.echo(f"what earlier runs left below {folder} could not be written to the records: {e}", err=True)
@@ -48,11 +50,6 @@ MARKS = {"executed": "green", "succeeded": "green", "failed": "red", "aborted": 
 def _short(run_id: str) -> str:
     "The end of an id, which is enough to name a run"
     return run_id.rpartition("-")[2]
-
-
-def _time(value) -> str:
-    "A moment of UTC as local time"
-    return value.replace(tzinfo=UTC).astimezone().strftime("%Y-%m-%d %H:%M") if value else ""
 
 
 def _long(seconds: float | None) -> str:
@@ -73,16 +70,6 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.6g}"
 
 # %% ../../nbs/cli/10_runs.ipynb #834dcd64
-def _console():
-    "Where tables go; nothing is wrapped for a file or another program"
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = 160
-    return console
-
-
 def _table(*columns: str, right: tuple[str, ...] = ()):
     "An empty table"
     from rich.table import Table
@@ -98,20 +85,9 @@ def _coloured(status: str | None) -> str:
     return f"[{MARKS[status]}]{status}[/]" if status in MARKS else status or ""
 
 
-def _plain(text) -> str:
-    "Text that rich shall not read as markup"
-    from rich.markup import escape
-
-    return escape(str(text))
-
-
 def _document(row: dict) -> dict:
     "A row for JSON: times in ISO 8601 with their zone"
     return {k: v.replace(tzinfo=UTC).isoformat() if hasattr(v, "isoformat") else v for k, v in row.items()}
-
-
-def _print_json(value):
-    click.echo(json.dumps(value, indent=2, default=str))
 
 # %% ../../nbs/cli/10_runs.ipynb #3c86937d
 def _said(value) -> str:
@@ -142,7 +118,7 @@ def _show_list(rows, console):
     for run, before, counts in rows:
         numbers = [str(counts.get(s, "")) for s in ("executed", "skipped", "failed")]
         status, took = _coloured(run["status"]), _long(seconds_of(run))
-        table.add_row(_short(run["id"]), _time(run["started"]), took, status, *numbers, _plain(_differences(run, before)))
+        table.add_row(_short(run["id"]), local_time(run["started"]), took, status, *numbers, plain(_differences(run, before)))
     console.print(table)
 
 
@@ -156,22 +132,10 @@ def _list_document(rows) -> list[dict]:
     return documents
 
 # %% ../../nbs/cli/10_runs.ipynb #2b04ab51
-class _Group(click.Group):
-    "Subcommands, and a hint where a word is none"
-
-    def resolve_command(self, ctx, args):
-        from mlnb.project.errors import did_you_mean
-
-        if args and args[0] not in self.commands and not args[0].startswith("-"):
-            hint = did_you_mean(args[0], self.commands) or f"; to see a run: mlnb runs show {args[0]}"
-            raise click.UsageError(f"no command '{args[0]}' of mlnb runs{hint}", ctx)
-        return super().resolve_command(ctx, args)
-
-
 STATUSES = ("running", "succeeded", "failed", "interrupted", "lost")
 
 
-@click.group(cls=_Group, invoke_without_command=True)
+@click.group(cls=Group, hint=lambda word: f"; to see a run: mlnb runs show {word}", invoke_without_command=True)
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(min=1), help="How many runs to list.")
 @click.option("--status", type=click.Choice(STATUSES), help="List only these; lost: its process died without a word.")
 @click.option("--pipeline", metavar="NAME", help="Whose runs; default: this project's.")
@@ -195,9 +159,9 @@ def runs(ctx, limit, status, pipeline, as_json):
     with _opened() as (settings, records):
         rows = _list(records, limit, pipeline or settings.name, status)
     if as_json:
-        _print_json(_list_document(rows))
+        print_json(_list_document(rows))
     elif rows:
-        _show_list(rows, _console())
+        _show_list(rows, terminal())
     else:
         click.echo(f"No runs of pipeline '{pipeline or settings.name}'{f' that are {status}' if status else ', start one with: mlnb run'}")
 
@@ -215,16 +179,16 @@ def _facts(run: dict) -> dict[str, str]:
 
     asked = ", ".join(f"{k}: {_said(v)}" for k, v in (run["selection"] or {}).items() if v not in (None, False, [], ()))
     facts = {
-        "status": _coloured(run["status"]), "started": _time(run["started"]), "took": _long(seconds_of(run)),
+        "status": _coloured(run["status"]), "started": local_time(run["started"]), "took": _long(seconds_of(run)),
         "code": _code(run["code"]), "resumed": run["resumed"] or "", "asked for": asked,
         "parameters": ", ".join(f"{k}={_said(v)}" for k, v in run["parameters"].items()),
         "process": (run["process"] or "").partition(" ")[0], "MLflow run": run["tracked"] or "",
     }  # fmt: skip
-    return {name: value if name == "status" else _plain(value) for name, value in facts.items() if value}
+    return {name: value if name == "status" else plain(value) for name, value in facts.items() if value}
 
 
 def _show_run(run: dict, tasks: list[dict], console):
-    console.print(f"[bold]Run {run['id']}[/] of {_plain(run['pipeline'])}\n")
+    console.print(f"[bold]Run {run['id']}[/] of {plain(run['pipeline'])}\n")
     facts = _table("name", "")
     facts.show_header = False
     for name, value in _facts(run).items():
@@ -233,7 +197,7 @@ def _show_run(run: dict, tasks: list[dict], console):
     table = _table("task", "status", "seconds", "tries", "reason", right=("seconds", "tries"))
     for t in tasks:
         seconds = f"{t['seconds']:.1f}" if t["seconds"] else ""
-        table.add_row(_plain(t["name"]), _coloured(t["status"]), seconds, str(t["attempts"] or ""), _plain(t["reason"] or ""))
+        table.add_row(plain(t["name"]), _coloured(t["status"]), seconds, str(t["attempts"] or ""), plain(t["reason"] or ""))
     console.print()
     console.print(table)
 
@@ -248,7 +212,7 @@ def _show_metrics(tasks: list[dict], console):
         metrics = t["metrics"] or {}
         hidden += max(0, len(metrics) - SHOWN)
         for name in list(metrics)[:SHOWN]:
-            table.add_row(_plain(t["name"]), _plain(name), _number(metrics[name]))
+            table.add_row(plain(t["name"]), plain(name), _number(metrics[name]))
     if table.row_count:
         console.print()
         console.print(table)
@@ -287,9 +251,9 @@ def show(run, as_json):
         found = records.run(run, _mine(run, settings))
         tasks = records.tasks(found["id"])
     if as_json:
-        _print_json(_document(found) | {"seconds": seconds_of(found), "tasks": [_document(t) for t in tasks]})
+        print_json(_document(found) | {"seconds": seconds_of(found), "tasks": [_document(t) for t in tasks]})
         return
-    console = _console()
+    console = terminal()
     _show_run(found, tasks, console)
     _show_metrics(tasks, console)
     _show_notebooks(found, tasks, console)
@@ -314,7 +278,7 @@ def _seconds(task: dict, side: int) -> str:
 def _show_parameters(found: dict, names: list[str], console):
     table = _table("parameter", *names)
     for name, pair in found["parameters"].items():
-        table.add_row(_plain(name), *("" if value is None else _plain(_said(value)) for value in pair))
+        table.add_row(plain(name), *("" if value is None else plain(_said(value)) for value in pair))
     console.print(table if table.row_count else "Parameters are the same.")
 
 
@@ -331,7 +295,7 @@ def _show_tasks(found: dict, names: list[str], console):
     table = _table("task", *(f"{n} s" for n in names), "difference", right=(*(f"{n} s" for n in names), "difference"))
     for t in found["tasks"]:
         both = t["status"] == ["executed", "executed"]
-        table.add_row(_plain(t["name"]), _seconds(t, 0), _seconds(t, 1), f"{t['seconds'][1] - t['seconds'][0]:+.1f}" if both else "")
+        table.add_row(plain(t["name"]), _seconds(t, 0), _seconds(t, 1), f"{t['seconds'][1] - t['seconds'][0]:+.1f}" if both else "")
     console.print()
     console.print(table)
 
@@ -348,7 +312,7 @@ def _show_compared_metrics(found: dict, names: list[str], console, everything: b
             if pair[0] == pair[1] and not everything:
                 same += 1
             else:
-                table.add_row(_plain(t["name"]), _plain(name), *map(_number, pair), _difference(pair))
+                table.add_row(plain(t["name"]), plain(name), *map(_number, pair), _difference(pair))
     if table.row_count:
         console.print()
         console.print(table)
@@ -378,9 +342,9 @@ def compare(a, b, everything, as_json):
     with _opened() as (settings, records):
         found = history.compare(records, *(records.run(which, _mine(which, settings)) for which in (a, b)))
     if as_json:
-        _print_json(found)
+        print_json(found)
         return
-    console, names = _console(), [_short(run_id) for run_id in found["runs"]]
+    console, names = terminal(), [_short(run_id) for run_id in found["runs"]]
     console.print(f"[bold]{found['runs'][0]} → {found['runs'][1]}[/]\n")
     _show_parameters(found, names, console)
     _show_code(found, console)
@@ -422,7 +386,7 @@ def open_(run, task, only_print, as_json):
         found = records.run(run, _mine(run, settings))
         path = _notebook(records, found, task)
     if as_json:
-        _print_json({"run": found["id"], "task": task, "notebook": str(path)})
+        print_json({"run": found["id"], "task": task, "notebook": str(path)})
         return
     click.echo(path)
     if not only_print and sys.stdout.isatty():
@@ -457,6 +421,6 @@ def prune(keep, older, yes, as_json):
             click.confirm(f"Remove {_count(len(old), 'run')}, {_short(old[-1])} to {_short(old[0])}, with executed notebooks?", abort=True)
         freed = history.forget(records, old, settings.path(".mlnb/runs"))
     if as_json:
-        _print_json({"removed": old, "bytes": freed})
+        print_json({"removed": old, "bytes": freed})
     else:
         click.echo(f"Removed {_count(len(old), 'run')}, {freed / 1e6:.1f} MB." if old else "No run is old enough to go.")

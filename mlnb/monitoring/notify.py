@@ -23,7 +23,7 @@ from zoneinfo import ZoneInfo
 
 from .alerts import Alerts, Changes
 from .rules import Looked, ask, from_variable, look, of_table, rules_of, setting
-from ..project.errors import AlertError, MlnbError, SettingError, did_you_mean
+from ..project.errors import AlertError, SettingError, did_you_mean
 from ..records import Records, now
 
 # %% ../../nbs/monitoring/08_notify.ipynb #4ee68140
@@ -344,7 +344,7 @@ def _replay(records: Records, folder: Path):
 
     try:
         replay(records, folder)
-    except MlnbError:
+    except SettingError:  # the records cannot be opened; where they can, they may be read though they are locked
         raise
     except Exception as e:
         _log.warning("what earlier runs left below %s could not be written to the records: %s", folder, e)

@@ -291,11 +291,12 @@ class Recorder:
         if self._replaced():
             self._records.close()
             self._written = 0
-        first = "engine" not in self._records.__dict__
+        if first := "engine" not in self._records.__dict__:
+            self._records.engine  # opens the store
+            self._opened = _identity(self._file)  # before anybody sees a row in it, and may remove it
         self._records.put([json.loads(line) for line in self._lines[self._written : count]])
         self._written, self.problem = count, None
         if first:
-            self._opened = _identity(self._file)
             self._replay()
 
     def _replay(self):

@@ -2761,6 +2761,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'mlnb/serving/log_profiles.py'),
                                            'mlnb.serving.log_profiles.HourStore.windows': ( 'serving/log_profiles.html#hourstore.windows',
                                                                                             'mlnb/serving/log_profiles.py'),
+                                           'mlnb.serving.log_profiles._Gone': ( 'serving/log_profiles.html#_gone',
+                                                                                'mlnb/serving/log_profiles.py'),
                                            'mlnb.serving.log_profiles._List': ( 'serving/log_profiles.html#_list',
                                                                                 'mlnb/serving/log_profiles.py'),
                                            'mlnb.serving.log_profiles._List.__post_init__': ( 'serving/log_profiles.html#_list.__post_init__',

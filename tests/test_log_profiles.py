@@ -162,6 +162,17 @@ def test_a_profile_that_is_gone_is_said(places):
         p.HourStore(places[1]).merged()
 
 
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"\x00" * path.stat().st_size)], ids=["gone", "damaged"])
+def test_a_profile_that_is_needed_and_gone_is_made_again(places, damage):
+    hours = ["2013-07-04T05", "2013-07-04T06", "2013-07-05T05"]
+    log_hours(places[0], hours)
+    p.profile_log(*places)
+    damage(next(places[1].rglob("2013-07-04T06.profile")))
+    log_hours(places[0], hours[:1], rows=7, start=100)  # late: the day is put together again
+    assert p.profile_log(*places) == hours and p.profile_log(*places) == []
+    assert list(rows_of(places).values()) == [27, 20, 20] and p.HourStore(places[1]).merged("2013-07-04").rows == 47
+
+
 def test_the_log_is_read_no_more_once_it_is_profiled(places):
     log_hours(places[0], ["2013-07-04T05"])
     p.profile_log(*places)

@@ -204,6 +204,10 @@ class HourStore:
         return found[hour]
 
 # %% ../../nbs/serving/18_log_profiles.ipynb #21ca3fdc
+class _Gone(ProfileError):
+    "A profile that the list names is gone or damaged"
+
+
 def _put_together(store: HourStore, found: _List, touched: set[str]):
     "Write the days and months that are over, where they are new or one of their hours is `touched`"
     smaller: set[str] = set()
@@ -215,7 +219,10 @@ def _put_together(store: HourStore, found: _List, touched: set[str]):
         for period in (p for p in over if p in stale or p not in found.whole):
             for number, named in found.cover(periods[period], smaller).items():
                 place = found.places[number]
-                store._write(place, period, Profile.merged(store._read(place, at) for at in named))
+                try:
+                    store._write(place, period, Profile.merged(store._read(place, at) for at in named))
+                except (FileNotFoundError, ProfileError) as e:
+                    raise _Gone(f"a profile of the log cannot be read: {e}") from None
         smaller |= set(over)
     found.whole = sorted(smaller)
 
@@ -252,21 +259,26 @@ def profile_log(
 ) -> list[str]:  # hours that were profiled
     "Bring the profiles up to date with the log"
     reader, store = LogReader(folder, parts), HourStore(into)
+
+    def work(snapshot: Snapshot) -> list[str]:
+        found = store._list()
+        try:
+            return _profile(reader, snapshot, store, found if found.by == list(by) else _List(list(by)), lines)
+        except _Gone:
+            return _profile(reader, snapshot, store, _List(list(by)), lines)
+
     with _alone(Path(folder)):
-        return reader.settled(lambda snapshot: _profile(reader, snapshot, store, list(by), lines))
+        return reader.settled(work)
 
 
-def _profile(reader: LogReader, snapshot: Snapshot, store: HourStore, by: list[str], lines: bool) -> list[str]:
+def _profile(reader: LogReader, snapshot: Snapshot, store: HourStore, found: _List, lines: bool) -> list[str]:
     "Profile the hours of what is not as it was profiled last"
-    found = store._list()
-    if found.by != by:
-        found = _List(by)
     known, now = found.sources, _held(snapshot, found.sources, lines)
     changed = [name for name in known | now if known.get(name) != now.get(name)]
     hours = sorted({hour for name in changed for side in (known, now) for hour in side.get(name, [0, []])[1]})
     before = {(found.places[number], hour) for hour in hours for number in found.hours.get(hour, ())}
     for hour, versions in reader.hours(snapshot, hours):
-        made = dict(_profiles(versions, by))
+        made = dict(_profiles(versions, found.by))
         for place, profile in made.items():
             store._write(place, hour, profile)
         found.note(hour, list(made))

@@ -13,7 +13,7 @@ from test_compactor import columns, fails_at, log_files, prediction
 from mlnb.project.errors import ProfileError, ServingError
 from mlnb.project.settings import Settings
 from mlnb.serving import log_profiles as p
-from mlnb.serving.compactor import Compactor
+from mlnb.serving.compactor import Compactor, PartStore
 from mlnb.serving.predictions import PredictionLog
 
 
@@ -134,6 +134,30 @@ def test_what_went_takes_its_hours_along(places):
     newest.unlink()
     p.profile_log(*places)
     assert rows_of(places) == {"2013-07-04T05": 20} and not list(places[1].rglob("2013-07-04T06.profile"))
+
+
+def test_what_expired_takes_its_days_and_months_along(places):
+    "Also those of a version that has nothing left in a day, and a month that is the last one now"
+    log_hours(places[0], ["2013-05-01T05", "2013-05-02T05", "2013-06-01T05", "2013-06-02T05", "2013-06-03T05", "2013-07-01T05"])
+    log_hours(places[0], ["2013-06-01T06"], start=100, version="v2")
+    Compactor(places[0], places[2]).run()
+    p.profile_log(*places)
+    names = lambda: sorted(path.name.partition(".")[0] for path in places[1].rglob("*.profile"))
+    assert {"2013-05", "2013-05-02", "2013-06", "2013-06-03"} <= set(names()) and names().count("2013-06") == 2
+    for part in PartStore(places[2]).parts():
+        if part.hour < "2013-06" or part.hour > "2013-07" or part.version == "v2":
+            Path(part.path).unlink()
+    p.profile_log(*places)
+    assert names() == ["2013-06-01", "2013-06-01T05", "2013-06-02", "2013-06-02T05", "2013-06-03T05"]
+    assert p.HourStore(places[1]).merged().rows == 60
+
+
+def test_segments_that_nobody_wants_any_more_go(places):
+    log_hours(places[0], ["2013-07-04T05", "2013-07-05T05"])
+    p.profile_log(*places, by=("carrier",))
+    assert len(list(places[1].rglob("by=carrier/*/*.profile"))) == 3
+    p.profile_log(*places)
+    assert not list(places[1].rglob("by=carrier/*/*.profile")) and list(rows_of(places).values()) == [20, 20]
 
 
 @pytest.mark.parametrize("damage", [b'{"torn', b"", b"[]", b'{"hours": 3}', b'{"what": 1}', b"\xff\xfe"])
@@ -278,7 +302,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 import pandas, pyarrow.dataset, pyarrow.parquet, pyarrow.compute
 import test_log_profiles as t
-from mlnb.serving.compactor import Compactor
+from mlnb.serving.compactor import Compactor, PartStore
 from mlnb.serving import log_profiles as p
 from mlnb.data import profiles
 profiles._messages()  # imported once, not in every child

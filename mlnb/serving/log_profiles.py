@@ -13,7 +13,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -60,6 +60,11 @@ _LENGTHS = {"month": 7, "day": 10, "hour": 13}  # characters of 2013-07-04T05 th
 _MONTH, _DAY = _LENGTHS["month"], _LENGTHS["day"]
 
 
+def _around(hour: str) -> list[str]:
+    "The month, the day and the hour itself"
+    return [hour[:length] for length in _LENGTHS.values()]
+
+
 @dataclass
 class _List:
     "What the profiles were made from, and which there are"
@@ -88,6 +93,12 @@ class _List:
         hours = {hour: [new[number] for number in numbers] for hour, numbers in self.hours.items()}
         rest = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         return rest | {"places": [self.places[number] for number in left], "hours": hours}
+
+    def names(self, periods: set[str]) -> set[tuple[str, str]]:
+        "The profiles that there are of these hours, days and months, as (place, period)"
+        whole = periods & {*self.hours, *self.whole}
+        named = ((hour, [at for at in _around(hour) if at in whole]) for hour in self.hours)
+        return {(self.places[number], at) for hour, found in named for at in found for number in self.hours[hour]}
 
     def asked(self, *what) -> list[int]:
         "The numbers of the places that are asked for, as in `_asked`"
@@ -261,22 +272,22 @@ def profile_log(
     reader, store = LogReader(folder, parts), HourStore(into)
 
     def work(snapshot: Snapshot) -> list[str]:
-        found = store._list()
+        before = store._list()
         try:
-            return _profile(reader, snapshot, store, found if found.by == list(by) else _List(list(by)), lines)
+            return _profile(reader, snapshot, store, before, before if before.by == list(by) else _List(list(by)), lines)
         except _Gone:
-            return _profile(reader, snapshot, store, _List(list(by)), lines)
+            return _profile(reader, snapshot, store, store._list(), _List(list(by)), lines)
 
     with _alone(Path(folder)):
         return reader.settled(work)
 
 
-def _profile(reader: LogReader, snapshot: Snapshot, store: HourStore, found: _List, lines: bool) -> list[str]:
-    "Profile the hours of what is not as it was profiled last"
+def _profile(reader: LogReader, snapshot: Snapshot, store: HourStore, before: _List, found: _List, lines: bool) -> list[str]:
+    "Profile the hours of what is not as it was profiled last; what only the list `before` names is removed"
+    before = replace(before, places=list(before.places), hours=dict(before.hours))
     known, now = found.sources, _held(snapshot, found.sources, lines)
     changed = [name for name in known | now if known.get(name) != now.get(name)]
     hours = sorted({hour for name in changed for side in (known, now) for hour in side.get(name, [0, []])[1]})
-    before = {(found.places[number], hour) for hour in hours for number in found.hours.get(hour, ())}
     for hour, versions in reader.hours(snapshot, hours):
         made = dict(_profiles(versions, found.by))
         for place, profile in made.items():
@@ -286,7 +297,9 @@ def _profile(reader: LogReader, snapshot: Snapshot, store: HourStore, found: _Li
         _put_together(store, found, set(hours))
         found.sources = now
         store._note(found)
-        store._remove(before - {(found.places[number], hour) for hour in hours for number in found.hours.get(hour, ())})
+        touched = {*hours, *(before.hours.keys() - found.hours.keys())}
+        periods = {at for hour in touched for at in _around(hour)} | (set(before.whole) - set(found.whole))
+        store._remove(before.names(periods) - found.names(periods))
     return hours
 
 

@@ -2810,6 +2810,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'mlnb/serving/log_reader.py'),
                                          'mlnb.serving.log_reader.LogReader.__init__': ( 'serving/log_reader.html#logreader.__init__',
                                                                                          'mlnb/serving/log_reader.py'),
+                                         'mlnb.serving.log_reader.LogReader._newest': ( 'serving/log_reader.html#logreader._newest',
+                                                                                        'mlnb/serving/log_reader.py'),
                                          'mlnb.serving.log_reader.LogReader.frame': ( 'serving/log_reader.html#logreader.frame',
                                                                                       'mlnb/serving/log_reader.py'),
                                          'mlnb.serving.log_reader.LogReader.hours': ( 'serving/log_reader.html#logreader.hours',

@@ -252,6 +252,7 @@ def test_readers_beside_writers_and_compactor(place):
     def compact():
         while not ended.is_set():
             c.Compactor(*place).run()
+            ended.wait(0.005)
 
     def watched(work):
         try:
@@ -368,8 +369,11 @@ def test_rows_that_stand_twice_stay_once(place):
     log = PredictionLog(place[0])
     log.append([other, late])
     log.close()
+    before = [LogReader(*place).frame(), LogReader(*place).newest(30), LogReader(*place).newest(90)]
+    assert [len(rows) for rows in before] == [42, 30, 42]
     done = c.Compactor(*place).run()
     assert (done.rows, done.twice) == (42, 40)
+    assert before[0].equals(LogReader(*place).frame()) and before[1].equals(LogReader(*place).newest(30))
     assert ids_in_parquet(place[1]) == sorted(["r000000", "r000001", *expected(20), *expected(60)[40:]])
 
 

@@ -222,6 +222,16 @@ def test_compacting_changes_no_profile(places):
     assert same(before, p.HourStore(places[1]).windows(by="hour"))
 
 
+def test_rows_that_were_logged_twice_count_once(places):
+    "Of lines, and of a part and lines"
+    for compacted in (False, True):
+        for _ in range(2):
+            log_hours(places[0], ["2013-07-04T05"])
+        p.profile_log(*places)
+        assert rows_of(places) == {"2013-07-04T05": 20}, compacted
+        Compactor(places[0], places[2]).run()
+
+
 def test_a_file_that_is_still_written_does_not_wake_the_compactor(places):
     log_hours(places[0], ["2013-07-04T05"])
     assert p.profile_log(*places, lines=False) == [] and p.profile_log(*places) == ["2013-07-04T05"]
@@ -260,6 +270,7 @@ def test_readers_beside_writer_compactor_and_profiler(places):
         while not ended.is_set():
             Compactor(places[0], places[2]).run()
             p.profile_log(*places, lines=False)
+            ended.wait(0.005)
 
     def watched(work):
         try:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..project.errors import ServingError
-from .compactor import Part, PartStore, by_hour, by_version, joined, parts_url, replaced
+from .compactor import ORDER, Part, PartStore, by_hour, by_version, joined, parts_url, replaced
 from .predictions import FEATURE, INPUT, OWN, tables
 
 # %% ../../nbs/serving/04_log_reader.ipynb #ca5fb67e
@@ -109,13 +109,16 @@ def _seconds(column):
 def as_frame(
     found: list,  # of pyarrow.Table
 ):  # DataFrame
-    "Rows of the log as one flat table in the order of time"
+    "Rows of the log as one flat table in the order of time, each row once"
     import pandas as pd
 
     whole = [_flat(table).to_pandas() for mine in by_version(found).values() for table in joined(mine)]
     frames = [pd.DataFrame({name: _seconds(frame[name]) for name in frame}) for frame in whole]
     table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(OWN))
-    return table.sort_values(["time", "logged_at", "request_id"], kind="stable", ignore_index=True)
+    table = table.sort_values(["time", "logged_at", "request_id"], kind="stable", ignore_index=True)
+    if table["request_id"].is_unique:  # a quarter of the time that the whole comparison takes
+        return table
+    return table.drop_duplicates([*ORDER, "model_version"], ignore_index=True)
 
 # %% ../../nbs/serving/04_log_reader.ipynb #b8bf1632
 @dataclass(frozen=True)
@@ -220,16 +223,26 @@ class LogReader:
         "The newest predictions; hours that are too old are not read"
 
         def work(snapshot: Snapshot):
-            found: list = []
-            for table in self.lines(snapshot, where, []):
-                found = _newest([*found, table], limit)
-            for part in filter(where.covers, reversed(snapshot.parts)):
-                if _enough(found, limit, part.hour):
-                    break
-                found = _newest([*found, self.store.read(part, where.expression())], limit)
-            return as_frame(found).tail(limit).reset_index(drop=True)
+            most = limit
+            while True:
+                found = self._newest(snapshot, where, most)
+                rows = as_frame(found)
+                if len(rows) >= limit or sum(table.num_rows for table in found) < most:
+                    return rows.tail(limit).reset_index(drop=True)
+                most *= 2  # rows that stand twice have taken the places of others
 
         return self.settled(work)
+
+    def _newest(self, snapshot: Snapshot, where: Where, limit: int) -> list:
+        "Tables that hold the newest rows, at least so many where there are"
+        found: list = []
+        for table in self.lines(snapshot, where, []):
+            found = _newest([*found, table], limit)
+        for part in filter(where.covers, reversed(snapshot.parts)):
+            if _enough(found, limit, part.hour):
+                break
+            found = _newest([*found, self.store.read(part, where.expression())], limit)
+        return found
 
     def hours(
         self,

@@ -134,7 +134,7 @@ import sys, time
 from mlnb.project.settings import load_settings
 from mlnb.serving.compactor import start_beside
 print(start_beside(load_settings()).pid, flush=True)
-time.sleep(60)
+time.sleep(3600)
 """
 
 

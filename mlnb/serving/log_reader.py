@@ -7,6 +7,7 @@ __all__ = ['moment', 'Where', 'as_frame', 'Snapshot', 'LogReader']
 
 # %% ../../nbs/serving/04_log_reader.ipynb #253f5267
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import reduce
@@ -172,11 +173,11 @@ class LogReader:
         work: Callable[[Snapshot], object],  # may be called again, should start from nothing
     ):  # what it returns
         "Do something with a snapshot; once more where the compactor changed what it was reading"
-        for _ in range(_TRIES):
+        for tried in range(_TRIES):
             try:
                 return work(self.snapshot())
             except FileNotFoundError:
-                continue
+                time.sleep(min(0.001 * 2**tried, 0.1))
         raise ServingError(f"the prediction log {self.folder} changes faster than it can be read; try again")
 
     def lines(

@@ -62,9 +62,21 @@ def test_files(project):
     assert (pd.read_csv(project / "four.csv")["model_version"] == "v2").tolist() == [True] * 4
 
 
+def test_a_field_that_changed_its_type_is_text_in_a_file(project):
+    log, row = PredictionLog.of(load_settings(project)), prediction(30, "v3")
+    row.input = {"carrier": 7, "distance": "far"}
+    log.append([row])
+    log.close()
+    assert mlnb(project, "predictions", "--output", "all.parquet").stdout == "31 predictions in all.parquet\n"
+    found = pd.read_parquet(project / "all.parquet").set_index("request_id")["distance"]
+    assert (found["r000029"], found["r000030"]) == ("1400", "far")
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        (("predictions", "--until", ""), "until is '', which is no time; write 2013-07-01"),
+        (("performance", "--as-of", ""), "it is '', which is no time; write 2013-07-01"),
         (("predictions", "--since", "soon"), "since is 'soon', which is no time; write 2013-07-01"),
         (("predictions", "--output", "rows.xlsx"), "neither a .parquet nor a .csv file"),
         (("predictions", "--output", "pyproject.toml/rows.csv"), "pyproject.toml/rows.csv cannot be written"),
@@ -122,7 +134,7 @@ import sys, time
 from mlnb.project.settings import load_settings
 from mlnb.serving.compactor import start_beside
 print(start_beside(load_settings()).pid, flush=True)
-time.sleep(60)
+time.sleep(3600)
 """
 
 

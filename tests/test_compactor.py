@@ -17,6 +17,7 @@ import pytest
 
 from mlnb.project.errors import ServingError
 from mlnb.serving import compactor as c
+from mlnb.serving import log_reader
 from mlnb.serving.log_reader import LogReader, Where
 from mlnb.serving.predictions import Prediction, PredictionLog, as_batch, tables
 
@@ -252,6 +253,7 @@ def test_readers_beside_writers_and_compactor(place):
     def compact():
         while not ended.is_set():
             c.Compactor(*place).run()
+            ended.wait(0.005)
 
     def watched(work):
         try:
@@ -275,6 +277,22 @@ def test_readers_beside_writers_and_compactor(place):
     assert not problems and ids_in_parquet(place[1]) == expected(len(acknowledged))
 
 
+def test_a_reader_that_looks_again_gives_the_compactor_time(place, monkeypatch):
+    waits, left = [], [8]
+    monkeypatch.setattr(log_reader.time, "sleep", waits.append)
+
+    def work(snapshot):
+        left[0] -= 1
+        if left[0] >= 0:
+            raise FileNotFoundError
+        return "read"
+
+    assert LogReader(*place).settled(work) == "read" and len(waits) == 8 and waits == sorted(waits) and waits[0] < waits[-1]
+    left[0] = 1000
+    with pytest.raises(ServingError, match="changes faster than it can be read"):
+        LogReader(*place).settled(work)
+
+
 EVERY_STEP = """
 import os, shutil, signal, sys
 from pathlib import Path
@@ -282,6 +300,7 @@ sys.path.insert(0, {tests!r})
 import pandas, pyarrow.dataset, pyarrow.parquet, pyarrow.compute
 import test_compactor as t
 from mlnb.serving import compactor as c
+from mlnb.serving import log_reader
 from mlnb.serving.log_reader import LogReader
 c._PILE = 3
 root = Path({root!r})
@@ -368,8 +387,11 @@ def test_rows_that_stand_twice_stay_once(place):
     log = PredictionLog(place[0])
     log.append([other, late])
     log.close()
+    before = [LogReader(*place).frame(), LogReader(*place).newest(30), LogReader(*place).newest(90)]
+    assert [len(rows) for rows in before] == [42, 30, 42]
     done = c.Compactor(*place).run()
     assert (done.rows, done.twice) == (42, 40)
+    assert before[0].equals(LogReader(*place).frame()) and before[1].equals(LogReader(*place).newest(30))
     assert ids_in_parquet(place[1]) == sorted(["r000000", "r000001", *expected(20), *expected(60)[40:]])
 
 

@@ -89,10 +89,12 @@ def test_files_of_a_living_worker_are_left_alone(tmp_path):
 def test_a_file_ends_with_its_size_and_with_its_hour(tmp_path, monkeypatch):
     log = PredictionLog(tmp_path / "log", rotate_mb=1)
     log._rotate = 1000
+    now = time.time()
+    monkeypatch.setattr(p.time, "time", lambda: now)
     for i in range(10):
         log.append([prediction(i)])
     assert Compactor(tmp_path / "log", tmp_path / "parts").run().rows == 9
-    monkeypatch.setattr(p.time, "time", lambda now=time.time: now() + 3600)
+    monkeypatch.setattr(p.time, "time", lambda: now + 3600)
     log.check()  # what asks whether the service is ready also ends the file of an idle hour
     assert Compactor(tmp_path / "log", tmp_path / "parts").run().rows == 1
 
@@ -124,6 +126,13 @@ def test_a_deleted_folder_comes_again(tmp_path, sync, first):
 
 
 @pytest.fixture
+def one_hour(monkeypatch):
+    "No hour ends, and no file with it"
+    now = time.time()
+    monkeypatch.setattr(p.time, "time", lambda: now)
+
+
+@pytest.fixture
 def disk(tmp_path):
     "A file system of 64 KB"
     folder = tmp_path / "disk"
@@ -141,14 +150,14 @@ def fill(disk):
 
 
 @pytest.mark.parametrize("sync", p.SYNC)
-def test_a_full_disk_refuses_until_there_is_room(disk, sync):
+def test_a_full_disk_refuses_until_there_is_room(disk, sync, one_hour):
     log, logged = PredictionLog(disk / "log", sync), ["r0"]
     log.append([prediction(0)])
     fill(disk)
     for i in range(1, 100):
         try:
-            log.append([prediction(i)] * 3)
-            logged += [f"r{i}"] * 3
+            log.append([prediction(i + more) for more in (0, 200, 400)])
+            logged += [f"r{i + more}" for more in (0, 200, 400)]
         except ServingError as e:
             assert str(e).endswith("cannot be written: No space left on device")
     with pytest.raises(ServingError):
@@ -165,15 +174,15 @@ def test_a_full_disk_refuses_until_there_is_room(disk, sync):
 def test_a_full_disk_may_serve_and_says_so(disk, capfd):
     log = PredictionLog(disk / "log", full="serve")
     log.append([prediction(0)])
-    for _ in range(2):
+    for turn in (1000, 2000):
         before = log.unlogged
         fill(disk)
-        for i in range(50):
-            log.append([prediction(i)] * 3)
+        for i in range(turn, turn + 150, 3):
+            log.append([prediction(i), prediction(i + 1), prediction(i + 2)])
         log.check()
         assert log.unlogged > before
         (disk / "filler").unlink()
-        log.append([prediction(1)])
+        log.append([prediction(turn + 150)])
     said = capfd.readouterr().err.splitlines()
     assert ["cannot be written: No space left" in line for line in said] == [True, False, True, False]
     assert "is written again" in said[1] and f"; {log.unlogged} predictions so far" in said[3]
@@ -212,7 +221,7 @@ def test_a_read_only_disk(disk, capfd):
 
 
 @pytest.mark.parametrize("ask", [lambda log: log.append([prediction(1)] * 30), lambda log: log.check()], ids=["append", "check"])
-def test_a_part_of_a_line_that_cannot_be_cut_off_ends_its_file(disk, monkeypatch, ask):
+def test_a_part_of_a_line_that_cannot_be_cut_off_ends_its_file(disk, monkeypatch, ask, one_hour):
     def fails(*arguments):
         raise OSError(5, "Input/output error")
 

@@ -13,7 +13,7 @@ from test_compactor import columns, fails_at, log_files, prediction
 from mlnb.project.errors import ProfileError, ServingError
 from mlnb.project.settings import Settings
 from mlnb.serving import log_profiles as p
-from mlnb.serving.compactor import Compactor
+from mlnb.serving.compactor import Compactor, PartStore
 from mlnb.serving.predictions import PredictionLog
 
 
@@ -136,6 +136,30 @@ def test_what_went_takes_its_hours_along(places):
     assert rows_of(places) == {"2013-07-04T05": 20} and not list(places[1].rglob("2013-07-04T06.profile"))
 
 
+def test_what_expired_takes_its_days_and_months_along(places):
+    "Also those of a version that has nothing left in a day, and a month that is the last one now"
+    log_hours(places[0], ["2013-05-01T05", "2013-05-02T05", "2013-06-01T05", "2013-06-02T05", "2013-06-03T05", "2013-07-01T05"])
+    log_hours(places[0], ["2013-06-01T06"], start=100, version="v2")
+    Compactor(places[0], places[2]).run()
+    p.profile_log(*places)
+    names = lambda: sorted(path.name.partition(".")[0] for path in places[1].rglob("*.profile"))
+    assert {"2013-05", "2013-05-02", "2013-06", "2013-06-03"} <= set(names()) and names().count("2013-06") == 2
+    for part in PartStore(places[2]).parts():
+        if part.hour < "2013-06" or part.hour > "2013-07" or part.version == "v2":
+            Path(part.path).unlink()
+    p.profile_log(*places)
+    assert names() == ["2013-06-01", "2013-06-01T05", "2013-06-02", "2013-06-02T05", "2013-06-03T05"]
+    assert p.HourStore(places[1]).merged().rows == 60
+
+
+def test_segments_that_nobody_wants_any_more_go(places):
+    log_hours(places[0], ["2013-07-04T05", "2013-07-05T05"])
+    p.profile_log(*places, by=("carrier",))
+    assert len(list(places[1].rglob("by=carrier/*/*.profile"))) == 3
+    p.profile_log(*places)
+    assert not list(places[1].rglob("by=carrier/*/*.profile")) and list(rows_of(places).values()) == [20, 20]
+
+
 @pytest.mark.parametrize("damage", [b'{"torn', b"", b"[]", b'{"hours": 3}', b'{"what": 1}', b"\xff\xfe"])
 def test_a_damaged_list_costs_one_reading(places, damage):
     log_hours(places[0], ["2013-07-04T05"])
@@ -162,6 +186,17 @@ def test_a_profile_that_is_gone_is_said(places):
         p.HourStore(places[1]).merged()
 
 
+@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"\x00" * path.stat().st_size)], ids=["gone", "damaged"])
+def test_a_profile_that_is_needed_and_gone_is_made_again(places, damage):
+    hours = ["2013-07-04T05", "2013-07-04T06", "2013-07-05T05"]
+    log_hours(places[0], hours)
+    p.profile_log(*places)
+    damage(next(places[1].rglob("2013-07-04T06.profile")))
+    log_hours(places[0], hours[:1], rows=7, start=100)  # late: the day is put together again
+    assert p.profile_log(*places) == hours and p.profile_log(*places) == []
+    assert list(rows_of(places).values()) == [27, 20, 20] and p.HourStore(places[1]).merged("2013-07-04").rows == 47
+
+
 def test_the_log_is_read_no_more_once_it_is_profiled(places):
     log_hours(places[0], ["2013-07-04T05"])
     p.profile_log(*places)
@@ -185,6 +220,16 @@ def test_compacting_changes_no_profile(places):
     Compactor(places[0], places[2]).run()
     assert p.profile_log(*places, lines=False) == list(before)  # their rows are elsewhere now
     assert same(before, p.HourStore(places[1]).windows(by="hour"))
+
+
+def test_rows_that_were_logged_twice_count_once(places):
+    "Of lines, and of a part and lines"
+    for compacted in (False, True):
+        for _ in range(2):
+            log_hours(places[0], ["2013-07-04T05"])
+        p.profile_log(*places)
+        assert rows_of(places) == {"2013-07-04T05": 20}, compacted
+        Compactor(places[0], places[2]).run()
 
 
 def test_a_file_that_is_still_written_does_not_wake_the_compactor(places):
@@ -225,6 +270,7 @@ def test_readers_beside_writer_compactor_and_profiler(places):
         while not ended.is_set():
             Compactor(places[0], places[2]).run()
             p.profile_log(*places, lines=False)
+            ended.wait(0.005)
 
     def watched(work):
         try:
@@ -267,7 +313,7 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 import pandas, pyarrow.dataset, pyarrow.parquet, pyarrow.compute
 import test_log_profiles as t
-from mlnb.serving.compactor import Compactor
+from mlnb.serving.compactor import Compactor, PartStore
 from mlnb.serving import log_profiles as p
 from mlnb.data import profiles
 profiles._messages()  # imported once, not in every child

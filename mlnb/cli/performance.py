@@ -118,16 +118,14 @@ def _print(found, by: str):
 # %% ../../nbs/cli/17_performance.ipynb #02b76a02
 def _moment(context, parameter, text):
     "A time as datetime64[s] in UTC; without an offset it is UTC"
-    import numpy as np
-    import pandas as pd
+    from mlnb.project.errors import ServingError
+    from mlnb.serving.log_reader import moment
 
-    if text is None:
-        return None
     try:
-        moment = pd.Timestamp(text)
-        return np.datetime64((moment.tz_convert(None) if moment.tzinfo else moment).to_datetime64(), "s")
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is no time; write 2013-07-01, 2013-07-01T05:30 or 2013-07-01T05:30-04:00") from None
+        found = moment("it", text)
+    except ServingError as e:
+        raise click.BadParameter(str(e)) from None
+    return None if found is None else found.astype("datetime64[s]")
 
 
 def _measured(as_of, since, until, segment):

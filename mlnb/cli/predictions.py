@@ -53,8 +53,20 @@ def _documents(frame) -> str:
     return json_format.dumps([{k: _plain(v) for k, v in row.items()} for row in frame.to_dict("records")], ensure_ascii=False)
 
 # %% ../../nbs/cli/12_predictions.ipynb #b9159e7d
+def _parquet(frame) -> bytes:
+    "A column whose values have several types, such as of a field that was another in an older version, becomes text"
+    import pyarrow as pa
+
+    for name in frame.select_dtypes("object"):
+        try:
+            pa.array(frame[name], from_pandas=True)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+            frame = frame.assign(**{name: frame[name].map(str, na_action="ignore")})
+    return frame.to_parquet(index=False)
+
+
 _WRITERS = {
-    ".parquet": lambda frame: frame.to_parquet(index=False),
+    ".parquet": _parquet,
     ".csv": lambda frame: frame.to_csv(index=False).encode(),
 }
 

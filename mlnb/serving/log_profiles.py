@@ -13,7 +13,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -60,6 +60,11 @@ _LENGTHS = {"month": 7, "day": 10, "hour": 13}  # characters of 2013-07-04T05 th
 _MONTH, _DAY = _LENGTHS["month"], _LENGTHS["day"]
 
 
+def _around(hour: str) -> list[str]:
+    "The month, the day and the hour itself"
+    return [hour[:length] for length in _LENGTHS.values()]
+
+
 @dataclass
 class _List:
     "What the profiles were made from, and which there are"
@@ -88,6 +93,12 @@ class _List:
         hours = {hour: [new[number] for number in numbers] for hour, numbers in self.hours.items()}
         rest = {name: value for name, value in vars(self).items() if not name.startswith("_")}
         return rest | {"places": [self.places[number] for number in left], "hours": hours}
+
+    def names(self, periods: set[str]) -> set[tuple[str, str]]:
+        "The profiles that there are of these hours, days and months, as (place, period)"
+        whole = periods & {*self.hours, *self.whole}
+        named = ((hour, [at for at in _around(hour) if at in whole]) for hour in self.hours)
+        return {(self.places[number], at) for hour, found in named for at in found for number in self.hours[hour]}
 
     def asked(self, *what) -> list[int]:
         "The numbers of the places that are asked for, as in `_asked`"
@@ -202,6 +213,10 @@ class HourStore:
         return found[hour]
 
 # %% ../../nbs/serving/18_log_profiles.ipynb #21ca3fdc
+class _Gone(ProfileError):
+    "A profile that the list names is gone or damaged"
+
+
 def _put_together(store: HourStore, found: _List, touched: set[str]):
     "Write the days and months that are over, where they are new or one of their hours is `touched`"
     smaller: set[str] = set()
@@ -213,7 +228,10 @@ def _put_together(store: HourStore, found: _List, touched: set[str]):
         for period in (p for p in over if p in stale or p not in found.whole):
             for number, named in found.cover(periods[period], smaller).items():
                 place = found.places[number]
-                store._write(place, period, Profile.merged(store._read(place, at) for at in named))
+                try:
+                    store._write(place, period, Profile.merged(store._read(place, at) for at in named))
+                except (FileNotFoundError, ProfileError) as e:
+                    raise _Gone(f"a profile of the log cannot be read: {e}") from None
         smaller |= set(over)
     found.whole = sorted(smaller)
 
@@ -250,21 +268,26 @@ def profile_log(
 ) -> list[str]:  # hours that were profiled
     "Bring the profiles up to date with the log"
     reader, store = LogReader(folder, parts), HourStore(into)
+
+    def work(snapshot: Snapshot) -> list[str]:
+        before = store._list()
+        try:
+            return _profile(reader, snapshot, store, before, before if before.by == list(by) else _List(list(by)), lines)
+        except _Gone:
+            return _profile(reader, snapshot, store, store._list(), _List(list(by)), lines)
+
     with _alone(Path(folder)):
-        return reader.settled(lambda snapshot: _profile(reader, snapshot, store, list(by), lines))
+        return reader.settled(work)
 
 
-def _profile(reader: LogReader, snapshot: Snapshot, store: HourStore, by: list[str], lines: bool) -> list[str]:
-    "Profile the hours of what is not as it was profiled last"
-    found = store._list()
-    if found.by != by:
-        found = _List(by)
+def _profile(reader: LogReader, snapshot: Snapshot, store: HourStore, before: _List, found: _List, lines: bool) -> list[str]:
+    "Profile the hours of what is not as it was profiled last; what only the list `before` names is removed"
+    before = replace(before, places=list(before.places), hours=dict(before.hours))
     known, now = found.sources, _held(snapshot, found.sources, lines)
     changed = [name for name in known | now if known.get(name) != now.get(name)]
     hours = sorted({hour for name in changed for side in (known, now) for hour in side.get(name, [0, []])[1]})
-    before = {(found.places[number], hour) for hour in hours for number in found.hours.get(hour, ())}
     for hour, versions in reader.hours(snapshot, hours):
-        made = dict(_profiles(versions, by))
+        made = dict(_profiles(versions, found.by))
         for place, profile in made.items():
             store._write(place, hour, profile)
         found.note(hour, list(made))
@@ -272,7 +295,9 @@ def _profile(reader: LogReader, snapshot: Snapshot, store: HourStore, by: list[s
         _put_together(store, found, set(hours))
         found.sources = now
         store._note(found)
-        store._remove(before - {(found.places[number], hour) for hour in hours for number in found.hours.get(hour, ())})
+        touched = {*hours, *(before.hours.keys() - found.hours.keys())}
+        periods = {at for hour in touched for at in _around(hour)} | (set(before.whole) - set(found.whole))
+        store._remove(before.names(periods) - found.names(periods))
     return hours
 
 

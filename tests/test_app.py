@@ -296,5 +296,5 @@ def test_a_model_that_gives_no_number_is_an_internal_error(app, row):
 def test_a_stalled_request_does_not_stop_the_others(server, row):
     host, port = server[0].base_url.host, server[0].base_url.port
     with socket.create_connection((host, port)) as stalled:
-        stalled.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+        stalled.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
         assert server[0].post("/predict", json=row).status_code == 200

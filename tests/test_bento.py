@@ -143,7 +143,7 @@ def test_bentoml_cuts_off_no_slow_body(serve):
     _, url, _ = serve(MLNB_REQUEST_SECONDS="60")
     body = b'{"entity": "UA/1", "value": 1}'
     with socket.create_connection((urlsplit(url).hostname, urlsplit(url).port), timeout=60) as caller:
-        caller.sendall(b"POST /outcomes HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:10])
+        caller.sendall(b"POST /outcomes HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:10])
         time.sleep(4)  # longer than BentoML waits
         caller.sendall(body[10:])
         assert caller.recv(65536).startswith(b"HTTP/1.1 200")
@@ -152,7 +152,7 @@ def test_bentoml_cuts_off_no_slow_body(serve):
 def test_callers_who_stall_are_cut_off_under_bentoml_too(serve, built):
     _, url, _ = serve(MLNB_REQUEST_SECONDS="2")
     row, where = toy_project.example(built[0]), urlsplit(url)
-    heads = (b"", b"POST /pre", b"POST /predict HTTP/1.1\r\nHost: x\r\n", b"GET /livez HTTP/1.1\r\nHost: x\r\nX: ")
+    heads = (b"", b"POST /pre", b"POST /predict HTTP/1.1\r\nHost: localhost\r\n", b"GET /livez HTTP/1.1\r\nHost: x\r\nX: ")
     stalled = [socket.create_connection((where.hostname, where.port), timeout=60) for _ in range(200)]
     for number, caller in enumerate(stalled):
         caller.sendall(heads[number % len(heads)])

@@ -10,7 +10,7 @@ from plain_server import plain
 
 from mlnb.serving.predictions import read
 
-HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +77,13 @@ def test_a_head_that_trickles_is_cut_off(server):
 
 def test_a_second_request_may_stall_too(server):
     with connect(server[0]) as caller:
-        caller.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET /li")
+        caller.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\nGET /li")
         answer = told(caller)
         assert answer.startswith(b"HTTP/1.1 200") and b"HTTP/1.1 408" in answer
 
 
-UNREAD = b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"  # answered before its body is here
-GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+UNREAD = b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"  # answered before its body is here
+GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 def answer_of(caller: socket.socket, status: bytes):

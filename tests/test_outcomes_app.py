@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import toy_project
 from plain_server import plain, workers
 
 from mlnb.serving.outcomes import OutcomeStore, current, gather
@@ -20,7 +21,10 @@ GOOD = {"entity": "UA/100/JFK/2013-07-01T05:00:00Z", "value": 1, "observed_at": 
 def service(toy, tmp_path_factory):
     "A running service without keys, and where it writes outcomes"
     folder = tmp_path_factory.mktemp("service")
-    with plain(toy, folder / "predictions", MLNB_OUTCOMES=str(folder / "outcomes")) as (_, url), httpx.Client(base_url=url) as client:
+    with (
+        plain(toy, folder / "predictions", MLNB_OUTCOMES=str(folder / "outcomes")) as (_, url),
+        httpx.Client(base_url=url, timeout=60) as client,
+    ):
         yield client, folder / "outcomes"
 
 
@@ -101,7 +105,7 @@ def test_the_guard_of_predictions_holds_here_too(service):
 def test_only_a_key_of_an_admin_may_say_what_is_true(toy, tmp_path):
     keys = f"predict:{PREDICT},admin:{ADMIN}"
     with plain(toy, tmp_path / "p", MLNB_OUTCOMES=str(tmp_path / "o"), MLNB_KEYS=keys) as (_, url):
-        send = lambda **headers: httpx.post(f"{url}/outcomes", json=GOOD, headers=headers).status_code
+        send = lambda **headers: toy_project.post(f"{url}/outcomes", json=GOOD, headers=headers).status_code
         assert send() == 401
         assert send(authorization=f"Bearer {PREDICT}") == 403
         assert list((tmp_path / "o").glob("*.jsonl")) == []
@@ -115,7 +119,7 @@ def test_a_killed_worker_loses_nothing_and_its_file_is_gathered(toy, tmp_path):
         written = 0
         for i in range(40):
             try:
-                written += httpx.post(f"{url}/outcomes", json=GOOD | {"entity": f"e{i}"}).status_code == 200
+                written += toy_project.post(f"{url}/outcomes", json=GOOD | {"entity": f"e{i}"}).status_code == 200
             except httpx.TransportError:
                 continue  # the worker died
             if i == 20:
@@ -129,5 +133,5 @@ def test_a_killed_worker_loses_nothing_and_its_file_is_gathered(toy, tmp_path):
 def test_a_folder_that_cannot_be_written_to_is_said(toy, tmp_path):
     (tmp_path / "o").write_text("a file")
     with plain(toy, tmp_path / "p", MLNB_OUTCOMES=str(tmp_path / "o")) as (_, url):
-        answer = httpx.post(f"{url}/outcomes", json=GOOD)
+        answer = toy_project.post(f"{url}/outcomes", json=GOOD)
     assert answer.status_code == 503 and "cannot be written" in answer.json()["error"]

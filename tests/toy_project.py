@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from textwrap import dedent
 
@@ -153,6 +154,9 @@ def make(root: Path) -> Path:
     done = run(root, "-m", "toy.bundle")
     assert done.returncode == 0, done.stderr
     return root
+
+
+get, post, put = (partial(send, timeout=60) for send in (httpx.get, httpx.post, httpx.put))  # httpx itself waits 5 seconds
 
 
 def free_port() -> int:

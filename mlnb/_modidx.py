@@ -2789,6 +2789,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlnb.serving.guard.Keys.role': ('serving/guard.html#keys.role', 'mlnb/serving/guard.py'),
                                     'mlnb.serving.guard.Limits': ('serving/guard.html#limits', 'mlnb/serving/guard.py'),
                                     'mlnb.serving.guard._digest_of': ('serving/guard.html#_digest_of', 'mlnb/serving/guard.py'),
+                                    'mlnb.serving.guard._is_here': ('serving/guard.html#_is_here', 'mlnb/serving/guard.py'),
                                     'mlnb.serving.guard._key_in': ('serving/guard.html#_key_in', 'mlnb/serving/guard.py'),
                                     'mlnb.serving.guard._keys_file': ('serving/guard.html#_keys_file', 'mlnb/serving/guard.py'),
                                     'mlnb.serving.guard.busy': ('serving/guard.html#busy', 'mlnb/serving/guard.py'),

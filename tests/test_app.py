@@ -45,7 +45,7 @@ def serving(toy, predictions, **variables):
 def server(toy, tmp_path_factory):
     "A running service: a client, and the folder of its log"
     folder = tmp_path_factory.mktemp("predictions")
-    with serving(toy, folder) as (_, url), httpx.Client(base_url=url) as client:
+    with serving(toy, folder) as (_, url), httpx.Client(base_url=url, timeout=60) as client:
         yield client, folder
 
 
@@ -174,7 +174,7 @@ def test_metrics(server, row):
 def test_the_context_limit_is_a_setting(toy, tmp_path, row):
     with serving(toy, tmp_path, MLNB_CONTEXT_LIMIT_MINUTES="100000000") as (_, url):
         row.pop("decision_time")
-        answer = httpx.post(f"{url}/predict", json=row).json()
+        answer = toy_project.post(f"{url}/predict", json=row).json()
     assert answer["context_moment"] == "2013-07-01T09:45:00Z" and answer["context_age_seconds"] > 3e8
 
 
@@ -182,7 +182,7 @@ def test_nothing_acknowledged_is_lost_when_the_process_is_killed(toy, tmp_path, 
     acknowledged, enough = [], threading.Event()
 
     def client(url, who):
-        with httpx.Client(base_url=url) as http:
+        with httpx.Client(base_url=url, timeout=60) as http:
             for i in range(100_000):
                 try:
                     answers = http.post("/predict", json=[row | {"flight": who}, row | {"flight": i}]).json()
@@ -212,16 +212,16 @@ def test_a_terminated_server_ends_cleanly(toy, tmp_path):
 
 def test_a_prediction_that_cannot_be_logged_is_not_answered(toy, tmp_path, row):
     with serving(toy, tmp_path / "log") as (_, url):
-        assert httpx.post(f"{url}/predict", json=row).status_code == 200
+        assert toy_project.post(f"{url}/predict", json=row).status_code == 200
         (file,) = (tmp_path / "log").iterdir()
         file.unlink()
         (tmp_path / "log").rmdir()
         (tmp_path / "log").write_text("in the way")
-        answer = httpx.post(f"{url}/predict", json=row)
+        answer = toy_project.post(f"{url}/predict", json=row)
         assert answer.status_code == 503 and "could not be logged" in answer.json()["error"]
-        assert httpx.get(f"{url}/readyz").status_code == 503
+        assert toy_project.get(f"{url}/readyz").status_code == 503
         (tmp_path / "log").unlink()
-        assert httpx.post(f"{url}/predict", json=row).status_code == 200
+        assert toy_project.post(f"{url}/predict", json=row).status_code == 200
     assert len(read(tmp_path / "log")) == 1
 
 
@@ -296,5 +296,5 @@ def test_a_model_that_gives_no_number_is_an_internal_error(app, row):
 def test_a_stalled_request_does_not_stop_the_others(server, row):
     host, port = server[0].base_url.host, server[0].base_url.port
     with socket.create_connection((host, port)) as stalled:
-        stalled.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n{")
+        stalled.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n{")
         assert server[0].post("/predict", json=row).status_code == 200

@@ -18,6 +18,9 @@ import pytest
 import toy_project
 from pipeline_project import FIRST, make, notebook
 
+from mlnb.project.errors import ServingError
+from mlnb.serving.server import check_port
+
 PROGRAM = (sys.executable, "-P", "-c", "from mlnb.cli.main import main; main()")
 KEPT = {"MLNB_TRACK_RUNS": "false", "MLNB_RUNTIME_DIR": os.environ["MLNB_RUNTIME_DIR"]}
 PLAIN = {k: v for k, v in os.environ.items() if not k.startswith(("MLNB_", "BENTOML_", "PROMETHEUS_"))} | KEPT
@@ -231,6 +234,7 @@ def test_an_unknown_setting_is_found_by_the_doctor(project):
     ("line", "says"),
     [
         ('port = "3000"', "setting 'port' has value '3000'; write port = 3000"),
+        ("port = 70000", "setting 'port' has value 70000; write port = 3000, a free TCP port from 1 to 65535"),
         ("port = ", "pyproject.toml is not valid TOML: Invalid value (at line 6"),
         ('records = "postgres://localhost:1/x"', "setting 'records' has value 'postgres://localhost:1/x', which cannot be opened"),
     ],
@@ -332,9 +336,9 @@ def test_a_port_in_use(model):
         refused(model, f"serve --development --port {port}", f"port {port} of 127.0.0.1 cannot be used", "in use", "mlnb serve --port")
 
 
-def test_a_port_that_is_none(model):
-    edit(model / "pyproject.toml", "[tool.mlnb]", "[tool.mlnb]\nport = 70000")
-    refused(model, "serve --development", "port 70000 is no TCP port; choose one from 1 to 65535")
+def test_a_port_that_is_none():
+    with pytest.raises(ServingError, match="port 70000 is no TCP port; choose one from 1 to 65535"):
+        check_port("127.0.0.1", 70000)
 
 
 @pytest.mark.parametrize("host", ["nowhere.invalid", "192.0.2.1"])

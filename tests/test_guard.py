@@ -102,6 +102,27 @@ def test_without_keys_only_this_machine_is_answered(make, body):
         assert ask(make(), body, server=(host, 80))[0] == 403 and not is_loopback(host)
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"host": "127.0.0.1:3000"}, 200),
+        ({"host": "localhost", "origin": "http://localhost:8888"}, 200),
+        ({"host": "[::1]:3000", "origin": "http://127.0.0.1:8888"}, 200),
+        ({"host": "127.0.0.1:3000", "origin": "https://example.org"}, 403),
+        ({"host": "127.0.0.1:3000", "origin": "https://127.0.0.1.example.org"}, 403),
+        ({"host": "127.0.0.1:3000", "origin": "null"}, 403),
+        ({"host": "example.org:3000"}, 403),
+        ({"host": "[::1"}, 403),
+        ({"host": ""}, 403),
+    ],
+)
+def test_without_keys_no_page_from_elsewhere_is_answered(make, body, headers, status):
+    app = make()
+    assert ask(app, body, **headers)[0] == ask(app, method="GET", path="/metrics", **headers)[0] == status
+    assert ask(app, method="PUT", path="/routing", **headers)[0] == (403 if status == 403 else 409)
+    assert ask(make(keys=KEYS), body, x_api_key=PREDICT, **headers)[0] == 200
+
+
 def test_several_keys_of_a_role_so_that_one_can_be_replaced():
     keys = Keys(f"predict:{'o' * 20},predict:{'n' * 20}")
     assert keys.role(b"o" * 20) == keys.role(b"n" * 20) == "predict"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import toy_project
 from plain_server import plain, workers
 
 from mlnb.serving.outcomes import OutcomeStore, current, gather
@@ -105,7 +106,7 @@ def test_the_guard_of_predictions_holds_here_too(service):
 def test_only_a_key_of_an_admin_may_say_what_is_true(toy, tmp_path):
     keys = f"predict:{PREDICT},admin:{ADMIN}"
     with plain(toy, tmp_path / "p", MLNB_OUTCOMES=str(tmp_path / "o"), MLNB_KEYS=keys) as (_, url):
-        send = lambda **headers: httpx.post(f"{url}/outcomes", json=GOOD, headers=headers, timeout=60).status_code
+        send = lambda **headers: toy_project.post(f"{url}/outcomes", json=GOOD, headers=headers).status_code
         assert send() == 401
         assert send(authorization=f"Bearer {PREDICT}") == 403
         assert list((tmp_path / "o").glob("*.jsonl")) == []
@@ -121,7 +122,7 @@ def test_a_killed_worker_loses_nothing_and_its_file_is_gathered(toy, tmp_path):
             if i == 20:
                 os.kill(workers(process)[0].pid, signal.SIGKILL)
             with suppress(httpx.NetworkError, httpx.RemoteProtocolError):  # the worker died
-                written += httpx.post(f"{url}/outcomes", json=GOOD | {"entity": f"e{i}"}, timeout=60).status_code == 200
+                written += toy_project.post(f"{url}/outcomes", json=GOOD | {"entity": f"e{i}"}).status_code == 200
         assert gather(store) < written  # a file that a worker has open is left alone
         assert current(store.read()).num_rows >= written > 0
     gather(store)
@@ -131,5 +132,5 @@ def test_a_killed_worker_loses_nothing_and_its_file_is_gathered(toy, tmp_path):
 def test_a_folder_that_cannot_be_written_to_is_said(toy, tmp_path):
     (tmp_path / "o").write_text("a file")
     with plain(toy, tmp_path / "p", MLNB_OUTCOMES=str(tmp_path / "o")) as (_, url):
-        answer = httpx.post(f"{url}/outcomes", json=GOOD, timeout=60)
+        answer = toy_project.post(f"{url}/outcomes", json=GOOD)
     assert answer.status_code == 503 and "cannot be written" in answer.json()["error"]

@@ -4,11 +4,11 @@ import signal
 import subprocess
 import time
 
-import httpx
 import psutil
 import pytest
 import toy_project
 from plain_server import MLNB, Callers, plain, workers
+from waiting import until
 
 from mlnb.serving.predictions import read
 
@@ -35,11 +35,8 @@ def test_a_killed_worker_is_replaced_and_nothing_acknowledged_is_lost(toy, tmp_p
                 victim.send_signal(number)
                 victim.wait(60)
             callers.wait_for(100)  # another worker answers
-        for _ in range(600):
-            if len(workers(process)) == count:
-                break
-            time.sleep(0.05)
-        assert len(workers(process)) == count and not {w.pid for w in workers(process)} & {first[0].pid}
+        until(lambda: len(workers(process)) == count, f"worker {count}")
+        assert not {w.pid for w in workers(process)} & {first[0].pid}
     counted(callers.acknowledged, tmp_path)
 
 
@@ -74,10 +71,10 @@ def test_a_worker_that_is_still_starting_ends_with_its_supervisor_too(toy, tmp_p
 def test_metrics_are_summed_over_workers(toy, tmp_path, row):
     with plain(shutil.copytree(toy, tmp_path / "toy"), tmp_path / "log", "--workers", "2") as (process, url):
         for _ in range(40):  # a connection each, so that both workers answer
-            assert httpx.post(f"{url}/predict", json=row).status_code == 200
+            assert toy_project.post(f"{url}/predict", json=row).status_code == 200
         workers(process)[0].kill()
         toy_project.wait_until_ready(process, url)
-        text = httpx.get(f"{url}/metrics").text
+        text = toy_project.get(f"{url}/metrics").text
     assert 'mlnb_requests_total{status="200",validity="valid"} 40.0' in text
     assert 'mlnb_rows_total{arm="champion",version="v1"} 40.0' in text
 
@@ -113,7 +110,7 @@ def test_a_bundle_that_breaks_under_the_server_stops_no_other_worker(toy, tmp_pa
         victim.kill()
         while "samples.json is not what was written" not in process.stderr.readline():
             assert process.poll() is None
-        assert all(httpx.post(f"{url}/predict", json=row).status_code == 200 for _ in range(5))
+        assert all(toy_project.post(f"{url}/predict", json=row).status_code == 200 for _ in range(5))
         samples.write_bytes(kept)
         with Callers(url, row) as callers:
             callers.wait_for(200)

@@ -25,6 +25,9 @@ def test_defaults_need_no_server(project):
     assert settings.url(settings.storage) == f"{settings.root}/.mlnb/storage"
 
 
+FROM_ONE_ON = ("waiting_limit", "request_seconds", "body_limit_kb", "context_limit_minutes")
+
+
 def test_later_words_win(project, monkeypatch):
     root = project('port = 1\nstorage = "a"\n[tool.mlnb.env.production]\nport = 2\nstorage = "b"\n')
     assert load_settings(root).port == 1
@@ -49,6 +52,9 @@ def test_later_words_win(project, monkeypatch):
         ('records = "nope"', "setting 'records' has value 'nope'; write records ="),
         ('predictions = "s3://bucket/log"', "setting 'predictions' has value 's3://bucket/log'; write predictions = \".mlnb"),
         ('package = "my-flights"', "setting 'package' has value 'my-flights'; write package = \"flights\""),
+        ("port = 0", "setting 'port' has value 0; write port = 3000, a free TCP port from 1 to 65535"),
+        ("port = 65536", "setting 'port' has value 65536"),
+        *((f"{name} = {value}", f"setting '{name}' has value {value}; write {name} = ") for name in FROM_ONE_ON for value in (0, -1)),
         ("port = = 1", "is not valid TOML"),
     ],
 )

@@ -3,14 +3,13 @@ import socket
 import time
 from urllib.parse import urlsplit
 
-import httpx
 import pytest
 import toy_project
 from plain_server import plain
 
 from mlnb.serving.predictions import read
 
-HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +20,14 @@ def server(toy, tmp_path_factory):
         yield url, folder, process
 
 
+@pytest.fixture(scope="module")
+def patient(toy, tmp_path_factory):
+    "The same with 20 seconds, for those who shall be answered even where the machine has much else to do"
+    folder = tmp_path_factory.mktemp("predictions")
+    with plain(toy, folder, MLNB_REQUEST_SECONDS="20") as (process, url):
+        yield url, folder, process
+
+
 @pytest.fixture
 def row(toy):
     return toy_project.example(toy)
@@ -28,7 +35,7 @@ def row(toy):
 
 def connect(url: str) -> socket.socket:
     where = urlsplit(url)
-    return socket.create_connection((where.hostname, where.port), timeout=30)
+    return socket.create_connection((where.hostname, where.port), timeout=120)
 
 
 def told(caller: socket.socket) -> bytes:
@@ -43,21 +50,33 @@ def told(caller: socket.socket) -> bytes:
 
 
 @pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"POST /pre",
+        HEAD,
+        HEAD + b"Content-Length: 1000\r\n\r\n{",
+        HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n",
+    ],
+)
+def test_a_caller_that_stalls_is_told_and_cut_off(server, sent):
+    with connect(server[0]) as caller:
+        caller.sendall(sent)
+        answer = told(caller)
+    assert answer.startswith(b"HTTP/1.1 408") and b"Traceback" not in answer
+
+
+@pytest.mark.parametrize(
     ("sent", "status"),
     [
-        (b"", b"408"),
-        (b"POST /pre", b"408"),
-        (HEAD, b"408"),
-        (HEAD + b"Content-Length: 1000\r\n\r\n{", b"408"),
-        (HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n", b"408"),
         (b"\x00\x01\x02\r\n\r\n", b"400"),
         (b"GET / HTTP/1.1\r\nX: " + b"x" * 100_000, b"431"),
         (HEAD + b"Content-Length: nine\r\n\r\n", b"400"),
         (HEAD + b"Content-Length: 99999999999999999999\r\n\r\n", b"4"),
     ],
 )
-def test_a_caller_that_stalls_or_talks_nonsense_is_told_and_cut_off(server, sent, status):
-    with connect(server[0]) as caller:
+def test_a_caller_that_talks_nonsense_is_told_and_cut_off(patient, sent, status):
+    with connect(patient[0]) as caller:
         caller.sendall(sent)
         answer = told(caller)
     assert answer.startswith(b"HTTP/1.1 " + status) and b"Traceback" not in answer
@@ -75,15 +94,8 @@ def test_a_head_that_trickles_is_cut_off(server):
             assert told(caller).startswith(b"HTTP/1.1 408")
 
 
-def test_a_second_request_may_stall_too(server):
-    with connect(server[0]) as caller:
-        caller.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET /li")
-        answer = told(caller)
-        assert answer.startswith(b"HTTP/1.1 200") and b"HTTP/1.1 408" in answer
-
-
-UNREAD = b"POST /nothing HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n"  # answered before its body is here
-GET = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+UNREAD = b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"  # answered before its body is here
+GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
 def answer_of(caller: socket.socket, status: bytes):
@@ -96,17 +108,20 @@ def answer_of(caller: socket.socket, status: bytes):
     assert found.startswith(b"HTTP/1.1 " + status)
 
 
-@pytest.mark.parametrize(("first", "then"), [(UNREAD, b"{"), (GET, b"\r\n")])
-def test_a_byte_after_an_answer_does_not_keep_the_connection(server, first, then):
-    with connect(server[0]) as caller:
+def test_what_follows_an_answer_may_not_stall_either(patient):
+    cases = {GET + b"GET /li": b"", GET: b"\r\n", UNREAD: b"{"}
+    callers = [connect(patient[0]) for _ in cases]
+    for caller, (first, then) in zip(callers, cases.items(), strict=True):
         caller.sendall(first)
-        assert caller.recv(65536).startswith(b"HTTP/1.1 ")
+        answer_of(caller, b"404" if first is UNREAD else b"200")
         caller.sendall(then)
-        assert b"HTTP/1.1 408" in told(caller)
+    for caller in callers:
+        with caller:
+            assert told(caller).startswith(b"HTTP/1.1 408")
 
 
-def test_who_sends_the_rest_of_a_body_that_nobody_reads_may_ask_again(server):
-    with connect(server[0]) as caller:
+def test_who_sends_the_rest_of_a_body_that_nobody_reads_may_ask_again(patient):
+    with connect(patient[0]) as caller:
         for _ in range(3):
             caller.sendall(UNREAD)
             answer_of(caller, b"404")
@@ -114,29 +129,29 @@ def test_who_sends_the_rest_of_a_body_that_nobody_reads_may_ask_again(server):
             answer_of(caller, b"200")
 
 
-def test_two_hundred_slow_callers_keep_nobody_from_an_answer(server, row):
+def test_two_hundred_slow_callers_keep_nobody_from_an_answer(patient, row):
     body = json.dumps(row).encode()
-    slow = [connect(server[0]) for _ in range(200)]
+    slow = [connect(patient[0]) for _ in range(200)]
     for number, caller in enumerate(slow):
         caller.sendall([b"POST /pre", HEAD, HEAD + b"Content-Length: %d\r\n\r\n" % len(body) + body[:20]][number % 3])
-    assert all(httpx.post(f"{server[0]}/predict", json=row).status_code == 200 for _ in range(20))
+    assert all(toy_project.post(f"{patient[0]}/predict", json=row).status_code == 200 for _ in range(20))
     assert all(told(caller).startswith(b"HTTP/1.1 408") for caller in slow)
     for caller in slow:
         caller.close()
 
 
-def test_a_caller_that_goes_away_half_way_leaves_nothing(server, row):
-    before = len(read(server[1]))
+def test_a_caller_that_goes_away_half_way_leaves_nothing(patient, row):
+    before = len(read(patient[1]))
     for _ in range(20):
-        with connect(server[0]) as caller:
+        with connect(patient[0]) as caller:
             caller.sendall(HEAD + b"Content-Length: 1000\r\n\r\n" + json.dumps(row).encode()[:50])
-    assert httpx.post(f"{server[0]}/predict", json=row).status_code == 200
-    assert len(read(server[1])) == before + 1
+    assert toy_project.post(f"{patient[0]}/predict", json=row).status_code == 200
+    assert len(read(patient[1])) == before + 1
 
 
-def test_a_slow_body_within_the_time_is_answered(server, row):
+def test_a_slow_body_within_the_time_is_answered(patient, row):
     body = json.dumps(row).encode()
-    with connect(server[0]) as caller:
+    with connect(patient[0]) as caller:
         caller.sendall(HEAD + b"Content-Length: %d\r\n\r\n" % len(body))
         for part in (body[:10], body[10:50], body[50:]):
             time.sleep(0.1)
@@ -154,6 +169,6 @@ def test_more_connections_than_the_limit_are_turned_away(toy, tmp_path):
         toy_project.wait_until_ready(process, url)
 
 
-def test_the_head_of_an_answer_does_not_tell_what_serves(server):
-    headers = httpx.get(server[0]).headers
+def test_the_head_of_an_answer_does_not_tell_what_serves(patient):
+    headers = toy_project.get(patient[0]).headers
     assert "server" not in headers and "x-powered-by" not in headers

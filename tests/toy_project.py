@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from textwrap import dedent
 
@@ -155,6 +156,9 @@ def make(root: Path) -> Path:
     done = run(root, "-m", "toy.bundle")
     assert done.returncode == 0, done.stderr
     return root
+
+
+get, post, put = (partial(send, timeout=60) for send in (httpx.get, httpx.post, httpx.put))  # httpx itself waits 5 seconds
 
 
 def free_port() -> int:

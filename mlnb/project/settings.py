@@ -25,6 +25,8 @@ _URL, _LOCAL, _PACKAGE = r"\w[\w+.-]*://.+", r"(?!.*://).+", r"[^\W\d]\w*"
 
 _PRELOAD = ("ipykernel", "jupyter_client", "nbclient", "papermill", "numpy", "pandas", "pyarrow", "matplotlib", "torch")
 
+_FROM_ONE_ON = range(1, 1 << 31)
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -45,8 +47,8 @@ class Settings:
     label_hours: int = _setting(24, "label_hours = 24, whole hours after a day until all its outcomes are known", range(1, 1 << 20))
     cost_alert: float = _setting(1.0, "cost_alert = 1.0, a number above 0: what an alert costs")
     cost_missed: float = _setting(0.0, "cost_missed = 3.0, a number above cost_alert; 0.0: from which the model's threshold follows")
-    context_limit_minutes: int = _setting(60, "context_limit_minutes = 60, whole minutes")
-    port: int = _setting(3000, "port = 3000, a free TCP port")
+    context_limit_minutes: int = _setting(60, "context_limit_minutes = 60, whole minutes from 1 on", _FROM_ONE_ON)
+    port: int = _setting(3000, "port = 3000, a free TCP port from 1 to 65535", range(1, 1 << 16))
     checkpoints: bool = _setting(True, "checkpoints = false, true or false: whether a failed notebook can go on from its last good cell")
     jobs: int = _setting(0, "jobs = 2, tasks of the pipeline at the same time; 0: one a core", range(1 << 10))
     warm_kernels: bool = _setting(True, "warm_kernels = false, true or false")
@@ -65,9 +67,9 @@ class Settings:
     challenger_percent: int = _setting(0, "challenger_percent = 10, a whole number from 0 to 100", range(101))
     shadow: bool = _setting(False, "shadow = true, or false: whether the challenger also scores, unseen, what the champion answers")
     keys_required: bool = _setting(True, "keys_required = false, true or false: whether even this machine needs a key of the service")
-    body_limit_kb: int = _setting(1024, "body_limit_kb = 1024, kilobytes of one request")
-    request_seconds: int = _setting(10, "request_seconds = 10, whole seconds for a request to arrive and for its turn to come")
-    waiting_limit: int = _setting(64, "waiting_limit = 64, requests that may wait in each process")
+    body_limit_kb: int = _setting(1024, "body_limit_kb = 1024, kilobytes of one request, from 1 on", _FROM_ONE_ON)
+    request_seconds: int = _setting(10, "request_seconds = 10, seconds from 1 on for a request and its turn to come", _FROM_ONE_ON)
+    waiting_limit: int = _setting(64, "waiting_limit = 64, requests that may wait in each process, from 1 on", _FROM_ONE_ON)
     image_base: str = _setting("cpu", 'image_base = "cpu", "cuda" or an image such as "python:3.11-slim"')
     serving_packages: tuple = _setting((), 'serving_packages = ["s3fs"], packages for an image beyond what the model imports')
     alerts: dict = field(default_factory=dict, compare=False)  # name -> table of a rule, see mlnb.monitoring.rules

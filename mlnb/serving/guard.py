@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_address
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from ..project.errors import ServingError
 from .predictor import Refusal
@@ -70,6 +71,17 @@ def is_loopback(
         return False
 
 
+@lru_cache(256)
+def _is_here(
+    told: bytes,  # of a header Host or Origin
+) -> bool:
+    "Whether a caller came to this machine by a name of its own, or from a page that it serves itself"
+    try:
+        return is_loopback(urlsplit(told if b"://" in told else b"//" + told).hostname.decode("latin-1"))
+    except (ValueError, AttributeError):  # no host in it
+        return False
+
+
 def keys_of(
     settings,  # of the project
     host: str = "127.0.0.1",  # where the service will listen
@@ -121,6 +133,10 @@ class Guard:
         if self.keys is None:
             if scope.get("server") and not is_loopback(scope["server"][0]):
                 raise Refusal(403, "this service has no API keys, so it answers on its own machine alone")
+            for name in (b"host", b"origin"):
+                if not _is_here(headers.get(name, b"localhost")):
+                    told = f"{name.decode()} {headers[name].decode('latin-1')[:100]!r} is not of this machine"
+                    raise Refusal(403, f"{told}, and this service has no API keys; ask at 127.0.0.1, or set MLNB_KEYS")
             return
         has = self.keys.role(_key_in(headers))
         if has is None:

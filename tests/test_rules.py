@@ -18,11 +18,13 @@ from waiting import until
 from mlnb.data.context import SnapshotStore
 from mlnb.data.profiles import Profile
 from mlnb.monitoring.alerts import Alerts
+from mlnb.monitoring.drift import Only, read_windows
 from mlnb.monitoring.null import calibrate
-from mlnb.monitoring.rules import KINDS, fetch, look, of_table, rules_of
+from mlnb.monitoring.rules import KINDS, decisions_of, fetch, look, of_table, rules_of
 from mlnb.project.errors import SettingError
 from mlnb.project.settings import load_settings
 from mlnb.records import Records, now
+from mlnb.serving.compactor import Compactor
 from mlnb.serving.outcomes import Outcome, OutcomeLog
 from mlnb.serving.predictions import Prediction, PredictionLog
 
@@ -288,6 +290,24 @@ def test_levels_of_too_few_rows_and_lost_columns(project):
     serve(log, "2013-07-04", 20)
     log.close()
     assert "2013-07-04 is not judged: in its 20 rows every column is too small" in look(rule("drift"), *project).blind
+
+
+@pytest.mark.parametrize("segments", [(), ("vip", "maybe")], ids=["rows", "hours"])
+def test_a_segment_is_the_same_rows_for_all(project, segments):
+    settings, log = replace(project[0], profile_segments=segments), PredictionLog.of(project[0])
+    far = np.random.default_rng(0).normal(30, 2, 900).tolist()
+    for i in range(900):  # in some hours every row says `maybe`, in others not
+        at, maybe = f"2013-07-04T{i * 24 // 900:02}:00:00Z", 2 if i < 450 or i % 5 else None
+        raw = {"vip": bool(i % 2), "maybe": maybe}
+        log.append([Prediction(str(i), "k", at, at, "v1", "champion", at, 1.0, 0.1, False, raw, {"far": far[i]})])
+    log.close()
+    Profile.of({"far": np.random.default_rng(1).normal(10, 2, 9000)}).write(settings.root / "products/bundle/reference.profile")
+    for _ in ("lines", "parts"):
+        for segment, rows in {"vip=true": 450, "vip=True": 450, "maybe=2": 810, "maybe=2.0": 810}.items():
+            assert decisions_of(settings, "", segment).num_rows == rows
+            assert read_windows("log", settings, only=Only(segment=segment))["log"].rows == rows
+            assert list(found(rule("drift", segment=segment), (settings, project[1]))) == [f"{segment}: far"]
+        Compactor.of(settings).run()
 
 
 def test_a_rule_that_breaks_does_not_stop_another(project, monkeypatch):

@@ -19,6 +19,7 @@ from urllib.parse import unquote
 import numpy as np
 
 from ..data.profiles import ColumnProfile, Profile
+from ..data.segments import in_segment
 from ..models.bundle import segment_folder
 from ..project.errors import ProfileError, did_you_mean
 
@@ -497,14 +498,12 @@ class Only:
 
     def rows(self, frame):
         "The rows of a table that are meant"
-        named = {"model_version": self.version, "arm": self.arm}
-        if self.segment is not None:
-            named[self.column] = self.value
-        for name, value in named.items():
+        segment = {} if self.segment is None else {self.column: self.value}
+        for name, value in ({"model_version": self.version, "arm": self.arm} | segment).items():
             if value is not None:
                 if name not in frame:
                     raise ProfileError(f"no column {name!r} to choose rows by{did_you_mean(name, frame.columns)}")
-                frame = frame[frame[name].isna() if value == "" else frame[name].astype(str) == value]
+                frame = frame[in_segment(frame[name], value) if name in segment else frame[name].astype(str) == value]
         return frame
 
 # %% ../../nbs/monitoring/00_drift.ipynb #b3aa46a9

@@ -35,7 +35,7 @@ def requests_of(
     "The requests of an alert's window with the answers that callers got; without a window those of the last day that has any"
     import pandas as pd
 
-    from mlnb.monitoring.rules import in_segment
+    from mlnb.monitoring.rules import of_segment
     from mlnb.serving.log_reader import LogReader, Where
     from mlnb.serving.predictor import SHADOW
 
@@ -49,7 +49,7 @@ def requests_of(
         if len(rows) > most:
             _say("Not all requests", f"the window has more than {most:,}; these are the newest")
         rows = rows.tail(most)
-        rows = in_segment(rows[rows["arm"] != SHADOW], alert.get("segment") or "").reset_index(drop=True)
+        rows = of_segment(rows[rows["arm"] != SHADOW], alert.get("segment") or "").reset_index(drop=True)
     except (MlnbError, OSError) as e:
         _say("No requests", e)
         return pd.DataFrame()

@@ -20,7 +20,7 @@ from urllib.parse import quote, unquote
 import numpy as np
 
 from ..data.profiles import Profile
-from ..data.segments import OTHER, segments
+from ..data.segments import OTHER, named_value, segments
 from ..project.errors import ProfileError
 from ..project.files import open_url, publish
 from .compactor import Compaction, Compactor, parts_url
@@ -52,7 +52,13 @@ def _asked(place: str, version: str | None, arm: str | None, segment: tuple[str,
     theirs, named = unquote(versions.removeprefix("version=")), unquote(arms.removeprefix("arm="))
     right = theirs == version if version is not None else True
     right = right and (named == arm if arm is not None else named != SHADOW)
-    return right and (f"/by={part}" == _folder(*segment) if segment else not part)
+    return right and (_named(f"/by={part}") == _named(_folder(*segment)) if segment else not part)
+
+
+def _named(folder: str) -> tuple[str, str]:
+    "The column and value of a segment's folder, the same for True and true, and for 2.0 and 2"
+    column, _, value = folder.partition("/is=")
+    return column, named_value(unquote(value))
 
 # %% ../../nbs/serving/18_log_profiles.ipynb #71b8f934
 _LIST, _TRIES = "log.json", 5

@@ -120,7 +120,7 @@ except forkserver.Refused as e:
         ("import numpy, torch", "fork"),  # the pools of both end at a fork by themselves
         ("threading.Thread(target=time.sleep, args=(60,), daemon=True, name='poller').start()", "Python threads run in the server: poller"),
         ("import torch; torch.cuda.is_initialized = lambda: True", "CUDA was touched in the server"),
-        ("forkserver._DEVICES = ('/dev/zero',); held = open('/dev/zero')", "CUDA was touched in the server"),
+        ("forkserver.DEVICES = ('/dev/zero',); held = open('/dev/zero')", "CUDA was touched in the server"),
         ("_thread.start_new_thread(time.sleep, (60,))", "1 threads of a library run in the server and do not end at a fork"),
     ],
 )

@@ -141,7 +141,7 @@ def _shortened(output):
     return output
 
 # %% ../../nbs/notebooks/10_engine.ipynb #c9f40447
-GRACE = 60  # seconds that a kernel has to end in once its cells have run; ipykernel itself may wait for child processes for half of it
+GRACE = 45  # seconds that a kernel has to end in once its cells have run; ipykernel itself may wait for child processes for half of it
 GRACE_FAILED = 5  # the same where a cell never ended
 TICK = 0.5  # seconds between two looks at the clock, the kernel and the copy
 SILENCE = 30  # seconds without a message after which output counts as lost

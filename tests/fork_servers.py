@@ -49,7 +49,7 @@ def sleep(connection):
 def private_folder():
     "MLNB_RUNTIME_DIR is a new folder in here; whatever runs there afterwards is ended"
     before, folder = os.environ.get("MLNB_RUNTIME_DIR"), tempfile.mkdtemp(prefix="mlnb-")
-    kernels.PATIENCE_LOADING = 60  # a busy machine must not turn a warm start into a cold one
+    kernels.PATIENCE = kernels.PATIENCE_LOADING = 120  # a busy machine must not turn a warm start into a cold one
     os.environ["MLNB_RUNTIME_DIR"] = folder
     try:
         yield Path(folder)

@@ -106,7 +106,7 @@ def test_what_a_notebook_uses(task):
     slow = "frame = pd.DataFrame({'a': np.arange(300_000)}); frame.to_parquet('t.parquet'); pd.read_parquet('t.parquet')\n" + SLOW
     uses = (
         "offset = 10\nf(1), pickle.loads(pickle.dumps(a)).__class__ is A, os.environ['MINE'], os.path.basename(os.getcwd())",
-        "print('one'); logging.info('two'); print('three', file=old); os.system('echo four')\nNone",
+        "print('one'); logging.info('two'); print('three', file=old); os.system('echo four'); time.sleep(0.5)",
         "plt.plot([1, 2]);",
         "pd.read_parquet('t.parquet').a.sum(), (np.ones((800, 800)) @ np.ones((800, 800))).sum()",
         "rows.readline(), len(os.listdir('/proc/self/task')) > 1",
@@ -118,14 +118,15 @@ def test_what_a_notebook_uses(task):
     cells = task.write(setup, slow, "rows.readline()", "0", *uses).run(resume=saved)
     text = ["".join("".join(o.get("text") or o["data"]["text/plain"]) for o in c["outputs"]) for c in cells]
     assert text[4] == "(11, True, '1', 'below')"
-    assert text[5].split() == ["one", "two", "three", "four"]
-    assert "image/png" in cells[6]["outputs"][-1]["data"]
+    assert text[5].split()[:3] == ["one", "two", "three"] and "four" in text[5] + text[6]  # what a program prints comes when it comes
+    assert any("image/png" in o.get("data", {}) for o in cells[6]["outputs"])
     assert text[7] == "(np.int64(44999850000), np.float64(512000000.0))"
     assert (text[2], text[8]) == (r"'1\n'", r"('2\n', True)")
     assert text[9] == "'b'" and "Wall time" in text[10] and text[11].strip() == "shell"
 
 
-def test_a_fast_notebook_takes_no_copy(task):
+def test_a_fast_notebook_takes_no_copy(task, monkeypatch):
+    monkeypatch.setattr(checkpoints, "PERIOD", 60)
     failed = task.write("a = 1", "b = 2", "1 / 0").fail()
     assert failed.checkpoint is None and failed.why_not == "no cells before it took a second together"
     assert not task.copies.exists()

@@ -123,8 +123,8 @@ def test_a_cell_that_may_raise(task, tmp_path):
 
 
 def test_time_is_limited_for_the_notebook_too(task, tmp_path):
-    with pytest.raises(NotebookError, match=r"cell \[2\]: the notebook took longer than 1\.5 seconds"):
-        task("1", "import time\nfor _ in range(600):\n    time.sleep(0.1)", notebook_timeout=1.5)
+    with pytest.raises(NotebookError, match=r"cell \[2\]: the notebook took longer than 10 seconds"):
+        task("1", "import time\nfor _ in range(600):\n    time.sleep(0.1)", notebook_timeout=10)
     shown = (tmp_path / "out.ipynb").read_text()
     assert "KeyboardInterrupt" in shown, "the traceback shows where the cell was"
 

@@ -299,6 +299,18 @@ def test_all_says_what_a_star_brings(project):
         ("from planes import work\n%time work.outer(1)", OUTER),
         ("from planes import work\nx = !echo {work.outer(1)}", OUTER),
         ("from planes import work\neval('work.outer(1)')", OUTER),
+        ("exec('from planes.work import outer; outer(1)')", OUTER),
+        ("exec('from planes.work import outer')\nouter(1)", OUTER),
+        ("if True:\n    exec('import planes.work as w')\n    w.outer(1)", {"planes.work"}),
+        ("import importlib\nimportlib.import_module('.work', 'planes').outer(1)", {"planes.work"}),
+        ("import importlib\nimportlib.import_module('.work', package='planes').outer(1)", {"planes.work"}),
+        ("!python -m planes.work", {"planes.work"}),
+        ("!python3 planes/work.py --fast", {"planes.work"}),
+        ("%run ./planes/work.py", {"planes.work"}),
+        ("%run -m planes.work", {"planes.work"}),
+        ("%%bash\npython -m planes.work", {"planes.work"}),
+        ("import os, sys\nos.system(f'{sys.executable} -m planes.work')", {"planes.work"}),
+        ("import subprocess, sys\nsubprocess.run([sys.executable, 'planes/work.py'])", {"planes.work"}),
     ],
 )
 def test_roundabout_ways(project, code, found):
@@ -326,6 +338,20 @@ def test_what_counts_as_a_whole_is_said(project, code, why):
     module = "late" if "late import" in code else "work"
     assert f"module planes.{module} counts as a whole: {why}" in found.notes
     assert found.code[f"planes.{module}"][0] == "module"
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("from planes import work\nwork.Base.__subclasses__()", "__subclasses__() may be classes that it does not name"),
+        ("!python made.py", "what a Python program runs is not followed"),
+        ("import os\nos.system('python made.py')", "what a Python program runs is not followed"),
+        ("%run made.py", "what %run runs is not followed"),
+    ],
+)
+def test_what_a_notebook_does_not_name_is_said(project, code, why):
+    note = f"the notebook counts as a whole, and what it does not name is not followed: {why}"
+    assert note in survey(code, project(work="class Base: pass")).notes
 
 
 LAZY = "import importlib\nWHERE = {'outer': '.work'}\n"

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from pipeline_project import FIRST, edit, make, notebook
+from pipeline_project import FIRST, edit, lives, make, notebook
 from waiting import until
 
 from mlnb.pipelines.runner import load
@@ -369,6 +369,7 @@ def suspended(project):
     write_long(project, SLOW, "1 / 0")
     report = run(project)
     assert "ZeroDivisionError" in error_of(report) and f"mlnb run --resume {report.run} goes on after cell [" in error_of(report)
+    assert "mlnb kernels stop" in error_of(report)
     yield project, report.run
     from mlnb.notebooks import checkpoints
 
@@ -415,6 +416,22 @@ def test_resume_says_why_it_begins_anew(suspended, change, says):
     (reason,) = [e.reason for e in events if e.status == "resumed"]
     assert reason.startswith("starts from its first cell: ") and says in reason
     assert (project / "count").read_text() == "xx"
+
+
+def test_the_copy_of_a_kernel_is_shown_and_ended(suspended):
+    project, failed = suspended
+    call = [sys.executable, "-c", "from mlnb.cli.main import main; main()", "kernels"]
+    told = lambda *words: subprocess.run([*call, *words], cwd=project, capture_output=True, text=True).stdout
+    note = json.loads((project / ".mlnb" / "checkpoints" / "pipeline" / "long.json").read_text())
+    pid = note["checkpoint"]["pid"]
+    assert [c["pid"] for c in json.loads(told("--json")) if "socket" in c] == [pid]
+    shown = next(line for line in told().splitlines() if line.split()[0] == str(pid))
+    assert "copy" in shown and "of task long, until " in shown
+    assert told("stop", str(pid)) == f"{pid}, the copy of a kernel, has ended\n"
+    until(lambda: not lives(pid))
+    assert [c for c in json.loads(told("--json")) if "socket" in c] == []
+    write_long(project, SLOW, "1 / 1")
+    assert statuses(run(project, resumed=failed)) == {"long": "executed"}
 
 
 def test_a_plain_run_begins_anew(suspended):

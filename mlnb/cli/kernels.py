@@ -7,6 +7,9 @@ __all__ = ['kernels']
 
 # %% ../../nbs/cli/08_kernels.ipynb #4dd304aa
 import json
+import time
+from datetime import datetime
+from pathlib import Path
 
 import click
 
@@ -36,8 +39,30 @@ def _rows(server: dict):
         yield str(child["pid"]), f"  {child['kind']}", _age(child["age"]), _size(child["uss"]), where
 
 
-def _show(servers: list[dict]) -> None:
-    "A table of servers and their children"
+def _copy_row(copy: dict) -> tuple:
+    "One row for the copy of a kernel"
+    from mlnb.notebooks.copies import LIFETIME
+    from mlnb.notebooks.forkserver import memory
+
+    age = _age(max(0, time.time() - copy["until"] + LIFETIME))
+    what = f"of task {Path(copy['socket']).parent.name}, until {datetime.fromtimestamp(copy['until']):%H:%M}"
+    return str(copy["pid"]), "copy", age, _size(memory(copy["pid"])["uss"]), what
+
+
+def _copies() -> list[dict]:
+    "The copies of kernels that wait in the project around the working folder"
+    from mlnb.notebooks.checkpoints import waiting
+    from mlnb.project.errors import SettingError
+    from mlnb.project.settings import find_root
+
+    try:
+        return waiting(find_root() / ".mlnb" / "checkpoints")
+    except SettingError:  # in no project
+        return []
+
+
+def _show(servers: list[dict], copies: list[dict] = ()) -> None:
+    "A table of servers, their children and the copies of kernels"
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -49,6 +74,8 @@ def _show(servers: list[dict]) -> None:
     for server in servers:
         for row in _rows(server):
             table.add_row(*map(escape, row))
+    for copy in copies:
+        table.add_row(*map(escape, _copy_row(copy)))
     Console().print(table)
 
 # %% ../../nbs/cli/08_kernels.ipynb #4adf83c0
@@ -58,9 +85,10 @@ def _show(servers: list[dict]) -> None:
 @click.option("--kill", is_flag=True, help="With stop: end running kernels too, instead of waiting for them.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def kernels(action, pid, kill, as_json):
-    """Show the fork servers and their kernels, or stop them.
+    """Show the fork servers, their kernels and the project's copies of kernels, or stop them.
 
-    A stopped server takes no more requests and ends with its last kernel. All are stopped, or the one named by its process id.
+    A stopped server takes no more requests and ends with its last kernel. A copy, from which mlnb run --resume goes on after a failure,
+    ends at once. All are stopped, or the one named by its process id.
 
     \b
     Example:
@@ -69,6 +97,7 @@ def kernels(action, pid, kill, as_json):
       mlnb kernels stop
       mlnb kernels stop 4711 --kill
     """
+    from mlnb.notebooks.checkpoints import forget
     from mlnb.notebooks.kernels import ColdStart, status, stop
     from mlnb.project.errors import MlnbError
 
@@ -78,17 +107,23 @@ def kernels(action, pid, kill, as_json):
         found = stop(pid, kill) if action else status()
     except ColdStart as e:
         raise MlnbError(str(e)) from None
-    if pid and not found:
+    copies = [copy for copy in _copies() if not action or pid in (None, copy["pid"])]
+    if action:
+        for copy in copies:
+            forget(copy)
+    if pid and not found and not copies:
         raise MlnbError(f"no fork server has process id {pid}; see: mlnb kernels")
     if as_json:
-        click.echo(json.dumps(found, indent=2))
-    elif not found:
+        click.echo(json.dumps(found + copies, indent=2))
+    elif not found and not copies:
         click.echo("No fork server runs.")
     elif action:
         for server in found:
             click.echo(_stopped(server, kill))
+        for copy in copies:
+            click.echo(f"{copy['pid']}, the copy of a kernel, has ended")
     else:
-        _show(found)
+        _show(found, copies)
 
 
 def _stopped(server: dict, kill: bool) -> str:

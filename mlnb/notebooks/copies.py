@@ -21,7 +21,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from .forkserver import FOR_THREADS, end_after, memory
+from .forkserver import DEVICES, FOR_THREADS, end_after, memory, receive
 
 # %% ../../nbs/notebooks/08_copies.ipynb #52c92c91
 class WhyNot(Exception):
@@ -127,7 +127,6 @@ def _check_native_threads(
         raise WhyNot(f"{len(left) - allowed} threads of libraries run that may not survive a fork ({', '.join(sorted(set(left)))})")
 
 # %% ../../nbs/notebooks/08_copies.ipynb #673fb5a4
-_DEVICES = ("/dev/nvidia", "/dev/kfd", "/dev/dri")
 _copies: set[int] = set()  # process ids of copies that this kernel has forked
 
 
@@ -163,7 +162,7 @@ def _identity(fd: int) -> tuple[int, int]:
 
 def _check_devices() -> None:
     cuda = sys.modules.get("torch.cuda")
-    if (cuda and cuda.is_initialized()) or any(what.startswith(_DEVICES) for _, what, _ in _descriptors()):
+    if (cuda and cuda.is_initialized()) or any(what.startswith(DEVICES) for _, what, _ in _descriptors()):
         raise WhyNot("a GPU is in use")
 
 # %% ../../nbs/notebooks/08_copies.ipynb #41d54d24
@@ -333,17 +332,6 @@ def _set_priority(value: int | None) -> None:
 LIFETIME = 3600.0  # seconds that a copy waits
 
 
-def _receive(connection: socket.socket) -> tuple[dict, list[int]]:
-    "A request and the file descriptors that came with it; nothing where the other side has gone"
-    text, fds = b"", []
-    while not text.endswith(b"\n"):
-        data, more, _, _ = socket.recv_fds(connection, 65536, 8)
-        text, fds = text + data, fds + more
-        if not data:
-            return {}, fds
-    return json.loads(text), fds
-
-
 def _user_of(connection: socket.socket) -> int:
     return struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[1]
 
@@ -356,7 +344,8 @@ def _wait(listener: socket.socket, lifetime: float) -> tuple[dict, list[int], so
         with suppress(OSError, ValueError):
             connection, _ = listener.accept()
             connection.settimeout(5)
-            request, fds = _receive(connection) if _user_of(connection) == os.getuid() else ({}, [])
+            text, fds = receive(connection) if _user_of(connection) == os.getuid() else (b"", [])
+            request = json.loads(text or b"{}")
             if request.get("do") == "go" and len(fds) >= 2:
                 connection.settimeout(None)
                 return request, fds, connection

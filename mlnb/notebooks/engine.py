@@ -7,7 +7,7 @@ __all__ = ['SHORTEST_PAUSE', 'MOST_TEXT', 'LARGEST_OUTPUT', 'GRACE', 'GRACE_FAIL
            'Session', 'Client', 'CheckpointClient', 'CopyProvisioner', 'Engine', 'run']
 
 # %% ../../nbs/notebooks/10_engine.ipynb #cd2d5ce9
-from .checkpoints import Checkpoints, connect, fill, forget
+from .checkpoints import Checkpoints, connect, fill, forget, running
 from .execute import without_address_grammar
 from ..project.errors import NotebookError
 from ..project.files import write_whole
@@ -66,9 +66,7 @@ class LiveNotebook(NotebookExecutionManager):
         self.on_cell, self.index, self.next_save = on_cell, None, 0.0
         self.first = 0  # position of the first cell that runs; what is before it was executed earlier
         self.before_cell = None  # called with the position of a cell that is about to run
-        runs = [i for i, c in enumerate(nb.cells) if c.cell_type == "code" and c.source.strip()]
-        numbers = {i: n for n, i in enumerate(runs, 1)}  # as a kernel counts: In [1], In [2], ...
-        self.numbers = {i: n for i, n in numbers.items() if "skip-execution" not in nb.cells[i].metadata.get("tags", [])}
+        self.numbers = {i: n for n, i in enumerate(running(nb), 1)}  # as a kernel counts: In [1], In [2], ...
 
     def go_on(self, checkpoint: dict) -> None:
         "Begin with the cell of a checkpoint; those before it are as they were shown then"
@@ -143,7 +141,7 @@ def _shortened(output):
     return output
 
 # %% ../../nbs/notebooks/10_engine.ipynb #c9f40447
-GRACE = 60  # seconds that a kernel has to end in once its cells have run; ipykernel itself may wait for child processes for half of it
+GRACE = 45  # seconds that a kernel has to end in once its cells have run; ipykernel itself may wait for child processes for half of it
 GRACE_FAILED = 5  # the same where a cell never ended
 TICK = 0.5  # seconds between two looks at the clock, the kernel and the copy
 SILENCE = 30  # seconds without a message after which output counts as lost

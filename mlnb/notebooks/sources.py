@@ -51,6 +51,8 @@ NOTEBOOK = "__notebook__"  # the code of one, among modules
 _functions = (ast.FunctionDef, ast.AsyncFunctionDef)
 _plain = (ast.Expr, ast.Assign, ast.AnnAssign, ast.AugAssign)  # statements that hold no other
 _dotted = re.compile(r"[A-Za-z_]\w*(?:[.:][A-Za-z_]\w*)+")
+_is_python = re.compile(r"\bi?python[\d.]*\s")
+_path = re.compile(r"(?<![\w./-])(?:\./)?([A-Za-z_]\w*(?:[./][A-Za-z_]\w*)*)")
 _word = re.compile(r"[A-Za-z_][\w.]*\w|[A-Za-z_]")
 
 
@@ -147,11 +149,15 @@ class _Mentions(ast.NodeVisitor):
         self.local: dict[str, list] = {}
         self.hidden: list[set[str]] = []
         self.found: set[str] = set()
-        for node in () if isinstance(tree, _plain) else ast.walk(tree):
-            if isinstance(node, ast.Import | ast.ImportFrom):
-                for name, target in _bindings(node, module, is_package):
-                    self.local.setdefault(name, []).append(target)
+        for name, target in () if isinstance(tree, _plain) else self.bound(tree):
+            self.local.setdefault(name, []).append(target)
         self.visit(tree)
+
+    def bound(self, tree) -> Iterator[tuple[str, list]]:
+        "What the import statements in a tree bind"
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                yield from _bindings(node, self.module, self.is_package)
 
     def chain(self, names: list[str], why: str = "") -> None:
         "Note a name with its attributes"
@@ -166,6 +172,8 @@ class _Mentions(ast.NodeVisitor):
             self.chain([node.id])
 
     def visit_Attribute(self, node):
+        if node.attr == "__subclasses__":
+            self.found.add("w:__subclasses__() may be classes that it does not name")
         if names := _chain(node):
             self.chain(names)
         else:
@@ -219,10 +227,20 @@ class _Mentions(ast.NodeVisitor):
     def source(self, text: str, mode: str) -> bool:
         "Note what Python code in a text mentions; whether it is Python"
         try:
-            self.visit(ast.parse(text, mode=mode))
+            tree = ast.parse(text, mode=mode)
         except (SyntaxError, ValueError):
             return False
+        for name, target in self.bound(tree):  # code outside the text may use it as well
+            self.local.setdefault(name, []).append(target)
+            self.found.add(f"i:{target[0]}:{'' if name == '*' else target[1] or ''}:it is imported in a text")
+        self.visit(tree)
         return True
+
+    def program(self, words: str, name: str = "a Python program") -> None:
+        "Note the modules that a command line names, as `-m pkg.mod` or as `pkg/mod.py`, and that there may be more"
+        for word in _path.findall(words):
+            self.found.add("t:" + word.removesuffix(".py").replace("/", "."))
+        self.found.add(f"w:what {name} runs is not followed")
 
     def visit_Subscript(self, node):
         "`globals()['name']` is a name, `sys.modules['pkg.mod']` a module"
@@ -260,10 +278,11 @@ def _imported(self: _Mentions, node: ast.Call) -> bool:
     given = node.args[0] if node.args else None
     first = given.values[0] if isinstance(given, ast.JoinedStr) and given.values else None
     text = _literal(given) if _literal(given) is not None else _literal(first) or ""
-    if text.startswith("."):  # relative, mostly to the package that it is written in
+    if text.startswith("."):  # relative to the package that is given, which mostly is the one that it is written in
         level = len(text) - len(text.lstrip("."))
-        base = self.module.split(".")
-        text = ".".join([*base[: len(base) - level + self.is_package], text.lstrip(".")])
+        package = next(filter(None, map(_literal, [*node.args[1:2], *(k.value for k in node.keywords if k.arg == "package")])), None)
+        base = (package or self.module).split(".")
+        text = ".".join([*base[: len(base) - level + bool(package or self.is_package)], text.lstrip(".")])
     if _literal(given) is not None:
         self.found.add(f"i:{text}::it is imported by its name")
     else:
@@ -285,13 +304,24 @@ def _evaluated(self: _Mentions, node: ast.Call) -> bool:
     return False
 
 
+def _command(self: _Mentions, node: ast.Call) -> bool:
+    "`os.system('python -m pkg.mod')` runs a program: the modules that it names count, and what a run would tell is not known"
+    said = list(ast.walk(node))
+    words = " ".join(filter(None, map(_literal, said)))
+    if _is_python.search(words) or any(_chain(n) == ["sys", "executable"] for n in said):
+        self.program(words)
+    return False
+
+
 def _magic(self: _Mentions, node: ast.Call) -> bool:
     "Every word of a magic or of a cell that is no Python may be a name"
     for text in filter(None, map(_literal, node.args)):
         for word in _word.findall(text):
             self.chain(word.split("."))
         if re.match(r"\s*%%?run\b", text):
-            self.found.add("w:what %run runs is not followed")
+            self.program(text, "%run")
+        elif _is_python.search(text):
+            self.program(text)
     return True
 
 
@@ -300,6 +330,7 @@ _special = {
     **dict.fromkeys(["import_module", "__import__"], _imported),
     **dict.fromkeys(["globals"], _globals),
     **dict.fromkeys(["eval", "exec"], _evaluated),
+    **dict.fromkeys(["system", "popen", "run", "Popen", "call", "check_call", "check_output", "getoutput"], _command),
     **dict.fromkeys(["__magic__", "__unparsed__"], _magic),
 }
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 
@@ -227,7 +228,9 @@ class _Run:
         if not answer.get("checkpoint"):
             return ""
         stage.stays = True
-        return f"; once it is mended, mlnb run --resume {self.id} goes on after cell [{answer['checkpoint']['done']}]"
+        checkpoint = answer["checkpoint"]
+        until = f"until {datetime.fromtimestamp(checkpoint['until']):%H:%M}, mlnb kernels stop {checkpoint['pid']} frees its memory"
+        return f"; once it is mended, mlnb run --resume {self.id} goes on after cell [{checkpoint['done']}] ({until})"
 
     def publish(self, task: specification.TaskSpec, token: Token, stage: Staging) -> None:
         "From the products of before to those of now"

@@ -209,6 +209,7 @@ def show_the_road():
     mlnb("outcomes", "add", outcomes_of(flights))
     mlnb("performance", "--segment", "origin", "--html", str(FLIGHTS.relative_to(ROOT) / "performance.html"))
     heading("7  Is anything wrong? One look of every rule, as cron would have it")
+    say.print("Rules look at recent traffic, and the flights of 2013 are no longer that: a rule may say just so.")
     mlnb("alerts", "check", fine=(0, 1))
     heading("Where to look next")
     for what, where in {
@@ -220,7 +221,7 @@ def show_the_road():
         "what is wrong, if anything": "mlnb alerts list",
         "runs, models, curves": "mlflow ui --backend-store-uri sqlite:///.mlnb/mlflow.db",
         "write in JupyterLab": "jupyter lab nbs/flights",
-        "a project of your own": "mlnb new delays",
+        "a project of your own": "cd .. && mlnb new delays",
     }.items():
         say.print(f"  {what:28}{where}", soft_wrap=True)
 

@@ -135,7 +135,7 @@ def test_unknown_paths_and_methods(server):
 @pytest.mark.parametrize(
     ("decision_time", "says"),
     [
-        (None, "minutes old, the limit is 60 minutes"),
+        (None, "days old, the limit is 60 minutes"),
         ("2013-07-01T11:00:00Z", "is 75 minutes old"),
         ("2013-06-01T00:00:00Z", "no context is known"),
     ],

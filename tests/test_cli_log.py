@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -152,3 +153,28 @@ def test_no_compactor_where_the_setting_says_so(project):
 
     (project / "pyproject.toml").write_text("[tool.mlnb]\nlog_compact_minutes = 0\n")
     assert start_beside(load_settings(project)) is None
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_a_misspelt_filter_is_told_as_one(project, compacted):
+    if compacted:
+        mlnb(project, "compact")
+    assert "it has v1, v2" in mlnb(project, "predictions", "--version", "v9").stdout
+    assert mlnb(project, "predictions", "--version", "v2", "--entity", "none").stdout == "No such prediction is in the log.\n"
+    wrong = {
+        ("predictions", "--arm", "champoin"): (2, "'champoin' is not one of 'champion', 'challenger', 'shadow'"),
+        ("predictions", "--since", "2013-08-01", "--until", "2013-07-01"): (1, "since 2013-08-01T00:00:00 is after until 2013-07-01"),
+        ("drift", "log", "--arm", "nope", "--reference", "log"): (1, "has no rows of arm nope; it has arms champion"),
+        ("drift", "log", "--version", "nope", "--reference", "log"): (1, "has no rows of version nope; it has versions v1, v2"),
+    }
+    for words, (code, says) in wrong.items():
+        done = mlnb(project, *words)
+        assert done.returncode == code and says in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_a_segment_that_no_prediction_has_is_named(toy, tmp_path):
+    root = shutil.copytree(toy, tmp_path / "toy")
+    file = root / "pyproject.toml"
+    file.write_text(file.read_text() + 'profile_segments = ["orign", "origin", "hour", "arm"]\n')
+    done = mlnb(root, "compact")
+    assert done.returncode == 0 and done.stderr.count("profile_segments") == 1 and "'orign' (did you mean 'origin'?)" in done.stderr

@@ -171,7 +171,7 @@ def test_rows_without_a_context(model, newest, rows, tmp_path):
     done = scoring.score(parquet(tmp_path / "in.parquet", late), tmp_path / "out.parquet", model, newest, 60)
     explained = pq.read_table(tmp_path / "out.rejected.parquet").to_pylist()
     assert done.rejected == 2 and [line["row"] for line in explained] == [1, 2] and explained[0]["field"] == "decision_time"
-    assert "no context is known at 2013-06-01" in explained[0]["problem"] and "minutes old" in explained[1]["problem"]
+    assert "no context is known at 2013-06-01" in explained[0]["problem"] and "is 14 hours old" in explained[1]["problem"]
     assert pq.read_table(tmp_path / "out.parquet")["probability"].to_pylist() == model.samples["probability"][:2]
 
 

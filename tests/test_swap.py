@@ -222,7 +222,8 @@ def test_a_challenger_comes_and_goes(store, tmp_path):
         assert router.counts["swaps"] == 3 and router.problem is None
         store.tracking.client.delete_registered_model_alias("toy", "champion")
         until(lambda: router.problem)
-        assert "no alias 'champion'" in router.problem and router.versions == {"champion": "v2"}
+        assert "no alias 'champion'" in router.problem and "set_registered_model_alias('toy', 'champion', VERSION)" in router.problem
+        assert router.versions == {"champion": "v2"}
     finally:
         router.stop()
         store.release("v1")

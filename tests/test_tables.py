@@ -245,7 +245,7 @@ def test_tables_are_answered_and_logged_as_rows_are(make, toy, tmp_path):  # noq
 def test_without_decision_times_the_decision_is_now(make, toy):  # noqa: F811
     row = {k: [v] for k, v in toy_project.example(toy).items() if k != "decision_time"}
     status, _, answer = ask(make(), json.dumps(row).encode(), path="/predict/columns")
-    assert status == 503 and "minutes old" in answer["error"]
+    assert status == 503 and "days old" in answer["error"]
 
 
 def ask_arrow(app, body: bytes):

@@ -50,9 +50,12 @@ def test_the_copy_speaks_of_itself_alone(tmp_path):
             assert foreign not in text, f"{file} still says {foreign}"
     for notebook in (project / "nbs").glob("*.ipynb"):
         json.loads(notebook.read_text())
+    assert "model_name: flight-delays #" in (project / "env.yaml").read_text()
+    assert 'model_name = \\"flight-delays\\"' in (project / "nbs" / "06_register.ipynb").read_text()
+    assert all(f"mlnb {word}" in (project / "README.md").read_text() for word in ("outcomes add", "performance", "alerts check"))
 
 
-@pytest.mark.parametrize("name", ["class", "json", "2fast", "Upper", "tests", "numpy", "a b", "../up"])
+@pytest.mark.parametrize("name", ["class", "json", "2fast", "Upper", "tests", "alerts", "dist", "build", "docs", "numpy", "a b", "../up"])
 def test_a_name_that_will_not_do(name, tmp_path):
     with pytest.raises(SettingError, match="choose a new word"):
         new_project(name, tmp_path)

@@ -106,7 +106,7 @@ def check(as_json):
     elif done.current:
         _show(done.current, terminal())
     else:
-        click.echo(f"Nothing is wrong: {len(done.looks)} rules looked.")
+        click.echo(f"Nothing is wrong: {(n := len(done.looks)):,} rule{'' if n == 1 else 's'} looked.")
     sys.exit(1 if done.firing else 0)
 
 # %% ../../nbs/cli/18_alerts.ipynb #a969d969

@@ -50,6 +50,23 @@ def _run(settings):
         return work(settings, say)
 
 
+def _say_unknown(settings):
+    "Name the columns of `profile_segments` that no prediction of the project's bundle has"
+    from mlnb.models.bundle import verify
+    from mlnb.project.errors import BundleError, did_you_mean
+    from mlnb.serving.predictions import OWN
+
+    try:
+        manifest = verify(settings.path(settings.bundle)) if settings.profile_segments else None
+    except BundleError:  # it is not here: a registry is followed
+        manifest = None
+    names = [*(f.name for f in manifest.request), *manifest.categorical, *manifest.numeric, *OWN] if manifest else settings.profile_segments
+    for name in settings.profile_segments:
+        if name not in names:
+            said = f"setting 'profile_segments' names {name!r}{did_you_mean(name, names)}, which no prediction has"
+            click.echo(f"mlnb compact: {said}; the log is not profiled by it", err=True)
+
+
 def _print(done, json: bool):
     click.echo(json_format.dumps(asdict(done)) if json else _said(done))
 
@@ -90,6 +107,7 @@ def compact(watch, json, beside):
     from mlnb.project.settings import load_settings
 
     settings = load_settings()
+    _say_unknown(settings)
     if not watch:
         _print(_run(settings), json)
         return

@@ -69,6 +69,7 @@ def cli(env):
     Example:
       mlnb new delays && cd delays
       mlnb run
+      mlnb build
       mlnb serve
     """
     if env:

@@ -134,6 +134,7 @@ def _measured(as_of, since, until, segment):
 
     from mlnb.monitoring.outcomes import read_decisions
     from mlnb.monitoring.performance import cost_of, measure
+    from mlnb.project.errors import ModelError
     from mlnb.project.settings import load_settings
     from mlnb.serving.log_reader import LogReader
     from mlnb.serving.outcomes import OutcomeStore, gather
@@ -142,6 +143,8 @@ def _measured(as_of, since, until, segment):
     cost, store = cost_of(settings), OutcomeStore.of(settings)
     gather(store)
     decisions = read_decisions(LogReader.of(settings), segment=segment)
+    if not len(decisions):
+        raise ModelError("the prediction log has no rows; serve the model first with: mlnb serve")
     now = np.datetime64("now", "s") if as_of is None else as_of
     return measure(decisions, store.read(), cost, settings.label_hours, now, segment, since, until)
 

@@ -85,13 +85,30 @@ def _check_output(file: Path | None):
     if file and file.suffix not in _WRITERS:
         raise click.BadParameter(f"{file} is neither a .parquet nor a .csv file", param_hint="'--output'")
 
+# %% ../../nbs/cli/12_predictions.ipynb #f9e6445f
+def _versions(reader, version: str | None) -> str:
+    "The end of a sentence that says which versions there are, where the one that is asked for is not among them"
+    from mlnb.project.errors import did_you_mean
+    from mlnb.serving.log_reader import Where
+
+    def work(snapshot):
+        names = {part.version for part in snapshot.parts}
+        for table in reader.lines(snapshot, Where(), []):
+            names.update(table["model_version"].unique().to_pylist())
+        return sorted(names)
+
+    names = reader.settled(work) if version else []
+    if not names or version in names:
+        return ""
+    return f", nor any of version {version!r}{did_you_mean(version, names)}; it has {', '.join(names)}"
+
 # %% ../../nbs/cli/12_predictions.ipynb #527efb41
 @click.command()
 @click.option("--since", metavar="TIME", help="First decision time: 2013-07-01 or 2013-07-01T05:30-04:00; without an offset UTC.")
 @click.option("--until", metavar="TIME", help="End of the decision times, not included.")
 @click.option("--version", metavar="NAME", help="Of this model version only.")
 @click.option("--entity", metavar="KEY", help="Of this entity only.")
-@click.option("--arm", metavar="NAME", help="Of this arm only: champion, challenger, shadow.")
+@click.option("--arm", type=click.Choice(["champion", "challenger", "shadow"]), help="Of this arm only.")
 @click.option("--limit", type=click.IntRange(min=1), help="The newest so many; default: 20, and all with --output.")
 @click.option("--json", is_flag=True, help="Print one JSON document with every column.")
 @click.option("--output", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path), help="Write every column to .parquet or .csv.")
@@ -119,4 +136,4 @@ def predictions(since, until, version, entity, arm, limit, json, output):
     elif len(found):
         _print(found)
     else:
-        click.echo("No such prediction is in the log.")
+        click.echo(f"No such prediction is in the log{_versions(reader, version)}.")

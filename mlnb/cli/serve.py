@@ -14,7 +14,7 @@ import click
 @click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on; default: `port` of the settings.")
 @click.option("--bento", metavar="TAG", help="Which Bento; default: the newest.")
 @click.option("--development", is_flag=True, help="Serve the project's bundle as it lies there, without a Bento.")
-@click.option("--plain", is_flag=True, help="Serve the project's bundle under uvicorn alone: no BentoML, several times the requests.")
+@click.option("--plain", is_flag=True, help="Serve the project's bundle under uvicorn alone: no BentoML, no build.")
 @click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes that answer.")
 def serve(host, port, bento, development, plain, workers):
     """Serve the model over HTTP.

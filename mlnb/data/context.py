@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Columns', 'to_columns', 'quarter', 'Keys', 'Events', 'Latest', 'View', 'distinct', 'Table', 'Snapshot', 'Context',
-           'SnapshotStore']
+           'span', 'SnapshotStore']
 
 # %% ../../nbs/data/01_context.ipynb #8c0de129
 import hashlib
@@ -402,6 +402,16 @@ def _file_name(moment: np.datetime64) -> str:
 def _moment_of(name: str) -> np.datetime64:
     "The moment that a snapshot's file is named by"
     return np.datetime64("{}-{}-{}T{}:{}:{}".format(*_NAME.fullmatch(name).groups()), "s")
+
+# %% ../../nbs/data/01_context.ipynb #1db856b1
+def span(
+    seconds: float,
+) -> str:
+    "A length of time for people, in the largest unit of which there are two: 75 minutes, 14 hours, 4,713 days"
+    for unit, size in (("days", 86400), ("hours", 3600)):
+        if seconds >= 2 * size:
+            return f"{seconds // size:,.0f} {unit}"
+    return f"{seconds // 60:.0f} minutes"
 
 # %% ../../nbs/data/01_context.ipynb #06f90d14
 class SnapshotStore:

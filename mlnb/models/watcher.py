@@ -144,7 +144,8 @@ class Watcher:
             raise TrackingError(f"the MLflow store {file} is not there")
         numbers, found, problems = self.tracking.aliases(self.model), {}, []
         if "champion" not in numbers:
-            problems.append(f"model {self.model!r} has no alias 'champion' in the MLflow store at {self.tracking.url!r}")
+            how = f"mlflow.MlflowClient({self.tracking.url!r}).set_registered_model_alias({self.model!r}, 'champion', VERSION)"
+            problems.append(f"model {self.model!r} has no alias 'champion' in the MLflow store at {self.tracking.url!r}; set it: {how}")
         for alias in ALIASES:
             was = getattr(self.releases, alias)
             try:

@@ -621,10 +621,18 @@ def _log_hours(source: str, period: str, settings, by: str | None, only: Only) -
     store, what = HourStore(profiles_url(settings)), (only.version, only.arm, segment)
     if not (found := store.windows(period, by, *what)):
         have, folder = store.hours("", *what), settings.path(settings.predictions)
-        said = f"; it has {have[0]} to {have[-1]}" if have else "; serve the model first with: mlnb serve"
+        said = f"; it has {have[0]} to {have[-1]}" if have else _what_there_is(store, only)
         asked = f"{f' of {only}' if only else ''}{f' in {period}' if period else ''}"
         raise ProfileError(f"the prediction log {folder} has no rows{asked}{said}")
     return found if by else {source: next(iter(found.values()))}
+
+
+def _what_there_is(store, only: Only) -> str:
+    "The end of a sentence on rows that are not in the log: which versions and arms there are, or how to get some"
+    versions, arms = store.held()
+    told = [f"versions {', '.join(sorted(versions))}"] if only.version and only.version not in versions else []
+    told += [f"arms {', '.join(sorted(arms))}"] if only.arm and only.arm not in arms else []
+    return f"; it has {' and '.join(told)}" if versions and told else "" if versions else "; serve the model first with: mlnb serve"
 
 
 def _log_rows(source: str, period: str, settings, by: str | None, only: Only) -> dict[str, Profile]:

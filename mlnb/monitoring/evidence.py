@@ -451,7 +451,8 @@ CELLS = {  # kind of rule -> cells
 def _facts(alert: dict) -> str:
     "What a reader knows before the first cell"
     at, details = alert["first_seen"], alert["details"]
-    facts = {"rule": f"{alert['rule']} ({alert['kind']})", "since": f"{at:%Y-%m-%d %H:%M} UTC, seen by {alert['seen']} checks"}
+    checks = "1 check" if alert["seen"] == 1 else f"{alert['seen']} checks"
+    facts = {"rule": f"{alert['rule']} ({alert['kind']})", "since": f"{at:%Y-%m-%d %H:%M} UTC, seen by {checks}"}
     if details.get("since"):
         facts["window"] = f"{details['since'][:16]} to {details['until'][:16]} UTC"
     facts |= {name: str(details[name]) for name in ("version", "segment") if details.get(name)}

@@ -63,8 +63,8 @@ def package_name(
     right = "choose a new word of letters, digits and hyphens, for example: mlnb new flight-delays"
     if not re.fullmatch(r"[a-z][a-z0-9_]*", package) or keyword.iskeyword(package):
         raise SettingError(f"project name {name!r} is no name of a Python package; {right}")
-    if package in {"nbs", "tests", "products", "template"}:
-        raise SettingError(f"project name {name!r} is a folder that every project has; {right}")
+    if package in {"nbs", "tests", "products", "template", "alerts", "build", "dist", "docs"}:
+        raise SettingError(f"project name {name!r} is a folder that projects have for other things; {right}")
     if package in sys.stdlib_module_names or importlib.util.find_spec(package):
         raise SettingError(f"project name {name!r} would hide the installed package of that name; {right}")
     return package
@@ -82,6 +82,8 @@ def renamed(
         "nbs/flights": "nbs",
         "tests/flights": "tests",
         "products/flights": f"products/{package}",
+        "model_name: flights": f"model_name: {name}",
+        'model_name = \\"flights\\"': f'model_name = \\"{name}\\"',  # as a notebook's file has it
         "PROJECT_NAME": name,
         "PROJECT_PACKAGE": package,
     }

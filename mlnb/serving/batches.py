@@ -116,10 +116,11 @@ INPUTS = {".parquet": ParquetInput, ".csv": CsvInput}
 
 def file_format(
     path: Path,
+    done: str = "read",  # or written: what is to be done with it
 ) -> str:
     "The format of a file by its name, such as `.csv`, or a `ServingError`"
     if path.suffix.lower() not in INPUTS:
-        raise ServingError(f"{path} has no format that mlnb reads and writes; its name must end in {' or '.join(INPUTS)}")
+        raise ServingError(f"{path} cannot be {done}; end it in {' or '.join(INPUTS)}")
     return path.suffix.lower()
 
 

@@ -196,6 +196,12 @@ class HourStore:
             if named := [(found.places[n], at) for n in numbers for at in covered.get(n, ())]:
                 yield label, Profile.merged(self._read(*name) for name in named)
 
+    def held(self) -> tuple[set[str], set[str]]:
+        "The model versions and the arms that have profiles"
+        parts = [place.split("/")[:2] for place in self._list().places]
+        versions, arms = ({unquote(part[side].partition("=")[2]) for part in parts} for side in (0, 1))
+        return versions, arms
+
     def merged(
         self,
         period: str = "",

@@ -57,6 +57,8 @@ class Where:
     def __post_init__(self):
         for name in ("since", "until"):
             object.__setattr__(self, name, moment(name, getattr(self, name)))
+        if None not in (self.since, self.until) and self.since > self.until:
+            raise ServingError(f"since {self.since.astype('datetime64[s]')} is after until {self.until.astype('datetime64[s]')}")
 
     def expression(self):
         "The condition for Arrow, None where every row is wanted"

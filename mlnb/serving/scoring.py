@@ -24,7 +24,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 import mlnb
-from ..data.context import Columns
+from ..data.context import Columns, span
 from ..models.bundle import DECISION_TIME, Bundle, context_columns, entity_keys
 from ..pipelines.products import lock
 from ..project.errors import ServingError
@@ -149,7 +149,7 @@ class Scorer:
         "The problems of rows whose context is missing or too old"
         told = []
         for at, moment in zip(decisions, moments, strict=True):
-            age = "no context is known" if np.isnat(moment) else f"the newest context is {(at - moment).astype(int) // 60} minutes old"
+            age = "no context is known" if np.isnat(moment) else f"the newest context is {span((at - moment).astype(int))} old"
             told.append(f"{age} at {at}Z")
         return problem_table(numbers, DECISION_TIME.name, told, f"a moment with a context at most {self.limit // 60} minutes older")
 
@@ -327,7 +327,7 @@ def _fits_csv(kind: pa.DataType) -> bool:
 
 def _check_output(source: Path, output: Path, schema: pa.Schema):
     "Raise a `ServingError` if the answers to `source`, a file of `schema`, cannot be written to `output`"
-    kind = file_format(output)
+    kind = file_format(output, "written")
     if source.resolve() in (output.resolve(), rejected_file(output).resolve()):
         raise ServingError(f"the input {source} would be replaced by what is written for {output}; choose another output")
     if taken := [name for name in ANSWERS.names if name in schema.names]:

@@ -66,8 +66,8 @@ def test_a_context_that_cannot_be_read(project):
 
 def test_wrong_calls(project, tmp_path):
     refused(mlnb(project, "score", "none.csv", "out.csv"), "there is no file none.csv")
-    refused(mlnb(project, "score", "in.csv", "out.json"), "out.json cannot be written; end it in .parquet or .csv")
-    refused(mlnb(project, "score", "in.xlsx", "out.csv"), "in.xlsx cannot be read; end it in .parquet or .csv")
+    refused(mlnb(project, "score", "in.csv", "out.json"), "out.json cannot be written; its name must end in .parquet or .csv")
+    refused(mlnb(project, "score", "in.xlsx", "out.csv"), "in.xlsx cannot be read; its name must end in .parquet or .csv")
     refused(mlnb(project, "score", "in.csv", "out.csv", "--at", "yesterday"), "'yesterday' is no time with its offset")
     refused(mlnb(project, "score", "in.csv", "out.csv", "--at", "2013-07-01T05:00:00Z"), "has a column 'decision_time'")
     refused(mlnb(project, "score", "in.csv", "out.csv", "--bundle", str(tmp_path)), "no model bundle in")

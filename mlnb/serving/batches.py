@@ -120,7 +120,7 @@ def file_format(
 ) -> str:
     "The format of a file by its name, such as `.csv`, or a `ServingError`"
     if path.suffix.lower() not in INPUTS:
-        raise ServingError(f"{path} cannot be {done}; end it in {' or '.join(INPUTS)}")
+        raise ServingError(f"{path} cannot be {done}; its name must end in {' or '.join(INPUTS)}")
     return path.suffix.lower()
 
 

@@ -9,6 +9,7 @@ import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import httpx
 import msgspec
@@ -387,6 +388,7 @@ def test_a_watcher_ends_with_the_process_that_started_it(store, tmp_path):
     code = """
 import sys, time
 from dataclasses import replace
+from pathlib import Path
 from mlnb.models.watcher import ensure_watcher
 from mlnb.project.settings import load_settings
 print(ensure_watcher(replace(load_settings("."), serve_from="models:/toy", versions=sys.argv[1])).pid, flush=True)
@@ -417,7 +419,7 @@ def test_a_fetch_that_was_cut_short_is_done_again(store, tmp_path, monkeypatch):
     follow = Watcher(store.tracking, "toy", tmp_path / "versions")
     with monkeypatch.context() as patched:
         patched.setattr(watcher, "RETRY", 0.0)
-        patched.setattr(shutil, "move", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        patched.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         follow.look()
     assert "No space left" in read_releases(tmp_path / "versions").problem
     follow._failed.clear()

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import click
 
+from .console import plain
+
 # %% ../../nbs/cli/07_drift.ipynb #e604bb2d
 COLOURS = {"large": "bold red", "moderate": "yellow", "slight": "cyan", "none": "green", "too small": "dim", "not compared": "dim"}
 _BLOCKS = {"large": "█", "moderate": "▆", "slight": "▃", "none": "▁", "too small": "?", "not compared": " "}
@@ -33,14 +35,8 @@ def _detail(window, limit: int):
         missing = f"{c.missing[0]:.0%}→{c.missing[1]:.0%}" if any(share >= 0.005 for share in c.missing) else ""
         figures = [_number(c.psi), _number(c.noise, ".4f"), _number(c.ks), _number(c.js), _number(c.shift, "+z.2f")]
         figures += [_number(c.unseen, ".1%"), missing]
-        table.add_row(_plain(c.name), f"[{COLOURS[c.level]}]{c.level}[/]", *figures, f"{c.rows[1]:,}")
+        table.add_row(plain(c.name), f"[{COLOURS[c.level]}]{c.level}[/]", *figures, f"{c.rows[1]:,}")
     return table
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 
 def _side_by_side(drift, limit: int, width: int):
@@ -62,7 +58,7 @@ def _side_by_side(drift, limit: int, width: int):
     found = [{c.name: c for c in w.columns} for w in windows]
     for name in names:
         cells = [_block(c.get(name)) if blocks else _cell(c.get(name)) for c in found]
-        table.add_row(_plain(name), *(["".join(cells)] if blocks else cells))
+        table.add_row(plain(name), *(["".join(cells)] if blocks else cells))
     return table
 
 
@@ -115,7 +111,7 @@ def _alarms(window, limit: int):
         table.add_column(name, justify="left" if name in ("alarm", "family", "statistic") else "right", no_wrap=True)
     for alarm in window.judgement.alarms[:limit]:
         figures = [_number(alarm.effect, ".3g"), _number(alarm.threshold, ".2g"), _number(alarm.over, ".1f"), _number(alarm.move, "+.3f")]
-        table.add_row(f"[bold red]{_plain(alarm.column)}[/]", alarm.family, WORDS[alarm.statistic], *figures)
+        table.add_row(f"[bold red]{plain(alarm.column)}[/]", alarm.family, WORDS[alarm.statistic], *figures)
     return table
 
 
@@ -128,7 +124,7 @@ def _alarms_by_window(drift, width: int):
         table.add_column(name, justify=justify, no_wrap=justify == "right", overflow="ellipsis")
     for window in drift.windows:
         alarms, note = window.judgement.alarms, window.judgement.note
-        shown = f"[dim]{note}[/]" if note else _plain(", ".join(f"{a.column} ({a.over:.1f}x)" for a in alarms[:5]))
+        shown = f"[dim]{note}[/]" if note else plain(", ".join(f"{a.column} ({a.over:.1f}x)" for a in alarms[:5]))
         more = f" and {len(alarms) - 5} more" if len(alarms) > 5 else ""
         count = "[dim]-[/]" if note else f"[bold red]{len(alarms)}[/]" if alarms else "[green]0[/]"
         table.add_row(window.window, f"{window.rows:,}", count, shown + more)
@@ -186,7 +182,7 @@ def _print(drift, limit: int):
     console = Console(highlight=False)
     width = console.width if console.is_terminal else 120
     console.width = width
-    console.print(f"[bold]{_plain(headline(drift))}[/]\n")
+    console.print(f"[bold]{plain(headline(drift))}[/]\n")
     several = len(drift.windows) > 1
     if drift.rate is not None:
         console.print(_alarms_by_window(drift, width) if several else _alarms(drift.windows[0], limit))
@@ -195,7 +191,7 @@ def _print(drift, limit: int):
         console.print(_side_by_side(drift, limit, width) if several else _detail(drift.windows[0], limit))
         console.print()
     for note in [*sentences(drift), *_notes(drift, limit)]:
-        console.print(_plain(note), style="dim")
+        console.print(plain(note), style="dim")
 
 
 def _in_a_folder(_context, _option, path: Path | None) -> Path | None:

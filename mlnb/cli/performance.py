@@ -11,6 +11,8 @@ from pathlib import Path
 
 import click
 
+from .console import plain
+
 # %% ../../nbs/cli/17_performance.ipynb #44cc3fc4
 def _figure(value, form: str) -> str:
     return "–" if value is None or value != value else format(value, form)
@@ -50,14 +52,8 @@ def _table(groups, first: str):
         table.add_column(name, justify="left" if name in (first, "") else "right", no_wrap=True)
     for group in groups:
         cells = _cells(group)
-        table.add_row(_plain(cells[0]), *cells[1:])
+        table.add_row(plain(cells[0]), *cells[1:])
     return table
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
 
 # %% ../../nbs/cli/17_performance.ipynb #512d57f5
 def headline(found) -> str:
@@ -105,7 +101,7 @@ def _print(found, by: str):
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 200
-    console.print(f"[bold]{_plain(headline(found))}[/]\n")
+    console.print(f"[bold]{plain(headline(found))}[/]\n")
     console.print(_table(found.days if by == "day" else found.months, by))
     for name, groups in (("version", found.versions), ("arm", found.arms), (found.segment, found.segments)):
         if len(groups) > 1 or (groups and name == found.segment):
@@ -113,7 +109,7 @@ def _print(found, by: str):
             console.print(_table(groups, name))
     console.print()
     for note in _notes(found):
-        console.print(_plain(note), style="dim")
+        console.print(plain(note), style="dim")
 
 # %% ../../nbs/cli/17_performance.ipynb #02b76a02
 def _moment(context, parameter, text):

@@ -21,13 +21,15 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from mlnb.data.hourly import Figures, Hourly
 from mlnb.data.profiles import Profile
 from mlnb.flights.features import CATEGORICAL, NUMERIC, REQUEST
 from mlnb.flights.train import between, inputs
 from mlnb.models.metrics import Cost
 from mlnb.models.tabular import TabularPredictor
-from mlnb.monitoring.drift import compare, is_moment, split
-from mlnb.monitoring.null import Null, calibrate, judge, judge_window, null_of_days
+from mlnb.monitoring.consistency import Apart, effects
+from mlnb.monitoring.drift import compare, hourly_of, is_moment, split
+from mlnb.monitoring.null import Null, calibrate, effects_of_hours, judge, judge_window, null_of_days
 
 ROOT = Path(__file__).parents[1]
 FLIGHTS = ROOT / "products" / "flights"
@@ -38,6 +40,8 @@ WEATHER = ("temperature", "humidity", "wind_speed", "pressure", "visibility")
 FOLDS, SEEDS = 5, 4
 AS_NUMBER = "minute_of_day"
 OUTPUTS = ("score", "decision", "label rate")
+TIME = "decision_time"
+STARTS = range(1, 182, 20)  # days of June to December on which the weather's faults begin
 
 
 def scored() -> pd.DataFrame:
@@ -90,10 +94,11 @@ def cost(table: pd.DataFrame, null: Null, times: int) -> list[dict]:
     names = [*CATEGORICAL, *NUMERIC][:30]
     before, now = (table.loc[table.month.isin(months), names] for months in (range(1, 6), [7]))
     profiles = [Profile.of(frame).to_bytes() for frame in (before, now)]
+    hours = hourly_of(table[table.month.isin([6, 7])], TIME)
 
     def report():
         reference, current = map(Profile.from_bytes, profiles)
-        judge(compare(reference, {"2013-07": current}, by="month"), null, "month")
+        judge(compare(reference, {"2013-07": current}, by="month"), null, "month", hourly=hours)
 
     ours, peer = cpu_seconds(report, 2 * times + 1), evidently(before, now, times)
     rows = [row("drift report of two profiles, 30 features, CPU s", ours, "<= 0.5", ours <= 0.5)]
@@ -109,16 +114,17 @@ def cost(table: pd.DataFrame, null: Null, times: int) -> list[dict]:
 # --- how often it cries wolf ------------------------------------------------------------------------------------------------------
 
 
-def wolves(days: dict[str, Profile], null: Null, draws: int) -> list[dict]:
+def wolves(known: pd.DataFrame, null: Null, draws: int) -> list[dict]:
     """The share of reports with an alarm where nothing is wrong, over several seeds."""
+    days, hourly = split(known, "day", TIME), hourly_of(known, TIME)
     labels = sorted(days)[7:-1]
     weeks = [labels[at : at + 7] for at in range(0, len(labels) - 6, 7)]
-    unseen = [unseen_blocks(days, weeks, draws, seed) for seed in range(SEEDS)]  # of each: days, weeks, months
+    unseen = [unseen_blocks(days, hourly, weeks, draws, seed) for seed in range(SEEDS)]  # of each: days, weeks, months
     seeds = [np.mean([*one_day, *week]) for one_day, week, _ in unseen]
     of_days, of_weeks, of_months = (np.concatenate([found[kind] for found in unseen]) for kind in range(3))
     blocks = np.concatenate([of_days, of_weeks])
     reference = Profile.merged(days.values())
-    drawn = [drawn_months(days, weeks, reference, null, draws, seed) for seed in range(SEEDS)]
+    drawn = [drawn_months(days, hourly, weeks, reference, null, draws, seed) for seed in range(SEEDS)]
     said = f"1 day {share(of_days.mean())}, 7 days {share(of_weeks.mean())}; seeds {', '.join(map(share, seeds))}"
     months = ", ".join(share(np.mean(found)) for found in drawn)
     name = f"false alarms, {len(blocks)} blocks of days of weeks the null has not seen, mean of {SEEDS} seeds ({said}), share of reports"
@@ -129,33 +135,53 @@ def wolves(days: dict[str, Profile], null: Null, draws: int) -> list[dict]:
     return [*rows, row(name, float(of_months.mean()), "", True)]
 
 
-def unseen_blocks(days: dict[str, Profile], weeks: list[list[str]], draws: int, seed: int) -> tuple[list, list, list]:
+def unseen_blocks(days: dict[str, Profile], hourly: Hourly, weeks: list[list[str]], draws: int, seed: int) -> tuple[list, list, list]:
     """Whether reports of days, weeks and months have alarms, by nulls that have seen none of their days."""
     rng = np.random.default_rng(seed)
     order, found = rng.permutation(len(weeks)), ([], [], [])
     for part in range(FOLDS):
         held = [weeks[at] for at in order[part::FOLDS]]
-        learnt = {day: days[day] for day in days if day not in {day for week in held for day in week}}
-        null, reference = null_of_days(learnt, **NAMES), Profile.merged(learnt.values())
-        outside = rng.choice([day for week in held for day in week], draws // FOLDS, replace=False)
-        found[0].extend(alarmed(reference, [days[day]], null) for day in outside)
-        found[1].extend(alarmed(reference, [days[day] for day in week], null) for week in held)
-        found[2].append(alarmed(reference, [days[day] for week in held for day in week], null))
+        unseen = [day for week in held for day in week]
+        learnt = {day: days[day] for day in days if day not in unseen}
+        null = null_of_days(learnt, hourly=without(hourly, unseen), **NAMES)
+        reference, apart = Profile.merged(learnt.values()), null.consistency.apart(hourly)
+        judged = lambda window, of=(reference, null, apart): alarmed(days, window, *of)
+        found[0].extend(judged([day]) for day in rng.choice(unseen, draws // FOLDS, replace=False))
+        found[1].extend(map(judged, held))
+        found[2].append(judged(unseen))
     return found
 
 
-def drawn_months(days: dict[str, Profile], weeks: list[list[str]], reference: Profile, null: Null, draws: int, seed: int) -> list[bool]:
+def without(hourly: Hourly, days: list[str]) -> Hourly:
+    """The hours of all other days."""
+    kept = ~np.isin(day_of(hourly.hours), days)
+    columns = {name: Figures(*(values[kept] for values in vars(figures).values())) for name, figures in hourly.columns.items()}
+    return Hourly(hourly.hours[kept], hourly.rows[kept], columns)
+
+
+def day_of(hours: np.ndarray) -> np.ndarray:
+    """The day of each hour."""
+    return np.datetime_as_string(hours.astype("datetime64[D]"))
+
+
+def drawn_months(days: dict, hourly: Hourly, weeks: list[list[str]], reference: Profile, null: Null, draws: int, seed: int) -> list[bool]:
     """Whether reports of months of four weeks, drawn with replacement from the reference, have alarms."""
-    merged = [Profile.merged([days[day] for day in week]) for week in weeks]
-    chosen = np.random.default_rng(seed).integers(len(weeks), size=(draws, 4))
-    return [alarmed(reference, [merged[at] for at in four], null) for four in chosen]
+    chosen, apart = np.random.default_rng(seed).integers(len(weeks), size=(draws, 4)), null.consistency.apart(hourly)
+    return [alarmed(days, [day for at in four for day in weeks[at]], reference, null, apart) for four in chosen]
 
 
-def alarmed(reference: Profile, window: list[Profile], null: Null) -> bool:
+def alarmed(days: dict[str, Profile], window: list[str], reference: Profile, null: Null, apart: Apart) -> bool:
     """Whether a report of these days has an alarm."""
-    merged = Profile.merged(window).columns
+    merged = Profile.merged([days[day] for day in window]).columns
     timeless = Profile({name: column for name, column in merged.items() if not is_moment(column)})  # drawn days span what they like
-    return bool(judge_window(reference, timeless, null, "day" if len(window) == 1 else None).alarms)
+    return bool(judge_window(reference, timeless, null, "day" if len(window) == 1 else None, hours=of_days(apart, window)).alarms)
+
+
+def of_days(apart: Apart, window: list[str]) -> dict[str, dict[str, float]]:
+    """What the hours of some days say."""
+    of_day = {day: np.flatnonzero(day_of(apart.hours) == day) for day in set(window)}
+    found = effects(apart, [np.concatenate([of_day[day] for day in window])])
+    return {name: {statistic: values[0] for statistic, values in of.items()} for name, of in found.items()}
 
 
 # --- what it finds ----------------------------------------------------------------------------------------------------------------
@@ -164,8 +190,10 @@ def alarmed(reference: Profile, window: list[Profile], null: Null) -> bool:
 def months(table: pd.DataFrame, reference: Profile, null: Null) -> list[dict]:
     """July, September and December alarm by score or label rates, August by none of them."""
     said, holds = [], True
+    hours = effects_of_hours(null, hourly_of(table[COLUMNS], TIME), [f"2013-{month:02}" for month in range(6, 13)])
     for month, name in {7: "July", 8: "August", 9: "September", 12: "December"}.items():
-        alarms = judge_window(reference, Profile.of(table.loc[table.month == month, COLUMNS]), null, "month").alarms
+        now = Profile.of(table.loc[table.month == month, COLUMNS])
+        alarms = judge_window(reference, now, null, "month", hours=hours[f"2013-{month:02}"]).alarms
         most = {alarm.family: alarm.over for alarm in reversed(alarms) if alarm.family in OUTPUTS}  # the most unusual of each family
         said.append(f"{name} {' and '.join(f'{family} {over:.2f}x' for family, over in sorted(most.items())) or 'none'}")
         holds &= bool(most) == (month != 8)
@@ -194,27 +222,38 @@ def steady(table: pd.DataFrame, reference: Profile, null: Null, every: int) -> l
     """Every fault in several days; found and named first by that day alone."""
     spread = table.loc[table.month <= 5, ["distance", "minute_of_day"]].std().to_dict()
     days = days_of_table(table[table.month >= 6])
-    chosen = [days[label] for label in list(days)[1::every]]
-    sound = [Profile.of(day[COLUMNS]) for day in chosen]
+    labels = list(days)[1::every]
+    before = {label: hourly_of(table[before_of(table, label)], TIME) for label in labels}
+    hours = lambda label, rows: effects_of_hours(null, Hourly.merged([before[label], hourly_of(rows, TIME)]), [label])[label]
+    sound = {label: Profile.of(days[label][COLUMNS]) for label in labels}
     missed, named, caught = {}, {"": [], AS_NUMBER: []}, []
     for name, (column, change) in faults(spread).items():
-        for day, whole in zip(chosen, sound, strict=True):
-            alarms = [a.column for a in judge_window(reference, with_fault(whole, change(day), column), null, "day").alarms]
+        for label, whole in sound.items():
+            changed = change(days[label])
+            found = judge_window(reference, with_fault(whole, changed, column), null, "day", hours=hours(label, changed))
+            alarms = [alarm.column for alarm in found.alarms]
             named[AS_NUMBER if column == AS_NUMBER else ""].append(alarms[:1] == [column])
             caught += [column in alarms] if column != AS_NUMBER else []
             if alarms[:1] != [column]:
                 missed[name] = missed.get(name, 0) + 1
-    loud = [[alarm.column for alarm in judge_window(reference, day, null, "day").alarms] for day in sound]
+    judged = [judge_window(reference, whole, null, "day", hours=hours(label, days[label])) for label, whole in sound.items()]
+    loud = [[alarm.column for alarm in found.alarms] for found in judged]
     causes = ", ".join(f"{name} {n}" for name, n in Counter(name for alarms in loud for name in alarms).most_common(3))
     said = f"; not: {', '.join(f'{name} {n}' for name, n in missed.items())}" if missed else ""
     many = sum(column != AS_NUMBER for column, _ in faults(spread).values())
-    what, first = f"{many} faults in distance, hour, carrier and origin on {len(chosen)} days", np.mean(named[""])
+    what, first = f"{many} faults in distance, hour, carrier and origin on {len(labels)} days", np.mean(named[""])
     return [
         row(f"{what}: caught within that day, share", float(np.mean(caught)), "1", all(caught)),
         row(f"{what}: and named first, share{said}", float(first), "1", first == 1),
         row("the scheduled hour as a number (minute_of_day): named first, share", float(np.mean(named[AS_NUMBER])), "", True),
-        row(f"the same {len(chosen)} days without a fault: no alarm, share; alarms: {causes}", np.mean([not a for a in loud]), "", True),
+        row(f"the same {len(labels)} days without a fault: no alarm, share; alarms: {causes}", np.mean([not a for a in loud]), "", True),
     ]
+
+
+def before_of(table: pd.DataFrame, label: str) -> pd.Series:
+    """Which rows are of the day before."""
+    day = pd.Timestamp(label, tz=table[TIME].dt.tz)
+    return table[TIME].between(day - pd.Timedelta(days=1), day, inclusive="left")
 
 
 def with_fault(whole: Profile, changed: pd.DataFrame, column: str) -> Profile:
@@ -226,7 +265,7 @@ def with_fault(whole: Profile, changed: pd.DataFrame, column: str) -> Profile:
 
 def days_of_table(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The rows of each day of UTC with a full timetable."""
-    days = {str(day): rows for day, rows in table.groupby(table["scheduled_departure"].dt.strftime("%Y-%m-%d"))}
+    days = {str(day): rows for day, rows in table.groupby(table[TIME].dt.strftime("%Y-%m-%d"))}
     return {day: rows for day, rows in days.items() if len(rows) > 500}
 
 
@@ -241,25 +280,28 @@ def weather(table: pd.DataFrame, reference: Profile, null: Null) -> list[dict]:
         "stuck": lambda v, name: v.where(v.isna(), v.dropna().iloc[0]),
     }
     for word, change in changes.items():
-        said = []
-        for name in WEATHER:
-            taken = [until_caught(days, labels[at : at + 30], name, change, reference, null) for at in range(1, 122, 40)]
-            known = [d for d in taken if d]
-            shown = f"{statistics.median_high(known)} days ({len(known)} of {len(taken)})" if known else "not in 30 days"
-            said.append(f"{name} {shown}")
-        rows.append(row(f"weather {word}: days until caught: {', '.join(said)}", None, "reported", True))
+        taken = {name: [until_caught(days, labels[at - 1 : at + 30], name, change, reference, null) for at in STARTS] for name in WEATHER}
+        known = {name: [days for days in found if days] for name, found in taken.items()}
+        said = [
+            f"{name} {statistics.median_high(d)} days ({len(d)} of {len(STARTS)})" if d else f"{name} never" for name, d in known.items()
+        ]
+        holds = all(len(found) > len(STARTS) / 2 for found in known.values())
+        rows.append(row(f"weather {word}: days until caught: {', '.join(said)}", None, "caught, reported", holds))
     return rows
 
 
 def until_caught(days: dict, labels: list[str], name: str, change, reference: Profile, null: Null) -> int | None:
-    """1, 7 or 30: the first length of window whose column alarms with the fault and not without; None where none does."""
-    whole = pd.concat([days[label].assign(day=i) for i, label in enumerate(labels)])[["day", "decision_time", name]]
-    faulty = whole.assign(**{name: change(whole[name], name)})
+    """1, 7 or 30: the first length of window whose column alarms with the fault and not without; the fault begins on the second day."""
+    whole = pd.concat([days[label].assign(day=i) for i, label in enumerate(labels)])
+    faulty = whole.assign(**{name: whole[name].where(whole["day"] == 0, change(whole[name], name))})
+    aparts = [null.consistency.apart(hourly_of(side[COLUMNS], TIME)) for side in (faulty, whole)]
     for length in (1, 7, 30):
-        both = [Profile.of(side.loc[side["day"] < length, ["decision_time", name]]) for side in (faulty, whole)]
-        by = "day" if length == 1 else "month"
-        with_fault, without = (bool(judge_window(reference, side, null, by, [name]).alarms) for side in both)
-        if with_fault and not without:
+        alarms = []
+        for side, apart in zip((faulty, whole), aparts, strict=True):
+            now = Profile.of(side.loc[side["day"].between(1, length), [TIME, name]])
+            hours = of_days(apart, labels[1 : length + 1])
+            alarms.append(bool(judge_window(reference, now, null, "day" if length == 1 else "month", [name], hours).alarms))
+        if alarms == [True, False]:
             return length
     return None
 
@@ -288,12 +330,12 @@ def measure(times: int, draws: int, every: int) -> list[dict]:
     table = scored()
     known = table.loc[table.month <= 5, COLUMNS]
     start = time.process_time()
-    null = calibrate(known, "scheduled_departure", **NAMES)
+    null = calibrate(known, TIME, **NAMES)
     taken = time.process_time() - start
     reference = Profile.of(known)
     rows = cost(table, null, times)
     rows.append(row(f"drift null of {len(known):,} rows, {null.days} days, CPU s", taken, "", True))
-    rows += wolves(split(known, "day", "scheduled_departure"), null, draws)
+    rows += wolves(known, null, draws)
     rows += months(table, reference, null)
     rows += steady(table, reference, null, every)
     return rows + weather(table, reference, null)

@@ -160,17 +160,18 @@ def metrics_of(drift, now: float) -> str:
 # %% ../../nbs/cli/07_drift.ipynb #a0fcd45c
 def _measured(current, reference, columns, by, time, version, arm, segment):
     "The drift that the command is asked for, judged where the reference has a null"
-    from mlnb.monitoring.drift import Only, compare, length_of, read_windows, reference_of
+    from mlnb.monitoring.drift import Only, compare, length_of, read_hours, read_windows, reference_of
     from mlnb.monitoring.null import judge, null_of
     from mlnb.project.settings import load_settings
 
     settings, length = load_settings(), by or length_of(current)
     null = null_of(reference, settings, segment)
     whole = cache(lambda: reference_of(reference, settings, segment))  # read once, and after what is asked about
-    windows = read_windows(current, settings, by, time, Only(version, arm, segment), whole)
+    asked = current, settings, time, Only(version, arm, segment), whole
+    windows = read_windows(*asked[:2], by, *asked[2:])
     said = "the bundle's reference" if reference == "bundle" else reference
     found = compare(whole(), windows, list(columns), length, f"{said} of {segment}" if segment else said)
-    return judge(found, null, length, list(columns)) if null else found
+    return judge(found, null, length, list(columns), read_hours(*asked)) if null else found
 
 
 def _print(drift, limit: int):

@@ -6,8 +6,8 @@
 __all__ = ['TOP', 'LEAST_SHARE', 'LEVELS', 'TOO_SMALL', 'NOT_COMPARED', 'TIMES', 'FORMS', 'edges_of', 'bins_of', 'bin_counts',
            'psi', 'noise', 'jensen_shannon', 'hellinger', 'chi_square', 'total_variation', 'kolmogorov_smirnov',
            'level_of', 'thresholds', 'ColumnDrift', 'column_drift', 'too_various', 'by_construction', 'is_moment',
-           'Window', 'Drift', 'compare', 'headline', 'labels_of', 'time_column', 'split', 'Only', 'read_windows',
-           'length_of', 'reference_of']
+           'Window', 'Drift', 'compare', 'headline', 'labels_of', 'time_column', 'split', 'hourly_of', 'Only',
+           'read_windows', 'read_hours', 'is_period', 'length_of', 'reference_of']
 
 # %% ../../nbs/monitoring/00_drift.ipynb #acefe5d5
 import re
@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 import numpy as np
 
+from ..data.hourly import Hourly
 from ..data.profiles import ColumnProfile, Profile
 from ..data.segments import in_segment
 from ..models.bundle import segment_folder
@@ -457,6 +458,20 @@ def split(
     parts = {str(label): rows for label, rows in frame.groupby(pd.Categorical(labels), observed=True) if label}
     return {label: Profile.of(parts[label]) for label in sorted(parts)}
 
+
+def hourly_of(
+    frame,  # DataFrame
+    time: str | None = None,  # as for `split`
+) -> Hourly:
+    "The hours of UTC of a table; none where nobody named a column, and none can be read as times"
+    try:
+        name = time_column(frame, time)
+        return Hourly.of(frame, _utc(frame[name], name))
+    except ProfileError:
+        if time:
+            raise
+        return Hourly()
+
 # %% ../../nbs/monitoring/00_drift.ipynb #cfe4a3e9
 @dataclass(frozen=True)
 class Only:
@@ -533,10 +548,26 @@ def read_windows(
         raise ProfileError(f"{path} is empty; write one of: {FORMS}")
     if head == b"WHY1":
         return {_label(source): _whole(Profile.read(path), source, by)}
-    frame = only.rows(_parquet(path) if head == b"PAR1" else _csv(path, reference))
+    frame = only.rows(_table(path, reference))
     if not len(frame):
         raise ProfileError(f"{source} holds no rows{f' of {only}' if only else ''}")
     return split(frame, by, time) if by else {_label(source): Profile.of(frame)}
+
+
+def read_hours(
+    source: str,  # as in `FORMS`, one that `read_windows` can read
+    settings,  # of the project
+    time: str | None = None,  # the others as there
+    only: Only = Only(),
+    reference: Callable[[], Profile] | None = None,
+) -> Hourly:
+    "The hours of a source, and of the day before a part of the log; a profile has none"
+    if source == "log" or source.startswith("log:"):
+        return _hours_of_log(source.partition(":")[2], settings, only)
+    path = settings.path(source)
+    if source == "bundle" or not path.is_file() or _begins(path) == b"WHY1":
+        return Hourly()
+    return hourly_of(only.rows(_table(path, reference)), time)
 
 
 def _begins(path: Path) -> bytes:
@@ -562,6 +593,10 @@ def _no_such(source: str, path: Path) -> str:
     return f"{source!r} is no such file{did_you_mean(source, ('bundle', 'log'))}; write one of: {FORMS}"
 
 # %% ../../nbs/monitoring/00_drift.ipynb #fc4c425a
+def _table(path: Path, reference: Callable[[], Profile] | None):
+    return _parquet(path) if _begins(path) == b"PAR1" else _csv(path, reference)
+
+
 def _parquet(path: Path):
     "The table in a Parquet file"
     import pandas as pd
@@ -599,13 +634,17 @@ _PERIOD = re.compile(r"\d{4}(-\d\d(-\d\d(T\d\d)?)?)?")
 def _log_windows(source: str, settings, by: str | None, only: Only) -> dict[str, Profile]:
     "The profiles of the prediction log: merged from its hours, or made from its rows where hours keep no such segment"
     period = source.partition(":")[2]
-    if source != "log" and not _is_period(period):
+    if source != "log" and not is_period(period):
         raise ProfileError(f"{source!r} names no period; write log:2013, log:2013-07, log:2013-07-04 or log:2013-07-04T05")
-    kept = only.segment is None or only.column in settings.profile_segments
-    return (_log_hours if kept else _log_rows)(source, period, settings, by, only)
+    return (_log_hours if _has_hours(settings, only) else _log_rows)(source, period, settings, by, only)
 
 
-def _is_period(text: str) -> bool:
+def _has_hours(settings, only: Only) -> bool:
+    "Whether the log is profiled by hour for such a segment"
+    return only.segment is None or only.column in settings.profile_segments
+
+
+def is_period(text: str) -> bool:
     "Whether a text is a year, month, day or hour of the calendar"
     try:
         return bool(_PERIOD.fullmatch(text)) and not np.isnat(np.datetime64(text))
@@ -617,14 +656,17 @@ def _log_hours(source: str, period: str, settings, by: str | None, only: Only) -
     from mlnb.serving.log_profiles import HourStore, profiles_url, update_profiles
 
     update_profiles(settings)
-    segment = None if only.segment is None else (only.column, only.value or None)
-    store, what = HourStore(profiles_url(settings)), (only.version, only.arm, segment)
+    store, what = HourStore(profiles_url(settings)), _kind_of_profile(only)
     if not (found := store.windows(period, by, *what)):
         have, folder = store.hours("", *what), settings.path(settings.predictions)
         said = f"; it has {have[0]} to {have[-1]}" if have else _what_there_is(store, only)
         asked = f"{f' of {only}' if only else ''}{f' in {period}' if period else ''}"
         raise ProfileError(f"the prediction log {folder} has no rows{asked}{said}")
     return found if by else {source: next(iter(found.values()))}
+
+
+def _kind_of_profile(only: Only) -> tuple:  # version, arm, segment
+    return only.version, only.arm, None if only.segment is None else (only.column, only.value or None)
 
 
 def _what_there_is(store, only: Only) -> str:
@@ -636,16 +678,33 @@ def _what_there_is(store, only: Only) -> str:
 
 
 def _log_rows(source: str, period: str, settings, by: str | None, only: Only) -> dict[str, Profile]:
-    from mlnb.serving.log_reader import LogReader, Where
-    from mlnb.serving.predictor import SHADOW
-
     since = np.datetime64(period) if period else None
-    frame = LogReader.of(settings).frame(Where(since, since and since + 1, only.version, arm=only.arm))
-    frame = frame if only.arm else frame[frame["arm"] != SHADOW]
-    frame = Only(segment=only.segment).rows(frame) if len(frame) else frame
+    frame = _logged(settings, only, since, since and since + 1)
     if not len(frame):
         raise ProfileError(f"the prediction log has no rows of {only}{' in ' + period if period else ''}")
     return split(frame, by, "time") if by else {source: Profile.of(frame)}
+
+
+def _logged(settings, only: Only, since, until):
+    "The rows of the log between two moments, of those that were answered"
+    from mlnb.serving.log_reader import LogReader, Where
+    from mlnb.serving.predictor import SHADOW
+
+    frame = LogReader.of(settings).frame(Where(since, until, only.version, arm=only.arm))
+    frame = frame if only.arm else frame[frame["arm"] != SHADOW]
+    return Only(segment=only.segment).rows(frame) if len(frame) else frame
+
+
+def _hours_of_log(period: str, settings, only: Only) -> Hourly:
+    "The hours of a period of the log, and of the day before"
+    from mlnb.serving.log_profiles import HourStore, profiles_url, update_profiles
+
+    update_profiles(settings)
+    begin = np.datetime64(period).astype("datetime64[D]") - 1 if period else None
+    if _has_hours(settings, only):
+        store, what = HourStore(profiles_url(settings)), _kind_of_profile(only)
+        return Hourly.merged(store.hourly(part, *what) for part in ([str(begin), period] if period else [""]))
+    return hourly_of(_logged(settings, only, begin, np.datetime64(period) + 1 if period else None), "time")
 
 
 def length_of(

@@ -211,7 +211,7 @@ class Moved:
 
 def _drifted(settings, rule: DriftRule, window) -> list[Moved]:
     "The columns that moved in a window: beyond what is ordinary where the bundle knows that of such windows, else beyond the rule's level"
-    from mlnb.monitoring.drift import compare
+    from mlnb.monitoring.drift import Only, compare, read_hours
     from mlnb.monitoring.null import judge
 
     now, columns = _window_of(settings, rule, window), list(rule.columns)
@@ -221,7 +221,8 @@ def _drifted(settings, rule: DriftRule, window) -> list[Moved]:
     found = [Moved(name, f"{short(name, 80)} is in the reference and in no prediction") for name in lost]
     if null is None or rule.window == "hour":
         return found + _beyond_level(drift.windows[0], rule.level)
-    return found + _beyond_null(judge(drift, null, rule.window, columns).windows[0])
+    hourly = read_hours(f"log:{window}", settings, only=Only(rule.version or None, segment=rule.segment or None))
+    return found + _beyond_null(judge(drift, null, rule.window, columns, hourly).windows[0])
 
 
 def _beyond_null(window) -> list[Moved]:

@@ -19,6 +19,7 @@ from urllib.parse import quote, unquote
 
 import numpy as np
 
+from ..data.hourly import Hourly, from_bytes, to_bytes
 from ..data.profiles import Profile
 from ..data.segments import OTHER, named_value, segments
 from ..project.errors import ProfileError
@@ -110,6 +111,10 @@ class _List:
         "The numbers of the places that are asked for, as in `_asked`"
         return [number for number, place in enumerate(self.places) if _asked(place, *what)]
 
+    def of_place(self, number: int, period: str) -> list[str]:
+        "The hours of a period that a place has"
+        return sorted(hour for hour, numbers in self.hours.items() if hour.startswith(period) and number in numbers)
+
     def cover(self, hours: list[str], whole: set[str]) -> dict[int, list[str]]:
         "For each place of these hours its number, and the fewest months, days and hours that are all of its hours among them"
         found: dict[int, dict] = {}
@@ -129,8 +134,8 @@ class HourStore:
     ):
         self.files, self.folder = open_url(url)
 
-    def _path(self, place: str, period: str) -> str:
-        return f"{self.folder}/{place}/{period}.profile"
+    def _path(self, place: str, period: str, kind: str = "profile") -> str:
+        return f"{self.folder}/{place}/{period}.{kind}"
 
     def _list(self) -> _List:
         try:
@@ -143,20 +148,31 @@ class HourStore:
         self.files.makedirs(self.folder, exist_ok=True)
         publish(self.files, f"{self.folder}/{_LIST}", json.dumps(found.written()).encode())
 
-    def _write(self, place: str, period: str, profile: Profile):
+    def _write(self, place: str, period: str, profile: Profile, hourly: Hourly | None = None):
+        "Write a profile, and its hours beside it where it is of more than one"
         path = self._path(place, period)
         self.files.makedirs(path.rpartition("/")[0], exist_ok=True)
         publish(self.files, path, profile.to_bytes())
+        if hourly:
+            publish(self.files, self._path(place, period, "hourly"), to_bytes(hourly))
 
     def _remove(self, gone: set[tuple[str, str]]):
         "Remove profiles that no list names any more"
-        for place, period in gone:
+        for path in (self._path(*name, kind) for name in gone for kind in ("profile", "hourly")):
             with suppress(FileNotFoundError):
-                self.files.rm_file(self._path(place, period))
+                self.files.rm_file(path)
 
     def _read(self, place: str, period: str) -> Profile:
         path = self._path(place, period)
         return Profile.from_bytes(self.files.cat_file(path), path)
+
+    def _read_hourly(self, place: str, period: str, hours: list[str]) -> Hourly:
+        "The hours of a profile; from their own profiles where they are not beside it, as an earlier release left it, or damaged"
+        if hours != [period]:
+            path = self._path(place, period, "hourly")
+            with suppress(FileNotFoundError, ProfileError):
+                return from_bytes(self.files.cat_file(path), path)
+        return Hourly.of_profiles({hour: self._read(place, hour) for hour in hours})
 
     def hours(
         self,
@@ -179,12 +195,32 @@ class HourStore:
         segment: tuple[str, object] | None = None,
     ) -> dict[str, Profile]:  # 2013-07, 2013-07-04 or 2013-07-04T05 -> profile, in order
         "The profiles of the windows of a period, as `hours` chooses it"
+        return self._settled(lambda found: dict(self._windows(found, period, by and _LENGTHS[by], (version, arm, segment))))
+
+    def hourly(
+        self,
+        period: str = "",
+        version: str | None = None,
+        arm: str | None = None,
+        segment: tuple[str, object] | None = None,
+    ) -> Hourly:
+        "The hours of a period, as `hours` chooses it"
+        return self._settled(lambda found: self._hourly(found, period, (version, arm, segment)))
+
+    def _settled(self, work: Callable[[_List], object]):
+        "Do something by the list; once more where a profile that it names went meanwhile"
         for _ in range(_TRIES):
             try:
-                return dict(self._windows(self._list(), period, by and _LENGTHS[by], (version, arm, segment)))
-            except FileNotFoundError as e:  # the hour went while this one was reading
+                return work(self._list())
+            except FileNotFoundError as e:
                 gone = e
         raise ProfileError(f"a profile of the log is gone ({gone}); remove {self.folder}/{_LIST} to have all made again")
+
+    def _hourly(self, found: _List, period: str, what: tuple) -> Hourly:
+        hours = sorted(hour for hour in found.hours if hour.startswith(period))
+        covered = found.cover(hours, {name for name in found.whole if len(name) >= len(period)})
+        parts = ((number, at) for number in found.asked(*what) for at in covered.get(number, ()))
+        return Hourly.merged(self._read_hourly(found.places[number], at, found.of_place(number, at)) for number, at in parts)
 
     def _windows(self, found: _List, period: str, length: int | None, what: tuple) -> Iterator[tuple[str, Profile]]:
         groups: dict[str, list[str]] = {}
@@ -241,7 +277,9 @@ def _put_together(store: HourStore, found: _List, touched: set[str]):
             for number, named in found.cover(periods[period], smaller).items():
                 place = found.places[number]
                 try:
-                    store._write(place, period, Profile.merged(store._read(place, at) for at in named))
+                    parts = [store._read(place, at) for at in named]
+                    hourly = Hourly.merged(store._read_hourly(place, at, found.of_place(number, at)) for at in named)
+                    store._write(place, period, Profile.merged(parts), hourly)
                 except (FileNotFoundError, ProfileError) as e:
                     raise _Gone(f"a profile of the log cannot be read: {e}") from None
         smaller |= set(over)

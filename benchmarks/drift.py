@@ -29,7 +29,7 @@ from mlnb.models.metrics import Cost
 from mlnb.models.tabular import TabularPredictor
 from mlnb.monitoring.consistency import Apart, effects
 from mlnb.monitoring.drift import compare, hourly_of, is_moment, split
-from mlnb.monitoring.null import Null, calibrate, effects_of_hours, judge, judge_window, null_of_days
+from mlnb.monitoring.null import Null, WindowHours, calibrate, judge, judge_window, null_of_days
 
 ROOT = Path(__file__).parents[1]
 FLIGHTS = ROOT / "products" / "flights"
@@ -190,10 +190,10 @@ def of_days(apart: Apart, window: list[str]) -> dict[str, dict[str, float]]:
 def months(table: pd.DataFrame, reference: Profile, null: Null) -> list[dict]:
     """July, September and December alarm by score or label rates, August by none of them."""
     said, holds = [], True
-    hours = effects_of_hours(null, hourly_of(table[COLUMNS], TIME), [f"2013-{month:02}" for month in range(6, 13)])
+    hours = WindowHours(null, hourly_of(table[COLUMNS], TIME))
     for month, name in {7: "July", 8: "August", 9: "September", 12: "December"}.items():
         now = Profile.of(table.loc[table.month == month, COLUMNS])
-        alarms = judge_window(reference, now, null, "month", hours=hours[f"2013-{month:02}"]).alarms
+        alarms = judge_window(reference, now, null, "month", hours=hours.effects(f"2013-{month:02}")).alarms
         most = {alarm.family: alarm.over for alarm in reversed(alarms) if alarm.family in OUTPUTS}  # the most unusual of each family
         said.append(f"{name} {' and '.join(f'{family} {over:.2f}x' for family, over in sorted(most.items())) or 'none'}")
         holds &= bool(most) == (month != 8)
@@ -224,7 +224,7 @@ def steady(table: pd.DataFrame, reference: Profile, null: Null, every: int) -> l
     days = days_of_table(table[table.month >= 6])
     labels = list(days)[1::every]
     before = {label: hourly_of(table[before_of(table, label)], TIME) for label in labels}
-    hours = lambda label, rows: effects_of_hours(null, Hourly.merged([before[label], hourly_of(rows, TIME)]), [label])[label]
+    hours = lambda label, rows: WindowHours(null, Hourly.merged([before[label], hourly_of(rows, TIME)])).effects(label)
     sound = {label: Profile.of(days[label][COLUMNS]) for label in labels}
     missed, named, caught = {}, {"": [], AS_NUMBER: []}, []
     for name, (column, change) in faults(spread).items():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WORDS', 'RATE', 'FAMILIES', 'Ordinary', 'Null', 'null_of_days', 'bin_of_rows', 'calibrate', 'ordinary_at', 'days_of',
-           'Alarm', 'Judgement', 'judge_window', 'null_of', 'effects_of_hours', 'judge', 'sentences']
+           'Course', 'Alarm', 'Judgement', 'judge_window', 'null_of', 'WindowHours', 'judge', 'sentences']
 
 # %% ../../nbs/monitoring/03_null.ipynb #b7942c1a
 import fnmatch
@@ -49,13 +49,13 @@ WORDS = {
     "beyond": "values far outside the range",
     "lost": "lost values",
     "single": "one single value",
-    "together": "difference from what other columns tell in standard deviations",
-    "jump": "jump from one hour to the next in standard deviations",
-    "gaps": "missing values in the calmest hours",
+    "together": "misfit with other columns",
+    "jump": "jump between two hours",
+    "gaps": "missing in the calmest hours",
     "kind": "values of another type",
 }
 _LEAST = {"psi": 0.01, "js": 0.02, "ks": 0.01, "shift": 0.02, "hellinger": 0.02, "chi_square": 0.005, "missing": 0.005}
-_LEAST |= {"together": 0.05, "jump": 0.05, "gaps": 0.002}
+_LEAST |= {"together": 0.2, "jump": 0.1, "gaps": 0.004}
 _LEAST |= {"new": 0.003, "beyond": 0.25, "lost": 0.01, "single": 0.01}  # records are broken all the time: few rows beyond are nothing
 
 
@@ -499,6 +499,14 @@ _PART_OF_A_DAY = 0.5  # of a day of the reference: what a window must span to be
 
 # %% ../../nbs/monitoring/03_null.ipynb #912a7f41
 @dataclass(frozen=True)
+class Course:
+    "A column from hour to hour, and what its hours should have been by the other columns and the hours around"
+    hours: list[str]  # such as 2013-07-04T05
+    mean: list[float | None]
+    told: list[float | None]
+
+
+@dataclass(frozen=True)
 class Alarm:
     "A column that moved farther than is ordinary, by its most unusual statistic"
     column: str
@@ -510,6 +518,7 @@ class Alarm:
     excess: float  # distance from the centre of the null, as a multiple of the limit: alarms are sorted by it
     also: list[str]  # other statistics of the column beyond their thresholds
     move: float | None = None  # of the mean score, to be expected of this column alone
+    course: Course | None = None  # of a statistic of hours
 
     @property
     def words(self) -> str:
@@ -597,7 +606,7 @@ def judge_window(
     null: Null,
     by: str | None = None,  # month, day or hour: what the window was cut by
     columns: list[str] | None = None,  # only these
-    hours: dict[str, dict[str, float]] | None = None,  # column -> statistic -> effect, as `effects_of_hours` finds them
+    hours: dict[str, dict[str, float]] | None = None,  # column -> statistic -> effect, as `WindowHours` finds them
 ) -> Judgement:
     "What is out of the ordinary in one window"
     days = days_of(now, by, null.rows_a_day, null.day_span)
@@ -661,17 +670,39 @@ def null_of(
     return Null.from_bytes(file.read_bytes(), str(file)) if file.is_file() else None
 
 
-def effects_of_hours(
-    null: Null,
-    hourly: Hourly,  # of the windows, and of the day before each
-    windows: list[str],  # labels such as 2013-07 or log:2013-07-04; another one is all hours
-) -> dict[str, dict[str, dict[str, float]]]:  # window -> column -> statistic -> effect
-    "What the hours of windows say"
-    apart = null.consistency.apart(hourly)
-    at = np.datetime_as_string(apart.hours)
-    periods = [label.removeprefix("log:") if is_period(label.removeprefix("log:")) else "" for label in windows]
-    found = effects(apart, [np.flatnonzero(np.char.startswith(at, period)) for period in periods])
-    return {label: {n: {s: v[i] for s, v in of.items()} for n, of in found.items()} for i, label in enumerate(windows)}
+class WindowHours:
+    "The hours of windows, beside what they should be"
+
+    def __init__(
+        self,
+        null: Null,
+        hourly: Hourly,  # of the windows, and of the day before each
+    ):
+        self.hourly, self.scale, self.apart = hourly, null.consistency.scale, null.consistency.apart(hourly)
+        self._hours = np.datetime_as_string(self.apart.hours)
+
+    def _places(self, window: str) -> np.ndarray:
+        "The hours of a window such as 2013-07 or log:2013-07-04; of another one all"
+        period = window.removeprefix("log:")
+        return np.flatnonzero(np.char.startswith(self._hours, period if is_period(period) else ""))
+
+    def effects(self, window: str) -> dict[str, dict[str, float]]:  # column -> statistic -> effect
+        "What the hours of a window say"
+        found = effects(self.apart, [self._places(window)])
+        return {name: {statistic: values[0] for statistic, values in of.items()} for name, of in found.items()}
+
+    def course(self, window: str, alarm: Alarm) -> Course | None:
+        "The hours behind an alarm; None where it is not about the mean of hours"
+        left = self.apart.columns.get(alarm.column, {})
+        statistic = next((s for s in (alarm.statistic, *alarm.also) if s in ("together", "jump") and s in left), None)
+        if statistic is None:
+            return None
+        figures, mean = self.hourly.columns[alarm.column], np.full(len(self._hours), np.nan)
+        mean[(self.hourly.hours - self.hourly.hours[0]).astype(int)] = np.where(figures.numbers > 0, figures.mean, np.nan)
+        at = self._places(window)
+        told = mean - left[statistic] * self.scale[alarm.column][1]
+        plain = lambda values: [float(f"{value:.5g}") if np.isfinite(value) else None for value in values[at]]
+        return Course(self._hours[at].tolist(), plain(mean), plain(told))
 
 
 def judge(
@@ -682,9 +713,13 @@ def judge(
     hourly: Hourly | None = None,  # of the windows and the day before, where their hours are known
 ) -> Drift:
     "The drift with a judgement of every window"
-    hours = effects_of_hours(null, hourly or Hourly(), [window.window for window in drift.windows])
-    of = lambda label: judge_window(drift.reference, drift.profiles[label], null, by, columns, hours[label])
-    return replace(drift, windows=[replace(window, judgement=of(window.window)) for window in drift.windows], rate=null.rate)
+    hours = WindowHours(null, hourly or Hourly())
+
+    def judged(window: str) -> Judgement:
+        found = judge_window(drift.reference, drift.profiles[window], null, by, columns, hours.effects(window))
+        return replace(found, alarms=[replace(alarm, course=hours.course(window, alarm)) for alarm in found.alarms])
+
+    return replace(drift, windows=[replace(window, judgement=judged(window.window)) for window in drift.windows], rate=null.rate)
 
 # %% ../../nbs/monitoring/03_null.ipynb #d2aa1247
 def sentences(drift: Drift) -> list[str]:

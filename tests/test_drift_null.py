@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 
 from mlnb.data.profiles import Profile
-from mlnb.monitoring.drift import Only, compare
-from mlnb.monitoring.null import WORDS, Null, calibrate, judge, judge_window, null_of_days, sentences
+from mlnb.monitoring.consistency import Consistency
+from mlnb.monitoring.drift import Only, compare, hourly_of
+from mlnb.monitoring.null import WORDS, Null, WindowHours, calibrate, judge, judge_window, null_of_days, sentences
 from mlnb.project.errors import ProfileError
 
 DAYS, ROWS = 126, 240
@@ -68,6 +69,93 @@ def test_families_and_lengths(null):
         "decision": "decision",
     }
     assert {point.days for point in null.ordinary} == {1, 7, 30} and null.days == DAYS - 2
+
+
+def weather(days, seed, start="2013-01-01"):
+    "Ten rows an hour of one weather: the air follows from the others, the pressure from nothing, and goes on from hour to hour"
+    rng, hours = np.random.default_rng(seed), days * 24
+    slow = lambda: np.convolve(rng.normal(size=hours + 71), np.hanning(72) / np.sqrt((np.hanning(72) ** 2).sum()), "valid")
+    dew, humidity, pressure = slow(), slow(), slow()
+    air = dew - 0.5 * humidity + 0.1 * humidity**2 + rng.normal(0, 0.02, hours)
+    found = {"air": 50 + 15 * air, "dew": dew, "humidity": humidity, "pressure": 1015 + 7 * pressure, "load": rng.poisson(40, hours)}
+    table = pd.DataFrame({name: np.repeat(values, 10) for name, values in found.items()})
+    return table.assign(time=pd.date_range(start, periods=hours * 10, freq="6min"), carrier=rng.choice(["UA", "DL"], hours * 10))
+
+
+@pytest.fixture(scope="module")
+def knows_weather():
+    rows = weather(140, 0)
+    return Profile.of(rows), calibrate(rows)
+
+
+WEATHER = {
+    "a sensor that is off": ("air", "together", lambda f: f.assign(air=f["air"].where(f.time < "2013-07-02", f["air"] + 7))),
+    "a jump": ("pressure", "jump", lambda f: f.assign(pressure=f["pressure"] + 3.5 * (f.time >= "2013-07-02T09"))),
+    "lost at random": ("dew", "missing", lambda f: f.assign(dew=f["dew"].mask(np.random.default_rng(0).random(len(f)) < 0.1))),
+}
+
+
+@pytest.mark.parametrize("name", WEATHER)
+@pytest.mark.parametrize("seed", range(3))
+def test_hours_find_what_a_month_of_another_season_hides(name, seed, knows_weather):
+    reference, null = knows_weather
+    column, statistic, change = WEATHER[name]
+    later = weather(3, 100 + seed, "2013-07-01")
+    day = lambda frame: {"2013-07-02": Profile.of(frame[frame.time.dt.day == 2])}
+    judged = lambda frame, **hours: judge(compare(reference, day(frame), by="day"), null, "day", **hours).windows[0].judgement.alarms
+    assert judged(later, hourly=hourly_of(later)) == []
+    found = {alarm.column: alarm for alarm in judged(change(later), hourly=hourly_of(change(later)))}
+    assert statistic in (found[column].statistic, *found[column].also)
+    if statistic != "missing":
+        assert column not in {alarm.column for alarm in judged(change(later))}
+        course = found[column].course
+        assert course.hours[0] == "2013-07-02T00" and len(course.hours) == len(course.mean) == len(course.told) == 24
+        assert max(abs(a - b) for a, b in zip(course.mean, course.told, strict=True)) > 2
+
+
+def test_of_two_that_do_not_fit_the_one_that_moved_is_named(knows_weather):
+    reference, null = knows_weather
+    later = weather(3, 7, "2013-07-01").assign(dew=lambda f: f["dew"] + 30)
+    hours = WindowHours(null, hourly_of(later)).effects("2013-07-02")
+    assert min(hours[name]["together"] for name in ("air", "dew")) > 1
+    found = judge_window(reference, Profile.of(later[later.time.dt.day == 2]), null, "day", hours=hours).alarms
+    assert [alarm.column for alarm in found] == ["dew"]
+
+
+def test_few_ordinary_days_of_weather_have_an_alarm(knows_weather):
+    reference, null = knows_weather
+    later, loud = weather(60, 5, "2013-06-01"), 0
+    hours = WindowHours(null, hourly_of(later))
+    for day, frame in later.groupby(later.time.dt.strftime("%Y-%m-%d")):
+        loud += bool(judge_window(reference, Profile.of(frame), null, "day", hours=hours.effects(day)).alarms)
+    assert loud <= 6  # of 60
+
+
+def test_hours_of_fewer_rows_count_for_less_and_of_too_few_for_nothing(knows_weather):
+    reference, null = knows_weather
+    later = WEATHER["a sensor that is off"][2](weather(3, 100, "2013-07-01"))
+    for every, found in {1: True, 2: True, 9: False}.items():
+        some = later[::every]
+        hours = WindowHours(null, hourly_of(some)).effects("2013-07-02")
+        alarms = judge_window(reference, Profile.of(some[some.time.dt.day == 2]), null, "day", hours=hours).alarms
+        assert ("air" in {alarm.column for alarm in alarms}) == found
+
+
+def test_a_null_of_an_earlier_release_knows_no_hours(knows_weather):
+    null = knows_weather[1]
+    stated = json.loads(null.to_bytes())
+    assert stated["consistency"]["together"] and Null.from_bytes(null.to_bytes()).consistency == null.consistency
+    del stated["consistency"]
+    assert Null.from_bytes(json.dumps(stated).encode()).consistency == Consistency()
+    with pytest.raises(ProfileError, match="cannot be read"):
+        Null.from_bytes(json.dumps(stated | {"consistency": {"together": {"air": 1}}}).encode())
+
+
+def test_a_column_that_cannot_be_read_as_times_is_no_obstacle():
+    rows = weather(1, 0).drop(columns="time").assign(time=lambda f: np.arange(len(f)) * 0.5)
+    assert not len(hourly_of(rows).hours) and not len(hourly_of(rows.drop(columns="time")).hours)
+    with pytest.raises(ProfileError, match="'time' holds numbers"):
+        hourly_of(rows, "time")
 
 
 def test_few_ordinary_days_have_an_alarm(reference, null):
@@ -222,6 +310,24 @@ def test_the_command(tmp_path, known, reference, null):
     assert "reference of carrier=UA" in segment and "no drift null" in segment
     assert "it has carrier=UA" in mlnb(tmp_path, "today.parquet", "--segment", "carrier=DL").stderr
     assert "no column 'model_version'" in mlnb(tmp_path, "today.parquet", "--version", "v1").stderr
+
+
+def test_the_command_knows_the_hours_of_a_table(tmp_path, knows_weather):
+    (tmp_path / "pyproject.toml").write_text("[tool.mlnb]\n")
+    Profile.of(weather(140, 0)).write(tmp_path / "products/bundle/reference.profile")
+    (tmp_path / "products/bundle/drift.json").write_bytes(knows_weather[1].to_bytes())
+    off = WEATHER["a sensor that is off"][2](weather(4, 100, "2013-07-01"))
+    off.to_parquet(tmp_path / "days.parquet")
+    off.drop(columns="time").assign(time=range(len(off))).to_parquet(tmp_path / "timeless.parquet")
+    windows = json.loads(mlnb(tmp_path, "days.parquet", "--by", "day", "--json", "--html", "drift.html").stdout)["windows"]
+    alarms = {w["window"]: {alarm["column"]: alarm for alarm in w["judgement"]["alarms"]} for w in windows}
+    assert "air" not in alarms["2013-07-01"] and alarms["2013-07-02"]["air"]["statistic"] == "together"
+    assert len(alarms["2013-07-03"]["air"]["course"]["hours"]) == 24
+    assert "air from hour to hour" in (tmp_path / "drift.html").read_text()
+    said = mlnb(tmp_path, "days.parquet", "--by", "day").stdout
+    assert "2013-07-02" in said and "air (" in said
+    assert "misfit with other columns" in mlnb(tmp_path, "days.parquet").stdout
+    assert "alarm" in mlnb(tmp_path, "timeless.parquet").stdout  # judged without hours
 
 
 def test_a_bundle_without_a_null_gives_effect_sizes_alone(tmp_path, known):

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from test_compactor import columns, fails_at, log_files, prediction
 
+from mlnb.data.hourly import Hourly
 from mlnb.project.errors import ProfileError, ServingError
 from mlnb.project.settings import Settings
 from mlnb.serving import log_profiles as p
@@ -123,6 +124,43 @@ def test_days_and_months_say_what_their_hours_say(places):
         if "2013-05" in path.name:
             path.unlink()
     assert store.merged("2013-05").rows == 127  # a month is one file
+
+
+def figures(hourly: Hourly) -> dict:
+    table = zip(hourly.hours, hourly.rows, *vars(hourly.columns["distance"]).values(), strict=True)
+    return {str(hour): tuple(values) for hour, *values in table}
+
+
+def test_hours_of_a_period_are_those_of_its_rows(places):
+    "Of what is not put together yet, of days and of months, of several versions and of a segment"
+    hours = [f"2013-{month:02}-{day:02}T{hour:02}" for month in (5, 6, 7) for day in (1, 2) for hour in (1, 2)]
+    log_hours(places[0], hours, origin=["JFK", "EWR"], distance=[100, 200])
+    log_hours(places[0], hours[::3], rows=5, version="v2", arm="challenger", origin=["JFK"], distance=[800])
+    p.profile_log(*places, by=("origin",))
+    store = p.HourStore(places[1])
+    found = figures(store.hourly())
+    assert list(found) == hours and found[hours[1]] == (20, 20, 150, 0) and found[hours[0]] == (25, 25, 280, 0)
+    assert figures(store.hourly("2013-05-01")) == {hour: found[hour] for hour in hours[:2]}
+    assert figures(store.hourly("2013-06", "v2")) == {hour: (5, 5, 800, 0) for hour in hours[::3] if "-06-" in hour}
+    assert set(figures(store.hourly("2013", segment=("origin", "EWR"))).values()) == {(10, 10, 200, 0)}
+    assert not len(store.hourly("2014").hours)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda file: file.write_bytes(b"WHY1")], ids=["gone", "damaged"])
+def test_hours_that_are_not_beside_a_month_are_read_one_by_one(places, damage):
+    "As an earlier release left it"
+    hours = [f"2013-{month:02}-{day:02}T01" for month in (5, 6, 7) for day in (1, 2)]
+    log_hours(places[0], hours)
+    p.profile_log(*places)
+    before = figures(p.HourStore(places[1]).hourly())
+    files = sorted(places[1].rglob("*.hourly"), key=lambda file: file.stem)
+    assert [file.stem for file in files] == ["2013-05", "2013-05-01", "2013-05-02", "2013-06", "2013-06-01", "2013-06-02", "2013-07-01"]
+    for file in files:
+        damage(file)
+    assert figures(p.HourStore(places[1]).hourly()) == before
+    log_hours(places[0], ["2013-05-01T01"], rows=5, start=100)
+    p.profile_log(*places)
+    assert figures(p.HourStore(places[1]).hourly())["2013-05-01T01"][0] == 25
 
 
 def test_what_went_takes_its_hours_along(places):

@@ -258,6 +258,29 @@ def test_drift_of_office_hours(office):
     assert list(found(rule("drift", window="hour"), project)) == ["far"]  # by its level
 
 
+@pytest.mark.parametrize("asked", [{}, {"version": "v1"}, {"segment": "carrier=A"}], ids=str)
+def test_drift_that_only_the_hours_show(project, asked):
+    "A column that is within what it may be, and does not fit another one any more"
+    rng, hours = np.random.default_rng(0), 24 * 40
+    level = np.cumsum(rng.normal(0, 0.3, hours)) % 20
+    rows = pd.DataFrame({"level": np.repeat(level, 12), "double": np.repeat(2 * level, 12), "carrier": ["A", "B"] * (hours * 6)})
+    rows["time"] = pd.date_range("2013-05-25", periods=len(rows), freq="5min")
+    bundle, log = project[0].root / "products/bundle", PredictionLog.of(project[0])
+    for folder, known in {"": rows, "segments/carrier=A": rows[rows.carrier == "A"]}.items():
+        Profile.of(known).write(bundle / folder / "reference.profile")
+        (bundle / folder / "drift.json").write_bytes(calibrate(known).to_bytes())
+    for day, far in {"2013-06-10": 0.0, "2013-06-11": 3.0}.items():
+        at, said = f"{day}T00:00:00Z", ("v1", "champion", f"{day}T00:00:00Z", 1.0, 0.1, False)
+        served = rows[rows.time.dt.strftime("%Y-%m-%d") == day]
+        times = served.time.dt.strftime("%Y-%m-%dT%H:%M:%SZ")
+        values = zip(times, served.carrier, served.level + far, served.double, strict=True)
+        log.append([Prediction(t, "k", t, at, *said, {"carrier": c}, {"level": a, "double": b}) for t, c, a, b in values])
+        moved = found(rule("drift", **asked), project)
+        assert {one.details["column"] for one in moved.values()} == ({"level", "double"} if far else set())
+    log.close()
+    assert "misfit with other columns" in next(iter(moved.values())).words
+
+
 def test_drift_that_cannot_be_judged_resolves_nothing(office):
     project, log = office
     alerts = Alerts(project[1], "here")

@@ -194,7 +194,7 @@ class _Hours:
 # %% ../../nbs/monitoring/03_null.ipynb #425e47cd
 RATE = 0.04  # share of ordinary reports that may have an alarm
 FAMILIES = {"input": "inputs", "feature": "inputs", "label rate": "labels", "score": "outputs", "decision": "outputs"}  # -> their group
-_HOURS = "hours"  # the group of what the hours of inputs say
+_HOURS, _LEAST_OF_HOURS = "hours", 1.5  # the group of what the hours of inputs say; its least limit: a fit is never as good elsewhere
 _PARTS = {"inputs": 0.3, _HOURS: 0.2, "labels": 0.25, "outputs": 0.25}  # of the rate
 _TAIL, _NARROWEST, _FOLDS = 0.9, 0.25, 5
 _WEEK, _DRAWN = 7, 1000  # days; windows of weeks drawn at random
@@ -389,7 +389,8 @@ def _ordinary(columns: dict, hours: _Hours, groups: dict, length: int, rows_a_da
         group = np.array([_HOURS if statistic in STATISTICS else groups[name] for name, statistic in names])
         excess, limits = _cross_fitted(logs, windows, fold), {}
         for of in dict.fromkeys(group.tolist()):
-            limits[of] = float(np.quantile(excess[:, group == of].max(1), 1 - rate * _PARTS[of]))
+            least = _LEAST_OF_HOURS if of == _HOURS else 0.0
+            limits[of] = max(least, float(np.quantile(excess[:, group == of].max(1), 1 - rate * _PARTS[of])))
         if months:
             beside = {key: of_weeks[key] for key in of_hours} if drawn is None else {}
             over = (_logs(months, beside, rows, drawn, rng)[1] - centre) / spread / [limits[of] for of in group]

@@ -17,6 +17,7 @@ from waiting import until
 
 from mlnb.data.context import SnapshotStore
 from mlnb.data.profiles import Profile
+from mlnb.monitoring import evidence
 from mlnb.monitoring.alerts import Alerts
 from mlnb.monitoring.drift import Only, read_windows
 from mlnb.monitoring.null import calibrate
@@ -279,6 +280,10 @@ def test_drift_that_only_the_hours_show(project, asked):
         assert {one.details["column"] for one in moved.values()} == ({"level", "double"} if far else set())
     log.close()
     assert "misfit with other columns" in next(iter(moved.values())).words
+    hours = evidence.hours_of(next(iter(moved.values())).details, project[0], "level")
+    assert list(hours.index) == [f"2013-06-11T{hour:02}" for hour in range(24)] and (hours["mean"] - hours["told"]).mean() > 1
+    of_nothing = [({"window": "2013-06-11"}, "carrier"), ({"window": "2013-06-13"}, "level"), ({}, "level")]
+    assert not any(len(evidence.hours_of(alert, project[0], column)) for alert, column in of_nothing)
 
 
 def test_drift_that_cannot_be_judged_resolves_nothing(office):

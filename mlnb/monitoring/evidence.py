@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOST', 'CELLS', 'FOLDER', 'requests_of', 'reference_of', 'drift_of', 'plot_columns', 'history', 'plot_history',
-           'scores_of', 'plot_scores', 'worst_segments', 'affected_requests', 'service_now', 'plot_traffic', 'ages',
-           'runs_of', 'tasks_of', 'notebook_of', 'place_of', 'open_alert']
+           'hours_of', 'plot_hours', 'scores_of', 'plot_scores', 'worst_segments', 'affected_requests', 'service_now',
+           'plot_traffic', 'ages', 'runs_of', 'tasks_of', 'notebook_of', 'place_of', 'open_alert']
 
 # %% ../../nbs/monitoring/09_evidence.ipynb #419b31b7
 import json
@@ -182,6 +182,48 @@ def plot_history(
     axis.set_ylabel("PSI")
     axis.set_ylim(bottom=0)
     axis.tick_params(axis="x", rotation=45)
+    axis.spines[["top", "right"]].set_visible(False)
+    plt.show()
+
+# %% ../../nbs/monitoring/09_evidence.ipynb #07ca03bf
+def hours_of(
+    alert: dict,  # window, such as 2013-07-04; version, segment: each may be missing
+    settings,  # of the project
+    column: str,
+):  # DataFrame by hour: mean, told; empty where nothing tells what an hour should be
+    "A column from hour to hour, beside what the other columns and the hours around it tell"
+    import pandas as pd
+
+    from mlnb.monitoring.drift import Only, read_hours
+    from mlnb.monitoring.null import WindowHours
+    from mlnb.monitoring.rules import _reference
+
+    course, window, segment = None, alert.get("window"), alert.get("segment", "")
+    try:
+        if window and (null := _reference(settings, segment)[1]):
+            hourly = read_hours(f"log:{window}", settings, only=Only(alert.get("version") or None, segment=segment or None))
+            course = WindowHours(null, hourly).course(window, column)
+    except (MlnbError, OSError) as e:
+        _say("No hours", e)
+    found = vars(course) if course else {"hours": [], "mean": [], "told": []}
+    return pd.DataFrame({name: pd.Series(found[name], found["hours"], float) for name in ("mean", "told")}).rename_axis("hour")
+
+
+def plot_hours(
+    hours,  # DataFrame of `hours_of`
+):
+    "The hours of a column, and what they should have been"
+    import matplotlib.pyplot as plt
+
+    if len(hours) < 2:
+        _say("No drawing", "the bundle's null does not know what an hour of this column should be")
+        return
+    _, axis = plt.subplots(figsize=(11, 2.8), layout="constrained")
+    axis.plot(range(len(hours)), hours["told"], "--", color="0.5", label="the other columns and hours tell")
+    axis.plot(range(len(hours)), hours["mean"], color="tab:red", label="mean of the hour")
+    step = -(-len(hours) // 10)
+    axis.set_xticks(range(0, len(hours), step), hours.index[::step], rotation=30, ha="right", fontsize=8)
+    axis.legend(frameon=False, fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
     plt.show()
 
@@ -411,6 +453,8 @@ _DRIFT = [
     ("code", "column = {column}\nevidence.plot_columns(requests, reference, dict.fromkeys([column, *drift.index[:4]]))"),
     ("markdown", "## Since when"),
     ("code", 'days = evidence.history(alert, settings, column, reference)\nevidence.plot_history(days, {limit})'),
+    ("markdown", "## From hour to hour\n\nWhere other columns tell a column, or its hours follow each other, a fault shows as a distance."),
+    ("code", "hours = evidence.hours_of(alert, settings, column)\nevidence.plot_hours(hours)"),
     ("markdown", "## Worst segments\n\n`explains` is how much PSI goes away without the segment; near 0 for all, the drift is everywhere."),
     ("code", "segments = evidence.worst_segments(requests, reference, column)\nsegments.head(10)"),
     ("markdown", "## Affected requests\n\nTheir values come at least 1.2 times as often as in the reference, the most unusual first."),
@@ -481,7 +525,7 @@ def notebook_of(
     env: str = "default",  # environment that it was raised in
 ) -> dict:
     "The notebook of an alert, in the form of nbformat 4.5"
-    details = {k: alert["details"].get(k, "") for k in ("since", "until", "version", "segment", "column", "metric")}
+    details = {k: alert["details"].get(k, "") for k in ("window", "since", "until", "version", "segment", "column", "metric")}
     details["until"] = details["until"] or f"{alert['last_seen']:%Y-%m-%dT%H:%M:%S}"
     kept = {"id": alert["id"], "rule": alert["rule"], "subject": alert["subject"]} | {k: v for k, v in details.items() if v}
     fill = {"column": "drift.index[0] if len(drift) else \"\"" if not details["column"] else repr(details["column"])}

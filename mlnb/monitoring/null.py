@@ -671,6 +671,9 @@ def null_of(
     return Null.from_bytes(file.read_bytes(), str(file)) if file.is_file() else None
 
 
+_OF_MEANS = ("together", "jump")  # statistics of the means of hours
+
+
 class WindowHours:
     "The hours of windows, beside what they should be"
 
@@ -692,16 +695,15 @@ class WindowHours:
         found = effects(self.apart, [self._places(window)])
         return {name: {statistic: values[0] for statistic, values in of.items()} for name, of in found.items()}
 
-    def course(self, window: str, alarm: Alarm) -> Course | None:
-        "The hours behind an alarm; None where it is not about the mean of hours"
-        left = self.apart.columns.get(alarm.column, {})
-        statistic = next((s for s in (alarm.statistic, *alarm.also) if s in ("together", "jump") and s in left), None)
-        if statistic is None:
+    def course(self, window: str, column: str) -> Course | None:
+        "A column in the hours of a window; None where nothing tells what they should be"
+        left = self.apart.columns.get(column, {})
+        left = next((left[statistic] for statistic in _OF_MEANS if statistic in left), None)
+        if left is None or column not in self.hourly.columns:
             return None
-        figures, mean = self.hourly.columns[alarm.column], np.full(len(self._hours), np.nan)
+        figures, mean = self.hourly.columns[column], np.full(len(self._hours), np.nan)
         mean[(self.hourly.hours - self.hourly.hours[0]).astype(int)] = np.where(figures.numbers > 0, figures.mean, np.nan)
-        at = self._places(window)
-        told = mean - left[statistic] * self.scale[alarm.column][1]
+        at, told = self._places(window), mean - left * self.scale[column][1]
         plain = lambda values: [float(f"{value:.5g}") if np.isfinite(value) else None for value in values[at]]
         return Course(self._hours[at].tolist(), plain(mean), plain(told))
 
@@ -718,7 +720,9 @@ def judge(
 
     def judged(window: str) -> Judgement:
         found = judge_window(drift.reference, drift.profiles[window], null, by, columns, hours.effects(window))
-        return replace(found, alarms=[replace(alarm, course=hours.course(window, alarm)) for alarm in found.alarms])
+        of_hours = {alarm.column for alarm in found.alarms if {alarm.statistic, *alarm.also} & {*_OF_MEANS}}
+        course = lambda column: hours.course(window, column) if column in of_hours else None
+        return replace(found, alarms=[replace(alarm, course=course(alarm.column)) for alarm in found.alarms])
 
     return replace(drift, windows=[replace(window, judgement=judged(window.window)) for window in drift.windows], rate=null.rate)
 

@@ -310,7 +310,7 @@ def from_hour_to_hour(name: str, course: Course) -> str:
     drawn = [f'<path class="told" d="{_line(course.told, low, high)}"/>', f'<path class="now" d="{_line(course.mean, low, high)}"/>']
     drawn.append(f'<line class="rule" x1="8" x2="{_WIDTH - 8}" y1="{_BASE}" y2="{_BASE}"/>')
     drawn += [_text(8, 10, _short(high), "axis"), _text(_WIDTH - 8, _HEIGHT - 6, course.hours[-1], "axis", "end")]
-    drawn += [_text(8, _HEIGHT - 6, course.hours[0], "axis")]
+    drawn += [_text(8, _HEIGHT - 6, course.hours[0], "axis"), _text(8, _BASE - 4, _short(low), "axis")]
     said = '<p class="key"><span><i style="background:var(--a)"></i>mean of each hour</span><span>'
     said += '<i style="background:var(--mute)"></i>what the other columns and hours tell</span></p>'
     return _svg(_WIDTH, _HEIGHT, drawn, f"{name} from hour to hour, beside what was to be expected", "chart") + said

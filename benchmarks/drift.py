@@ -4,8 +4,9 @@ The reference is January to May, as in the bundle. False alarms of days and week
 fifths of the weeks and judged on the others, which are dealt anew for each seed, from 8 January on (in the first week the rates of three
 weeks are not known yet). Months are four weeks drawn from the reference and held against it; beside them stand those of unseen weeks.
 Faults are put into days of June to December, one column at a time; a fault counts as found when its column is the first of the alarms
-of that one day. For weather, which differs from day to day, the days that it takes are counted. Evidently reads the raw frames in an
-environment of its own, where `make bench-peers` has installed it.
+of that one day. For weather, which differs from day to day, the days that it takes are counted from midnight (UTC) of ten days, with the
+day before for the hours to go on from. Evidently reads the raw frames in an environment of its own, where `make bench-peers` has
+installed it.
 """
 
 import argparse

@@ -238,6 +238,7 @@ def drift(current, reference, by, time, version, arm, segment, columns, limit, j
 
     Where the bundle has a drift null, a column that moved farther than it does where nothing is wrong has an alarm;
     without one there are effect sizes only: PSI with its words, KS, JS, shift of the mean, new values, missing values.
+    Of the log, and of a table with times, the hours are looked at too: a column that no longer fits the others, or jumps.
 
     \b
     Example:

@@ -482,6 +482,7 @@ def _reading(drift: Drift, window: Window) -> str:
     ]
     if drift.rate is not None:
         said.append("Thresholds of alarms come from the drift null: how far each column moved between blocks of days of the reference.")
+        said.append("Shifts, misfits and jumps are in standard deviations of the reference's rows, missing values in shares of the rows.")
     if drift.left_out:
         said.append(f"Left out, since they drift by construction: {', '.join(drift.left_out)}.")
     if window.lost:

@@ -30,7 +30,8 @@ from mlnb.models.metrics import Cost
 from mlnb.models.tabular import TabularPredictor
 from mlnb.monitoring.consistency import Apart, effects
 from mlnb.monitoring.drift import compare, hourly_of, is_moment, split
-from mlnb.monitoring.null import Null, WindowHours, calibrate, judge, judge_window, null_of_days
+from mlnb.monitoring.judgement import WindowHours, judge, judge_window
+from mlnb.monitoring.null import Null, calibrate, null_of_days
 
 ROOT = Path(__file__).parents[1]
 FLIGHTS = ROOT / "products" / "flights"

@@ -12,7 +12,8 @@ import pytest
 from mlnb.data.profiles import Profile
 from mlnb.monitoring.consistency import Consistency
 from mlnb.monitoring.drift import Only, compare, hourly_of
-from mlnb.monitoring.null import WORDS, Null, WindowHours, calibrate, judge, judge_window, null_of_days, sentences
+from mlnb.monitoring.judgement import WindowHours, judge, judge_window, sentences
+from mlnb.monitoring.null import WORDS, Null, calibrate, null_of_days
 from mlnb.project.errors import ProfileError
 
 DAYS, ROWS = 126, 240

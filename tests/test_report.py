@@ -9,7 +9,7 @@ import pytest
 
 from mlnb.data.profiles import Profile
 from mlnb.monitoring.drift import compare, headline
-from mlnb.monitoring.null import Alarm, Judgement
+from mlnb.monitoring.judgement import Alarm, Judgement
 from mlnb.monitoring.report import heat_map, histogram, histogram_edges, page, two_bars, two_histograms, write_page
 
 NASTY = '<img src=x onerror="alert(1)">&\'"'

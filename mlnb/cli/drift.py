@@ -161,7 +161,8 @@ def metrics_of(drift, now: float) -> str:
 def _measured(current, reference, columns, by, time, version, arm, segment):
     "The drift that the command is asked for, judged where the reference has a null"
     from mlnb.monitoring.drift import Only, compare, length_of, read_hours, read_windows, reference_of
-    from mlnb.monitoring.null import judge, null_of
+    from mlnb.monitoring.judgement import judge
+    from mlnb.monitoring.null import null_of
     from mlnb.project.settings import load_settings
 
     settings, length = load_settings(), by or length_of(current)
@@ -178,7 +179,7 @@ def _print(drift, limit: int):
     from rich.console import Console
 
     from mlnb.monitoring.drift import headline
-    from mlnb.monitoring.null import sentences
+    from mlnb.monitoring.judgement import sentences
 
     console = Console(highlight=False)
     width = console.width if console.is_terminal else 120

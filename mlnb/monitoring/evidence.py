@@ -195,7 +195,7 @@ def hours_of(
     import pandas as pd
 
     from mlnb.monitoring.drift import Only, read_hours
-    from mlnb.monitoring.null import WindowHours
+    from mlnb.monitoring.judgement import WindowHours
     from mlnb.monitoring.rules import _reference
 
     course, window, segment = None, alert.get("window"), alert.get("segment", "")

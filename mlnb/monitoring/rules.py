@@ -212,7 +212,7 @@ class Moved:
 def _drifted(settings, rule: DriftRule, window) -> list[Moved]:
     "The columns that moved in a window: beyond what is ordinary where the bundle knows that of such windows, else beyond the rule's level"
     from mlnb.monitoring.drift import Only, compare, read_hours
-    from mlnb.monitoring.null import judge
+    from mlnb.monitoring.judgement import judge
 
     now, columns = _window_of(settings, rule, window), list(rule.columns)
     reference, null = _reference(settings, rule.segment)

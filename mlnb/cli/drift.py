@@ -172,7 +172,10 @@ def _measured(current, reference, columns, by, time, version, arm, segment):
     windows = read_windows(*asked[:2], by, *asked[2:])
     said = "the bundle's reference" if reference == "bundle" else reference
     found = compare(whole(), windows, list(columns), length, f"{said} of {segment}" if segment else said)
-    return judge(found, null, length, list(columns), read_hours(*asked)) if null else found
+    if null is None:
+        return found
+    hours = read_hours(*asked) if null.consistency.scale and length != "hour" else None
+    return judge(found, null, length, list(columns), hours)
 
 
 def _print(drift, limit: int):

@@ -9,6 +9,8 @@ __all__ = ['Figures', 'Hourly', 'to_bytes', 'from_bytes']
 import io
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
+from numbers import Real
 
 import numpy as np
 
@@ -83,16 +85,32 @@ def _figures(
     at: np.ndarray,  # (rows,) the place of each row's hour
     rows: np.ndarray,  # (hours,)
 ) -> Figures:
-    from pandas.api.types import is_bool_dtype, is_numeric_dtype
-
-    if is_bool_dtype(column.dtype) or not is_numeric_dtype(column.dtype):
-        return replace(_nothing(len(rows)), missing=np.bincount(at, column.isna().to_numpy(), len(rows)))
-    values = column.to_numpy(np.float64, na_value=np.nan)
+    numbers_of = _numbers_among_objects if column.dtype == object else _numbers
+    values, missing = numbers_of(column)
     finite = np.isfinite(values)
     numbers = np.bincount(at, finite, len(rows))
-    middle = values[finite].mean() if finite.any() else 0.0
-    apart = np.bincount(at, np.where(finite, values - middle, 0), len(rows))
-    return Figures(numbers, np.where(numbers > 0, middle + apart / np.maximum(numbers, 1), 0), rows - numbers)
+    middle = np.median(values[finite]) if finite.any() else 0.0
+    with np.errstate(over="ignore", invalid="ignore"):  # of numbers near the greatest one
+        apart = np.bincount(at, np.where(finite, values - middle, 0), len(rows))
+        mean = np.where(numbers > 0, middle + apart / np.maximum(numbers, 1), 0)
+    return Figures(numbers, mean, np.bincount(at, missing, len(rows)))
+
+
+def _numbers(column) -> tuple[np.ndarray, np.ndarray]:
+    "The numbers of a column, (rows,), NaN where there is none, and which rows have no value that can be compared"
+    from pandas.api.types import is_bool_dtype, is_complex_dtype, is_numeric_dtype
+
+    if is_bool_dtype(column.dtype) or is_complex_dtype(column.dtype) or not is_numeric_dtype(column.dtype):
+        return np.full(len(column), np.nan), column.isna().to_numpy()
+    values = column.to_numpy(np.float64, na_value=np.nan)
+    return values, ~np.isfinite(values)
+
+
+def _numbers_among_objects(column) -> tuple[np.ndarray, np.ndarray]:
+    "As `_numbers`; a bool is none"
+    number = [isinstance(value, (Real, Decimal)) and not isinstance(value, bool) for value in column]
+    values = np.array([float(value) if is_one else np.nan for value, is_one in zip(column, number, strict=True)])
+    return values, column.isna().to_numpy() | (np.array(number, bool) & ~np.isfinite(values))
 
 
 def _profiled(

@@ -316,7 +316,7 @@ def _size(column: ColumnDrift) -> float:
 def _plain(value):
     "Plain values for JSON: what is not finite becomes null, figures keep six digits"
     if isinstance(value, dict):
-        return {k: _plain(v) for k, v in value.items()}
+        return {k: v if k == "course" else _plain(v) for k, v in value.items()}  # a course is plain, and has the digits that it needs
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     if isinstance(value, float):
@@ -463,14 +463,26 @@ def hourly_of(
     frame,  # DataFrame
     time: str | None = None,  # as for `split`
 ) -> Hourly:
-    "The hours of UTC of a table; none where nobody named a column, and none can be read as times"
-    try:
-        name = time_column(frame, time)
-        return Hourly.of(frame, _utc(frame[name], name))
-    except ProfileError:
-        if time:
-            raise
+    "The hours of UTC of a table; none where nobody named a column, and none is one of dates"
+    if not time and not _has_dates(frame):
         return Hourly()
+    name = time_column(frame, time)
+    return Hourly.of(frame, _utc(frame[name], name))
+
+
+def _has_dates(frame) -> bool:
+    "Whether the column that would be taken for the times of a table holds such: no clock times, no numbers of another kind"
+    import pandas as pd
+
+    try:
+        values = frame[time_column(frame)].dropna()
+        dated = pd.api.types.is_datetime64_any_dtype(values.dtype) or pd.api.types.is_numeric_dtype(values.dtype)
+        return (dated or values.astype(str).str.contains(_DATE).all()) and bool(len(_utc(values, "")))
+    except ProfileError:
+        return False
+
+
+_DATE = r"\d{4}-\d\d-\d\d|\d{8}|\d\d[./]\d\d[./]\d{4}"
 
 # %% ../../nbs/monitoring/00_drift.ipynb #cfe4a3e9
 @dataclass(frozen=True)
@@ -561,7 +573,7 @@ def read_hours(
     only: Only = Only(),
     reference: Callable[[], Profile] | None = None,
 ) -> Hourly:
-    "The hours of a source, and of the day before a part of the log; a profile has none"
+    "The hours of a source, of a part of the log with the day before and the day after; a profile has none"
     if source == "log" or source.startswith("log:"):
         return _hours_of_log(source.partition(":")[2], settings, only)
     path = settings.path(source)
@@ -696,15 +708,16 @@ def _logged(settings, only: Only, since, until):
 
 
 def _hours_of_log(period: str, settings, only: Only) -> Hourly:
-    "The hours of a period of the log, and of the day before"
+    "The hours of a period of the log, of the day before and of the day after"
     from mlnb.serving.log_profiles import HourStore, profiles_url, update_profiles
 
-    update_profiles(settings)
-    begin = np.datetime64(period).astype("datetime64[D]") - 1 if period else None
+    begin = np.datetime64(period).astype("datetime64[D]") if period else None
+    end = (np.datetime64(period) + 1).astype("datetime64[D]") if period else None
     if _has_hours(settings, only):
+        update_profiles(settings)
         store, what = HourStore(profiles_url(settings)), _kind_of_profile(only)
-        return Hourly.merged(store.hourly(part, *what) for part in ([str(begin), period] if period else [""]))
-    return hourly_of(_logged(settings, only, begin, np.datetime64(period) + 1 if period else None), "time")
+        return Hourly.merged(store.hourly(part, *what) for part in ([str(begin - 1), period, str(end)] if period else [""]))
+    return hourly_of(_logged(settings, only, begin and begin - 1, end and end + 1), "time")
 
 
 def length_of(

@@ -206,7 +206,11 @@ def hours_of(
     except (MlnbError, OSError) as e:
         _say("No hours", e)
     found = vars(course) if course else {"hours": [], "mean": [], "told": []}
-    return pd.DataFrame({name: pd.Series(found[name], found["hours"], float) for name in ("mean", "told")}).rename_axis("hour")
+    table = pd.DataFrame({name: pd.Series(found[name], found["hours"], float) for name in ("mean", "told")}).rename_axis("hour")
+    if not len(table):
+        return table
+    first, last = (np.datetime64(table.index[at], "h") for at in (0, -1))
+    return table.reindex(pd.Index(np.datetime_as_string(np.arange(first, last + 1)), name="hour"))  # with those that have no rows
 
 
 def plot_hours(
@@ -216,7 +220,7 @@ def plot_hours(
     import matplotlib.pyplot as plt
 
     if len(hours) < 2:
-        _say("No drawing", "the bundle's null does not know what an hour of this column should be")
+        _say("No drawing", "nothing tells what the hours of this column should be, or too few of them are left")
         return
     _, axis = plt.subplots(figsize=(11, 2.8), layout="constrained")
     axis.plot(range(len(hours)), hours["told"], "--", color="0.5", label="the other columns and hours tell")

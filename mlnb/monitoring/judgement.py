@@ -12,7 +12,7 @@ import numpy as np
 
 from ..data.hourly import Hourly
 from ..data.profiles import ColumnProfile, Profile
-from .consistency import STATISTICS, Consistency, effects
+from .consistency import OF_MEANS, STATISTICS, Consistency, effects
 from .drift import Drift, bin_counts, bins_of, is_period
 from mlnb.monitoring.null import (
     FAMILIES,
@@ -50,7 +50,7 @@ _PART_OF_A_DAY = 0.5  # of a day of the reference: what a window must span to be
 @dataclass(frozen=True)
 class Course:
     "A column from hour to hour, and what its hours should have been by the other columns and the hours around"
-    hours: list[str]  # such as 2013-07-04T05
+    hours: list[str]  # such as 2013-07-04T05, those with rows
     mean: list[float | None]
     told: list[float | None]
 
@@ -119,15 +119,16 @@ def _other_kind(reference: ColumnProfile, now: ColumnProfile) -> bool:
     )
 
 
-def _alarm(name: str, null: Null, ordinary: Ordinary, effects: dict[str, float], move: float | None) -> Alarm | None:
-    "The alarm of a column, None where it is within what is ordinary"
+def _alarm(name: str, null: Null, ordinary: Ordinary, effects: dict[str, float], part: float, move: float | None) -> Alarm | None:
+    "The alarm of a column, None where it is within what is ordinary of windows with such a part of the reference's rows"
     told, group = [], FAMILIES[null.families[name]]
     for statistic, (centre, spread) in ordinary.columns[name].items():
         if statistic not in effects:
             continue
         limit = ordinary.limits[HOURS if statistic in STATISTICS else group]
-        excess = float((logged(statistic, effects[statistic], ordinary.rows) - centre) / spread / limit)
-        threshold = effect_at(statistic, centre + limit * spread, ordinary.rows)
+        noise = min(1.0, part) ** 0.5 if statistic in OF_MEANS else 1.0  # the null of hours is that of all rows: fewer are as much louder
+        excess = float((logged(statistic, effects[statistic] * noise, ordinary.rows) - centre) / spread / limit)
+        threshold = effect_at(statistic, centre + limit * spread, ordinary.rows) / noise
         told.append((excess, statistic, threshold))
     over = sorted((one for one in told if one[0] > 1), key=lambda one: (one[1] == "together", -one[0]))  # which of two does it not say
     if not over:
@@ -167,7 +168,7 @@ def judge_window(
     names = [name for name in ordinary.columns if name in now.columns and name in reference.columns and (not columns or name in columns)]
     if not names:
         return Judgement(days, [], "not judged: the null knows none of its columns")
-    alarms, movers, beside = [], [], _thinned(hours or {}, now.rows / (days * null.rows_a_day))
+    alarms, movers, part = [], [], now.rows / (days * null.rows_a_day)
     for name in names:
         then, current = reference.columns[name], now.columns[name]
         if _other_kind(then, current):
@@ -177,17 +178,12 @@ def judge_window(
         move = _move(null.scores.get(name), p, q)
         if move is not None and null.families[name] not in ("score", "decision"):
             movers.append((name, move))
-        if found := _alarm(name, null, ordinary, figures | beside.get(name, {}), move):
+        beside = {statistic: effect for statistic, effect in (hours or {}).get(name, {}).items() if np.isfinite(effect)}
+        if found := _alarm(name, null, ordinary, figures | beside, part, move):
             alarms.append(found)
     alarms = sorted(_unexplained(alarms, null.consistency), key=lambda alarm: (-alarm.excess, alarm.column))
     movers.sort(key=lambda pair: (-abs(pair[1]), pair[0]))
     return Judgement(days, alarms, "", null.rate * 7 / days, movers[:10], _score_moved(reference, now, null))
-
-
-def _thinned(hours: dict, part: float) -> dict:
-    "Effects of hours with a part of the reference's rows, so much smaller that their noise is no larger than it was there"
-    smaller = {"together": min(1.0, part**0.5), "jump": min(1.0, part**0.5), "gaps": 1.0}  # of few rows fewer hours miss a value
-    return {name: {s: float(value) * smaller[s] for s, value in of.items() if np.isfinite(value)} for name, of in hours.items()}
 
 
 def _unexplained(alarms: list[Alarm], consistency: Consistency) -> list[Alarm]:
@@ -208,9 +204,6 @@ def _score_moved(reference: Profile, now: Profile, null: Null) -> float | None:
     return sides[1].mean - sides[0].mean if len(sides) == 2 and all(side.numbers for side in sides) else None
 
 # %% ../../nbs/monitoring/03_judgement.ipynb #a1b2c310
-_OF_MEANS = ("together", "jump")  # statistics of the means of hours
-
-
 class WindowHours:
     "The hours of windows, beside what they should be"
 
@@ -230,19 +223,19 @@ class WindowHours:
     def effects(self, window: str) -> dict[str, dict[str, float]]:  # column -> statistic -> effect
         "What the hours of a window say"
         found = effects(self.apart, [self._places(window)])
-        return {name: {statistic: values[0] for statistic, values in of.items()} for name, of in found.items()}
+        return {name: {statistic: float(values[0]) for statistic, values in of.items()} for name, of in found.items()}
 
     def course(self, window: str, column: str) -> Course | None:
         "A column in the hours of a window; None where nothing tells what they should be"
         left = self.apart.columns.get(column, {})
-        left = next((left[statistic] for statistic in _OF_MEANS if statistic in left), None)
+        left = next((left[statistic] for statistic in OF_MEANS if statistic in left), None)
         if left is None or column not in self.hourly.columns:
             return None
-        figures, mean = self.hourly.columns[column], np.full(len(self._hours), np.nan)
-        mean[(self.hourly.hours - self.hourly.hours[0]).astype(int)] = np.where(figures.numbers > 0, figures.mean, np.nan)
-        at, told = self._places(window), mean - left * self.scale[column][1]
-        plain = lambda values: [float(f"{value:.5g}") if np.isfinite(value) else None for value in values[at]]
-        return Course(self._hours[at].tolist(), plain(mean), plain(told))
+        figures, spread, at = self.hourly.columns[column], self.scale[column][1], self._places(window)
+        mean = np.where(figures.numbers > 0, figures.mean, np.nan)
+        digits = 4 - int(np.floor(np.log10(spread)))
+        plain = lambda values: [round(float(value), digits) if np.isfinite(value) else None for value in values[at]]
+        return Course(self._hours[at].tolist(), plain(mean), plain(mean - left * spread))
 
 
 def judge(
@@ -257,7 +250,7 @@ def judge(
 
     def judged(window: str) -> Judgement:
         found = judge_window(drift.reference, drift.profiles[window], null, by, columns, hours.effects(window))
-        of_hours = {alarm.column for alarm in found.alarms if {alarm.statistic, *alarm.also} & {*_OF_MEANS}}
+        of_hours = {alarm.column for alarm in found.alarms if {alarm.statistic, *alarm.also} & {*OF_MEANS}}
         course = lambda column: hours.course(window, column) if column in of_hours else None
         return replace(found, alarms=[replace(alarm, course=course(alarm.column)) for alarm in found.alarms])
 

@@ -291,13 +291,14 @@ def two_bars(name: str, reference: ColumnProfile, current: ColumnProfile) -> str
     return _svg(460, 8 + len(rows) * 26, drawn, f"Values of {name}: reference and window", "chart")
 
 # %% ../../nbs/monitoring/11_report.ipynb #40fa6891
-def _line(values: list[float | None], low: float, high: float) -> str:
+def _line(hours: np.ndarray, values: list[float | None], low: float, high: float) -> str:
     "Hours as a path, with a gap where there is none"
-    step, drawn, pen = (_WIDTH - 16) / max(len(values) - 1, 1), [], "M"
-    for i, value in enumerate(values):
+    step, drawn, before = (_WIDTH - 16) / max(hours[-1], 1), [], None
+    for hour, value in zip(hours.tolist(), values, strict=True):
         if value is not None:
-            drawn.append(f"{pen}{8 + i * step:.1f},{_BASE - (_BASE - 14) * (value - low) / (high - low):.1f}")
-        pen = "M" if value is None else "L"
+            pen = "L" if before == hour - 1 else "M"
+            drawn.append(f"{pen}{8 + hour * step:.1f},{_BASE - (_BASE - 14) * (value - low) / (high - low):.1f}")
+            before = hour
     return "".join(drawn)
 
 
@@ -308,7 +309,9 @@ def from_hour_to_hour(name: str, course: Course) -> str:
         return ""
     low, high = min(known), max(known)
     low, high = (low, high) if high > low else (low - 1, high + 1)
-    drawn = [f'<path class="told" d="{_line(course.told, low, high)}"/>', f'<path class="now" d="{_line(course.mean, low, high)}"/>']
+    hours = np.array(course.hours, "datetime64[h]")
+    line = lambda values: _line((hours - hours[0]).astype(int), values, low, high)
+    drawn = [f'<path class="told" d="{line(course.told)}"/>', f'<path class="now" d="{line(course.mean)}"/>']
     drawn.append(f'<line class="rule" x1="8" x2="{_WIDTH - 8}" y1="{_BASE}" y2="{_BASE}"/>')
     drawn += [_text(8, 10, _short(high), "axis"), _text(_WIDTH - 8, _HEIGHT - 6, course.hours[-1], "axis", "end")]
     drawn += [_text(8, _HEIGHT - 6, course.hours[0], "axis"), _text(8, _BASE - 4, _short(low), "axis")]

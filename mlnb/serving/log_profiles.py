@@ -166,13 +166,15 @@ class HourStore:
         path = self._path(place, period)
         return Profile.from_bytes(self.files.cat_file(path), path)
 
-    def _read_hourly(self, place: str, period: str, hours: list[str]) -> Hourly:
-        "The hours of a profile; from their own profiles where they are not beside it, as an earlier release left it, or damaged"
-        if hours != [period]:
-            path = self._path(place, period, "hourly")
-            with suppress(FileNotFoundError, ProfileError):
-                return from_bytes(self.files.cat_file(path), path)
-        return Hourly.of_profiles({hour: self._read(place, hour) for hour in hours})
+    def _read_hourly(self, found: _List, number: int, period: str) -> Hourly:
+        "The hours of a profile; from their own profiles where they are not beside it, or damaged"
+        place = found.places[number]
+        if len(period) == _LENGTHS["hour"]:
+            return Hourly.of_profiles({period: self._read(place, period)})
+        path = self._path(place, period, "hourly")
+        with suppress(FileNotFoundError, ProfileError):
+            return from_bytes(self.files.cat_file(path), path)
+        return Hourly.of_profiles({hour: self._read(place, hour) for hour in found.of_place(number, period)})
 
     def hours(
         self,
@@ -220,7 +222,7 @@ class HourStore:
         hours = sorted(hour for hour in found.hours if hour.startswith(period))
         covered = found.cover(hours, {name for name in found.whole if len(name) >= len(period)})
         parts = ((number, at) for number in found.asked(*what) for at in covered.get(number, ()))
-        return Hourly.merged(self._read_hourly(found.places[number], at, found.of_place(number, at)) for number, at in parts)
+        return Hourly.merged(self._read_hourly(found, number, at) for number, at in parts)
 
     def _windows(self, found: _List, period: str, length: int | None, what: tuple) -> Iterator[tuple[str, Profile]]:
         groups: dict[str, list[str]] = {}
@@ -278,7 +280,7 @@ def _put_together(store: HourStore, found: _List, touched: set[str]):
                 place = found.places[number]
                 try:
                     parts = [store._read(place, at) for at in named]
-                    hourly = Hourly.merged(store._read_hourly(place, at, found.of_place(number, at)) for at in named)
+                    hourly = Hourly.merged(store._read_hourly(found, number, at) for at in named)
                     store._write(place, period, Profile.merged(parts), hourly)
                 except (FileNotFoundError, ProfileError) as e:
                     raise _Gone(f"a profile of the log cannot be read: {e}") from None

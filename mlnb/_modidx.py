@@ -813,8 +813,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'mlnb/monitoring/consistency.py'),
                                              'mlnb.monitoring.consistency._gaps': ( 'monitoring/consistency.html#_gaps',
                                                                                     'mlnb/monitoring/consistency.py'),
-                                             'mlnb.monitoring.consistency._given_steps': ( 'monitoring/consistency.html#_given_steps',
-                                                                                           'mlnb/monitoring/consistency.py'),
                                              'mlnb.monitoring.consistency._greatest': ( 'monitoring/consistency.html#_greatest',
                                                                                         'mlnb/monitoring/consistency.py'),
                                              'mlnb.monitoring.consistency._grid': ( 'monitoring/consistency.html#_grid',

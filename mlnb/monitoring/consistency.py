@@ -8,6 +8,7 @@ __all__ = ['OF_MEANS', 'STATISTICS', 'Link', 'Apart', 'Consistency', 'learn', 'e
 # %% ../../nbs/monitoring/01_consistency.ipynb #d1c0de04
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -64,8 +65,9 @@ def _weights(products: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 
 def _left(given: np.ndarray, target: np.ndarray, fold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    "What a fit leaves of the target, (hours,), by weights of the other folds, and the weights of all"
-    parts = [fold == part for part in range(_FOLDS)]
+    "What a fit leaves of the target, (hours,), by weights of the other folds, and the weights of all; hours are sorted by fold"
+    ends = np.searchsorted(fold, np.arange(_FOLDS + 1)).tolist()
+    parts = [slice(*pair) for pair in pairwise(ends)]
     products = [(given[part].T @ given[part], given[part].T @ target[part]) for part in parts]
     whole = [sum(pair[i] for pair in products) for i in (0, 1)]
     left = np.empty_like(target)
@@ -83,17 +85,21 @@ class Link:
 
 def _link(
     target: np.ndarray,  # (hours,), NaN where it is not known
+    beside: np.ndarray,  # (hours, any) what it is told by in any case
     table: np.ndarray,  # (hours, columns) of what may be chosen
     names: list[str],  # of its columns, "" for one that may not
     build: Callable[[np.ndarray], np.ndarray],  # chosen columns -> what is fitted
-    fold: np.ndarray,
+    fold: np.ndarray,  # (hours,)
     most: int,  # columns
     gain: float,  # share that a further column must take of what is left
 ) -> tuple[Link, np.ndarray]:  # and what is left by it of each hour, (hours,)
     "The columns that tell most of a target"
 
+    order = np.argsort(fold, kind="stable")
+    target, beside, table, fold = target[order], beside[order], table[order], fold[order]
+
     def tried(columns: list[int]):
-        given = build(table[:, columns])
+        given = np.hstack([beside, build(table[:, columns])])
         known = np.isfinite(target) & np.isfinite(given).all(1)
         left, weights = _left(given[known], target[known], fold[known])
         spread = np.mean(left**2) if known.sum() >= _ENOUGH * np.isfinite(target).sum() else np.inf
@@ -107,7 +113,7 @@ def _link(
         best = found
     _, columns, weights, left, known = best
     whole = np.full(len(target), np.nan)
-    whole[known] = left
+    whole[order[known]] = left
     return Link([names[i] for i in columns], weights.tolist()), whole
 
 
@@ -163,17 +169,11 @@ class Consistency:
             columns.setdefault(name, {})["together"] = (grid[:, names.index(name)] - given @ np.array(link.weights))[at]
         for name, link in self.jump.items():
             own = steps[:, names.index(name)]
-            given = _given_steps(own)(steps[:, places(link)])
+            given = np.hstack([_around(own), np.nan_to_num(steps[:, places(link)])])
             columns.setdefault(name, {})["jump"] = (own - given @ np.array(link.weights))[at]
         for name in self.gaps:
             columns.setdefault(name, {})["gaps"] = _gaps(found, name)
         return Apart(found.hours, columns)
-
-
-def _given_steps(own: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    "What the steps of a column are told by, beside the chosen columns"
-    around = _around(own)
-    return lambda others: np.hstack([around, np.nan_to_num(others)])
 
 
 def _gaps(found: Hourly, name: str) -> np.ndarray:
@@ -198,8 +198,9 @@ def learn(
             target = table[:, place]
             if name in links["together"] or np.isfinite(target).sum() < _FEWEST:
                 continue
-            others, build = [other if other != name else "" for other in names], _polynomial if kind == "together" else _given_steps(target)
-            link, left = _link(target, table, others, build, fold, _MOST[kind], _GAIN[kind])
+            beside, build = (np.empty((len(grid), 0)), _polynomial) if kind == "together" else (_around(target), np.nan_to_num)
+            others = [other if other != name else "" for other in names]
+            link, left = _link(target, beside, table, others, build, fold, _MOST[kind], _GAIN[kind])
             if _says_something(kind, target, left):
                 links[kind][name] = link
                 columns.setdefault(name, {})[kind] = left[at]

@@ -711,8 +711,8 @@ def _hours_of_log(period: str, settings, only: Only) -> Hourly:
     "The hours of a period of the log, of the day before and of the day after"
     from mlnb.serving.log_profiles import HourStore, profiles_url, update_profiles
 
-    begin = np.datetime64(period).astype("datetime64[D]") if period else None
-    end = (np.datetime64(period) + 1).astype("datetime64[D]") if period else None
+    period = period[: _LENGTHS["day"]]  # of an hour its day
+    begin, end = ((np.datetime64(period) + more).astype("datetime64[D]") if period else None for more in (0, 1))
     if _has_hours(settings, only):
         update_profiles(settings)
         store, what = HourStore(profiles_url(settings)), _kind_of_profile(only)

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from mlnb.project.errors import ServingError
+from mlnb.serving.log_reader import as_frame
 from mlnb.serving.predictions import OWN, Prediction, PredictionLog, as_batch, read, tables
 
 
@@ -48,6 +49,16 @@ def test_versions_with_other_features_stand_in_one_table(tmp_path):
     log.append([prediction(0), prediction(1, "v2", gust=9.0)])
     table = read(tmp_path)
     assert np.isnan(table["gust"][0]) and table["gust"][1] == 9.0
+
+
+def test_columns_stand_in_one_order_whichever_file_comes_first(tmp_path):
+    for row in (prediction(0, gust=9.0), prediction(1, "v2", rain=1.0)):
+        log = PredictionLog(tmp_path)
+        log.append([row])
+        log.close()
+    found = [table for file in tmp_path.iterdir() for table in tables(file, [])]
+    one, other = as_frame(found), as_frame(found[::-1])
+    assert one.equals(other) and one.columns.tolist()[-2:] == ["gust", "rain"]
 
 
 @pytest.mark.parametrize("cut", [0, 1, 100])

@@ -3,6 +3,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 
 import pytest
 
@@ -38,3 +39,10 @@ def toy(tmp_path_factory):
     sys.path.insert(0, str(root))
     yield root
     sys.path.remove(str(root))
+
+
+@pytest.fixture
+def one_hour(monkeypatch):
+    "No hour ends, and no file of a log with it"
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)

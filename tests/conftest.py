@@ -10,6 +10,8 @@ import pytest
 # A shell that starts the tests in the background makes its children ignore Ctrl-C; the programs under test must not inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+os.umask(0o022)  # some tests let another user read what they make, and others see that nobody else may
+
 os.environ["MLNB_TRACK_RUNS"] = "false"  # no process that writes to MLflow is left behind; its own tests ask for it
 
 for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):  # what a program prints into a file is what is tested

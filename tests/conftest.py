@@ -3,11 +3,14 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 
 import pytest
 
 # A shell that starts the tests in the background makes its children ignore Ctrl-C; the programs under test must not inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+os.umask(0o022)  # some tests let another user read what they make, and others see that nobody else may
 
 os.environ["MLNB_TRACK_RUNS"] = "false"  # no process that writes to MLflow is left behind; its own tests ask for it
 
@@ -38,3 +41,10 @@ def toy(tmp_path_factory):
     sys.path.insert(0, str(root))
     yield root
     sys.path.remove(str(root))
+
+
+@pytest.fixture
+def one_hour(monkeypatch):
+    "No hour ends, and no file of a log with it"
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now)

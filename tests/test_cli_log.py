@@ -119,7 +119,7 @@ def test_watching_goes_on_after_what_nobody_foresaw(project):
     assert process.wait() == 0
 
 
-def test_damaged_columns_end_no_command(project):
+def test_damaged_columns_end_no_command(project, one_hour):
     log = PredictionLog.of(load_settings(project))
     for numbers in (range(30, 50), range(50, 70)):
         log.append_table(columns(numbers))

@@ -143,7 +143,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_batch_of_columns_is_set_aside(place, damage):
+def test_a_damaged_batch_of_columns_is_set_aside(place, damage, one_hour):
     file = two_batches(place[0])
     good = file.read_bytes()
     file.write_bytes(DAMAGES[damage](good))
@@ -155,14 +155,14 @@ def test_a_damaged_batch_of_columns_is_set_aside(place, damage):
 
 
 @pytest.mark.parametrize("name", ["model_version", "features.wind", "latency_ms"])
-def test_a_file_of_other_columns_is_set_aside(place, name):
+def test_a_file_of_other_columns_is_set_aside(place, name, one_hour):
     file = two_batches(place[0])
     file.write_bytes(file.read_bytes().replace(name.encode(), name.title().encode()))
     assert len(LogReader(*place).frame()) == 0 and c.Compactor(*place).run().damaged == 1
     assert (place[0] / "damaged" / file.name).exists() and not list(place[0].glob("*.arrows"))
 
 
-def test_zeros_from_anywhere_on_leave_the_batches_before(place):
+def test_zeros_from_anywhere_on_leave_the_batches_before(place, one_hour):
     "What a machine leaves that lost its power before the disk had everything"
     file = two_batches(place[0])
     good = file.read_bytes()

@@ -126,13 +126,6 @@ def test_a_deleted_folder_comes_again(tmp_path, sync, first):
 
 
 @pytest.fixture
-def one_hour(monkeypatch):
-    "No hour ends, and no file with it"
-    now = time.time()
-    monkeypatch.setattr(p.time, "time", lambda: now)
-
-
-@pytest.fixture
 def disk(tmp_path):
     "A file system of 64 KB"
     folder = tmp_path / "disk"

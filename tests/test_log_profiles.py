@@ -163,7 +163,7 @@ def test_hours_that_are_not_beside_a_month_are_read_one_by_one(places, damage):
     assert figures(p.HourStore(places[1]).hourly())["2013-05-01T01"][0] == 25
 
 
-def test_what_went_takes_its_hours_along(places):
+def test_what_went_takes_its_hours_along(places, one_hour):
     log_hours(places[0], ["2013-07-04T05"])
     p.profile_log(*places)
     log_hours(places[0], ["2013-07-04T05", "2013-07-04T06"], rows=3)

@@ -40,6 +40,16 @@ def test_names_and_lists(site):
     }  # fmt: skip
 
 
+def test_of_two_versions_in_a_folder_one_counts_in_whichever_order_they_are_listed(site, monkeypatch):
+    site("six", "1.16")
+    site("six", "1.17")
+    names, found = os.listdir(site.folder), []
+    for turned in (names, names[::-1]):
+        monkeypatch.setattr(packages.os, "listdir", lambda place, turned=turned: list(turned))
+        found.append(Packages().versions(["six"]))
+    assert found == [{"six": "1.16"}] * 2
+
+
 def test_an_upgrade_is_seen_and_nothing_else_is_read_again(site, monkeypatch):
     site("pandas", "3.1.1")
     site("scikit_learn", "1.6", top_level_txt="sklearn")

@@ -136,6 +136,16 @@ def test_which_prediction_counts(seed):
     assert both.repeated == 300 - len(held)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_which_of_several_of_one_second_counts_is_not_a_matter_of_their_order(seed):
+    rng, n = np.random.default_rng(seed), 200
+    version = [f"v{i}" for i in rng.integers(3, size=n)]
+    asked = decisions([f"e{i}" for i in rng.integers(20, size=n)], np.full(n, START), rng.random(n).round(1), model_version=version)
+    told = current(outcomes(["e0"], [1], np.array([START + 60])))
+    counted = lambda both: sorted(zip(both.version, both.p, both.alerts, strict=True))
+    assert counted(join(asked, told)) == counted(join(asked.take(rng.permutation(n)), told))
+
+
 def test_a_later_correction_changes_the_day_and_an_older_moment_does_not_know_it():
     moments = START + np.arange(20) * np.timedelta64(1, "h")
     asked = decisions(map(str, range(20)), moments, np.linspace(0, 1, 20))

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from mlnb.project.errors import ServingError
+from mlnb.serving.log_reader import as_frame
 from mlnb.serving.predictions import OWN, Prediction, PredictionLog, as_batch, read, tables
 
 
@@ -50,8 +51,18 @@ def test_versions_with_other_features_stand_in_one_table(tmp_path):
     assert np.isnan(table["gust"][0]) and table["gust"][1] == 9.0
 
 
+def test_columns_stand_in_one_order_whichever_file_comes_first(tmp_path):
+    for row in (prediction(0, gust=9.0), prediction(1, "v2", rain=1.0)):
+        log = PredictionLog(tmp_path)
+        log.append([row])
+        log.close()
+    found = [table for file in tmp_path.iterdir() for table in tables(file, [])]
+    one, other = as_frame(found), as_frame(found[::-1])
+    assert one.equals(other) and one.columns.tolist()[-2:] == ["gust", "rain"]
+
+
 @pytest.mark.parametrize("cut", [0, 1, 100])
-def test_a_feature_that_is_an_input_is_written_once_and_read_twice(tmp_path, cut):
+def test_a_feature_that_is_an_input_is_written_once_and_read_twice(tmp_path, cut, one_hour):
     own = dict.fromkeys(OWN) | {"request_id": ["a", "b"], "time": np.zeros(2, "datetime64[s]"), "model_version": "v1"}
     log, wind = PredictionLog(tmp_path), np.array([1.5, np.nan])
     for feature in (wind, wind.copy(), wind, wind + 1):
@@ -83,7 +94,7 @@ def test_a_torn_last_line_is_skipped_and_counted(tmp_path, cut):
     assert (len(table), table.attrs["torn"]) == (1, 1)
 
 
-def test_a_damaged_line_in_the_middle_is_skipped_and_counted(tmp_path):
+def test_a_damaged_line_in_the_middle_is_skipped_and_counted(tmp_path, one_hour):
     log = PredictionLog(tmp_path)
     for i in range(3):
         log.append([prediction(i)])
@@ -111,7 +122,7 @@ def test_several_processes(tmp_path):
     assert len(table) == table["request_id"].nunique() == 1200 and table.attrs["torn"] == 0
 
 
-def test_a_forked_process_writes_to_a_file_of_its_own(tmp_path):
+def test_a_forked_process_writes_to_a_file_of_its_own(tmp_path, one_hour):
     log = PredictionLog(tmp_path)
     log.append([prediction(0)])
     child = get_context("fork").Process(target=log.append, args=([prediction(1)],))

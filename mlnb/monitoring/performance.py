@@ -113,8 +113,10 @@ class Joined:
 _DAY = 86_400_000_000  # microseconds
 
 
-def _counting(role: np.ndarray, time: np.ndarray, logged: np.ndarray, known: np.ndarray) -> np.ndarray:
-    "Positions of the predictions that count, one for each role"
+def _counting(role: np.ndarray, time: np.ndarray, logged: np.ndarray, known: np.ndarray, version: np.ndarray, p: np.ndarray) -> np.ndarray:
+    "Positions of the predictions that count, one for each role, in whichever order they stand"
+    import pandas as pd
+
     counts = np.bincount(role)
     single = np.flatnonzero(counts[role] == 1)
     rows = np.flatnonzero(counts[role] > 1)
@@ -122,7 +124,7 @@ def _counting(role: np.ndarray, time: np.ndarray, logged: np.ndarray, known: np.
     first = np.full(len(counts), np.iinfo(np.int64).max)
     np.minimum.at(first, role, time // _DAY)
     rank = (time // _DAY == first[role]) * (1 + (time <= known))
-    order = np.lexsort((logged, time, rank, role))
+    order = np.lexsort((p[rows], pd.factorize(version[rows], sort=True)[0], logged, time, rank, role))
     last = np.flatnonzero(np.diff(role[order], append=-1))
     return np.sort(np.concatenate([single, rows[order[last]]]))
 
@@ -138,13 +140,15 @@ def join(
     time, shadow = microseconds(decisions["time"]), pc.equal(decisions["arm"], SHADOW).to_numpy()
     values = np.append(outcomes["value"].to_numpy(), np.nan)  # place -1: not known
     since = np.append(microseconds(outcomes["first_observed"]), np.iinfo(np.int64).max)
-    rows = _counting(2 * code + shadow, time, microseconds(decisions["logged_at"]), since[place[code]]) if len(code) else code
+    texts = [_texts(decisions, name) for name in ("model_version", "arm", "segment")]
+    p, alerts = (decisions[name].to_numpy() for name in ("probability", "decision"))
+    logged = microseconds(decisions["logged_at"])
+    rows = _counting(2 * code + shadow, time, logged, since[place[code]], texts[0], p) if len(code) else code
     where = place[code[rows]]
     early = time[rows] > since[where]
-    texts = [_texts(decisions, name)[rows] for name in ("model_version", "arm", "segment")]
     day, y = (time[rows] // _DAY).astype("datetime64[D]"), np.where(early, np.nan, values[where])
-    p, alerts = (decisions[name].to_numpy()[rows] for name in ("probability", "decision"))
-    return Joined(day, *texts, p, alerts, y, len(code) - len(rows), int(early.sum()), len(outcomes) - int((place >= 0).sum()))
+    told = [column[rows] for column in (*texts, p, alerts)]
+    return Joined(day, *told, y, len(code) - len(rows), int(early.sum()), len(outcomes) - int((place >= 0).sum()))
 
 
 def _texts(table: pa.Table, name: str) -> np.ndarray:

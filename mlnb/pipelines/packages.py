@@ -41,7 +41,7 @@ def installed(
     "Every distribution below `places`"
     found = {}
     for place in places:
-        for entry in os.listdir(place):
+        for entry in sorted(os.listdir(place)):  # an upgrade that was cut short may have left two of one distribution
             if match := _information.fullmatch(entry):
                 found.setdefault(_normal(match[1]), (match[2], os.path.join(place, entry)))
     return found

@@ -115,7 +115,7 @@ def as_frame(
     "Rows of the log as one flat table in the order of time, each row once"
     import pandas as pd
 
-    whole = [_flat(table).to_pandas() for mine in by_version(found).values() for table in joined(mine)]
+    whole = [_flat(table).to_pandas() for _, mine in sorted(by_version(found).items()) for table in joined(mine)]
     frames = [pd.DataFrame({name: _seconds(frame[name]) for name in frame}) for frame in whole]
     table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(OWN))
     order = ["time", "logged_at", "request_id"]

@@ -248,7 +248,7 @@ def test_a_csv_holds_what_the_reference_holds(settings):
     table.to_csv(settings.root / "rows.csv", index=False)
     table.to_csv(settings.root / "from_r.csv", index=False, na_rep="NA", columns=["far"])
     for source, columns in {"rows.csv": list(rows), "from_r.csv": ["far"]}.items():
-        drift = d.compare(reference, d.read_windows(source, settings, reference=lambda: reference))
+        drift = d.compare(reference, d.Source(source, settings, reference=lambda: reference).windows())
         assert {c.name: c.psi for c in drift.windows[0].columns} == dict.fromkeys(columns, 0.0)
 
 

@@ -19,7 +19,7 @@ from mlnb.data.context import SnapshotStore
 from mlnb.data.profiles import Profile
 from mlnb.monitoring import evidence
 from mlnb.monitoring.alerts import Alerts
-from mlnb.monitoring.drift import Only, read_hours, read_windows
+from mlnb.monitoring.drift import Only, Source, read_windows
 from mlnb.monitoring.null import calibrate
 from mlnb.monitoring.rules import KINDS, decisions_of, fetch, look, of_table, rules_of
 from mlnb.project.errors import SettingError
@@ -291,12 +291,12 @@ def test_hours_of_a_part_of_the_log_are_those_of_the_days_around(project):
     for day in ("2013-06-30", "2013-07-01", "2013-07-02"):
         serve(log, day, 240)
     log.close()
-    days = lambda source, **only: {str(hour)[:10] for hour in read_hours(source, settings, only=Only(**only)).hours}
+    days = lambda source, **only: {str(hour)[:10] for hour in Source(source, settings, only=Only(**only)).hours().hours}
     assert days("log:2013-07-01") == {"2013-06-30", "2013-07-01", "2013-07-02"} and days("log:2013-06") == {"2013-06-30", "2013-07-01"}
     assert days("log:2013-07") == days("log") == days("log:2013-07-01T05") == days("log:2013-07-01", segment="carrier=A")
-    assert set(read_hours("log:2013-07-01T05", settings).rows) == {10}
-    assert len(read_hours("log:2013-07-01", settings, only=Only(segment="carrier=A")).hours) == 72
-    assert read_hours("log:2013-07-01", settings).columns["far"].numbers.tolist() == [10] * 72
+    assert set(Source("log:2013-07-01T05", settings).hours().rows) == {10}
+    assert len(Source("log:2013-07-01", settings, only=Only(segment="carrier=A")).hours().hours) == 72
+    assert Source("log:2013-07-01", settings).hours().columns["far"].numbers.tolist() == [10] * 72
 
 
 def test_drift_that_cannot_be_judged_resolves_nothing(office):

@@ -12,20 +12,23 @@ from mlnb.serving.predictions import read
 HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
 
+def serving(toy, tmp_path_factory, seconds):
+    "A plain server of so much patience: its address, the folder of its log, its process"
+    folder = tmp_path_factory.mktemp("predictions")
+    with plain(toy, folder, MLNB_REQUEST_SECONDS=str(seconds)) as (process, url):
+        yield url, folder, process
+
+
 @pytest.fixture(scope="module")
 def server(toy, tmp_path_factory):
-    "A plain server with one second of patience, and the folder of its log"
-    folder = tmp_path_factory.mktemp("predictions")
-    with plain(toy, folder, MLNB_REQUEST_SECONDS="1") as (process, url):
-        yield url, folder, process
+    "One second of patience"
+    yield from serving(toy, tmp_path_factory, 1)
 
 
 @pytest.fixture(scope="module")
 def patient(toy, tmp_path_factory):
-    "The same with 20 seconds, for those who shall be answered even where the machine has much else to do"
-    folder = tmp_path_factory.mktemp("predictions")
-    with plain(toy, folder, MLNB_REQUEST_SECONDS="20") as (process, url):
-        yield url, folder, process
+    "Twenty, for those who shall be answered even where the machine has much else to do"
+    yield from serving(toy, tmp_path_factory, 20)
 
 
 @pytest.fixture

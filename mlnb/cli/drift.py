@@ -160,7 +160,7 @@ def metrics_of(drift, now: float) -> str:
 # %% ../../nbs/cli/07_drift.ipynb #a0fcd45c
 def _measured(current, reference, columns, by, time, version, arm, segment):
     "The drift that the command is asked for, judged where the reference has a null"
-    from mlnb.monitoring.drift import Only, compare, length_of, read_hours, read_windows, reference_of
+    from mlnb.monitoring.drift import Only, Source, compare, length_of, reference_of
     from mlnb.monitoring.judgement import judge
     from mlnb.monitoring.null import null_of
     from mlnb.project.settings import load_settings
@@ -168,13 +168,13 @@ def _measured(current, reference, columns, by, time, version, arm, segment):
     settings, length = load_settings(), by or length_of(current)
     null = null_of(reference, settings, segment)
     whole = cache(lambda: reference_of(reference, settings, segment))  # read once, and after what is asked about
-    asked = current, settings, time, Only(version, arm, segment), whole
-    windows = read_windows(*asked[:2], by, *asked[2:])
+    source = Source(current, settings, time, Only(version, arm, segment), whole)
+    windows = source.windows(by)
     said = "the bundle's reference" if reference == "bundle" else reference
     found = compare(whole(), windows, list(columns), length, f"{said} of {segment}" if segment else said)
     if null is None:
         return found
-    hours = read_hours(*asked) if null.consistency.scale and length != "hour" else None
+    hours = source.hours() if null.consistency.scale and length != "hour" else None
     return judge(found, null, length, list(columns), hours)
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Columns', 'to_columns', 'quarter', 'Keys', 'Events', 'Latest', 'View', 'distinct', 'Table', 'Snapshot', 'Context',
-           'span', 'SnapshotStore']
+           'duration', 'SnapshotStore']
 
 # %% ../../nbs/data/01_context.ipynb #8c0de129
 import hashlib
@@ -404,7 +404,7 @@ def _moment_of(name: str) -> np.datetime64:
     return np.datetime64("{}-{}-{}T{}:{}:{}".format(*_NAME.fullmatch(name).groups()), "s")
 
 # %% ../../nbs/data/01_context.ipynb #1db856b1
-def span(
+def duration(
     seconds: float,
 ) -> str:
     "A length of time for people, in the largest unit of which there are two: 75 minutes, 14 hours, 4,713 days"

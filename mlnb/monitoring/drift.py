@@ -6,13 +6,14 @@
 __all__ = ['TOP', 'LEAST_SHARE', 'LEVELS', 'TOO_SMALL', 'NOT_COMPARED', 'TIMES', 'FORMS', 'edges_of', 'bins_of', 'bin_counts',
            'psi', 'noise', 'jensen_shannon', 'hellinger', 'chi_square', 'total_variation', 'kolmogorov_smirnov',
            'level_of', 'thresholds', 'ColumnDrift', 'column_drift', 'too_various', 'by_construction', 'is_moment',
-           'Window', 'Drift', 'compare', 'headline', 'labels_of', 'time_column', 'split', 'hourly_of', 'Only',
-           'read_windows', 'read_hours', 'is_period', 'length_of', 'reference_of']
+           'Window', 'Drift', 'compare', 'headline', 'labels_of', 'time_column', 'split', 'hourly_of', 'Only', 'Source',
+           'read_windows', 'is_period', 'length_of', 'reference_of']
 
 # %% ../../nbs/monitoring/00_drift.ipynb #acefe5d5
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -464,22 +465,24 @@ def hourly_of(
     time: str | None = None,  # as for `split`
 ) -> Hourly:
     "The hours of UTC of a table; none where nobody named a column, and none is one of dates"
-    if not time and not _has_dates(frame):
+    try:
+        name = time_column(frame, time)
+        if not time and not _has_dates(frame[name]):
+            return Hourly()
+        return Hourly.of(frame, _utc(frame[name], name))
+    except ProfileError:
+        if time:
+            raise
         return Hourly()
-    name = time_column(frame, time)
-    return Hourly.of(frame, _utc(frame[name], name))
 
 
-def _has_dates(frame) -> bool:
-    "Whether the column that would be taken for the times of a table holds such: no clock times, no numbers of another kind"
+def _has_dates(values) -> bool:
+    "Whether texts hold dates: a clock time would be taken for one of today"
     import pandas as pd
 
-    try:
-        values = frame[time_column(frame)].dropna()
-        dated = pd.api.types.is_datetime64_any_dtype(values.dtype) or pd.api.types.is_numeric_dtype(values.dtype)
-        return (dated or values.astype(str).str.contains(_DATE).all()) and bool(len(_utc(values, "")))
-    except ProfileError:
-        return False
+    if pd.api.types.is_datetime64_any_dtype(values.dtype) or pd.api.types.is_numeric_dtype(values.dtype):
+        return True
+    return bool(values.dropna().head(100).astype(str).str.contains(_DATE).all())
 
 
 _DATE = r"\d{4}-\d\d-\d\d|\d{8}|\d\d[./]\d\d[./]\d{4}"
@@ -537,49 +540,70 @@ class Only:
 FORMS = "bundle, log, log:2013-07, or a path: a bundle folder, a whylogs profile, a Parquet or a CSV file"
 
 
+@dataclass(frozen=True)
+class Source:
+    "Something that can be compared: the log, a bundle, a profile or a table, which is read once"
+    name: str  # as in `FORMS`
+    settings: object  # of the project
+    time: str | None = None  # name of the time column of a table
+    only: Only = Only()  # rows of one version, arm or segment
+    reference: Callable[[], Profile] | None = None  # asked which columns of a CSV file are texts; default: those that are no numbers
+
+    def windows(
+        self,
+        by: str | None = None,  # month, day or hour; default: one window of everything
+    ) -> dict[str, Profile]:  # label -> profile, in the order of time
+        "The profiles of the windows; raises `ProfileError` where there is no such source, or no rows"
+        if self._is_log:
+            return _log_windows(self.name, self.settings, by, self.only)
+        if (frame := self._frame) is None:
+            return {_label(self.name): _whole(Profile.read(self._path), self.name, by)}
+        return split(frame, by, self.time) if by else {_label(self.name): Profile.of(frame)}
+
+    def hours(self) -> Hourly:
+        "The hours, of a part of the log with the day before and the day after; a profile has none"
+        if self._is_log:
+            return _hours_of_log(self.name.partition(":")[2], self.settings, self.only)
+        return Hourly() if self._frame is None else hourly_of(self._frame, self.time)
+
+    @property
+    def _is_log(self) -> bool:
+        return self.name == "log" or self.name.startswith("log:")
+
+    @cached_property
+    def _path(self) -> Path:
+        "The file; raises `ProfileError` where there is none that can be compared"
+        path = self.settings.path(self.settings.bundle if self.name == "bundle" else self.name)
+        if path.is_dir() or self.name == "bundle":
+            path = self.only.folder(path) / "reference.profile"
+        elif self.only and path.is_file() and _begins(path) == b"WHY1":
+            raise ProfileError(f"{self.name} is one profile, its rows cannot be chosen by {self.only}; give a table, the log, or a bundle")
+        if not path.is_file():
+            raise ProfileError(_no_such(self.name, path))
+        if not _begins(path):
+            raise ProfileError(f"{path} is empty; write one of: {FORMS}")
+        return path
+
+    @cached_property
+    def _frame(self):
+        "The table; None where the file is a profile"
+        head = _begins(self._path)
+        if head == b"WHY1":
+            return None
+        frame = self.only.rows(_parquet(self._path) if head == b"PAR1" else _csv(self._path, self.reference))
+        if not len(frame):
+            raise ProfileError(f"{self.name} holds no rows{f' of {self.only}' if self.only else ''}")
+        return frame
+
+
 def read_windows(
     source: str,  # as in `FORMS`
     settings,  # of the project
     by: str | None = None,  # month, day or hour; default: one window of everything
-    time: str | None = None,  # name of the time column of a table
     only: Only = Only(),  # rows of one version, arm or segment
-    reference: Callable[[], Profile] | None = None,  # asked which columns of a CSV file are texts; default: those that are no numbers
 ) -> dict[str, Profile]:  # label -> profile, in the order of time
     "The profiles of a source, a window each; raises `ProfileError` where it is none or holds no rows"
-    if source == "log" or source.startswith("log:"):
-        return _log_windows(source, settings, by, only)
-    path = settings.path(settings.bundle if source == "bundle" else source)
-    if path.is_dir() or source == "bundle":
-        path = only.folder(path) / "reference.profile"
-    elif only and path.is_file() and _begins(path) == b"WHY1":
-        raise ProfileError(f"{source} is one profile, its rows cannot be chosen by {only}; give a table, the log, or a bundle")
-    if not path.is_file():
-        raise ProfileError(_no_such(source, path))
-    head = _begins(path)
-    if not head:
-        raise ProfileError(f"{path} is empty; write one of: {FORMS}")
-    if head == b"WHY1":
-        return {_label(source): _whole(Profile.read(path), source, by)}
-    frame = only.rows(_table(path, reference))
-    if not len(frame):
-        raise ProfileError(f"{source} holds no rows{f' of {only}' if only else ''}")
-    return split(frame, by, time) if by else {_label(source): Profile.of(frame)}
-
-
-def read_hours(
-    source: str,  # as in `FORMS`, one that `read_windows` can read
-    settings,  # of the project
-    time: str | None = None,  # the others as there
-    only: Only = Only(),
-    reference: Callable[[], Profile] | None = None,
-) -> Hourly:
-    "The hours of a source, of a part of the log with the day before and the day after; a profile has none"
-    if source == "log" or source.startswith("log:"):
-        return _hours_of_log(source.partition(":")[2], settings, only)
-    path = settings.path(source)
-    if source == "bundle" or not path.is_file() or _begins(path) == b"WHY1":
-        return Hourly()
-    return hourly_of(only.rows(_table(path, reference)), time)
+    return Source(source, settings, only=only).windows(by)
 
 
 def _begins(path: Path) -> bytes:
@@ -605,10 +629,6 @@ def _no_such(source: str, path: Path) -> str:
     return f"{source!r} is no such file{did_you_mean(source, ('bundle', 'log'))}; write one of: {FORMS}"
 
 # %% ../../nbs/monitoring/00_drift.ipynb #fc4c425a
-def _table(path: Path, reference: Callable[[], Profile] | None):
-    return _parquet(path) if _begins(path) == b"PAR1" else _csv(path, reference)
-
-
 def _parquet(path: Path):
     "The table in a Parquet file"
     import pandas as pd

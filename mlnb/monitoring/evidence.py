@@ -194,14 +194,14 @@ def hours_of(
     "A column from hour to hour, beside what the other columns and the hours around it tell"
     import pandas as pd
 
-    from mlnb.monitoring.drift import Only, read_hours
+    from mlnb.monitoring.drift import Only, Source
     from mlnb.monitoring.judgement import WindowHours
     from mlnb.monitoring.rules import _reference
 
     course, window, segment = None, alert.get("window"), alert.get("segment", "")
     try:
         if window and (null := _reference(settings, segment)[1]):
-            hourly = read_hours(f"log:{window}", settings, only=Only(alert.get("version") or None, segment=segment or None))
+            hourly = Source(f"log:{window}", settings, only=Only(alert.get("version") or None, segment=segment or None)).hours()
             course = WindowHours(null, hourly).course(window, column)
     except (MlnbError, OSError) as e:
         _say("No hours", e)

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['KINDS', 'setting', 'of_table', 'Finding', 'short', 'Look', 'kind', 'Rule', 'ended_window', 'span', 'of_segment',
            'DriftRule', 'Moved', 'Score', 'PerformanceRule', 'decisions_of', 'fetch', 'ask', 'counts_of', 'since_then',
-           'quantile', 'ServiceRule', 'from_variable', 'FreshnessRule', 'duration', 'RunsRule', 'rules_of', 'Looked',
-           'look']
+           'quantile', 'ServiceRule', 'from_variable', 'FreshnessRule', 'RunsRule', 'rules_of', 'Looked', 'look']
 
 # %% ../../nbs/monitoring/06_rules.ipynb #015695b5
 import datetime as dt
@@ -211,7 +210,7 @@ class Moved:
 
 def _drifted(settings, rule: DriftRule, window) -> list[Moved]:
     "The columns that moved in a window: beyond what is ordinary where the bundle knows that of such windows, else beyond the rule's level"
-    from mlnb.monitoring.drift import Only, compare, read_hours
+    from mlnb.monitoring.drift import Only, Source, compare
     from mlnb.monitoring.judgement import judge
 
     now, columns = _window_of(settings, rule, window), list(rule.columns)
@@ -221,7 +220,7 @@ def _drifted(settings, rule: DriftRule, window) -> list[Moved]:
     found = [Moved(name, f"{short(name, 80)} is in the reference and in no prediction") for name in lost]
     if null is None or rule.window == "hour":
         return found + _beyond_level(drift.windows[0], rule.level)
-    hourly = read_hours(f"log:{window}", settings, only=Only(rule.version or None, segment=rule.segment or None))
+    hourly = Source(f"log:{window}", settings, only=Only(rule.version or None, segment=rule.segment or None)).hours()
     return found + _beyond_null(judge(drift, null, rule.window, columns, hourly).windows[0])
 
 
@@ -604,20 +603,12 @@ class FreshnessRule(Rule):
                 yield self._old(what, moment, age, limit)
 
     def _old(self, what: str, moment: dt.datetime | None, age: float, limit: int) -> Finding:
+        from mlnb.data.context import duration
+
         if moment is None:
             return self.finding(what, f"there is no {what} yet", limit=float(limit))
-        words = f"the newest {what} is {duration(age)} old ({moment:%Y-%m-%d %H:%M} UTC), {duration(limit)} is the limit"
+        words = f"the newest {what} is {duration(60 * age)} old ({moment:%Y-%m-%d %H:%M} UTC), {duration(60 * limit)} is the limit"
         return self.finding(what, words, value=age, limit=float(limit), details={"newest": str(moment)})
-
-
-def duration(
-    minutes: float,
-) -> str:
-    "A length of time for people: the largest unit of which there are two"
-    for unit, size in (("day", 1440), ("hour", 60)):
-        if minutes >= 2 * size:
-            return f"{minutes / size:.0f} {unit}s"
-    return f"{minutes:.0f} minutes"
 
 
 def _newest_context(settings) -> dt.datetime | None:
@@ -674,10 +665,12 @@ class RunsRule(Rule):
         return self.finding(pipeline, words, value=float(len(ended)), limit=float(self.failures), details=details)
 
     def _late(self, pipeline: str, look: Look) -> Iterator[Finding]:
+        from mlnb.data.context import duration
+
         newest = next(iter(look.records.runs(1, pipeline, "succeeded")), None)
         age = math.inf if newest is None else (look.now - newest["started"]).total_seconds() / 60
         if age > self.hours * 60:
-            told = f"no run of pipeline '{pipeline}' has succeeded " + ("yet" if newest is None else f"for {duration(age)}")
+            told = f"no run of pipeline '{pipeline}' has succeeded " + ("yet" if newest is None else f"for {duration(60 * age)}")
             value = None if newest is None else age / 60
             words = f"{told}, {self.hours} hours is the limit"
             yield self.finding(f"{pipeline}: late", words, value=value, limit=float(self.hours), details={"pipeline": pipeline})

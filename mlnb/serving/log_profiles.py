@@ -124,6 +124,17 @@ class _List:
                 found.setdefault(number, {})[name] = None
         return {number: list(names) for number, names in found.items()}
 
+    def windows(self, period: str, length: int | None, what: tuple) -> Iterator[tuple[str, list[tuple[int, str]]]]:
+        "The windows of a period that have profiles, with the fewest (place, month, day or hour) that are all of each"
+        groups: dict[str, list[str]] = {}
+        for hour in sorted(hour for hour in self.hours if hour.startswith(period)):
+            groups.setdefault(hour[:length] if length else period, []).append(hour)
+        numbers = self.asked(*what)
+        for label, hours in groups.items():
+            covered = self.cover(hours, {name for name in self.whole if len(name) >= len(label)})
+            if parts := [(number, at) for number in numbers for at in covered.get(number, ())]:
+                yield label, parts
+
 
 class HourStore:
     "Profiles of the log by model version, arm and hour, in a folder or fsspec URL"
@@ -219,20 +230,11 @@ class HourStore:
         raise ProfileError(f"a profile of the log is gone ({gone}); remove {self.folder}/{_LIST} to have all made again")
 
     def _hourly(self, found: _List, period: str, what: tuple) -> Hourly:
-        hours = sorted(hour for hour in found.hours if hour.startswith(period))
-        covered = found.cover(hours, {name for name in found.whole if len(name) >= len(period)})
-        parts = ((number, at) for number in found.asked(*what) for at in covered.get(number, ()))
-        return Hourly.merged(self._read_hourly(found, number, at) for number, at in parts)
+        return Hourly.merged(self._read_hourly(found, *part) for _, parts in found.windows(period, None, what) for part in parts)
 
     def _windows(self, found: _List, period: str, length: int | None, what: tuple) -> Iterator[tuple[str, Profile]]:
-        groups: dict[str, list[str]] = {}
-        for hour in sorted(hour for hour in found.hours if hour.startswith(period)):
-            groups.setdefault(hour[:length] if length else period, []).append(hour)
-        numbers = found.asked(*what)
-        for label, hours in groups.items():
-            covered = found.cover(hours, {name for name in found.whole if len(name) >= len(label)})
-            if named := [(found.places[n], at) for n in numbers for at in covered.get(n, ())]:
-                yield label, Profile.merged(self._read(*name) for name in named)
+        for label, parts in found.windows(period, length, what):
+            yield label, Profile.merged(self._read(found.places[number], at) for number, at in parts)
 
     def held(self) -> tuple[set[str], set[str]]:
         "The model versions and the arms that have profiles"

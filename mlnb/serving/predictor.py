@@ -19,7 +19,7 @@ from itertools import repeat
 import msgspec
 import numpy as np
 
-from ..data.context import Columns, span
+from ..data.context import Columns, duration
 from ..models.bundle import DECISION_TIME, Bundle, Field, entity_keys, records_of
 from ..project.errors import ServingError
 from .predictions import OWN, Prediction, PredictionLog, as_batch, as_column
@@ -279,7 +279,7 @@ class Predictor:
         if np.isnat(moments[row]):
             return Refusal(503, f"no context is known for row {place}, decided at {at}; {mend}", row=place, context_limit_minutes=limit)
         age = int(ages[row])
-        message = f"the newest context for row {place}, decided at {at}, is {span(age)} old, the limit is {limit} minutes; {mend}"
+        message = f"the newest context for row {place}, decided at {at}, is {duration(age)} old, the limit is {limit} minutes; {mend}"
         return Refusal(503, message, row=place, context_age_seconds=age, context_limit_minutes=limit)
 
     def _records(self, rows: Rows, entities, features, answers, started) -> list[Prediction]:

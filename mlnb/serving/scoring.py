@@ -24,7 +24,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 import mlnb
-from ..data.context import Columns, span
+from ..data.context import Columns, duration
 from ..models.bundle import DECISION_TIME, Bundle, context_columns, entity_keys
 from ..pipelines.products import lock
 from ..project.errors import ServingError
@@ -149,7 +149,7 @@ class Scorer:
         "The problems of rows whose context is missing or too old"
         told = []
         for at, moment in zip(decisions, moments, strict=True):
-            age = "no context is known" if np.isnat(moment) else f"the newest context is {span((at - moment).astype(int))} old"
+            age = "no context is known" if np.isnat(moment) else f"the newest context is {duration((at - moment).astype(int))} old"
             told.append(f"{age} at {at}Z")
         return problem_table(numbers, DECISION_TIME.name, told, f"a moment with a context at most {self.limit // 60} minutes older")
 

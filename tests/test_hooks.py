@@ -12,7 +12,7 @@ import toy_project
 from mlnb.models.bundle import Bundle, Field, Samples, write_bundle
 from mlnb.models.hooks import Model
 from mlnb.project.errors import BundleError
-from mlnb.serving.predictions import read
+from mlnb.serving.predictions import read, tables
 
 TREES = '''
 import lightgbm
@@ -154,6 +154,30 @@ def test_a_model_of_another_library_is_served_to_the_bit(project, name, files, f
     assert table["entity"].tolist() == [f"N{i}" for i in range(40)] and set(features) <= set(table)
 
 
+WAYS = (
+    b'{"tail": "N\\u00e9\\"1", "distance": 1400, "delay": -3}',
+    '{"delay":-3.0,"tail":"Né\\"1","distance":1.4e3}'.encode(),
+    '{\n  "tail": "Né\\"1",\n  "distance": 1400.0,\n  "delay": -3\n}\n'.encode(),
+    '[{"tail": "Né\\"1", "distance": 1400, "delay": -3}]'.encode(),
+    '{"tail": "Né\\"1", "distance": 1400, "delay": -3, "decision_time": "2013-07-01T05:00:00Z"}'.encode(),
+    b" " * 5000 + '{"tail": "Né\\"1", "distance": 1400, "delay": -3}'.encode(),
+)
+
+
+@pytest.mark.parametrize("way", range(len(WAYS)))
+def test_a_row_is_the_same_in_the_log_whichever_way_it_was_written(project, way):
+    with serving(project, "length") as url:
+        answer = httpx.post(f"{url}/predict", content=WAYS[way]).json()
+        said = answer if isinstance(answer, dict) else answer[0]
+    (file,) = [f for f in (project / ".mlnb/length").iterdir() if said["request_id"] in f.read_text()]
+    ((table),) = tables(file, damaged := [])
+    names = ("tail", "distance", "delay")
+    assert [table[f"input.{n}"].to_pylist() for n in names] == [['Né"1'], [1400.0], [-3.0]] and not damaged
+    assert [table[f"features.{n}"] for n in names] == [table[f"input.{n}"] for n in names]
+    assert [str(table.schema.field(f"input.{n}").type) for n in names] == ["string", "double", "double"]
+    assert "features.decision_time" not in table.column_names and file.stat().st_size < 800
+
+
 def test_the_hook_decides(project):
     bundle = Bundle.load(project / "linear")
     assert bundle.decide(np.array([0.2, 0.3, 0.89, 0.95])).tolist() == [False, True, True, False]
@@ -220,6 +244,18 @@ class Scalar(Half):
         return request | {"month": 7}
 
 
+class Writes(Half):
+    def features(self, request, context):
+        request["distance"] /= 1000
+        return request
+
+
+class WritesLater(Half):
+    def predict(self, features):
+        features["delay"][features["delay"] < 0] = 0
+        return super().predict(features)
+
+
 class Bare:
     def save(self, folder):
         pass
@@ -231,6 +267,8 @@ class Bare:
     (OneDecision(), {}, r"decision has shape \(\)"),
     (Scalar(), {}, r"month has shape \(\)"),
     (Half(), {"numeric": ["speed"]}, "feature 'speed' comes from neither"),
+    (Writes(), {}, r"Writes or its features write to a column of the request.* write to a copy of it: column.copy\(\)"),
+    (WritesLater(), {}, "WritesLater or its features write to a column of the request"),
     (Half(), {"request_features": "toy.features.request_features"}, "leave request_features out"),
     (Bare(), {}, "has no hook `features`"),
 ])  # fmt: skip

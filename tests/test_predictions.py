@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 import pytest
+from msgspec.structs import replace
 
 from mlnb.project.errors import ServingError
 from mlnb.serving.log_reader import as_frame
@@ -80,6 +81,22 @@ def test_a_feature_that_is_an_input_is_written_once_and_read_twice(tmp_path, cut
     assert second["features.wind"].to_pylist() == [1.5, None, 2.5, None]
 
 
+def test_a_line_says_once_what_was_sent_and_seen(tmp_path):
+    log, raw = PredictionLog(tmp_path), {"carrier": "UA", "flight": 7, "distance": 2**60, "delay": 1}
+    form = {"input": raw, "unseen": ["delay", "decision_time"], "integers": ["flight"]}
+    log.append([replace(prediction(i), **form | {"features": {"delay": i + 0.5}}) for i in range(2)])
+    log.append([replace(prediction(2), input=raw), replace(prediction(3), **form | {"features": {}, "unseen": None})])
+    log.close()
+    (file,) = tmp_path.iterdir()
+    seen, whole, unseen = tables(file, [])
+    of = lambda table, prefix: {n.removeprefix(prefix): table[n].to_pylist()[0] for n in table.column_names if n.startswith(prefix)}
+    assert of(seen, "input.") == raw | {"distance": 2.0**60, "delay": 1.0}
+    assert of(seen, "features.") == {"carrier": "UA", "flight": 7.0, "distance": 2.0**60, "delay": 0.5}
+    assert (of(whole, "input."), of(whole, "features.")) == (raw, {"carrier": "UA", "wind": 3.5})
+    assert of(unseen, "features.") == {} and isinstance(of(seen, "features.")["flight"], float)
+    assert [len(table) for table in (seen, whole, unseen)] == [2, 1, 1]
+
+
 def test_an_empty_log(tmp_path):
     assert len(read(tmp_path / "nowhere")) == 0 and "entity" in read(tmp_path).columns
 
@@ -140,6 +157,14 @@ def test_a_file_removed_under_the_log_swallows_nothing(tmp_path):
     (tmp_path / "log").rmdir()
     log.append([prediction(1)])
     assert read(tmp_path / "log")["request_id"].tolist() == ["r1"]
+
+
+def test_a_file_moved_under_the_log_goes_on(tmp_path):
+    log = PredictionLog(tmp_path / "log")
+    log.append([prediction(0)])
+    (tmp_path / "log").rename(tmp_path / "moved")
+    log.append([prediction(1)])
+    assert read(tmp_path / "moved")["request_id"].tolist() == ["r0", "r1"] and not (tmp_path / "log").exists()
 
 
 def test_a_log_that_cannot_be_written_says_so(tmp_path):

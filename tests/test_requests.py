@@ -139,3 +139,14 @@ def test_a_nested_value_is_a_wrong_request_at_any_depth(depth, value):
 def test_another_encoding_is_refused(encoding):
     with pytest.raises(RequestError, match=r"UTF-8|JSON"):
         SCHEMA.decode(body(carrier='"\u00e9"').decode().encode(encoding))
+
+
+def test_what_stands_for_a_row_in_the_log():
+    plain = RequestSchema(FIELDS[:3])
+    logged = lambda schema, data: schema.as_sent(data, *schema.decode(data))
+    one = body(departure=None)
+    assert [bytes(raw) for raw in logged(plain, one)] == [one]
+    changed = (b"[" + one + b"]", one.replace(b" ", b"\n"), one + b" " * 1000, body(departure=None, decision_time='"2013-07-01T05:00:00Z"'))
+    for data in changed:
+        assert logged(plain, data) == plain.decode(data)[0]
+    assert logged(SCHEMA, body()) == SCHEMA.decode(body())[0]

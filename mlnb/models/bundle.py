@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import floor
@@ -290,7 +291,9 @@ class Bundle:
         request: Columns,  # (n,) each, the request fields
         context: Columns,  # (n,) each, what was known for each row
     ) -> Columns:  # (n,) each, in the order of the manifest
-        "The features that the predictor expects"
+        "The features that the predictor expects; the columns of the request, which are logged as they were sent, cannot be written to"
+        for column in request.values():
+            column.setflags(write=False)
         found = self.predictor.features(request, context) if self._has_hooks else self.request_features(request) | context
         return {name: found[name] for name in self.feature_names or found}
 
@@ -352,15 +355,29 @@ def _check_shape(what: str, column, n: int):
         raise BundleError(f"{what} has shape {np.shape(column)} for {n} rows; give one value a row: a numpy array of shape ({n},)")
 
 
+@contextmanager
+def _writing_told(bundle: Bundle):
+    "Turn numpy's error on writing to a column of the request into a `BundleError`"
+    try:
+        yield
+    except ValueError as e:
+        if "read-only" not in str(e):
+            raise
+        told = f"{bundle.manifest.predictor} or its features write to a column of the request, which is logged as it was sent"
+        raise BundleError(f"{told}; write to a copy of it: column.copy()") from e
+
+
 def _compute(bundle: Bundle, requests: list[dict], newest: Callable) -> tuple[Columns, np.ndarray]:
     "Features and probabilities of raw requests, as the service computes them"
     request = columns_of(bundle.request, requests)
     context = _sample_context(bundle, request, requests, newest)
-    try:
-        features = bundle.features(request, context)
-    except KeyError as e:
-        raise BundleError(f"feature {e} comes from neither the request nor the context; name features that the functions give") from None
-    probability = bundle.predict(features)
+    with _writing_told(bundle):
+        try:
+            features = bundle.features(request, context)
+        except KeyError as e:
+            where = "comes from neither the request nor the context"
+            raise BundleError(f"feature {e} {where}; name features that the functions give") from None
+        probability = bundle.predict(features)
     for name, column in {**features, "probability": probability, "decision": bundle.decide(probability)}.items():
         _check_shape(name, column, len(requests))
     return features, probability

@@ -32,7 +32,7 @@ class Model:
 
     def features(
         self,
-        request: dict[str, np.ndarray],  # (n,) each, what the caller sent
+        request: dict[str, np.ndarray],  # (n,) each, what the caller sent; to be copied before anything is written to it
         context: dict[str, np.ndarray],  # (n,) each, what was known for each row; empty without a context
     ) -> dict[str, np.ndarray]:  # (n,) each
         "What the model sees, which is logged with the prediction; default: all of it"

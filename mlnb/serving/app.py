@@ -283,16 +283,16 @@ class Forms:
         return _by_type(self.readers[path], headers)
 
     def _read_rows(self, body: bytes):
-        raw, many = self.rows.decode(body)
-        return raw, _to_json if many else _first
+        rows, many = self.rows.decode(body)
+        return list(zip(rows, self.rows.as_sent(body, rows, many), strict=True)), _to_json if many else _first
 
     def rows_of(
         self,
-        raw: list,  # n decoded rows, of one request or of several
+        read: list[tuple],  # n decoded rows, of one request or of several, each with what stands for it in the log
     ) -> Rows:
         "Decoded rows as columns"
-        now = datetime.now(UTC)
-        return Rows(raw, self.rows.columns(raw), self.rows.decisions(raw, now), now)
+        (rows, raw), now = zip(*read, strict=True), datetime.now(UTC)
+        return Rows(raw, self.rows.columns(rows), self.rows.decisions(rows, now), now)
 
     def _of_table(self, table: Table) -> Rows:
         "The rows of a table that was checked"
@@ -479,9 +479,9 @@ class App:
         self.metrics.count(found[0], validity)
         return found
 
-    def _answer_rows(self, raw: list) -> list[Answer]:
+    def _answer_rows(self, read: list[tuple]) -> list[Answer]:
         "The logged and counted answers to decoded rows"
-        answers = self.predictor(self.forms.rows_of(raw))
+        answers = self.predictor(self.forms.rows_of(read))
         ages = [a.context_age_seconds for a in answers if a.context_age_seconds is not None]
         self.metrics.answered(answered_by(answers), max(ages, default=None), self.predictor)
         return answers

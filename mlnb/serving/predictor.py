@@ -76,9 +76,16 @@ def _times(column: np.ndarray) -> list[str]:
     return [moment.isoformat() + "Z" for moment in column.tolist()]
 
 
-def _row_features(features: dict[str, np.ndarray]) -> list[dict]:
+@lru_cache(1000)
+def _names(names: tuple[str, ...]):
+    "Names as the log has them: JSON that is made once"
+    return msgspec.Raw(msgspec.json.encode(names))
+
+
+def _row_features(features: dict[str, np.ndarray], rows: int) -> list[dict]:
     "Columns of features as one dictionary a row"
-    names = tuple(features)
+    if not (names := tuple(features)):
+        return [{}] * rows
     return [dict(zip(names, row, strict=True)) for row in zip(*(c.tolist() for c in features.values()), strict=True)]
 
 # %% ../../nbs/serving/05_predictor.ipynb #a79dbe83
@@ -101,19 +108,12 @@ class Rows:
         places: Sequence[int],  # m of the rows
     ) -> "Rows":
         "Some of the rows"
-        request = {name: _taken(column, places) for name, column in self.request.items()}
+        request = {name: column.take(places) for name, column in self.request.items()}
         return Rows(self.raw and [self.raw[i] for i in places], request, self.decisions[places], self.received, places, self.fields)
 
     def records(self) -> Sequence:  # n
         "The rows as JSON objects, or what becomes such"
         return records_of(self.fields, self.request | {DECISION_TIME.name: self.decisions}) if self.raw is None else self.raw
-
-
-def _taken(column: np.ndarray, places: Sequence[int]) -> np.ndarray:
-    "The values at some places; what may not be written to stays so"
-    taken = column.take(places)
-    taken.flags.writeable = column.flags.writeable
-    return taken
 
 # %% ../../nbs/serving/05_predictor.ipynb #3dcf9a50
 @dataclass(frozen=True)
@@ -150,8 +150,8 @@ class Said:
 
 
 def _as_sent(features: Columns, request: Columns) -> dict[str, str]:
-    "The features that are a column of the request, and one that nobody can have written to"
-    fields = {id(column): name for name, column in request.items() if not column.flags.writeable}
+    "The features that are a column of the request, and of which"
+    fields = {id(column): name for name, column in request.items()}
     return {name: fields[id(column)] for name, column in features.items() if id(column) in fields}
 
 
@@ -197,6 +197,9 @@ class Predictor:
         arm: str = CHAMPION,  # which part of the traffic it answers
     ):
         self.bundle, self.store, self.log, self.limit, self.arm = bundle, store, log, context_limit_minutes * 60, arm
+        self._integers = _names(tuple(f.name for f in bundle.request if f.type == "integer"))
+        self._times = {f.name for f in bundle.request if f.type == "time"}
+        self._fields = [f.name for f in (*bundle.request, DECISION_TIME)]
 
     counts, problem = {}, None  # of what goes on beside the requests: nothing
 
@@ -285,9 +288,19 @@ class Predictor:
     def _records(self, rows: Rows, entities, features, answers, started) -> list[Prediction]:
         "What is logged of each answer"
         logged_at, latency = rows.received.strftime("%Y-%m-%dT%H:%M:%SZ"), round((time.perf_counter() - started) * 1e3, 3)
-        parts = zip(answers, entities, _times(rows.decisions), rows.records(), _row_features(features), strict=True)
+        made, unseen = self._parted(features, rows.request)
+        parts = zip(answers, entities, _times(rows.decisions), rows.records(), _row_features(made, len(rows)), strict=True)
         said = lambda a: (a.model_version, a.arm, a.context_moment or "", latency, a.probability, a.decision)
-        return [Prediction(a.request_id, entity, at, logged_at, *said(a), row, seen) for a, entity, at, row, seen in parts]
+        form = None if unseen is None else _names(unseen), self._integers
+        return [Prediction(a.request_id, entity, at, logged_at, *said(a), row, seen, *form) for a, entity, at, row, seen in parts]
+
+    def _parted(self, features: Columns, request: Columns) -> tuple[Columns, tuple[str, ...] | None]:
+        "The features that are not a field of the request under its own name, and the fields that are no feature, where some are"
+        sent = {name for name, column in features.items() if request.get(name) is column} - self._times  # a time is written otherwise
+        if not sent:
+            return features, None
+        made = {name: column for name, column in features.items() if name not in sent}
+        return made, tuple(name for name in self._fields if name not in sent)
 
 # %% ../../nbs/serving/05_predictor.ipynb #adf2fc55
 def log_first(

@@ -44,7 +44,7 @@ class Together:
             raise busy()
         loop = asyncio.get_running_loop()
         if not self.waiting:
-            loop.call_soon(self._turn)
+            loop.call_soon(loop.call_soon, self._turn)  # a look at the sockets lies between the two
         self.waiting.append(request := Waiting(rows, since, loop.create_future()))
         return await request.answers
 

@@ -3311,6 +3311,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                               'mlnb/serving/predictor.py'),
                                         'mlnb.serving.predictor.request_ids': ( 'serving/predictor.html#request_ids',
                                                                                 'mlnb/serving/predictor.py'),
+                                        'mlnb.serving.predictor.rows_by': ('serving/predictor.html#rows_by', 'mlnb/serving/predictor.py'),
                                         'mlnb.serving.predictor.tables_of': ( 'serving/predictor.html#tables_of',
                                                                               'mlnb/serving/predictor.py')},
             'mlnb.serving.requests': { 'mlnb.serving.requests.JsonObject': ('serving/requests.html#jsonobject', 'mlnb/serving/requests.py'),

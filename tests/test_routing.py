@@ -4,6 +4,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import compress
@@ -208,7 +209,9 @@ def test_a_table_that_the_challenger_fails_on_in_part(router, tmp_path, percent)
     carriers = ["RAISE" if i % 25 == 7 else "UA" for i in range(200)]
     rows = rows_of(both.bundle, 200, carrier=carriers)
     table = replace(rows, raw=None, sent=pa.RecordBatch.from_pylist(rows.raw), fields=both.bundle.request)
-    answers = both.table(table).to_pylist()
+    found, who = both.table(table)
+    answers = found.to_pylist()
+    assert who == Counter((a["model_version"], a["arm"]) for a in answers)
     drawn = Split("odd", percent)(entity_keys(both.bundle.entity, rows.request))
     wanted = ["challenger" if d and c == "UA" else "champion" for d, c in zip(drawn, carriers, strict=True)]
     assert [a["arm"] for a in answers] == wanted

@@ -42,14 +42,10 @@ _who = attrgetter("model_version", "arm")
 
 
 def answered_by(
-    answers,  # n, a list of `Answer` or a table of them
+    answers: list[Answer],  # n
 ) -> Counter:  # version and arm -> rows
     "Who has answered how many rows"
-    if isinstance(answers, list):
-        return Counter(map(_who, answers))
-    arms, versions = answers["arm"], answers["model_version"]  # of one table, an arm has one version
-    counted = arms.value_counts().to_pylist()
-    return Counter({(versions[arms.index(each["values"]).as_py()].as_py(), each["values"]): each["counts"] for each in counted})
+    return Counter(map(_who, answers))
 
 
 _EDGES = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1, 2.5)
@@ -493,9 +489,8 @@ class App:
     def _answer_table(self, rows: Rows) -> tuple:
         import pyarrow.compute as pc
 
-        answers = self.predictor.table(rows)
-        age, who = pc.max(answers["context_age_seconds"]).as_py(), answered_by(answers)
-        self.metrics.answered(who, age, self.predictor)
+        answers, who = self.predictor.table(rows)
+        self.metrics.answered(who, pc.max(answers["context_age_seconds"]).as_py(), self.predictor)
         return answers, who
 
 # %% ../../nbs/serving/10_app.ipynb #1b1df1bd

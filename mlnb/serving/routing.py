@@ -28,7 +28,7 @@ from ..models.watcher import Releases, Version, ensure_watcher, fit, followed, l
 from ..project.errors import ServingError, SettingError
 from ..project.files import write_whole
 from .predictor import CHALLENGER, CHAMPION, Answer, Predictor, Refusal, Rows, Said
-from .predictor import log_first, places_of, request_ids, tables_of
+from .predictor import log_first, places_of, request_ids, rows_by, tables_of
 from .shadow import Shadow
 
 # %% ../../nbs/serving/07_routing.ipynb #396b1c04
@@ -234,12 +234,12 @@ def _said_of_part(predictor: Predictor, asked: Asked, places: Sequence[int]) -> 
 
 
 def _score_table(arms: Arms, asked: Asked):
-    "Answers of a table in the order of its rows, and what is to be logged"
+    "Answers of a table in the order of its rows, what is to be logged, and who has answered how many rows"
     started, parts = time.perf_counter(), _parts(arms, asked, _said_of_part)
     if said := parts[0][1] if len(parts) == 1 else Said.of_parts(parts, asked.rows.request):
         answers, batch = tables_of(asked.rows, asked.entities, asked.ids, asked.rows.sent, said, started)
-        return answers, [batch]
-    return _tables_apart(asked, parts, started)
+        return answers, [batch], rows_by(parts)
+    return *_tables_apart(asked, parts, started), rows_by(parts)
 
 
 def _tables_apart(asked: Asked, parts: list[tuple], started: float):
@@ -304,15 +304,15 @@ class Router:
     def table(
         self,
         rows: Rows,  # n, of a table
-    ):  # pyarrow.RecordBatch, the fields of `Answer`, in the order of the rows
+    ) -> tuple:  # pyarrow.RecordBatch, the fields of `Answer`, in the order of the rows; who has answered how many rows
         "The logged answers; raises `Refusal`"
         arms = self._arms
         asked = Asked(rows, entity_keys(arms.champion.bundle.entity, rows.request), request_ids(len(rows)))
-        answers, batches = _score_table(arms, asked)
+        answers, batches, who = _score_table(arms, asked)
         log_first(self.log.append_tables, batches)
         if arms.shadow:
             _cast(arms.shadow, asked, answers["arm"].to_pylist())
-        return answers
+        return answers, who
 
     @property
     def bundle(self) -> Bundle:

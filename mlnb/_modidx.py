@@ -3194,6 +3194,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'mlnb/serving/predictions.py'),
                                           'mlnb.serving.predictions._File._cut': ( 'serving/predictions.html#_file._cut',
                                                                                    'mlnb/serving/predictions.py'),
+                                          'mlnb.serving.predictions._File._release': ( 'serving/predictions.html#_file._release',
+                                                                                       'mlnb/serving/predictions.py'),
                                           'mlnb.serving.predictions._File.append': ( 'serving/predictions.html#_file.append',
                                                                                      'mlnb/serving/predictions.py'),
                                           'mlnb.serving.predictions._File.close': ( 'serving/predictions.html#_file.close',

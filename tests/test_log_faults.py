@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 
 import pytest
 from test_compactor import ids_in_parquet
@@ -16,13 +17,13 @@ from mlnb.project.errors import ServingError
 from mlnb.serving import predictions as p
 from mlnb.serving.compactor import Compactor
 from mlnb.serving.log_reader import LogReader
-from mlnb.serving.predictions import PredictionLog
+from mlnb.serving.predictions import PredictionLog, read
 
 WORKER = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
 from test_compactor import columns, prediction
-from mlnb.serving.predictions import PredictionLog
+from mlnb.serving.predictions import PredictionLog, read
 log = PredictionLog(sys.argv[2], sync=sys.argv[4], rotate_mb=1)
 log._rotate = 100_000
 number, step = int(sys.argv[3]) * 100_000, 0
@@ -244,6 +245,21 @@ def test_threads_append_one_after_the_other(tmp_path):
         thread.join()
     table = LogReader(tmp_path).frame()
     assert len(table) == table["request_id"].nunique() == 400 and table.attrs["torn"] == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system takes no advice on its cache")
+def test_what_is_on_the_disk_leaves_memory_and_the_page_of_the_end_stays(tmp_path, monkeypatch, one_hour):
+    released, advise = [], os.posix_fadvise
+    monkeypatch.setattr(p.os, "posix_fadvise", lambda number, *what: (released.append(what[:2]), advise(number, *what)))
+    log, written = PredictionLog(tmp_path, "always"), 0
+    while len(released) < 3:
+        log.append([prediction(written + i) for i in range(100)])
+        written += 100
+    (file,) = tmp_path.iterdir()
+    for (begin, size), (following, _) in pairwise(released):
+        assert size >= p.RELEASE and following == (begin + size) // p.PAGE * p.PAGE
+    assert sum(released[-1]) < file.stat().st_size
+    assert read(tmp_path)["request_id"].nunique() == written
 
 
 def test_interval_syncs_beside_the_requests(tmp_path, monkeypatch):

@@ -6,9 +6,11 @@ import subprocess
 import sys
 import textwrap
 import time
+from types import SimpleNamespace
 
 import pytest
 from fork_servers import SMALL, WORK, ask, dismiss, kill, lives, loaded, private_folder
+from jupyter_client.session import Session
 from waiting import until
 
 from mlnb.notebooks import forkserver, kernels
@@ -352,3 +354,18 @@ def test_status_is_one_document(full):
     wanted = {"numpy", "pandas", "pyarrow", "matplotlib.pyplot", "torch", "nbclient", "papermill.execute", "ipykernel.debugger"}
     assert wanted <= set(server["loaded"])
     assert server["skipped"] == {} and server["waiting"] == []
+
+
+def test_a_kernel_has_its_key_before_anybody_finds_its_sockets(tmp_path, monkeypatch):
+    "It greets whoever subscribes, and a client takes nothing that is unsigned"
+    ports = {name: number for number, name in enumerate(forkserver.PORTS, 1)}
+    ahead, theirs = (str(tmp_path / name) for name in ("ahead", "theirs"))
+    for number in ports.values():
+        (tmp_path / f"ahead-{number}").touch()
+    (tmp_path / "kernel.json").write_text(json.dumps({"ip": theirs, "key": "secret", **ports}))
+    app = SimpleNamespace(ip=ahead, session=Session(key=b""), kernel=SimpleNamespace(record_ports=lambda ports: None), **ports)
+    keys, rename = [], os.rename
+    monkeypatch.setattr(forkserver.os, "rename", lambda old, new: (keys.append(app.session.key), rename(old, new)))
+    forkserver._take_sockets(app, str(tmp_path / "kernel.json"))
+    assert set(keys) == {b"secret"} and app.session.auth is not None
+    assert {p.name for p in tmp_path.glob("theirs-*")} == {f"theirs-{number}" for number in ports.values()}

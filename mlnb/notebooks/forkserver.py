@@ -386,16 +386,16 @@ def _pool_file(folder: str) -> str:
 
 
 def _take_sockets(app, path: str) -> None:
-    "Give the sockets and the session of `app` the names and the key of the connection file `path`"
+    "Give the session and the sockets of `app` the key and the names of the connection file `path`"
     with open(path) as file:
         info = json.load(file)
+    app.session.signature_scheme = info.get("signature_scheme", "hmac-sha256")
+    app.session.key = info["key"].encode()  # first: who finds the sockets is greeted at once, and takes nothing unsigned
     for name in PORTS:
         os.rename(f"{app.ip}-{getattr(app, name)}", f"{info['ip']}-{info[name]}")
     for name in PORTS:
         setattr(app, name, info[name])
     app.ip, app.connection_file = info["ip"], path
-    app.session.signature_scheme = info.get("signature_scheme", "hmac-sha256")
-    app.session.key = info["key"].encode()
     app.kernel.record_ports({name: info[name] for name in PORTS})
 
 

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -167,9 +168,10 @@ class _File:
             self._new = False
 
     def _release(self, size: int):
-        "Give back the memory that holds the first `size` bytes, which are on the disk"
+        "Give back the memory that holds the first `size` bytes, which are on the disk; it is advice, which a system need not take"
         if size - self._released >= RELEASE and hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self.number, self._released, size - self._released, os.POSIX_FADV_DONTNEED)
+            with suppress(OSError):
+                os.posix_fadvise(self.number, self._released, size - self._released, os.POSIX_FADV_DONTNEED)
             self._released = size // PAGE * PAGE  # the page of the end stays: the next append needs it
 
     def close(self):

@@ -257,7 +257,7 @@ def test_what_is_on_the_disk_leaves_memory_and_the_page_of_the_end_stays(tmp_pat
         written += 100
     (file,) = tmp_path.iterdir()
     for (begin, size), (following, _) in pairwise(released):
-        assert size >= p.RELEASE and following == (begin + size) // p.PAGE * p.PAGE
+        assert size >= p.RELEASE_BYTES and following == (begin + size) // p.PAGE_BYTES * p.PAGE_BYTES
     assert sum(released[-1]) < file.stat().st_size
     assert read(tmp_path)["request_id"].nunique() == written
 

@@ -143,7 +143,7 @@ def test_another_encoding_is_refused(encoding):
 
 def test_what_stands_for_a_row_in_the_log():
     plain = RequestSchema(FIELDS[:3])
-    logged = lambda schema, data: schema.as_sent(data, *schema.decode(data))
+    logged = lambda schema, data: schema.raw(data, *schema.decode(data))
     one = body(departure=None)
     assert [bytes(raw) for raw in logged(plain, one)] == [one]
     changed = (b"[" + one + b"]", one.replace(b" ", b"\n"), one + b" " * 1000, body(departure=None, decision_time='"2013-07-01T05:00:00Z"'))

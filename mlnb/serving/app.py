@@ -280,7 +280,7 @@ class Forms:
 
     def _read_rows(self, body: bytes):
         rows, many = self.rows.decode(body)
-        return list(zip(rows, self.rows.as_sent(body, rows, many), strict=True)), _to_json if many else _first
+        return list(zip(rows, self.rows.raw(body, rows, many), strict=True)), _to_json if many else _first
 
     def rows_of(
         self,

@@ -307,7 +307,8 @@ class Predictor:
 
     def _parted(self, features: Columns, request: Columns) -> tuple[Columns, tuple[str, ...] | None]:
         "The features that are not a field of the request under its own name, and the fields that are no feature, where some are"
-        sent = {name for name, column in features.items() if request.get(name) is column} - self._times  # a time is written otherwise
+        same = {name for name, field in _as_sent(features, request).items() if name == field}
+        sent = same - self._times  # a time is written otherwise
         if not sent:
             return features, None
         made = {name: column for name, column in features.items() if name not in sent}

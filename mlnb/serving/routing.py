@@ -236,10 +236,11 @@ def _said_of_part(predictor: Predictor, asked: Asked, places: Sequence[int]) -> 
 def _score_table(arms: Arms, asked: Asked):
     "Answers of a table in the order of its rows, what is to be logged, and who has answered how many rows"
     started, parts = time.perf_counter(), _parts(arms, asked, _said_of_part)
+    who = rows_by(parts)
     if said := parts[0][1] if len(parts) == 1 else Said.of_parts(parts, asked.rows.request):
         answers, batch = tables_of(asked.rows, asked.entities, asked.ids, asked.rows.sent, said, started)
-        return answers, [batch], rows_by(parts)
-    return *_tables_apart(asked, parts, started), rows_by(parts)
+        return answers, [batch], who
+    return *_tables_apart(asked, parts, started), who
 
 
 def _tables_apart(asked: Asked, parts: list[tuple], started: float):

@@ -2680,6 +2680,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                  'mlnb/project/template.py'),
                                        'mlnb.project.template.template_root': ( 'project/template.html#template_root',
                                                                                 'mlnb/project/template.py')},
+            'mlnb.project.text': {'mlnb.project.text.printable': ('project/text.html#printable', 'mlnb/project/text.py')},
             'mlnb.records': { 'mlnb.records.Records': ('records.html#records', 'mlnb/records.py'),
                               'mlnb.records.Records.__init__': ('records.html#records.__init__', 'mlnb/records.py'),
                               'mlnb.records.Records._id': ('records.html#records._id', 'mlnb/records.py'),

@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 
 import click
 
+from ..project.text import printable
+
 # %% ../../nbs/cli/19_console.ipynb #0390ac19
 def terminal(
     stderr: bool = False,
@@ -29,10 +31,10 @@ def terminal(
 def plain(
     text,
 ) -> str:
-    "Text that rich shall not read as markup"
+    "Text that is safe to show, and that rich does not read as markup"
     from rich.markup import escape
 
-    return escape(str(text))
+    return escape(printable(str(text)))
 
 
 def local_time(
@@ -45,8 +47,8 @@ def local_time(
 def print_json(
     value,
 ):
-    "Print one JSON document; what JSON does not know as its text"
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    "Print one JSON document, in ASCII; what JSON does not know as its text"
+    click.echo(json.dumps(value, indent=2, default=str))
 
 # %% ../../nbs/cli/19_console.ipynb #171a898a
 class Group(click.Group):

@@ -15,6 +15,7 @@ import click
 
 import mlnb
 from ..project.errors import MlnbError
+from ..project.text import printable
 
 # %% ../../nbs/cli/00_main.ipynb #a8b2df5e
 COMMANDS = {
@@ -80,7 +81,7 @@ SURROUNDINGS = {errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.ERO
 
 
 def _say(text: str) -> None:
-    click.echo(f"{click.style('Error', fg='red', bold=True)}: {text}", err=True)
+    click.echo(f"{click.style('Error', fg='red', bold=True)}: {printable(text, multiline=True)}", err=True)
 
 
 def main():

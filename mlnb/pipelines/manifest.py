@@ -18,6 +18,7 @@ from zlib import crc32
 import mlnb
 from .packages import folders, times
 from ..project.looks import is_sure, look
+from ..project.secrets import keyed_hash
 from ..project.settings import Settings
 
 # %% ../../nbs/pipelines/03_manifest.ipynb #876e3f93
@@ -34,7 +35,7 @@ class TaskState:
         return {"name": self.name, "state": self.state, "reasons": list(self.reasons), "notes": list(self.notes)}
 
 # %% ../../nbs/pipelines/03_manifest.ipynb #38fe6dea
-FORMAT = 1
+FORMAT = 2
 
 
 def folder(
@@ -54,11 +55,11 @@ def path(
 def key(
     settings: Settings,
     assignments: Iterable[str],  # parameters as on the command line, "seed=1"
-) -> list:
-    "What must be the same for a manifest to hold, before anything is looked at"
+) -> str:  # 64 hexadecimal digits
+    "What must be the same for a manifest to hold, before anything is looked at, as a hash that tells nothing. An OSError without its salt"
     values = {f.name: str(getattr(settings, f.name)) for f in fields(settings)}
-    variables = {n: v for n, v in sorted(os.environ.items()) if n.startswith("MLNB_") and n != "MLNB_ROOT"}
-    return [FORMAT, mlnb.__version__, sys.prefix, sys.version, folders(), values, variables, list(assignments)]
+    facts = [FORMAT, mlnb.__version__, sys.prefix, sys.version, folders(), values, list(assignments)]
+    return keyed_hash(json.dumps(facts), settings.path(".mlnb/tasks/@salt"))
 
 # %% ../../nbs/pipelines/03_manifest.ipynb #c564baec
 def is_pattern(
@@ -123,6 +124,9 @@ def read(
         if int(checksum) != crc32(text):
             return None
         document = json.loads(text)
+        if isinstance(document["key"], list):  # of an earlier mlnb, which kept variables and their secrets
+            path(settings).unlink()
+            return None
         return document if document["key"] == key(settings, assignments) and same(document) else None
     except (OSError, ValueError, TypeError, LookupError):
         return None

@@ -11,6 +11,11 @@ class MlnbError(Exception):
     "A mistake that the user can mend: shown as its text, never as a traceback"
     exit_code = 1
 
+    def __str__(self) -> str:
+        from mlnb.project.secrets import redacted
+
+        return redacted(super().__str__())
+
 
 class SettingError(MlnbError):
     "A setting in pyproject.toml or in the environment is unknown or has a wrong value"

@@ -11,6 +11,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from .errors import SettingError, did_you_mean
+from .permissions import make_folder, opener
 
 # %% ../../nbs/project/03_files.ipynb #5827d079
 def write_whole(
@@ -20,10 +21,10 @@ def write_whole(
 ) -> Path:
     "Write a file so that another process, or a kill at any moment, sees the old content or the new, never a part"
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     part = path.with_name(f".{path.name}.{uuid4().hex[:8]}.part")
     try:
-        with part.open("wb") as file:
+        with open(part, "xb", opener=opener) as file:
             file.write(content.encode() if isinstance(content, str) else content)
             if durable:
                 file.flush()

@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from .errors import SettingError, did_you_mean
+from .secrets import redacted
 
 # %% ../../nbs/project/01_settings.ipynb #38a9f7cb
 def _setting(default, form: str, choices=(), like: str = ""):
@@ -26,6 +27,8 @@ _URL, _LOCAL, _PACKAGE = r"\w[\w+.-]*://.+", r"(?!.*://).+", r"[^\W\d]\w*"
 _PRELOAD = ("ipykernel", "jupyter_client", "nbclient", "papermill", "numpy", "pandas", "pyarrow", "matplotlib", "torch")
 
 _FROM_ONE_ON = range(1, 1 << 31)
+
+_FILE_MODES = ("private", "group", "umask")
 
 
 @dataclass(frozen=True)
@@ -41,9 +44,12 @@ class Settings:
     records: str = _setting("sqlite:///.mlnb/records.db", 'records = "sqlite:///.mlnb/records.db", an SQLAlchemy URL', like=_URL)
     tracking: str = _setting("sqlite:///.mlnb/mlflow.db", 'tracking = "sqlite:///.mlnb/mlflow.db" or "http://host:5000"', like=_URL)
     track_runs: bool = _setting(True, "track_runs = true, or false: whether runs of the pipeline are logged to MLflow")
+    metrics: tuple = _setting((), 'metrics = ["auc", "test.*"], names or patterns of the metrics of a task that come first')
+    metric_limit: int = _setting(2000, "metric_limit = 2000, metrics of a task that are recorded, from 1 on", _FROM_ONE_ON)
     storage: str = _setting(".mlnb/storage", 'storage = ".mlnb/storage" or "s3://bucket/folder"')
     predictions: str = _setting(".mlnb/predictions", 'predictions = ".mlnb/predictions", a folder on this machine', like=_LOCAL)
     outcomes: str = _setting(".mlnb/outcomes", 'outcomes = ".mlnb/outcomes", a folder on this machine, until it is gathered', like=_LOCAL)
+    file_mode: str = _setting("umask", 'file_mode = "private", "group" or "umask": who may read data and products', _FILE_MODES)
     label_hours: int = _setting(24, "label_hours = 24, whole hours after a day until all its outcomes are known", range(1, 1 << 20))
     cost_alert: float = _setting(1.0, "cost_alert = 1.0, a number above 0: what an alert costs")
     cost_missed: float = _setting(0.0, "cost_missed = 3.0, a number above cost_alert; 0.0: from which the model's threshold follows")
@@ -74,6 +80,10 @@ class Settings:
     serving_packages: tuple = _setting((), 'serving_packages = ["s3fs"], packages for an image beyond what the model imports')
     alerts: dict = field(default_factory=dict, compare=False)  # name -> table of a rule, see mlnb.monitoring.rules
     channels: dict = field(default_factory=dict, compare=False)  # name -> table of a channel, see mlnb.monitoring.notify
+
+    def __repr__(self) -> str:
+        "As of any dataclass, without passwords in URLs"
+        return redacted(f"Settings({', '.join(f'{f.name}={getattr(self, f.name)!r}' for f in fields(self))})")
 
     def path(
         self,

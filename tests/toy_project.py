@@ -144,20 +144,6 @@ def run(root: Path, *command: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *command], cwd=root, env=environment(root), capture_output=True, text=True)
 
 
-def make(root: Path) -> Path:
-    "A project in `root` with its bundle and a day of context"
-    (root / "toy").mkdir(parents=True)
-    for name, text in {"__init__": "", "features": FEATURES, "model": MODEL, "bundle": BUNDLE}.items():
-        (root / "toy" / f"{name}.py").write_text(text)
-    (root / "pyproject.toml").write_text(dedent(PYPROJECT))
-    for name in ("bentofile.yaml", "Dockerfile.template"):
-        (root / name).write_text((REPOSITORY / name).read_text())
-    (root / "requirements.lock").write_text("numpy\n")
-    done = run(root, "-m", "toy.bundle")
-    assert done.returncode == 0, done.stderr
-    return root
-
-
 get, post, put = (partial(send, timeout=60) for send in (httpx.get, httpx.post, httpx.put))  # httpx itself waits 5 seconds
 
 
@@ -195,3 +181,66 @@ def is_alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (ProcessLookupError, FileNotFoundError):
         return False
+
+
+PLAIN_MODEL = '''
+import numpy as np
+
+from mlnb.models.hooks import Model
+
+
+class Scorecard(Model):
+    def predict(self, features):
+        return 1 / (1 + np.exp(3 - features["age"] / 20 - features["income"] / 1e5))
+'''
+
+PLAIN_BUNDLE = '''
+import sys
+
+import numpy as np
+
+from mlnb.models.bundle import Field, Samples, write_bundle
+from plain.model import Scorecard
+
+REQUEST = [
+    Field("customer", "string", "Customer number", "C-0017"),
+    Field("age", "integer", "Years", 44),
+    Field("income", "number", "A year", 52000.5),
+]
+
+
+def build(folder, entity=(), **more):
+    n = np.arange(12)
+    requests = {"customer": np.array([f"C-{i:04}" for i in n]), "age": n * 5.0 + 20, "income": n * 9e3 + 1e4}
+    arguments = dict(
+        name="plain", version="v1", request=REQUEST, entity=list(entity), predictor=Scorecard(), samples=Samples(requests), training={}
+    )
+    return write_bundle(folder, **(arguments | more))
+
+
+if __name__ == "__main__":
+    build("products/bundle", sys.argv[1:])
+'''
+
+
+def make(root: Path) -> Path:
+    "A project in `root` with its bundle and a day of context"
+    return _make(root, "toy", {"features": FEATURES, "model": MODEL, "bundle": BUNDLE})
+
+
+def make_plain(root: Path, *entity: str) -> Path:
+    "A project whose model needs no context, and has neither times, categories nor a reference; no entity either unless fields are named"
+    return _make(root, "plain", {"model": PLAIN_MODEL, "bundle": PLAIN_BUNDLE}, *entity)
+
+
+def _make(root: Path, package: str, modules: dict[str, str], *arguments: str) -> Path:
+    (root / package).mkdir(parents=True)
+    for name, text in {"__init__": "", **modules}.items():
+        (root / package / f"{name}.py").write_text(text)
+    (root / "pyproject.toml").write_text(dedent(PYPROJECT).replace('"toy"', f'"{package}"'))
+    for name in ("bentofile.yaml", "Dockerfile.template"):
+        (root / name).write_text((REPOSITORY / name).read_text())
+    (root / "requirements.lock").write_text("numpy\n")
+    done = run(root, "-m", f"{package}.bundle", *arguments)
+    assert done.returncode == 0, done.stderr
+    return root

@@ -111,6 +111,8 @@ def score(input, output, bundle, at, log, strict, overwrite, as_json):
     with watching(Console(stderr=True)) as watch:
         limit = settings.context_limit_minutes
         done = scoring.score(input, output, model, store.newest, limit, at, logs, overwrite, strict, watch)
+    if logs:
+        logs.close()
     _report(output, model, done, as_json)
     if done.rows and done.rejected == done.rows:
         raise SystemExit(1)

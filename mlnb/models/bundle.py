@@ -509,7 +509,7 @@ def write_bundle(
     name: str,  # of the model
     version: str,  # of this training, unique
     request: Sequence[Field],  # what a caller sends
-    entity: Sequence[str],  # request fields that identify a row
+    entity: Sequence[str] = (),  # request fields that identify a row; of a model without them the request id is the key
     request_features: str | None = None,  # "package.module.function": request Columns -> Columns; a Model has its hook instead
     context_features: str | None = None,  # "package.module.name" of a context.Context; default: the model needs none
     categorical: Sequence[str] = (),  # feature names, in order

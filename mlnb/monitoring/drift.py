@@ -622,6 +622,9 @@ def _whole(profile: Profile, source: str, by: str | None) -> Profile:
 
 
 def _no_such(source: str, path: Path) -> str:
+    if source == "bundle" and (path.parent / "bundle.json").is_file():
+        mend = "pass `reference`, the profile of its training rows, to write_bundle"
+        return f"the project's bundle has no reference profile to compare with ({path} is not there); {mend}"
     if source == "bundle":
         return f"the project has no bundle with a reference profile yet ({path} is not there); make one with: mlnb run"
     if path.name == "reference.profile" and path.parent.is_dir():

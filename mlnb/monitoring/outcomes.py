@@ -28,6 +28,7 @@ from ..serving.outcomes import FORM, GRACE, LONGEST_KEY, OutcomeStore, gather, m
 from ..serving.predictions import FEATURE, INPUT
 from ..serving.requests import RIGHT_FORM
 from ..serving.scoring import Progress, rejected_file
+from ..serving.tables import is_text
 
 # %% ../../nbs/monitoring/04_outcomes.ipynb #205ddd7f
 DECISION = ("entity", "time", "logged_at", "model_version", "arm", "probability", "decision")
@@ -167,6 +168,9 @@ class Decided:
         return known, np.where(known, self._times[place] if len(self._times) else 0, 0)
 
 # %% ../../nbs/monitoring/04_outcomes.ipynb #cbc22595
+_REQUEST_ID = "request_id"
+
+
 @dataclass(frozen=True)
 class Layout:
     "Which column of a file says what"
@@ -192,6 +196,8 @@ def columns_of_file(
     rest = (of_value, of_moment) if observed else (of_value,)
     if key in names:
         return Layout(rest, (), key, value, observed)
+    if not entity and key == "entity" and _REQUEST_ID in names:  # the key of a model that has no entity
+        return Layout(rest, (), _REQUEST_ID, value, observed)
     if not entity:
         raise ServingError(f"{path} has no column {key!r}{did_you_mean(key, names)}, and there is no bundle that names the entity's fields")
     absent = [f.name for f in entity if f.name not in names]
@@ -307,8 +313,8 @@ def add(
     columns = columns_of_file(path, opened.schema.names, entity, key, value, observed)
     numbers = pa.schema([f.with_type(pa.int8()) if pa.types.is_boolean(f.type) else f for f in opened.schema])
     check_columns(path, numbers, columns.fields, opened.text)
-    if not columns.entity and not (pa.types.is_string(kind := opened.schema.field(key).type) or pa.types.is_large_string(kind)):
-        raise ServingError(f"{path}: column {key!r} has type {kind}; write it as text")
+    if not columns.entity and not is_text(kind := opened.schema.field(columns.key).type):
+        raise ServingError(f"{path}: column {columns.key!r} has type {kind}; write it as text")
     run = _Run(path, store, columns, Decided(decisions), store.settled(Known))
     try:
         with _aside(path) as aside:

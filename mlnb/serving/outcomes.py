@@ -50,7 +50,7 @@ LONGEST_KEY = 1000  # characters
 GRACE = timedelta(minutes=5)  # by which another clock may be ahead
 PLAIN = r"^[^\x00-\x1f\x7f]+\Z"  # of an entity key
 FIELDS = (
-    Field("entity", "string", "Key of the entity, as the prediction log has it: its fields, joined by /", "UA/1545"),
+    Field("entity", "string", "Key of the entity, as the prediction log has it: its fields, joined by /, else the request id", "UA/1545"),
     Field("value", "number", "What happened: 1, or 0 where it did not", 1),
     Field("observed_at", "time", "When that was known; left out: now", "2013-07-01T13:25:00Z"),
 )
@@ -156,7 +156,8 @@ def example_of(
     bundle: Bundle,
 ) -> dict:
     "An outcome of the bundle's first sample, as a caller sends it"
-    (key,) = entity_keys(bundle.entity, columns_of(bundle.entity, bundle.samples["requests"][:1]))
+    keys = entity_keys(bundle.entity, columns_of(bundle.entity, bundle.samples["requests"][:1]))
+    key = keys[0] if keys else "5f0c6f8e9a1b2c3d4e5f6071"  # without an entity it is the request id
     return {"entity": key, "value": 1, "observed_at": "2013-07-02T00:00:00Z"}
 
 # %% ../../nbs/serving/19_outcomes.ipynb #a9c2fbfb

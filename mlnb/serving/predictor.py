@@ -224,7 +224,8 @@ class Predictor:
         rows: Rows,  # n
     ) -> list[Answer]:  # n
         "The logged answers; raises `Refusal`"
-        answers, records = self.score(rows, entity_keys(self.bundle.entity, rows.request), request_ids(len(rows)))
+        ids = request_ids(len(rows))
+        answers, records = self.score(rows, entity_keys(self.bundle.entity, rows.request) or ids, ids)
         log_first(self.log.append, records)
         return answers
 
@@ -233,8 +234,9 @@ class Predictor:
         rows: Rows,  # n, of a table
     ) -> tuple:  # pyarrow.RecordBatch, the fields of `Answer`; who has answered how many rows
         "The logged answers; raises `Refusal`"
-        started, entities, said = time.perf_counter(), entity_keys(self.bundle.entity, rows.request), self.said(rows)
-        answers, batch = tables_of(rows, entities, request_ids(len(rows)), rows.sent, said, started)
+        started, ids, said = time.perf_counter(), request_ids(len(rows)), self.said(rows)
+        entities = entity_keys(self.bundle.entity, rows.request) or ids
+        answers, batch = tables_of(rows, entities, ids, rows.sent, said, started)
         log_first(self.log.append_table, batch)
         return answers, rows_by([(range(len(rows)), said)])
 

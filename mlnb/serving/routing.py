@@ -266,12 +266,18 @@ def proved(
     samples, store = bundle.samples["requests"], SimpleNamespace(newest=bundle.sample_context())
     predictor = Predictor(bundle, store, None, context_limit_minutes=2**40)
     for i in range(WARM):
-        request = columns_of(bundle.request, one := [samples[i % len(samples)]])
+        request, ids = columns_of(bundle.request, one := [samples[i % len(samples)]]), request_ids(1)
         decisions = columns_of([DECISION_TIME], one)["decision_time"] if bundle.needs_context else np.zeros(1, "datetime64[s]")
-        predictor.score(Rows(one, request, decisions, datetime.now(UTC)), entity_keys(bundle.entity, request), request_ids(1))
+        predictor.score(Rows(one, request, decisions, datetime.now(UTC)), entity_keys(bundle.entity, request) or ids, ids)
     return bundle
 
 # %% ../../nbs/serving/07_routing.ipynb #e8c4f823
+def _asked(arms: Arms, rows: Rows) -> Asked:
+    "A request with the keys by which it is routed and logged: of the entity, or its ids where the model has none"
+    ids = request_ids(len(rows))
+    return Asked(rows, entity_keys(arms.champion.bundle.entity, rows.request) or ids, ids)
+
+
 COUNTS = ("swaps", "refused", "challenger_failed", "shadow_scored", "shadow_failed", "shadow_dropped")  # two of versions, the rest of rows
 
 
@@ -295,7 +301,7 @@ class Router:
     ) -> list[Answer]:  # n, in their order
         "The logged answers; raises `Refusal`"
         arms = self._arms
-        asked = Asked(rows, entity_keys(arms.champion.bundle.entity, rows.request), request_ids(len(rows)))
+        asked = _asked(arms, rows)
         answers, records = _score(arms, asked)
         log_first(self.log.append, records)
         if arms.shadow:
@@ -308,7 +314,7 @@ class Router:
     ) -> tuple:  # pyarrow.RecordBatch, the fields of `Answer`, in the order of the rows; who has answered how many rows
         "The logged answers; raises `Refusal`"
         arms = self._arms
-        asked = Asked(rows, entity_keys(arms.champion.bundle.entity, rows.request), request_ids(len(rows)))
+        asked = _asked(arms, rows)
         answers, batches, who = _score_table(arms, asked)
         log_first(self.log.append_tables, batches)
         if arms.shadow:

@@ -116,13 +116,19 @@ class Scorer:
         request, good, wrong = checked(batch, (*self.bundle.request, DECISION_TIME) if has_time else self.bundle.request)
         rows = np.flatnonzero(good)
         decisions = request.pop(DECISION_TIME.name, None) if has_time else np.full(len(rows), self.decided)
-        try:
-            context, known, moments = context_by_hour(request, decisions, self.newest, self.limit)
-        except OSError as e:
-            raise ServingError(f"the context cannot be read: {e}; `storage` in [tool.mlnb], or MLNB_STORAGE, says where it is") from None
+        context, known, moments = self._context(request, decisions)
         unknown = self._unknown(batch.numbers[rows[~known]], decisions[~known], moments[~known])
         answered, failed = self._predict(batch, rows[known], _take(request, known), context, decisions[known], moments[known])
         return answered, pa.concat_tables([wrong, unknown, failed]).sort_by("row")
+
+    def _context(self, request: Columns, decisions: np.ndarray) -> tuple[Columns, np.ndarray, np.ndarray]:
+        "What `context_by_hour` gives; a model that needs no context can answer every row"
+        if not self.bundle.needs_context:
+            return {}, np.ones(len(decisions), bool), np.full(len(decisions), np.datetime64("NaT", "s"))
+        try:
+            return context_by_hour(request, decisions, self.newest, self.limit)
+        except OSError as e:
+            raise ServingError(f"the context cannot be read: {e}; `storage` in [tool.mlnb], or MLNB_STORAGE, says where it is") from None
 
     def _predict(self, batch: Batch, rows, request: Columns, context: Columns, decisions, moments) -> tuple[Answered, pa.Table]:
         parts, wrong = self._tried(rows, request, context, decisions, moments) if len(rows) else ([], {})
@@ -186,7 +192,7 @@ def log_answers(
     own = {"time": answered.decisions, "logged_at": np.datetime64(int(time.time()), "s"), "context_moment": answered.moments}
     own |= {"model_version": bundle.version, "arm": ARM, "latency_ms": round(seconds * 1e3 / len(ids), 3)}
     own |= {"probability": answered.probability, "decision": bundle.decide(answered.probability)}
-    entities = entity_keys(bundle.entity, answered.request)
+    entities = entity_keys(bundle.entity, answered.request) or ids
     log.append_table(as_batch(answered.request, answered.features, request_id=ids, entity=entities, **own))
 
 # %% ../../nbs/serving/15_scoring.ipynb #14b3e3a6

@@ -14,7 +14,7 @@ from mlnb.pipelines.recorder import JOURNAL, Recorder
 from mlnb.records import Records
 
 OLD, NEW = "20260101T120000-aaaa01", "20260301T120000-bbbb02"
-PRINT = {"notebook": "111111", "functions": {"planes.work.scaled": "222222"}, "packages": {"pandas": "3.0.1"}}
+PRINT = {"notebook": "111111", "code": {"planes.work.scaled": ["function", "222222"]}, "packages": {"pandas": "3.0.1"}}
 
 
 @pytest.fixture
@@ -32,6 +32,7 @@ def project(tmp_path):
         notebook.parent.mkdir(parents=True)
         notebook.write_text("{}")
         part = PRINT | {"notebook": "99999" + str(seed), "packages": {"pandas": f"3.0.{seed}"}}
+        part |= {"code": {"planes.work.Planes": ["class", f"44444{seed}"]}}
         records.put_task(run_id, "ingest", status="skipped", fingerprint=PRINT)
         records.put_task(
             run_id, "train", status="executed", seconds=10 + seed, attempts=1 + seed, reason="function planes.work.scaled changed",
@@ -94,7 +95,8 @@ def test_one_run(project):
 def test_two_runs(project):
     shown = mlnb(project, "compare", "last~1", "last").stdout
     same = "1 more metric without a difference"
-    for words in ("train: notebook changed", "train: package pandas 3.0.0 → 3.0.1", "+0.01", "+1.0", same, "not in this run"):
+    assert "class planes.work.Planes changed" in shown and "['class'" not in shown
+    for words in ("train: its notebook changed", "train: pandas 3.0.0 is now 3.0.1", "+0.01", "+1.0", same, "not in this run"):
         assert words in shown, shown
     assert "rows" not in shown and "rows" in mlnb(project, "compare", "--all").stdout
     found = document(project, "compare")

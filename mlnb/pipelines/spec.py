@@ -173,6 +173,11 @@ class TaskSpec:
     task_timeout: float | None = None  # seconds for the whole task
 
     @property
+    def defaults(self) -> dict:
+        "The defaults that are known of the parameters that its notebook declares"
+        return {name: p.default for name, p in self.declared.items() if p.literal}
+
+    @property
     def products(self) -> dict[str, Path]:
         "Every product by its key"
         return self.product if isinstance(self.product, dict) else {"nb": self.product}

@@ -98,6 +98,57 @@ def test_forms(value, default, fits):
     assert (cells.same_form("x", value, default) is None) is fits
 
 
+@pytest.mark.parametrize(
+    ("line", "value", "given"),
+    [
+        ("x: float = 0", 0.5, 0.5),
+        ("x: float = 0", 1, 1.0),
+        ("x: float = 0", True, TypeError),
+        ("x: float = 0", None, TypeError),
+        ("x: float = None", None, None),
+        ("x: int = 0", 1.0, TypeError),
+        ("x: int = 0", True, TypeError),
+        ("x: bool = True", 1, TypeError),
+        ("x: str = 0", "a", "a"),
+        ("x: str = ''", 1, TypeError),
+        ("x: 'float' = 0", 2, 2.0),
+        ("x: Path = Path('a')", "b", "b"),
+        ("x: pathlib.Path = Path('a')", 3, TypeError),
+        ("x: Optional[int] = None", None, None),
+        ("x: Optional[int] = None", "a", TypeError),
+        ("x: int | None = 3", None, None),
+        ("x: int | str = 3", "a", "a"),
+        ("x: float | int = 3", 4, 4),
+        ("x: Union[str, float] = ''", 4, 4.0),
+        ("x: list[float] = ()", [1, 0.5], [1.0, 0.5]),
+        ("x: list[float] = ()", ["1e-3"], TypeError),
+        ("x: list = ()", ["a", 1], ["a", 1]),
+        ("x: typing.List[int] = ()", [1.5], TypeError),
+        ("x: tuple[int, str] = ()", [1, "a"], [1, "a"]),
+        ("x: tuple[int, str] = ()", [1], TypeError),
+        ("x: tuple[float, ...] = ()", [1, 2], [1.0, 2.0]),
+        ("x: dict[str, float] = {}", {"a": 1}, {"a": 1.0}),
+        ("x: dict = {}", [], TypeError),
+        ("x: dict[str, list[float]] = {}", {"a": [1]}, {"a": [1.0]}),
+        ("x: Literal['a', 2] = 'a'", 2, 2),
+        ("x: Literal['a', 2] = 'a'", "b", TypeError),
+        ("x: Annotated[float, 'share'] = 0", 1, 1.0),
+        ("x: Any = 0", "a", "a"),
+        ("x: Seed = 0", 1, 1),
+        ("x: Seed = 0", "a", TypeError),
+        ("x: list[Seed] = ()", ["a"], ["a"]),
+        ("x: 1 + = 0", 1, NotebookError),
+    ],
+)
+def test_annotations_decide(notebook, line, value, given):
+    "By their usual names, at any depth; one that is not known leaves it to the default"
+    try:
+        result = cells.as_declared(value, cells.parameters(notebook((line, "parameters")))["x"])
+    except (TypeError, NotebookError) as e:
+        result = type(e)
+    assert result == given and type(result) is type(given)
+
+
 def test_undeclared_parameter(notebook):
     path = notebook(("seed = 0\nrate = 0.1", "parameters"))
     cells.check_parameters(path, {"seed": 1, "rate": 1})

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from .project.errors import MlnbError, did_you_mean
 from .project.settings import Settings, load_settings
-from .records import shown
+from .project.secrets import redacted
 
 # %% ../nbs/03_doctor.ipynb #7a9f06eb
 GOOD, NOTE, MISSING = "good", "note", "missing"
@@ -190,9 +190,9 @@ def _answers(url: str, item: str, setting: str) -> Finding:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port or _PORTS.get(parts.scheme.partition("+")[0])
     except ValueError:  # its text may hold the password
-        return Finding(item, MISSING, f"{shown(url)} is no URL", f"correct setting '{setting}'")
+        return Finding(item, MISSING, f"{redacted(url)} is no URL", f"correct setting '{setting}'")
     if not (host and port):
-        return Finding(item, GOOD, shown(url))
+        return Finding(item, GOOD, redacted(url))
     place = f"{parts.scheme}://{host}:{port}"
     try:
         socket.create_connection((host, port), timeout=3).close()
@@ -210,8 +210,8 @@ def _opens(storage: str) -> Finding:
             get_filesystem_class(storage.partition("://")[0])
         except (ValueError, ImportError) as e:  # an unknown kind, or its library is not installed: fsspec says which
             mend = "install what it asks for, or change setting 'storage'"
-            return Finding("Storage", MISSING, f"{shown(storage)} cannot be opened: {e}", mend)
-        return Finding("Storage", GOOD, shown(storage))
+            return Finding("Storage", MISSING, redacted(f"{storage} cannot be opened: {e}"), mend)
+        return Finding("Storage", GOOD, redacted(storage))
     nearest = next(p for p in (Path(storage), *Path(storage).parents) if p.exists())
     if not os.access(nearest, os.W_OK):
         return Finding("Storage", MISSING, f"{nearest} is not writable", "change setting 'storage'")

@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['RUN_COLUMNS', 'TASK_COLUMNS', 'PATIENCE', 'as_json', 'now', 'this_process', 'is_dead', 'commit_of', 'code_of',
-           'new_run', 'check_columns', 'shown', 'file_of', 'Records']
+           'new_run', 'check_columns', 'file_of', 'Records']
 
 # %% ../nbs/02_records.ipynb #22b05533
 import datetime as dt
 import json
 import os
-import re
 from functools import cache, cached_property
 from pathlib import Path
 
 from . import migrations
 from .project.errors import RecordError, SettingError, did_you_mean
+from .project.permissions import make_private_file
+from .project.secrets import redacted
 
 # %% ../nbs/02_records.ipynb #e4a16a97
 RUN_COLUMNS = ("pipeline", "parameters", "started", "ended", "status", "resumed", "selection", "process", "code", "tracked")
@@ -261,13 +262,6 @@ def _as_wal(patience: float):
     return configure
 
 
-def shown(
-    url: str,
-) -> str:
-    "A URL, or what was meant to be one, as it may be shown: without its password"
-    url = re.sub(r"(?<=://)([^/:@]*):.*@", r"\1:***@", url)
-    return re.sub(r"(?<=password=)[^&]*", "***", url)
-
 # %% ../nbs/02_records.ipynb #af6f390e
 _RIGHT = 'write for example records = "sqlite:///.mlnb/records.db"'
 _DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary"}  # module -> how pip calls it
@@ -288,12 +282,12 @@ def _open(url: str, patience: float):
     try:
         backend = sa.make_url(url).get_backend_name()
         if file := file_of(url):
-            file.parent.mkdir(parents=True, exist_ok=True)
+            make_private_file(file)
         options = {"connect_args": {"connect_timeout": 5}, "pool_pre_ping": True} if backend == "postgresql" else {}
         engine = sa.create_engine(url, **options)
     except (sa.exc.ArgumentError, sa.exc.NoSuchModuleError, ImportError, OSError, ValueError) as e:
         right = f"install it: pip install '{_DRIVERS.get(e.name, e.name)}'" if isinstance(e, ImportError) and e.name else _RIGHT
-        raise SettingError(f"setting 'records' has value {shown(url)!r}, which cannot be opened ({e}); {right}") from None
+        raise SettingError(f"setting 'records' has value {url!r}, which cannot be opened ({e}); {right}") from None
     if backend == "sqlite":
         sa.event.listen(engine, "connect", _as_wal(patience))
     return engine
@@ -306,7 +300,7 @@ def _in_words(context):
     if context.is_pre_ping or not isinstance(context.sqlalchemy_exception, (sa.exc.OperationalError, sa.exc.InterfaceError)):
         return
     why = str(context.original_exception).strip().partition("\n")[0]
-    raise RecordError(f"the records at {shown(str(context.engine.url))!r} cannot be read or written: {why}")
+    raise RecordError(f"the records at {str(context.engine.url)!r} cannot be read or written: {why}")
 
 # %% ../nbs/02_records.ipynb #ca17f547
 def _kept(value, column):
@@ -357,10 +351,10 @@ class Records:
 
         engine = _open(self.url, self.patience)
         try:
-            migrations.up_to_date(engine, shown(self.url))
+            migrations.up_to_date(engine, redacted(self.url))
         except sa.exc.SQLAlchemyError as e:
             engine.dispose()
-            raise SettingError(f"setting 'records' has value {shown(self.url)!r}, which does not answer: {e.args[0]}") from None
+            raise SettingError(f"setting 'records' has value {self.url!r}, which does not answer: {e.args[0]}") from None
         except SettingError:
             engine.dispose()
             raise

@@ -10,6 +10,7 @@ import errno
 import importlib
 import os
 import sys
+from contextlib import suppress
 
 import click
 
@@ -60,6 +61,15 @@ class LazyGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 # %% ../../nbs/cli/00_main.ipynb #a05d628f
+def _protect() -> None:
+    "Follow the project's `file_mode`, and close what was left open; settings that are wrong are named by the command that reads them"
+    from mlnb.project.permissions import protect
+    from mlnb.project.settings import load_settings
+
+    with suppress(MlnbError, OSError):
+        protect(load_settings())
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(mlnb.__version__, prog_name="mlnb")
 @click.option("--env", help="Environment: a [tool.mlnb.env.NAME] table of pyproject.toml; default: MLNB_ENV.")
@@ -75,6 +85,7 @@ def cli(env):
     """
     if env:
         os.environ["MLNB_ENV"] = env
+    _protect()
 
 # %% ../../nbs/cli/00_main.ipynb #68293448
 SURROUNDINGS = {errno.EACCES, errno.EDQUOT, errno.ENOSPC, errno.EPERM, errno.EROFS}  # a disk that is full, a folder that is not ours
@@ -84,8 +95,18 @@ def _say(text: str) -> None:
     click.echo(f"{click.style('Error', fg='red', bold=True)}: {printable(text, multiline=True)}", err=True)
 
 
+def _show_bug(kind, error, trace) -> None:
+    "A traceback, which may repeat a URL or a variable with a secret"
+    import traceback
+
+    from mlnb.project.secrets import redacted
+
+    sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, trace))))
+
+
 def main():
     "Run the command line and end the process with its exit code"
+    sys.excepthook = _show_bug
     try:
         cli(prog_name="mlnb")
     except MlnbError as e:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..pipelines.recorder import replay
 from ..project.errors import MlnbError
+from ..project.permissions import make_folder, opener
 from ..project.settings import Settings, load_settings
 from ..records import Records
 
@@ -37,8 +38,8 @@ def _pending(records: Records, pipeline: str) -> list[dict]:
 @contextmanager
 def _only_one(path: Path) -> Iterator[bool]:
     "Whether no other process does the same now"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as f:
+    make_folder(path.parent)
+    with open(path, "a", opener=opener) as f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -89,9 +90,9 @@ def start(
     if not settings.track_runs:
         return None
     log = settings.path(".mlnb/runs") / run_id / LOG
-    log.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(log.parent)
     environ = os.environ | {"MLNB_ROOT": str(settings.root)} | ({"MLNB_ENV": settings.env} if settings.env != "default" else {})
-    with log.open("ab") as f:
+    with open(log, "ab", opener=opener) as f:
         process = subprocess.Popen(
             [sys.executable, "-u", "-m", "mlnb.models.tracker"],
             stdin=subprocess.DEVNULL, stdout=f, stderr=f, cwd=settings.root, env=environ, start_new_session=True,

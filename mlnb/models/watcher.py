@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -23,6 +24,7 @@ from .bundle import Bundle, verify
 from .registry import Tracking
 from ..project.errors import BundleError, MlnbError, SettingError, TrackingError
 from ..project.files import write_whole
+from ..project.permissions import make_private_folder
 
 # %% ../../nbs/models/07_watcher.ipynb #0f2e9653
 class Version(msgspec.Struct, frozen=True):
@@ -214,14 +216,16 @@ def ensure_watcher(
 ) -> subprocess.Popen | None:  # keep it: a process that is forgotten cannot be waited for
     "Start the watcher of the followed model unless one runs"
     folder = releases_folder(settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = os.open(folder / "watcher.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644)
+    make_private_folder(folder)
+    lock = os.open(folder / "watcher.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         command = [sys.executable, "-c", f"from mlnb.models.watcher import watch; watch({os.getpid()})"]
         what = settings.url(settings.tracking), followed(settings.serve_from), str(folder), settings.registry_poll_milliseconds
-        command.append(msgspec.json.encode(what).decode())
-        return subprocess.Popen(command, stdin=subprocess.DEVNULL, env=same_imports(), pass_fds=[lock])
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, env=same_imports(), pass_fds=[lock])
+        with suppress(BrokenPipeError), process.stdin as line:  # anybody can read arguments, and a URL may hold a password
+            line.write(msgspec.json.encode(what))
+        return process
     except BlockingIOError:
         return None
     finally:
@@ -231,11 +235,11 @@ def ensure_watcher(
 def watch(
     parent: int,  # process id: when that ends, this ends
 ):
-    "Follow the aliases for ever; what to follow is the command's argument"
+    "Follow the aliases for ever; what to follow comes by standard input"
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    url, model, folder, milliseconds = msgspec.json.decode(sys.argv[1])
+    url, model, folder, milliseconds = msgspec.json.decode(sys.stdin.buffer.read())
     watcher, stood = Watcher(Tracking(url), model, folder), None
     while os.getppid() == parent:
         try:

@@ -24,6 +24,7 @@ from zoneinfo import ZoneInfo
 from .alerts import Alerts, Changes
 from .rules import Looked, ask, from_variable, look, of_table, rules_of, setting
 from ..project.errors import AlertError, SettingError, did_you_mean
+from ..project.permissions import make_folder, opener
 from ..records import Records, now
 
 # %% ../../nbs/monitoring/08_notify.ipynb #4ee68140
@@ -241,8 +242,8 @@ class Log(Channel):
 
     def send(self, message: Message, settings) -> None:
         path = settings.path(self.file)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab", buffering=0) as file:
+        make_folder(path.parent)
+        with open(path, "ab", buffering=0, opener=opener) as file:
             file.write(json.dumps(message.document(), ensure_ascii=False, default=str).encode("utf-8", "replace") + b"\n")
 
 # %% ../../nbs/monitoring/08_notify.ipynb #4cfdb436

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from .forkserver import DEVICES, FOR_THREADS, end_after, memory, receive
+from ..project.permissions import make_private_folder
 
 # %% ../../nbs/notebooks/08_copies.ipynb #52c92c91
 class WhyNot(Exception):
@@ -510,7 +511,7 @@ def take(
     until = time.time() + lifetime  # the copy begins to count later
     try:
         _check()
-        os.makedirs(folder, mode=0o700, exist_ok=True)
+        make_private_folder(folder)
         with suppress(FileNotFoundError):
             os.unlink(path)
         pid = _fork_copy(path, lifetime)

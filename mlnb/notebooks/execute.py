@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from . import cells
 from .checkpoints import forget
 from ..project.errors import NotebookError
+from ..project.permissions import make_folder, opener
 
 # %% ../../nbs/notebooks/04_execute.ipynb #65a69fc9
 @contextmanager
@@ -125,9 +126,9 @@ def _log(path: Path | None):
     "A file for what the process of a kernel says: at `path`, where it stays unless it is empty, or one that is thrown away"
     with TemporaryDirectory(prefix="mlnb-") as private:
         place = path or Path(private, "log")
-        place.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(place.parent)
         try:
-            with place.open("w+b") as log:
+            with open(place, "w+b", opener=opener) as log:
                 yield log, f"{private}/s"
         finally:
             if not place.stat().st_size:

@@ -208,11 +208,15 @@ def _listen(path: str) -> socket.socket:
 _QUIET = {"JE_ARROW_MALLOC_CONF": "background_thread:false"}  # pyarrow's second allocator would start a thread that no fork survives
 
 
+def _for_owner(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
+
+
 def _start_server(at: Place, lock: int, preload: tuple[str, ...], environment) -> None:
     "Start a server on a new socket; it outlives this process"
     import subprocess
 
-    with _listen(at.socket) as listener, open(at.lock.removesuffix("lock") + "log", "wb") as said:
+    with _listen(at.socket) as listener, open(at.lock.removesuffix("lock") + "log", "wb", opener=_for_owner) as said:
         fds = (listener.fileno(), lock)
         program = [sys.executable, server_file(), "serve", *map(str, fds), ",".join(preload)]
         less = _QUIET | keyed(environment) | {"PATH": environment.get("PATH", os.defpath)}

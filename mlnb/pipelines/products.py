@@ -21,6 +21,7 @@ from pathlib import Path
 from .spec import user
 from ..project.errors import PipelineError
 from ..project.looks import TICK, is_sure, look
+from ..project.permissions import make_folder, opener
 
 # %% ../../nbs/pipelines/01_products.ipynb #ccc6edee
 LARGE = 1 << 24  # bytes
@@ -144,8 +145,8 @@ def lock(
     what: str,  # what is locked, for the message
 ) -> Iterator[None]:
     "Hold the lock on `path`, or raise a `PipelineError` that says who holds it since when"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as f:
+    make_folder(path.parent)
+    with open(path, "a+", opener=opener) as f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

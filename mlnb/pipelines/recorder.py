@@ -9,7 +9,6 @@ __all__ = ['JOURNAL', 'GRACE', 'PAUSE', 'LIMIT', 'replay', 'Recorder']
 import fcntl
 import json
 import os
-import re
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..project.errors import MlnbError
+from ..project.permissions import make_folder
+from ..project.secrets import HIDDEN, redacted
 from ..records import Records, as_json, check_columns, code_of, commit_of, file_of, new_run, now
 
 # %% ../../nbs/pipelines/05_recorder.ipynb #6bf34d50
@@ -32,13 +33,13 @@ def _warn(sentence: str):
 def _store(url: str, folder: Path) -> str:
     "Which store it is, as seen from the folder of journals"
     file = file_of(url)
-    return os.path.relpath(file, folder) if file else re.sub(r"://([^:/@]*):[^@]*@", r"://\1@", url)
+    return os.path.relpath(file, folder) if file else redacted(url).replace(f":{HIDDEN}@", "@")
 
 
 def _locked(path: Path, flags: int, wait: bool) -> int | None:
     "The open, locked file at `path`; None if another holds it and `wait` is false"
     while True:
-        file = os.open(path, flags, 0o644)
+        file = os.open(path, flags, 0o600)
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             if os.fstat(file).st_nlink:  # else another removed it while we waited
@@ -54,7 +55,7 @@ class _Journal:
 
     def __init__(self, path: Path, store: str):
         self.path, self.broken = path, False
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         self.file = _locked(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, wait=True)
         if not os.fstat(self.file).st_size:
             self.append(json.dumps(["store", store]))
@@ -160,7 +161,7 @@ LIMIT = 20.0  # seconds that a run waits for the store at its end
 
 
 def _why(error: Exception) -> str:
-    return str(getattr(error, "orig", None) or error).strip().partition("\n")[0] or type(error).__name__
+    return redacted(str(getattr(error, "orig", None) or error).strip().partition("\n")[0] or type(error).__name__)
 
 
 def _identity(file: Path | None) -> tuple | None:

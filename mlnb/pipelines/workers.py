@@ -15,6 +15,7 @@ from pathlib import Path
 
 from ..notebooks import kernels
 from ..project.errors import PipelineError
+from ..project.permissions import make_folder, opener
 
 # %% ../../nbs/pipelines/09_workers.ipynb #43e9c5fc
 LONGEST_LINE = 2**22  # bytes of a message
@@ -33,8 +34,8 @@ class Worker:
         said: Path,  # file for what the worker itself says
     ) -> "Worker":
         "A new worker, forked or cold"
-        said.parent.mkdir(parents=True, exist_ok=True)
-        with said.open("ab") as file:
+        make_folder(said.parent)
+        with open(said, "ab", opener=opener) as file:
             process = await asyncio.to_thread(kernels.fork_worker, "mlnb.notebooks.worker:serve", cwd=cwd, stdout=file, stderr=file)
         process.socket.setblocking(False)
         return cls(process, *await asyncio.open_connection(sock=process.socket, limit=LONGEST_LINE))

@@ -114,7 +114,7 @@ class _File:
     def __init__(self, folder: Path, suffix: str):
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}-{uuid4().hex[:8]}{suffix}"
-        self.number = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self.number = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o666)
         fcntl.flock(self.number, fcntl.LOCK_EX)
         self.size, self.torn, self.dirty, self._released = 0, False, False, 0
         self._new, self._name = True, os.fsencode(self.path)

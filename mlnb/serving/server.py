@@ -22,6 +22,7 @@ from pathlib import Path
 from ..models.watcher import followed
 from ..project.errors import ServingError
 from ..project.files import open_url
+from ..project.permissions import make_folder
 from ..project.settings import Settings
 from .guard import keys_of
 
@@ -31,7 +32,7 @@ def use_store(
 ) -> Path:
     "Where BentoML keeps this project's Bentos; to be called before BentoML is imported"
     store = Path(os.environ.setdefault("BENTOML_HOME", str(settings.path(".mlnb/bentoml"))))
-    store.mkdir(parents=True, exist_ok=True)
+    make_folder(store)
     (store / ".bentoignore").write_text("*\n")  # BentoML would pack its own store, and what it is packing, into a Bento
     return store
 
@@ -237,8 +238,7 @@ def _counts_folder(settings: Settings, port: int) -> Path:
     "An empty folder in which the workers at `port` keep their metrics together"
     folder = settings.path(f".mlnb/metrics/{port}")
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
+    return make_folder(folder)
 
 
 def launch_project(

@@ -127,7 +127,8 @@ def test_a_body_over_the_limit_is_413_announced_or_in_chunks(server):
 
 def test_unknown_paths_and_methods(server):
     assert server[0].get("/predictions").status_code == 404
-    for method, path, right in [("GET", "/predict", "POST"), ("POST", "/readyz", "GET"), ("DELETE", "/", "GET")]:
+    read = "GET, HEAD, OPTIONS"
+    for method, path, right in [("GET", "/predict", "POST, OPTIONS"), ("POST", "/readyz", read), ("DELETE", "/", read)]:
         answer = server[0].request(method, path)
         assert answer.status_code == 405 and answer.headers["allow"] == right
 

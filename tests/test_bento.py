@@ -8,6 +8,7 @@ import sys
 import time
 from urllib.parse import urlsplit
 
+import httpx
 import psutil
 import pytest
 import toy_project
@@ -136,6 +137,16 @@ def test_the_guard_stands_under_bentoml_too(built, serve):
     assert toy_project.get(f"{url}/metrics").status_code == toy_project.get(f"{url}/docs.json").status_code == 401
     counts = toy_project.get(f"{url}/metrics", headers=key)
     assert counts.status_code == 200 and 'mlnb_requests_total{status="200",validity="valid"}' in counts.text
+    for path in ("/", "/schema.json", "/docs.json", "/openapi.json", "/healthz", "/invocations", "/static_content/index.html", "/nothing"):
+        found = toy_project.get(f"{url}{path}")  # BentoML answers some of these itself, to anybody
+        assert found.status_code in (401, 404) and list(found.json()) == ["error"]
+    for path in ("/livez", "/readyz"):
+        assert httpx.head(f"{url}{path}", timeout=60).status_code == toy_project.get(f"{url}{path}").status_code == 200
+    where = urlsplit(url)
+    with socket.create_connection((where.hostname, where.port), timeout=60) as caller, pytest.raises(ConnectionError):
+        caller.sendall(b"POST /predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n")
+        for _ in range(1000):
+            caller.sendall(b"X-Trailer: aaaaaaaaaaaaaaaaaa\r\n" * 2000)
 
 
 def test_bentoml_cuts_off_no_slow_body(serve):

@@ -7,8 +7,8 @@ import toy_project
 
 from mlnb.data.context import SnapshotStore
 from mlnb.models.bundle import Bundle
-from mlnb.project.errors import ServingError
-from mlnb.project.settings import Settings
+from mlnb.project.errors import ServingError, SettingError
+from mlnb.project.settings import Settings, load_settings
 from mlnb.serving.app import create_app
 from mlnb.serving.guard import Guard, Keys, Limits, is_loopback, keys_of
 from mlnb.serving.predictions import PredictionLog, read
@@ -151,6 +151,104 @@ def test_where_keys_come_from(tmp_path, monkeypatch):
     assert keys_of(settings, "0.0.0.0").role(PREDICT.encode()) == "predict"
     monkeypatch.setenv("MLNB_KEYS", f"admin:{ADMIN}")
     assert keys_of(settings, "0.0.0.0").role(ADMIN.encode()) == "admin"
+
+
+NO_KEYS = ["", " ", ",", "\n\n", "# predict:" + PREDICT, "\ufeff", "# a, b\n\n  # c"]
+
+
+@pytest.mark.parametrize("written", NO_KEYS)
+def test_keys_that_are_set_and_empty_never_mean_that_none_are_needed(tmp_path, monkeypatch, written):
+    settings = Settings(root=tmp_path, name="x", keys_required=False)
+    monkeypatch.delenv("MLNB_KEYS", raising=False)
+    (tmp_path / "keys").write_text(written, "utf-8")
+    monkeypatch.setenv("MLNB_KEYS_FILE", str(tmp_path / "keys"))
+    with pytest.raises(ServingError, match=r"MLNB_KEYS_FILE = .* holds no key"):
+        keys_of(settings)
+    monkeypatch.setenv("MLNB_KEYS", written.replace("\ufeff", ""))
+    with pytest.raises(ServingError, match="MLNB_KEYS holds no key"):
+        keys_of(settings)
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfep\x00r\x00", "folder", "nothing named"])
+def test_a_file_of_keys_that_cannot_be_read_stops_the_start(tmp_path, monkeypatch, content):
+    path = tmp_path / "keys"
+    path.mkdir() if content == "folder" else content and path.write_bytes(content if isinstance(content, bytes) else b"")
+    monkeypatch.delenv("MLNB_KEYS", raising=False)
+    monkeypatch.setenv("MLNB_KEYS_FILE", "" if content == "nothing named" else str(path))
+    with pytest.raises(ServingError, match=r"MLNB_KEYS_FILE = .* cannot be read"):
+        keys_of(Settings(root=tmp_path, name="x", keys_required=False))
+
+
+def test_a_file_of_keys_as_editors_write_it(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLNB_KEYS", raising=False)
+    monkeypatch.setenv("MLNB_KEYS_FILE", str(tmp_path / "keys"))
+    (tmp_path / "keys").write_bytes(f"\ufeff# of July, who asks\r\npredict:{PREDICT}\r\n\r\nadmin:{ADMIN}".encode())
+    keys = keys_of(Settings(root=tmp_path, name="x"))
+    assert keys.role(PREDICT.encode()) == "predict" and keys.role(ADMIN.encode()) == "admin"
+
+
+@pytest.mark.parametrize(
+    ("written", "says"),
+    [
+        (f"predict:{PREDICT} {PREDICT}", "blanks"),
+        (f"predict:{PREDICT}\t{PREDICT}", "blanks"),
+        (f"predict:{PREDICT}\u00e9", "ASCII"),
+        (f"predict:{PREDICT}\x7f", "ASCII"),
+        (f"predict:{PREDICT},admin:{PREDICT}", "two roles"),
+    ],
+)
+def test_a_key_that_could_not_be_sent_or_is_ambiguous_is_refused(written, says):
+    with pytest.raises(ServingError, match=says) as e:
+        Keys(written)
+    assert PREDICT not in str(e.value)
+
+
+PAGE = "https://app.example.org"
+
+
+def test_pages_of_the_origins_that_are_set_may_ask(make, body):
+    app = make(keys=KEYS, cors_origins=(PAGE, "http://localhost:5173"))
+    wanted = {"access_control_request_method": "POST", "access_control_request_headers": "x-api-key,content-type"}
+    status, headers, _ = ask(app, method="OPTIONS", origin=PAGE, **wanted)
+    assert status == 200 and headers[b"access-control-allow-origin"] == PAGE.encode() and b"Origin" in headers[b"vary"]
+    assert b"X-API-Key" in headers[b"access-control-allow-headers"] and b"access-control-allow-credentials" not in headers
+    assert ask(app, method="OPTIONS", origin="https://example.org", **wanted)[0] == 400
+    for key, expected in ({"x_api_key": PREDICT}, 200), ({}, 401):
+        status, headers, _ = ask(app, body, origin=PAGE, **key)
+        assert status == expected and headers[b"access-control-allow-origin"] == PAGE.encode() and headers[b"vary"] == b"Origin"
+    status, headers, _ = ask(app, body, origin="https://example.org", x_api_key=PREDICT)
+    assert status == 200 and b"access-control-allow-origin" not in headers
+    assert b"access-control-allow-origin" not in ask(make(keys=KEYS), body, origin=PAGE, x_api_key=PREDICT)[1]
+
+
+def test_without_keys_no_setting_lets_a_page_from_elsewhere_ask(make, body, tmp_path, monkeypatch):
+    assert ask(make(cors_origins=(PAGE, "*")), body, origin=PAGE, host="localhost")[0] == 403
+    local = ask(make(cors_origins=("http://localhost:5173",)), body, origin="http://localhost:5173", host="localhost")
+    assert local[0] == 200 and local[1][b"access-control-allow-origin"] == b"http://localhost:5173"
+    monkeypatch.delenv("MLNB_KEYS", raising=False)
+    for origin in (PAGE, "*"):
+        with pytest.raises(ServingError, match="cors_origins lets pages of"):
+            keys_of(Settings(root=tmp_path, name="x", keys_required=False, cors_origins=(origin,)))
+    assert keys_of(Settings(root=tmp_path, name="x", keys_required=False, cors_origins=("http://localhost:5173",))) is None
+
+
+@pytest.mark.parametrize("variable", ["CORS_ORIGINS=app.example.org", "CORS_ORIGINS=https://a/b", "ROOT_PATH=models", "ROOT_PATH=/a/"])
+def test_origins_and_prefixes_of_another_form_are_refused(toy, monkeypatch, variable):
+    monkeypatch.setenv(*f"MLNB_{variable}".split("="))
+    with pytest.raises(SettingError, match=variable.partition("=")[2]):
+        load_settings(toy)
+
+
+def test_what_utf8_does_not_have_is_escaped_in_an_answer(make, body):
+    app = make()
+
+    def fail(*_):
+        raise Refusal(503, "the model says \ud800")
+
+    app.rows._predict = fail
+    assert ask(app, body)[::2] == (503, {"error": "the model says \ud800"})
+    status, _, answer = ask(make(), b'{"\\ud800": 1, "x": 2}')
+    assert status == 400 and "\ud800" in answer["fields"][-2]["field"]
 
 
 def test_a_body_over_the_limit_is_refused_before_the_rest_is_read(make):

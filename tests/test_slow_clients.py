@@ -175,3 +175,21 @@ def test_more_connections_than_the_limit_are_turned_away(toy, tmp_path):
 def test_the_head_of_an_answer_does_not_tell_what_serves(patient):
     headers = toy_project.get(patient[0]).headers
     assert "server" not in headers and "x-powered-by" not in headers
+
+
+@pytest.mark.parametrize(
+    ("target", "headers", "status"),
+    [
+        ("http://example.org/", "Host: localhost", b"403"),  # the host of an absolute URL counts, not the header
+        ("http://localhost/", "Host: example.org", b"200"),
+        ("/", "Host: localhost\r\nX-Forwarded-For: 127.0.0.1", b"200"),
+        ("/", "Host: localhost\r\nX-Forwarded-For: ::1", b"200"),
+        ("/", "Host: localhost\r\nX-Forwarded-For: 10.1.2.3, 127.0.0.1", b"403"),
+        ("/", "Host: localhost\r\nX-Forwarded-For: unknown", b"403"),
+        ("/", "Host: localhost\r\nX-Forwarded-Host: example.org", b"403"),
+    ],
+)
+def test_without_keys_who_comes_by_another_name_or_through_a_proxy_is_refused(patient, target, headers, status):
+    with connect(patient[0]) as caller:
+        caller.sendall(f"GET {target} HTTP/1.1\r\n{headers}\r\nConnection: close\r\n\r\n".encode())
+        assert told(caller).startswith(b"HTTP/1.1 " + status)

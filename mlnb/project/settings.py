@@ -24,6 +24,8 @@ def _setting(default, form: str, choices=(), like: str = ""):
 
 _URL, _LOCAL, _PACKAGE = r"\w[\w+.-]*://.+", r"(?!.*://).+", r"[^\W\d]\w*"
 
+_PREFIX, _ORIGIN = r"(/[\w.~-]+)+", r"\*|https?://[\w.-]+(:\d+)?|https?://\[[\da-f:]+\](:\d+)?"
+
 _PRELOAD = ("ipykernel", "jupyter_client", "nbclient", "papermill", "numpy", "pandas", "pyarrow", "matplotlib", "torch")
 
 _FROM_ONE_ON = range(1, 1 << 31)
@@ -76,6 +78,8 @@ class Settings:
     body_limit_kb: int = _setting(1024, "body_limit_kb = 1024, kilobytes of one request, from 1 on", _FROM_ONE_ON)
     request_seconds: int = _setting(10, "request_seconds = 10, seconds from 1 on for a request and its turn to come", _FROM_ONE_ON)
     waiting_limit: int = _setting(64, "waiting_limit = 64, requests that may wait in each process, from 1 on", _FROM_ONE_ON)
+    root_path: str = _setting("", 'root_path = "/models/flights", a path prefix under which a proxy publishes the service', like=_PREFIX)
+    cors_origins: tuple = _setting((), 'cors_origins = ["https://app.example.org"], whose pages may ask, or ["*"]', like=_ORIGIN)
     image_base: str = _setting("cpu", 'image_base = "cpu", "cuda" or an image such as "python:3.11-slim"')
     serving_packages: tuple = _setting((), 'serving_packages = ["s3fs"], packages for an image beyond what the model imports')
     alerts: dict = field(default_factory=dict, compare=False)  # name -> table of a rule, see mlnb.monitoring.rules
@@ -110,9 +114,9 @@ def _checked(name: str, value, where: str):
     if name not in _known:
         raise SettingError(f"{where}: unknown setting '{name}'{did_you_mean(name, _known)}; known are {', '.join(_known)}")
     want = _known[name]
-    if want.type is tuple and isinstance(value, list) and all(isinstance(v, str) and v for v in value):
-        return tuple(value)
     choices, like = want.metadata["choices"], want.metadata["like"]
+    if want.type is tuple and isinstance(value, list) and all(isinstance(v, str) and re.fullmatch(like or ".+", v, re.S) for v in value):
+        return tuple(value)
     wrong = type(value) is not want.type or value == "" or (choices and value not in choices)
     if wrong or (like and not re.fullmatch(like, value)):
         raise SettingError(f"{where}: setting '{name}' has value {value!r}; write {want.metadata['form']}")

@@ -9,6 +9,7 @@ __all__ = ['JSON', 'PROBES', 'answered_by', 'Metrics', 'openapi', 'welcome', 'Fo
 import asyncio
 import ctypes
 import gc
+import json
 import os
 import sys
 import time
@@ -16,6 +17,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from operator import attrgetter
 
 import msgspec
@@ -24,7 +26,7 @@ from ..models.bundle import DECISION_TIME, TYPES, Bundle
 from ..models.watcher import followed
 from ..project.errors import ServingError
 from ..project.files import open_url
-from .guard import ROLES, Guard, Keys, Limits, keys_of
+from .guard import ROLES, Guard, Keys, Limits, headers_of, keys_of
 from .outcomes import FIELDS, FORM, OutcomeLog, example_of, read_outcomes
 from .predictions import PredictionLog
 from .predictor import Answer, Predictor, Refusal, Rows
@@ -207,6 +209,7 @@ def _routes() -> dict:
 # %% ../../nbs/serving/10_app.ipynb #044ac2a9
 def openapi(
     bundle: Bundle,
+    root_path: str = "",  # the path under which a proxy publishes the service
 ) -> dict:
     "The OpenAPI 3.1 description of the service"
     row = bundle.samples["requests"][0]
@@ -218,6 +221,7 @@ def openapi(
     return {
         "openapi": "3.1.0",
         "info": {"title": bundle.name, "version": bundle.version},
+        "servers": [{"url": root_path or "/"}],
         "security": [{"bearer": []}, {"header": []}],
         "paths": {
             "/predict": _predicts("Predict one row or many", *(kind | arrow for kind in rows)),
@@ -242,17 +246,18 @@ def openapi(
 
 def welcome(
     bundle: Bundle,
+    root_path: str = "",  # the path under which a proxy publishes the service
 ) -> dict:
     "What a person sees who opens the service in a browser"
     return {
         "model": bundle.name,
         "version": bundle.version,
-        "predict": "POST /predict with one JSON object, or an array of them",
+        "predict": f"POST {root_path}/predict with one JSON object, or an array of them",
         "example": bundle.samples["requests"][0],
-        "outcomes": "POST /outcomes with what happened in the end",
-        "tables": "POST /predict with an Arrow IPC stream, or POST /predict/columns with JSON columns",
+        "outcomes": f"POST {root_path}/outcomes with what happened in the end",
+        "tables": f"POST {root_path}/predict with an Arrow IPC stream, or POST {root_path}/predict/columns with JSON columns",
         "fields": {f.name: f"{f.description}: {right_form(f)}" for f in (*bundle.request, DECISION_TIME)},
-        "more": ["/openapi.json", "/metrics", "/readyz", "/livez"],
+        "more": [f"{root_path}/{page}" for page in ("openapi.json", "metrics", "readyz", "livez")],
     }
 
 # %% ../../nbs/serving/10_app.ipynb #9f44ab11
@@ -269,14 +274,6 @@ class Forms:
             "/predict": {JSON: self._read_rows, ARROW: lambda body: (self._of_table(arrow_columns.decode(body)), as_arrow)},
             "/predict/columns": {JSON: lambda body: (self._of_table(json_columns.decode(body)), _json_columns)},
         }
-
-    def reader(
-        self,
-        path: str,  # one of `readers`
-        headers: dict[bytes, bytes],
-    ) -> Callable:  # body -> rows, and the function that writes their answers
-        "What reads a body of this content type; a `Refusal` where nothing does"
-        return _by_type(self.readers[path], headers)
 
     def _read_rows(self, body: bytes):
         rows, many = self.rows.decode(body)
@@ -337,23 +334,33 @@ class App:
         guard: Guard,
         asked: RoutingFile | None = None,  # the routing that administrators ask for; None: no registry is followed
         outcomes: OutcomeLog | None = None,  # None: what happened in the end is not taken
+        root_path: str = "",  # the path under which a proxy publishes the service
+        cors_origins: tuple[str, ...] = (),  # whose pages may ask
     ):
         self.predictor, self.guard, self.asked, self.outcomes, self.metrics = predictor, guard, asked, outcomes, Metrics()
-        self.forms = Forms(predictor.bundle.request)
+        self.forms, self.root_path = Forms(predictor.bundle.request), root_path
         self.rows = Together(self._answer_rows, guard.limits)
         self.tables = Together(self._answer_tables, guard.limits, most=1)
-        described = lambda: _page(openapi(self.predictor.bundle))
-        self.pages = {"/": lambda: _page(welcome(self.predictor.bundle)), "/openapi.json": described, "/docs.json": described}
-        self.pages |= {"/livez": lambda: _page({"alive": True}), "/readyz": self._ready, "/metrics": self._counts}
-        self.handlers: dict[str, dict[str, Callable]] = {path: {"GET": self._page} for path in self.pages}
-        self.handlers |= {path: {"POST": self._predict} for path in self.forms.readers}
-        self.handlers["/routing"] = {"GET": self._routing, "PUT": self._routing}
-        if outcomes:
-            self.handlers["/outcomes"] = {"POST": self._take_outcomes}
+        self.handlers = self._handlers()
+        self._on_http = _with_cors(self._http, cors_origins) if cors_origins else self._http
+
+    def _handlers(self) -> dict[str, dict[str, Callable]]:
+        "What answers, by path and method"
+        about = lambda describe: lambda: _page(describe(self.predictor.bundle, self.root_path))
+        pages = {"/": about(welcome), "/openapi.json": about(openapi), "/docs.json": about(openapi)}
+        pages |= {"/livez": lambda: _page({"alive": True}), "/readyz": self._ready, "/metrics": self._counts}
+        handlers: dict[str, dict[str, Callable]] = {path: {"GET": partial(self._page, path, page)} for path, page in pages.items()}
+        handlers |= {path: {"POST": partial(self._predict, readers)} for path, readers in self.forms.readers.items()}
+        handlers["/routing"] = {"GET": self._routing, "PUT": self._routing}
+        if self.outcomes:
+            handlers["/outcomes"] = {"POST": self._take_outcomes}
+        for methods in handlers.values():
+            methods |= {"HEAD": methods["GET"]} if "GET" in methods else {}
+        return handlers
 
     async def __call__(self, scope, receive, send):
         if scope["type"] == "http":
-            await self._http(scope, receive, send)
+            await self._on_http(scope, receive, send)
         elif scope["type"] == "lifespan":
             await self._lifespan(receive, send)
         else:
@@ -366,31 +373,45 @@ class App:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _http(self, scope, receive, send):
-        path, method = scope["path"], scope["method"]
-        handlers = self.handlers.get(path)
-        if handlers is None:
-            status, body, headers = _error(404, f"there is no {path[:100]!r} here; POST /predict predicts, GET / says more")
-        elif method not in handlers:
-            status, body, headers = _not_allowed(handlers)
-        else:
-            status, body, headers = await handlers[method](scope, receive)
-        headers = [*headers, (b"content-length", b"%d" % len(body))]
-        await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
-
-    async def _page(self, scope, receive):
-        "A page that is read"
         try:
-            if scope["path"] not in PROBES:
-                self.guard.admit(scope, dict(scope["headers"]))
-            return self.pages[scope["path"]]()
+            headers = headers_of(scope)
+            status, body, headers = await self._handler(scope)(scope, headers, receive)
         except Refusal as e:
-            return _error(e.status, str(e))
+            status, body, headers = _error(e.status, str(e), **e.more)
+        except Exception:
+            status, body, headers = _failed()
+        if status != 204:
+            headers = [*headers, (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
-    async def _routing(self, scope, receive):
+    def _handler(self, scope: dict) -> Callable:
+        "What answers a request; a `Refusal` where nothing does"
+        path, method = scope["path"], scope["method"]
+        handlers = self.handlers.get(path) or self._below_root(scope, path)
+        if handlers is None:
+            raise Refusal(404, f"there is no {path[:100]!r} here; POST /predict predicts, GET / says more")
+        return handlers.get(method) or partial(_other_method, handlers)
+
+    def _below_root(self, scope: dict, path: str) -> dict[str, Callable] | None:
+        "The handlers of a path that a proxy or a server has left its prefix on"
+        if path == "*":
+            return {method: None for methods in self.handlers.values() for method in methods}
+        for prefix in (scope.get("root_path", ""), self.root_path):
+            if prefix and path.startswith(prefix) and path[len(prefix) : len(prefix) + 1] in ("", "/"):
+                path = path[len(prefix) :] or "/"
+        return self.handlers.get(path)
+
+    async def _page(self, path, page, scope, headers, receive):
+        "A page that is read"
+        if path not in PROBES:
+            self.guard.admit(scope, headers)
+        return page()
+
+    async def _routing(self, scope, headers, receive):
         "How a challenger takes part, told or changed, for administrators"
+        self.guard.admit(scope, headers, "admin")
         try:
-            self.guard.admit(scope, headers := dict(scope["headers"]), "admin")
             if self.asked is None:
                 raise Refusal(409, 'serve_from = "bundle" has no challenger to route to; write serve_from = "models:/NAME"')
             if scope["method"] == "PUT":
@@ -399,8 +420,8 @@ class App:
             routing, said_by = self.asked.read()
             p = self.predictor
             return _page(msgspec.structs.asdict(routing) | {"said_by": said_by, "versions": p.versions, "problem": p.problem})
-        except Refusal as e:
-            return _error(e.status, str(e), **e.more)
+        except Refusal:
+            raise
         except ServingError as e:
             print(f"mlnb: {e}", file=sys.stderr, flush=True)
             return _error(503, "the routing cannot be read or kept; the log of the service says why")
@@ -424,13 +445,12 @@ class App:
             return False
         return True
 
-    async def _predict(self, scope, receive):
+    async def _predict(self, readers, scope, headers, receive):
         "Status, body and headers of the answer to one request"
         validity, since = "unread", time.perf_counter()
         try:
-            headers = dict(scope["headers"])
             self.guard.admit(scope, headers)
-            read = self.forms.reader(scope["path"], headers)
+            read = _by_type(readers, headers)
             body = await self.guard.body(headers, receive)
             whole, validity = time.perf_counter(), "invalid"
             rows, write = read(body)
@@ -451,11 +471,10 @@ class App:
         self.metrics.count(found[0], validity)
         return found
 
-    async def _take_outcomes(self, scope, receive):
+    async def _take_outcomes(self, scope, headers, receive):
         "Status, body and headers of the answer to who says what happened; it is written by then"
         validity = "unread"
         try:
-            headers = dict(scope["headers"])
             self.guard.admit(scope, headers, ROLES[1])
             read = _by_type({JSON: read_outcomes}, headers)
             body = await self.guard.body(headers, receive)
@@ -508,11 +527,28 @@ def _page(content) -> tuple:
 
 
 def _error(status: int, message: str, headers=(), **more):
-    return status, _to_json({"error": message} | more), [*_is(JSON), *_WITH_STATUS.get(status, ()), *headers]
+    content = {"error": message} | more
+    try:
+        body = _to_json(content)
+    except UnicodeEncodeError:
+        body = json.dumps(content).encode()  # half of a surrogate pair, which UTF-8 does not have, is escaped
+    return status, body, [*_is(JSON), *_WITH_STATUS.get(status, ()), *headers]
 
 
-def _not_allowed(methods):
-    return _error(405, f"use {' or '.join(methods)}", headers=[(b"allow", ", ".join(methods).encode())])
+async def _other_method(handlers: dict[str, Callable], scope, headers, receive):
+    "The answer to a method that a path does not have"
+    allowed = [(b"allow", ", ".join([*handlers, "OPTIONS"]).encode())]
+    if scope["method"] == "OPTIONS":
+        return 204, b"", allowed
+    return _error(405, f"use {' or '.join(method for method in handlers if method != 'HEAD')}", headers=allowed)
+
+
+def _with_cors(app: Callable, origins: tuple[str, ...]) -> Callable:
+    "The application with the headers that let pages of `origins` ask it; keys are sent in headers, so no cookie is let in"
+    from starlette.middleware.cors import CORSMiddleware
+
+    allowed = {"allow_methods": ["GET", "POST", "PUT"], "allow_headers": ["Authorization", "Content-Type", "X-API-Key"]}
+    return CORSMiddleware(app, allow_origins=origins, expose_headers=["Retry-After"], **allowed)
 
 
 def _routing_in(body: bytes) -> Routing:
@@ -538,9 +574,10 @@ def create_app(
     context_limit_minutes: int = 60,  # an older context is refused
     keys: Keys | None = None,  # None: this machine alone is answered
     limits: Limits | None = None,  # default: `Limits()`
+    **more,  # of an `App`
 ) -> App:
     "The service of a bundle, as an ASGI application"
-    return App(Predictor(bundle, store, log, context_limit_minutes), Guard(keys, limits or Limits()))
+    return App(Predictor(bundle, store, log, context_limit_minutes), Guard(keys, limits or Limits()), **more)
 
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
@@ -561,7 +598,7 @@ def app_of(
     open_url(settings.url(settings.storage))
     keys, limits = keys_of(settings), Limits(settings.body_limit_kb << 10, settings.request_seconds, settings.waiting_limit)
     asked = RoutingFile(settings) if followed(settings.serve_from) else None
-    app = App(router_of(settings, folder), Guard(keys, limits), asked, OutcomeLog.of(settings))
+    app = App(router_of(settings, folder), Guard(keys, limits), asked, OutcomeLog.of(settings), settings.root_path, settings.cors_origins)
     gc.collect()
     gc.freeze()
     _keep_freed_memory()

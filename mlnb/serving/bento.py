@@ -43,7 +43,7 @@ def bundle_folder(
 class _Mounted:
     "What BentoML mounts when it imports this module; the application is put in when a worker starts"
 
-    app, paths = None, frozenset()  # which the application answers, and BentoML shall not
+    app = None
 
     async def __call__(self, scope, receive, send):
         await self.app(scope, receive, send)
@@ -53,14 +53,13 @@ mounted = _Mounted()
 
 
 class _Front:
-    "Takes all but the probes past BentoML's middleware, which counts, traces and times for more than a prediction costs; ours has done so"
+    "Answers every request by our application: BentoML's own pages need no key, and its middleware costs more than a prediction"
 
     def __init__(self, behind):
-        self.behind = behind  # BentoML's application: probes, and what ours has no page for
+        self.behind = behind  # BentoML's application, which starts and ends the worker
 
     async def __call__(self, scope, receive, send):
-        ours = mounted.app and scope["type"] == "http" and (scope["path"] in mounted.paths or scope["path"].startswith("/predict"))
-        await (mounted.app if ours else self.behind)(scope, receive, send)
+        await (mounted.app if mounted.app and scope["type"] == "http" else self.behind)(scope, receive, send)
 
 
 class _FrontedService(bentoml.Service):
@@ -81,16 +80,12 @@ class Model:
     "The service that a Bento runs"
 
     def __init__(self):
-        from mlnb.serving.app import PROBES, app_of
+        from mlnb.serving.app import app_of
 
         end_with_parent()
         settings = load_settings(Path.cwd())
-        Protocol.head_seconds = settings.request_seconds
+        Protocol.use(settings)
         mounted.app = app_of(settings, bundle_folder(settings))
-        mounted.paths = mounted.app.handlers.keys() - set(PROBES)
-
-    async def __is_ready__(self) -> bool:  # on the event loop, as every use of the log
-        return mounted.app.ready()
 
 # %% ../../nbs/serving/13_bento.ipynb #2d0d52aa
 _unwanted = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "template")

@@ -106,7 +106,7 @@ def _free(port: int) -> int:
 # %% ../../nbs/serving/12_server.ipynb #d8ba4e51
 HANDED_ON = (  # settings of the project that hold wherever its service runs
     *("serve_from", "registry_poll_milliseconds", "challenger_percent", "shadow"),
-    *("keys_required", "body_limit_kb", "request_seconds", "waiting_limit"),
+    *("keys_required", "body_limit_kb", "request_seconds", "waiting_limit", "root_path", "cors_origins"),
     *("log_sync", "log_full", "log_rotate_mb"),
 )
 
@@ -125,7 +125,8 @@ def process_environment(
         "MLNB_TRACKING": settings.url(settings.tracking),
         "MLNB_VERSIONS": str(settings.path(settings.versions)),
     }
-    places |= {f"MLNB_{name.upper()}": str(getattr(settings, name)) for name in HANDED_ON}
+    values = {name: getattr(settings, name) for name in HANDED_ON}
+    places |= {f"MLNB_{name.upper()}": ",".join(v) if isinstance(v, tuple) else str(v) for name, v in values.items() if v not in ("", ())}
     inherited = {k: v for k, v in os.environ.items() if k not in ("MLNB_ROOT", "MLNB_BUNDLE")}
     return inherited | places
 

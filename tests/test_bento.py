@@ -6,6 +6,8 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
@@ -13,6 +15,7 @@ import psutil
 import pytest
 import toy_project
 from plain_server import plain
+from waiting import until
 
 from mlnb.models.bundle import Bundle
 from mlnb.models.registry import Tracking
@@ -111,12 +114,111 @@ def test_a_bento_answers_as_the_pipeline_did_with_two_workers(built, serve):
     assert not psutil.wait_procs(everyone, timeout=60)[1]
 
 
+def by_hand(root: Path, *arguments, cwd: Path, **variables) -> tuple[subprocess.Popen, str]:
+    "The program `bentoml serve`, as somebody starts it who does not know `mlnb serve`, and the URL at which it will answer"
+    port = toy_project.free_port()
+    env = toy_project.environment(root) | {"BENTOML_HOME": str(root / ".mlnb/bentoml")} | variables
+    del env["PYTHONPATH"]
+    command = [sys.executable, "-m", "bentoml", "serve", *map(str, arguments), "--port", str(port)]
+    return subprocess.Popen(command, cwd=cwd, env=env, stderr=subprocess.PIPE, text=True), f"http://127.0.0.1:{port}"
+
+
+def ended_by_hand(*arguments, **where) -> str:
+    "What `bentoml serve` says that does not start: one sentence, and no worker is tried"
+    process, _ = by_hand(*arguments, **where)
+    said = process.communicate(timeout=120)[1]
+    assert process.returncode == 1 and len(said.splitlines()) == 1, said
+    return said
+
+
+def answered_by_hand(root: Path, *arguments, **where) -> str:
+    "The id of a request that `bentoml serve` has answered"
+    process, url = by_hand(root, *arguments, **where)
+    try:
+        toy_project.wait_until_ready(process, url)
+        answer = toy_project.post(f"{url}/predict", json=toy_project.example(root))
+        assert answer.status_code == 200, answer.text
+        return answer.json()["request_id"]
+    finally:
+        everyone = family(process.pid)
+        process.terminate()
+        process.communicate(timeout=60)
+        assert not psutil.wait_procs(everyone, timeout=60)[1]
+
+
+def test_bentoml_serve_does_not_start_where_it_would_write_into_the_bento(built, tmp_path):
+    root, told = built
+    said = ended_by_hand(root, told["tag"], cwd=root)
+    assert "storage, predictions, outcomes are relative to the Bento in" in said
+    right = f"to absolute folders or URLs, or MLNB_ROOT to the project's folder, {root}"
+    assert f"set MLNB_STORAGE, MLNB_PREDICTIONS, MLNB_OUTCOMES {right}" in said
+    elsewhere = shutil.copytree(told["path"], tmp_path / "another machine")
+    places = {"MLNB_STORAGE": "s3://team/toy", "MLNB_PREDICTIONS": "predictions", "MLNB_OUTCOMES": str(tmp_path)}
+    said = ended_by_hand(root, elsewhere, cwd=tmp_path, **places)
+    assert "predictions is relative to the Bento in" in said and "set MLNB_PREDICTIONS to absolute" in said and str(root) not in said
+    said = ended_by_hand(root, elsewhere, cwd=tmp_path, **places | {"MLNB_PREDICTIONS": "/x", "MLNB_SERVE_FROM": "models:/toy"})
+    assert "set MLNB_TRACKING, MLNB_VERSIONS to absolute" in said
+    assert not [p for p in (elsewhere / "src").iterdir() if p.name == ".mlnb"]
+
+
+def test_what_no_worker_could_do_ends_bentoml_serve_with_one_sentence(built, tmp_path):
+    root, told = built
+    start = partial(ended_by_hand, root, told["tag"], cwd=tmp_path)
+    assert "no project at or above" in start(MLNB_ROOT="/no/such/folder")
+    assert "no API key is set" in start(MLNB_ROOT=str(root), MLNB_KEYS_REQUIRED="true")
+    assert "setting 'storage': s4://x cannot be opened" in start(MLNB_ROOT=str(root), MLNB_STORAGE="s4://x")
+    broken = Path(shutil.copytree(told["path"], tmp_path / "broken"))
+    (broken / "src/bundle/samples.json").write_text("{}")
+    said = ended_by_hand(root, broken, cwd=tmp_path, MLNB_ROOT=str(root))
+    assert f"the Bento in {broken} is not fit to serve" in said and "samples.json" in said
+
+
+def test_bentoml_serve_writes_where_the_project_looks(built):
+    root, told = built
+    answered = answered_by_hand(root, told["tag"], cwd=root, MLNB_ROOT=".", MLNB_WORKERS="2")
+    assert answered in set(read(root / ".mlnb/predictions")["request_id"])
+
+
+def test_a_bento_on_another_machine_writes_where_its_variables_say(built, tmp_path):
+    root, told = built
+    elsewhere = shutil.copytree(told["path"], tmp_path / "bento")
+    places = {f"MLNB_{name.upper()}": str(tmp_path / name) for name in ("storage", "predictions", "outcomes")}
+    shutil.copytree(root / ".mlnb/storage", tmp_path / "storage")
+    assert answered_by_hand(root, elsewhere, cwd=tmp_path, **places) in set(read(tmp_path / "predictions")["request_id"])
+    assert not (elsewhere / "src/.mlnb").exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_no_process_is_left_behind(serve, number):
     process, _, everyone = serve()
     os.kill(process.pid, number)
     process.wait(60)
     assert not psutil.wait_procs(everyone, timeout=60)[1]
+
+
+# A Python that stands still where the test wants it to, before the first line of what it runs
+STALLED = """
+import os, sys, time
+if "_bentoml_impl.worker.service" in sys.orig_argv:
+    open(os.environ["STALLED"], "w").close()
+    time.sleep(3600)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone can be asked before the worker runs code of ours")
+def test_a_worker_that_has_not_begun_to_import_ends_with_its_supervisor(built, tmp_path):
+    root, _ = built
+    (tmp_path / "sitecustomize.py").write_text(STALLED)
+    env = toy_project.environment(root) | {"PYTHONPATH": str(tmp_path), "STALLED": str(tmp_path / "stalled")}
+    command = [*MLNB, "serve", "--port", str(toy_project.free_port())]
+    process = subprocess.Popen(command, cwd=root, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        until(lambda: process.poll() is not None or (tmp_path / "stalled").exists(), "the worker")
+        everyone = family(process.pid)
+    finally:
+        process.kill()
+        process.wait()
+    assert len(everyone) == 3 and not psutil.wait_procs(everyone, timeout=60)[1]  # the compactor too
 
 
 def test_the_project_as_it_lies_there(built, serve):

@@ -7,7 +7,6 @@ __all__ = ['compact']
 
 # %% ../../nbs/cli/13_compact.ipynb #d2cc798d
 import json as json_format
-import os
 import time
 from dataclasses import asdict
 
@@ -71,8 +70,8 @@ def _print(done, json: bool):
     click.echo(json_format.dumps(asdict(done)) if json else _said(done))
 
 # %% ../../nbs/cli/13_compact.ipynb #5c4eddce
-def _watch(settings, seconds: int, json: bool, parent: int | None):
-    "Compact every so many seconds, until Ctrl-C or until process `parent` is gone"
+def _watch(settings, seconds: int, json: bool):
+    "Compact every so many seconds, until Ctrl-C"
     from mlnb.project.errors import MlnbError
 
     while True:
@@ -83,11 +82,7 @@ def _watch(settings, seconds: int, json: bool, parent: int | None):
         except Exception as e:
             said = str(e) if isinstance(e, (MlnbError, OSError)) else repr(e)
             click.echo(f"mlnb compact: {said}; tried again in {_count(seconds, 'second')}", err=True)
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
-            if parent not in (None, os.getppid()):
-                return
-            time.sleep(min(1, seconds))
+        time.sleep(seconds)
 
 
 @click.command()
@@ -104,14 +99,17 @@ def compact(watch, json, beside):
       mlnb compact
       mlnb compact --watch 600
     """
+    from mlnb.project.processes import end_with_parent
     from mlnb.project.settings import load_settings
 
+    if beside:
+        end_with_parent(beside)
     settings = load_settings()
     _say_unknown(settings)
     if not watch:
         _print(_run(settings), json)
         return
     try:
-        _watch(settings, watch, json, beside)
+        _watch(settings, watch, json)
     except KeyboardInterrupt:
         click.echo("stopped", err=True)

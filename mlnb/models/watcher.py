@@ -25,6 +25,7 @@ from .registry import Tracking
 from ..project.errors import BundleError, MlnbError, SettingError, TrackingError
 from ..project.files import write_whole
 from ..project.permissions import make_private_folder
+from ..project.processes import end_with_parent
 
 # %% ../../nbs/models/07_watcher.ipynb #0f2e9653
 class Version(msgspec.Struct, frozen=True):
@@ -239,9 +240,10 @@ def watch(
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent(parent)
     url, model, folder, milliseconds = msgspec.json.decode(sys.stdin.buffer.read())
     watcher, stood = Watcher(Tracking(url), model, folder), None
-    while os.getppid() == parent:
+    while True:
         try:
             watcher.look()
         except OSError as e:

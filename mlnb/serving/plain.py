@@ -19,8 +19,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.supervisors import Multiprocess
 
 from ..project.errors import MlnbError
+from ..project.processes import end_with_parent
 from ..project.settings import load_settings
-from .server import end_with_parent, import_from
+from .server import import_from
 
 # %% ../../nbs/serving/11_plain.ipynb #04808686
 CONNECTIONS = 1000  # at once, in each worker

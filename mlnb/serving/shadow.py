@@ -22,6 +22,7 @@ import numpy as np
 from ..models.bundle import Bundle
 from ..models.watcher import same_imports
 from ..project.errors import ServingError
+from ..project.processes import end_with_parent
 from .predictor import SHADOW, Predictor, Refusal, Rows, places_of
 
 # %% ../../nbs/serving/06_shadow.ipynb #026868cd
@@ -69,10 +70,12 @@ def score_what_can_be(
 def serve_shadow(
     settings,  # of the project
     folder: str,  # the challenger's bundle
+    parent: int,  # process id: when that ends, this ends
     connection: Connection,  # batches come in, (failed, why) goes out
 ):
     "What the process does until the other end is closed"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent(parent)
     os.nice(10)
     bundle = Bundle.load(folder)
     predictor = Predictor(bundle, *places_of(settings), settings.context_limit_minutes, SHADOW)
@@ -180,7 +183,7 @@ class Shadow:
         command = [sys.executable, "-c", code + "shadow.serve_shadow(*c.recv(), c)"]
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=same_imports(), pass_fds=[number])
         theirs.close()
-        self._connection.send((self.settings, self.folder))
+        self._connection.send((self.settings, self.folder, os.getpid()))
         self._reply()
 
     def _close(self):

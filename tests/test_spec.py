@@ -1,5 +1,9 @@
 """Each mistake in pipeline.yaml, env.yaml or a parameter is one sentence that names it, and changes nothing on disk."""
 
+import os
+import socket
+from contextlib import chdir
+
 import pytest
 from pipeline_project import make, notebook
 
@@ -216,3 +220,219 @@ def test_what_was_read_is_said(project):
     rewrite(project, '"{{n}}"', '"{{n}} {{now}}"')
     notebook(project / "nbs" / "first.ipynb", "upstream = None\nproduct = None\nn = ''", "1")
     assert spec(project).volatile
+
+
+AMBIGUOUS = {
+    "yes": "true", "No": "false", "on": "true", "OFF": "false", "None": "null", "012": "12", "08": "8", "-007": "-7", "1_000": "1000",
+    "1_0.5": "10.5", "0b101": "5", "-0x1F": "-31", "2013_05": "201305",
+}  # fmt: skip
+NUMBERS = {
+    "1e-3": 1e-3, "1e3": 1000.0, "0o17": 15, "0x1F": 31, ".5": 0.5, "1.": 1.0, "+1": 1, "-0": 0, ".inf": float("inf"),
+    "12345678901234567890": 12345678901234567890,
+}  # fmt: skip
+TEXTS = ("12:30", "1:30:00", "2013-07-01", "2013-07-01 10:15:00", "1.2.3", "y", "none", "nan", "=", "0o8")
+OTHERS = {"~": None, "NULL": None, "True": True, '"1e-3"': "1e-3", "'yes'": "yes"}
+READ = NUMBERS | {text: text for text in TEXTS} | OTHERS
+
+
+def loose(project):
+    "A project whose other task takes anything as `a`"
+    notebook(project / "nbs" / "other.ipynb", "upstream = None\nproduct = None\na = None", "1")
+    rewrite(project, LAST, f"{LAST}\n    params: {{a: [0, {{b: [A]}}]}}")
+
+
+def test_values_are_those_of_yaml_1_2_at_any_depth(project):
+    "In pipeline.yaml, in env.yaml and on the command line alike"
+    loose(project)
+    rewrite(project, "[A]", f"[{', '.join(READ)}, '{{{{deep}}}}']")
+    (project / "env.yaml").write_text(f"n: 1\ndeep: {{b: [{', '.join(READ)}]}}\n")
+    values = list(READ.values())
+    given = spec(project).tasks["other"].params["a"][1]["b"]
+    assert given == [*values, {"b": values}] and list(map(type, given)) == [*map(type, values), dict]
+    (project / "env.yaml").write_text("n: 1\ndeep: 1\n")
+    settings = load_settings(project)
+    texts = [f"a={{b: [{', '.join(READ)}]}}"]
+    assert from_text(settings, texts) == {"a": {"b": values}}
+    for text, value in READ.items():
+        assert from_text(settings, [f"a={text}"]) == {"a": value}
+
+
+@pytest.mark.parametrize(("text", "right"), AMBIGUOUS.items(), ids=AMBIGUOUS)
+def test_ambiguous_values_are_refused_with_the_right_form(project, text, right):
+    loose(project)
+    says = f'{text} can be read in two ways; write {right}, or "{text}" in quotes for the text'
+    with pytest.raises(PipelineError) as e:
+        from_text(load_settings(project), [f"a=[{text}]"])
+    assert str(e.value) == f"parameter 'a': {says}"
+    rewrite(project, "[A]", f"[{text}]")
+    assert sentence(project) == f"{project}/pipeline.yaml, line 13: {says}"
+    rewrite(project, f"[{text}]", f'["{text}"]')
+    assert spec(project).tasks["other"].params["a"][1]["b"] == [text]
+    (project / "env.yaml").write_text(f"n: 1\ndeep:\n  {text}: 1\n")  # a key is a text
+    assert spec(project).parameters["deep"] == {text: 1}
+    (project / "env.yaml").write_text(f"n: 1\ndeep:\n  - {text}\n")
+    assert sentence(project) == f"{project}/env.yaml, line 3: {says}"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("n: 1\nm: 2\nn: 3\n", "env.yaml, line 3: the key 'n' stands in line 1 already"),
+        ('n: 1\nm: {a: 1, b: 2, "a": 3}\n', "env.yaml, line 2: the key 'a' stands in line 2 already"),
+        ("n: 1\nm: &x {a: 1}\nk: {<<: *x, b: 1, b: 2}\n", "env.yaml, line 3: the key 'b'"),
+        ("n: 1e999\n", "is not valid YAML in line 1: 1e999 is larger than any float; write .inf"),
+        ("n: 1\nm: &x [*x]\n", "an anchor (&) holds an alias (*) of itself"),
+        ("n: " + "[" * 5000, "it is nested more than 200 levels deep"),
+        ("n: 1\nm: {2: x}\n", "key 2 has type int; a notebook is given keys of text, write it in quotes"),
+    ],
+)
+def test_what_a_reader_would_lose_or_choke_on(project, text, says):
+    (project / "env.yaml").write_text(text)
+    assert says in sentence(project)
+
+
+def test_keys_that_are_merged_may_be_overridden(project):
+    (project / "env.yaml").write_text("n: 1\nbase: &base {rate: 0.1, seed: 0}\nmine: {<<: *base, seed: 1}\n")
+    assert spec(project).parameters["mine"] == {"rate": 0.1, "seed": 1}
+
+
+def test_annotations_decide_what_a_value_is(project):
+    cell = ["upstream = None", "product = None", "x: float = 0", "rates: list[float] = ()", "t: str = 0", "label: str | None = None"]
+    notebook(project / "nbs" / "other.ipynb", "\n".join([*cell, "k: int = 0", "home: Path = None"]), "1")
+    texts = ["x=1", "rates=[1, 5e-1]", "t=012", "label=12:30", "k=3", "home="]
+    given = from_text(load_settings(project), texts)
+    assert given == {"x": 1, "rates": [1, 0.5], "t": "012", "label": "12:30", "k": 3, "home": ""}
+    params = spec(project, **given).tasks["other"].params
+    assert params["x"] == 1.0 and type(params["x"]) is float and list(map(type, params["rates"])) == [float, float]
+    assert from_text(load_settings(project), ["label=", "t=null", "label=null"]) == {"label": None, "t": None}
+    for wrong, says in {"x=a": "write a value of type float, such as 0", "k=0.5": "write a value of type int, such as 0"}.items():
+        with pytest.raises(PipelineError, match=says):
+            spec(project, **from_text(load_settings(project), [wrong]))
+    with pytest.raises(PipelineError, match="parameter 'k' has no value; write k=null for None, or k='\"\"' for an empty text"):
+        from_text(load_settings(project), ["k="])
+
+
+def test_a_whole_number_of_env_yaml_may_become_a_float(project):
+    "Where the notebooks that are given it take one"
+    notebook(project / "nbs" / "first.ipynb", "upstream = None\nproduct = None\nn: float = 0", "1")
+    assert spec(project, n=0.5).tasks["first"].params == {"n": 0.5}
+    notebook(project / "nbs" / "first.ipynb", "upstream = None\nproduct = None\nn: int = 0", "1")
+    assert "parameter 'n' has value 0.5 of type float; write a value of type int" in sentence(project, n=0.5)
+
+
+@pytest.mark.parametrize("place", ["env.yaml", "params", "key", "product", "inputs", "source", "upstream", "override"])
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{{a.b}}", "names 'a.b', which env.yaml does not define"),
+        ("x-{{ a-b }}", "names 'a-b', which env.yaml does not define"),
+        ("{{}}", "has the placeholder {{}}; write {{name}} with a name of env.yaml"),
+        ("{{n|upper}}", "has the placeholder {{n|upper}}; write {{name}}"),
+        ("{{n + 1}}", "has the placeholder {{n + 1}}; write {{name}}"),
+        ("x{{n", "has '{{', which is no placeholder; write {{name}}"),
+        ("{n}}", "has '{n}}', which is no placeholder"),
+        ("{% if n %}x{% endif %}", "has '{% if n %}', which is no placeholder"),
+        ("{# n #}", "has '{# n #}', which is no placeholder"),
+    ],
+)
+def test_what_looks_like_a_placeholder_is_a_value_or_an_error(project, place, text, says):
+    loose(project)
+    quoted, parameters = f'"{text}"', {}
+    if place == "env.yaml":
+        (project / "env.yaml").write_text(f"n: 1\nm: [{quoted}]\n")
+    elif place == "params":
+        rewrite(project, "[A]", f"[{quoted}]")
+    elif place == "key":
+        rewrite(project, "b: [A]", f"{quoted}: 1")
+        says = "has a placeholder; only values can have one" if "{{" in text else None
+    elif place == "override":
+        parameters = {"a": [text]}
+    else:
+        old = {"product": LAST, "source": "source: nbs/other.ipynb"}.get(place)
+        rewrite(project, old or LAST, f"{place}: {quoted}" if old else f"{LAST}\n    {place}: [{quoted}]")
+    if says:
+        assert says in sentence(project, **parameters)
+
+
+def test_placeholders_reach_into_mappings_and_braces_can_be_written(project):
+    loose(project)
+    rewrite(
+        project, "[A]", """["{{m.rate}}", "{{ m.deep.x }}", "{{a-b}}", "{{c.d}}", "{{ '{{' }}x}}", '{"a": {"b": 1}}', "{x}", "100%}"]"""
+    )
+    (project / "env.yaml").write_text('n: 1\nm: {rate: 0.5, deep: {x: [1]}}\na-b: 2\n"c.d": 3\n')
+    assert spec(project).tasks["other"].params["a"][1]["b"] == [0.5, [1], 2, 3, "{{x}}", '{"a": {"b": 1}}', "{x}", "100%}"]
+    rewrite(project, LAST, 'product: "out/{{m}}.ipynb"')
+    assert "puts 'm' into a longer text, but its value is {'rate': 0.5" in sentence(project)
+
+
+@pytest.mark.parametrize("key", ["product", "inputs", "source"])
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("s3://bucket/a.ipynb", "a URL; write a path below"),
+        ("gs://bucket/a.ipynb", "a URL"),
+        ("https://host/a.ipynb", "a URL"),
+        ("file:///tmp/a.ipynb", "a URL"),
+        ("s3:/bucket/a.ipynb", "a URL"),
+        ("~/a.ipynb", "a path with ~, which is not expanded"),
+        ("~ann/a.ipynb", "a path with ~"),
+        ("$HOME/a.ipynb", "a path with a variable, which is not expanded"),
+        ("out/${RUN}/a.ipynb", "a path with a variable"),
+        ("C:/data/a.ipynb", "a path of Windows"),
+        ("C:\\data\\a.ipynb", "a path of Windows"),
+        ("out\\a.ipynb", "a path with a backslash"),
+        (" out/a.ipynb", "a path with white space at an end"),
+    ],
+)
+def test_paths_of_other_systems_are_refused(project, key, path, says):
+    rewrite(project, LAST, f"{LAST}\n    inputs: []")
+    old = {"product": LAST, "source": "source: nbs/other.ipynb", "inputs": "inputs: []"}[key]
+    rewrite(project, old, f"{key}: '{path}'")
+    assert f"'{key}' has {path!r}, {says}" in sentence(project)
+
+
+def test_a_path_may_have_odd_names(project):
+    rewrite(project, LAST, "product: 'out/10:30 ~$5 [a].ipynb'\n    inputs: [/abs/a.csv, ../b.csv, './~x']")
+    assert spec(project).tasks["other"].products["nb"] == project / "out" / "10:30 ~$5 [a].ipynb"
+
+
+def test_special_files_are_named_where_a_notebook_or_yaml_is_expected(project):
+    "A FIFO would be waited for, a file of a terabyte fills the memory"
+    source = project / "nbs" / "other.ipynb"
+    source.unlink()
+    os.mkfifo(source)
+    assert f"task 'other': notebook {source} is a FIFO; it has to be a file" in sentence(project)
+    source.unlink()
+    with source.open("wb") as file:
+        file.truncate(1 << 40)
+    assert f"notebook {source} has 1024 GiB" in sentence(project)
+    source.unlink()
+    os.symlink("/dev/zero", source)
+    assert f"notebook {source} is a device" in sentence(project)
+    (project / "env.yaml").unlink()
+    with socket.socket(socket.AF_UNIX) as listener, chdir(project):
+        listener.bind("env.yaml")
+        assert "env.yaml is a socket" in sentence(project)
+
+
+def test_products_are_paths_as_written_below_the_folders_that_they_lead_to(project, tmp_path):
+    (tmp_path / "disk").mkdir()
+    os.symlink(tmp_path / "disk", project / "out")
+    os.symlink(tmp_path / "elsewhere", project / "out" / "other.ipynb")
+    assert spec(project).tasks["other"].products["nb"] == tmp_path / "disk" / "other.ipynb"
+    rewrite(project, "product: out/other.ipynb", f"product: {tmp_path}/disk/first.ipynb")
+    assert "tasks 'first' and 'other' both write" in sentence(project)
+    rewrite(project, f"product: {tmp_path}/disk/first.ipynb", "product: loop/a.ipynb")
+    os.symlink("loop", project / "loop")
+    assert "'product' has 'loop/a.ipynb', whose folder is a link that leads back to itself" in sentence(project)
+
+
+def test_a_product_never_replaces_a_link_to_a_notebook_or_its_own_input(project, tmp_path):
+    os.rename(project / "nbs" / "other.ipynb", tmp_path / "mine.ipynb")
+    os.symlink(tmp_path / "mine.ipynb", project / "nbs" / "other.ipynb")
+    for product in ("nbs/other.ipynb", "../mine.ipynb"):
+        rewrite(project, LAST, f"product: {product}")
+        assert "product 'nb' would replace" in sentence(project)
+        rewrite(project, f"product: {product}", LAST)
+    rewrite(project, LAST, "product: {nb: out/other.ipynb, data: data}\n    inputs: [data/raw.csv]")
+    assert f"product 'data' would replace {project}/data, which is or holds its own input data/raw.csv" in sentence(project)

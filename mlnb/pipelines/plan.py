@@ -99,7 +99,7 @@ class _Looks:
     "What files, folders and patterns hold, each looked at once between two calls of `refresh`"
 
     def __init__(self, memory: dict, root: Path):
-        self.memory, self.root = memory, root
+        self.memory, self.root, self.stopped = memory, root, False
         self.refresh()
 
     def refresh(self) -> None:
@@ -120,10 +120,14 @@ class _Looks:
         if place not in self.hashes:
             now, known = self.look(path), self.memory.get(place)
             if now is not None and not is_known(known, now):
-                known = self.memory[place] = recorded if is_known(recorded, now) else content(path)
+                known = self.memory[place] = recorded if is_known(recorded, now) else self.read(path)
                 self.looks[place] = known["look"]
             self.hashes[place] = known["sha256"] if now is not None else None
         return self.hashes[place]
+
+    def read(self, path: Path) -> dict:
+        "What `products.content` says; a `PipelineError` once the run was interrupted"
+        return content(path, stopped=lambda: self.stopped)
 
     def matching(self, pattern: str) -> list[str]:
         if pattern not in self.patterns:
@@ -308,13 +312,17 @@ class Planner:
         "Write down what a task was made from and what it wrote, after its products were put in place; a `PipelineError` if it cannot"
         task = self.spec.tasks[name]
         try:
-            products = {k: {"path": self._found.below(p), **content(p)} for k, p in task.products.items()}
+            products = {k: {"path": self._found.below(p), **self._found.looks.read(p)} for k, p in task.products.items()}
             ended = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
             record = {"format": FORMAT, "task": name, "run": run, "seconds": round(seconds, 3), "ended": ended}
             write_whole(self._found.path(name), _sealed(record | {"made_from": token.made_from, "products": products}))
         except OSError as e:
             why = f"{e.strerror}: {e.filename}; without a record it runs again each time"
             raise PipelineError(f"what task '{name}' wrote cannot be recorded: {why}") from None
+
+    def interrupt(self) -> None:
+        "Give up reading files: whoever waits for it gets a `PipelineError`"
+        self._found.looks.stopped = True
 
     def forget(
         self,

@@ -13,14 +13,14 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from .spec import user
 from ..project.errors import PipelineError
-from ..project.looks import TICK, is_sure, look
+from ..project.looks import NOTHING, TICK, is_sure, look, special
 from ..project.permissions import make_folder, opener
 
 # %% ../../nbs/pipelines/01_products.ipynb #ccc6edee
@@ -37,20 +37,51 @@ def is_known(
     return isinstance(moment := known.get("at"), int) and is_sure(now, moment)
 
 
-def _hashed(path: Path, names: Iterable[str]) -> str:
-    "The hash of the files `names` below `path`, their names included"
+def _blocks(path: str, stopped: Callable[[], bool]) -> Iterator[memoryview]:
+    "The content of a regular file, a block at a time; an OSError for any other kind"
+    if kind := special(os.stat(path)):
+        raise OSError(errno.EINVAL, f"it is {kind}, not a file or a folder", path)
+    block = memoryview(bytearray(1 << 18))
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb", buffering=0) as file:
+        while count := file.readinto(block):
+            if stopped():
+                raise PipelineError("interrupted")
+            yield block[:count]
+
+
+def _digest(path: str, stopped: Callable[[], bool]) -> str:
+    "The hash of one file"
     total = hashlib.sha256()
-    for name in names:
-        with open(os.path.join(path, name) if name != "." else path, "rb") as f:
-            total.update(f"{name}\0{hashlib.file_digest(f, 'sha256').hexdigest()}\0".encode())
+    for block in _blocks(path, stopped):
+        total.update(block)
     return total.hexdigest()
+
+
+def _hashed(path: str, entries: list[list], stopped: Callable[[], bool]) -> str:
+    "The hash of what a look shows: names, contents and texts of links"
+    total = hashlib.sha256()
+    for entry in entries:
+        total.update(os.fsencode(_line(path, entry, stopped)))
+    return total.hexdigest()
+
+
+def _line(path: str, entry: list, stopped: Callable[[], bool]) -> str:
+    "What one entry of a look adds to the hash"
+    name, stamp, link = entry[0], entry[1:5], entry[5:]  # link: its text, and of one to a folder the entries there
+    place, digest = os.path.join(path, name) if name != "." else path, ""
+    if len(link) == 2:
+        digest = _hashed(place, link[1], stopped)
+    elif stamp != NOTHING:
+        digest = _digest(place, stopped)
+    return f"{name}\0{digest}\0" + "".join(f"-> {text}\0" for text in link[:1])
 
 
 def content(
     path: Path,
     known: dict | None = None,  # what this function said about the same path before
+    stopped: Callable[[], bool] = bool,  # asked between two blocks: whether to give up with a `PipelineError`
 ) -> dict:  # "sha256" of the content, the "look" and when it was taken, "at"
-    "The identity of a file or folder by its content; an OSError where it is not there or cannot be read"
+    "The identity of a file, a folder or a link by its content; an OSError where it is not there, cannot be read or is of another kind"
     now = look(path)
     if is_known(known, now):
         return known
@@ -60,7 +91,7 @@ def content(
         time.sleep(max(0, min(TICK, TICK - (time.time_ns() - max(one[2] for one in now)))) / 1e9)
     moment = time.time_ns()
     now = look(path) or []
-    return {"sha256": _hashed(path, [one[0] for one in now]), "look": now, "at": moment}
+    return {"sha256": _hashed(str(path), now, stopped), "look": now, "at": moment}
 
 # %% ../../nbs/pipelines/01_products.ipynb #9fdc0a2e
 def _remove(path: Path) -> None:
@@ -73,10 +104,28 @@ def _remove(path: Path) -> None:
 
 def _place(staged: Path, final: Path, old: Path) -> None:
     "Move `staged` to `final`; a folder cannot replace another in one step, so the other steps aside first"
-    if final.is_dir() or (staged.is_dir() and final.exists()):
+    if os.path.lexists(final) and (final.is_dir() or staged.is_dir()):
         os.replace(final, old)
     os.replace(staged, final)
     _remove(old)
+
+
+def _entries(path: Path) -> Iterator[Path]:
+    "`path` itself, or all that lies below it where it is a folder; links are not followed"
+    if path.is_dir() and not path.is_symlink():
+        for entry in os.scandir(path):
+            yield from _entries(Path(entry.path))
+    else:
+        yield path
+
+
+def _target(link: Path, text: str) -> Path:
+    "The path that `text` means in a link that lies at `link`; it may be a link itself"
+    target = Path(os.path.realpath(link.parent), text)
+    return Path(os.path.realpath(target)) if target.name in {"", "..", "."} else Path(os.path.realpath(target.parent), target.name)
+
+
+_RIGHT = "a product is a file, a folder, or a link to one"
 
 
 class Staging:
@@ -114,12 +163,60 @@ class Staging:
 
     def missing(self) -> list[str]:
         "Products that were not written"
-        return [f"{key} ({final})" for key, final in self.products.items() if not self.path(key).exists()]
+        return [f"{key} ({final})" for key, final in self.products.items() if not os.path.lexists(self.path(key))]
 
     def check(self) -> None:
-        "Raise a `PipelineError` that names the products that were not written"
+        "Make the links right for their new place; a `PipelineError` names the products that were not written or cannot be products"
+        left = "earlier products are left as they were"
         if missing := self.missing():
-            raise PipelineError(f"task '{self.task}' ended without writing {', '.join(missing)}; earlier products are left as they were")
+            raise PipelineError(f"task '{self.task}' ended without writing {', '.join(missing)}; {left}")
+        for key in self.products:
+            for path in _entries(self.path(key)):
+                if path.is_symlink():
+                    self._settle(path)
+                elif kind := special(os.lstat(path)):
+                    raise PipelineError(f"task '{self.task}': product {key} is or holds {self._final(path)}, {kind}; {_RIGHT}; {left}")
+        for key in self.products:
+            if wrong := self._wrong_link(key):
+                raise PipelineError(f"task '{self.task}': product {key} {wrong}; {_RIGHT}; {left}")
+
+    def _final(self, path: Path) -> Path:
+        "Where a path of a staging folder will lie; any other as it is"
+        for folder, stage in self.folders.items():
+            if path.is_relative_to(stage):
+                return folder / path.relative_to(stage)
+        return path
+
+    def _now(self, path: Path) -> Path:
+        "Where a path lies as long as nothing is moved: those of products are staged"
+        for key, final in self.products.items():
+            if path.is_relative_to(final):
+                return self.path(key) / path.relative_to(final)
+        return path
+
+    def _settle(self, link: Path) -> None:
+        "Give a staged link the text that leads to the same thing from where it will lie"
+        text, final = os.readlink(link), self._final(link)
+        target = _target(link, text)
+        if not os.path.lexists(target) or (os.path.isabs(text) and self._final(target) == target):
+            return
+        settled = str(self._final(target))
+        settled = settled if os.path.isabs(text) else os.path.relpath(settled, final.parent)
+        if settled != os.path.normpath(text):
+            link.unlink()
+            os.symlink(settled, link)
+
+    def _wrong_link(self, key: str) -> str:
+        "What is wrong with a product that is a link; empty if it leads somewhere"
+        path, passed = self.products[key], set()
+        while (now := self._now(path)).is_symlink():
+            if path in passed:
+                return f"({self.products[key]}) is a link that leads back to itself"
+            passed.add(path)
+            path = _target(path, os.readlink(now))
+        if not now.exists():
+            return f"({self.products[key]}) is a link to {path}, where nothing is"
+        return f"({self.products[key]}) is a link to {path}, {kind}" if (kind := special(os.stat(now))) else ""
 
     def publish(self) -> None:
         "Move every product into place, all of which are written"

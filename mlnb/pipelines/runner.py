@@ -281,6 +281,7 @@ class _Run:
         "End what runs: kernels first, or everything at once"
         self.stopping = True
         self.interrupted.set()
+        self.planner.interrupt()
         self.crew.interrupt(at_once)
 
     def close(self, status: str) -> Report:

@@ -2,13 +2,17 @@ import json
 import shutil
 import signal
 import sys
+from hashlib import sha256
 
 import numpy as np
 import pytest
 import toy_project
 
 from mlnb.models.bundle import Bundle, Field, Samples, columns_of, records_of
-from mlnb.project.errors import BundleError
+from mlnb.models.watcher import read_releases
+from mlnb.project.errors import BundleError, ServingError
+from mlnb.project.settings import default_settings
+from mlnb.serving.routing import RoutingFile
 
 
 @pytest.fixture
@@ -68,6 +72,114 @@ def test_a_manifest_that_is_no_object(folder):
 def test_a_value_of_a_wrong_type(folder):
     manifest(folder, threshold="high")
     refused(folder, "bundle.json is damaged", "threshold")
+
+
+DEEP = b"[" * 200_000 + b"]" * 200_000
+
+
+@pytest.mark.parametrize("name", ["bundle.json", "samples.json"])
+@pytest.mark.parametrize(("change", "says"), [
+    (lambda text: text.replace(b"{", b'{"x": ' + DEEP + b",", 1), "nested too deeply"),
+    (lambda text: b'{"format": 1, "requests": 1,' + text.lstrip()[1:], "stands there twice"),
+    (lambda text: text.replace(b"0.3", b"NaN").replace(b": [\n   0.", b": [\n   NaN, 0."), "is damaged"),
+    (lambda text: text.replace(b"0.3", b"1e999").replace(b": [\n   0.", b": [\n   1e999, 0."), "is damaged"),
+    (lambda text: text.replace(b"UA", b"\xff"), "is damaged"),
+    (lambda text: text.replace(b"UA", b"\\ud800"), "is damaged"),
+    (lambda text: text[:-1] + b" " * (65 << 20) + b"}", "64 is the most"),
+    (lambda text: b"null", "is damaged"),
+    (lambda text: b"", "is damaged"),
+])  # fmt: skip
+def test_json_that_no_reader_should_believe_is_a_bundle_error(folder, name, change, says):
+    text = (folder / name).read_bytes()
+    (folder / name).write_bytes(changed := change(text))
+    assert changed != text
+    if name == "samples.json":
+        names = json.loads((folder / "bundle.json").read_text())["files"]
+        manifest(folder, files=names | {name: sha256(changed).hexdigest()})
+    refused(folder, name, says)
+
+
+FIELD = {"name": "carrier", "type": "string", "description": "", "example": "UA"}
+
+
+@pytest.mark.parametrize(("changed", "says"), [
+    ({"threshold": -0.1}, ">= 0"), ({"threshold": 1.5}, "<= 1"), ({"threshold": None}, "threshold"), ({"threshold": True}, "threshold"),
+    ({"version": ""}, "version"), ({"version": "v\x1b[2J"}, "version"), ({"name": "x" * 300}, "name"), ({"format": True}, "format"),
+    ({"request": [FIELD | {"type": "text"}]}, "has type 'text'"), ({"request": [FIELD, FIELD]}, "stands twice"),
+    ({"request": [FIELD | {"name": "decision_time"}]}, "stands twice"), ({"request": []}, "entity"),
+    ({"entity": ["carier"]}, "did you mean 'carrier'"), ({"entity": []}, "names no field"), ({"output": [FIELD]}, "the output is carrier"),
+    ({"unknown": 1}, "unknown"), ({"files": ["model"]}, "files"),
+])  # fmt: skip
+def test_a_value_that_cannot_be_right(folder, changed, says):
+    manifest(folder, **changed)
+    refused(folder, "bundle.json is damaged", says)
+
+
+OUTSIDE = ["../outside", "/etc/hostname", "model/../../outside", "./samples.json", "", ".", "..", "a\0b", "..\\outside", "x" * 5000]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_a_path_that_leads_out_of_the_bundle(folder, name):
+    (folder.parent / "outside").write_text("secret")
+    names = json.loads((folder / "bundle.json").read_text())["files"]
+    manifest(folder, files=names | {name: sha256(b"secret").hexdigest()})
+    with pytest.raises(BundleError, match=r"is no path below it|cannot be read"):
+        Bundle.load(folder)
+
+
+def _link_to_a_file(folder):
+    (folder.parent / "weights").write_bytes((weights := folder / "model/weights.safetensors").read_bytes())
+    weights.unlink()
+    weights.symlink_to(folder.parent / "weights")
+
+
+def _link_to_a_folder(folder):
+    (folder / "model").rename(folder.parent / "model")
+    (folder / "model").symlink_to(folder.parent / "model")
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    (_link_to_a_file, "leads out of it"),
+    (_link_to_a_folder, "leads out of it"),
+    (lambda folder: (folder / "model/weights.safetensors").symlink_to("weights.safetensors"), "is missing"),
+    (lambda folder: (folder / "model/code.py").touch(), "model/code.py is not named"),
+    (lambda folder: (folder / "context/2100.snapshot").touch(), "context/2100.snapshot is not named"),
+    (lambda folder: (folder / "model/.hidden").touch(), "model/.hidden is not named"),
+    (lambda folder: (folder / "model/more").symlink_to("/etc"), "model/more is not named"),
+])  # fmt: skip
+def test_links_that_lead_out_and_files_that_the_manifest_does_not_name(folder, change, says):
+    if says == "is missing":
+        (folder / "model/weights.safetensors").unlink()
+    change(folder)
+    refused(folder, says)
+
+
+def test_what_a_desktop_or_a_store_leaves_beside_the_files_is_no_harm(folder):
+    for name in (".gitignore", ".DS_Store", "model/.DS_Store"):
+        (folder / name).touch()
+    assert Bundle.load(folder).self_test() == 12
+
+
+def test_a_snapshot_of_another_program_whose_checksum_is_right(folder):
+    file = next((folder / "context").iterdir())
+    file.write_bytes(b"other" + sha256(b"other").digest())
+    names = json.loads((folder / "bundle.json").read_text())["files"]
+    manifest(folder, files=names | {f"context/{file.name}": sha256(file.read_bytes()).hexdigest()})
+    with pytest.raises(BundleError, match="a snapshot in context/ cannot be read"):
+        Bundle.load(folder).self_test()
+
+
+@pytest.mark.parametrize("content", [DEEP, b'{"champion": ' + DEEP + b"}", b"\xff", b'{"problem": "\xff"}', b"[]", b"NaN"])
+def test_releases_and_routing_that_cannot_be_read(tmp_path, content, monkeypatch):
+    (tmp_path / "releases.json").write_bytes(content)
+    assert "cannot be read" in read_releases(tmp_path).problem
+    monkeypatch.setenv("MLNB_SERVE_FROM", "models:/toy")
+    monkeypatch.setenv("MLNB_VERSIONS", str(tmp_path))
+    routing = RoutingFile(default_settings())
+    routing.path.parent.mkdir()
+    routing.path.write_bytes(content)
+    with pytest.raises(ServingError, match="cannot be read"):
+        routing.read()
 
 
 @pytest.mark.parametrize("position", [0, 60, -1])

@@ -3,6 +3,7 @@ import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
+from hashlib import sha256
 
 import httpx
 import numpy as np
@@ -212,9 +213,9 @@ def test_a_flipped_bit_in_the_weights(project, tmp_path):
 def test_a_class_that_does_not_load(project, tmp_path):
     copy = shutil.copytree(project / "trees", tmp_path / "trees")
     manifest = json.loads((copy / "bundle.json").read_text())
-    del manifest["files"]["model/model.txt"]
-    (copy / "bundle.json").write_text(json.dumps(manifest))
     (copy / "model/model.txt").write_text("no trees")
+    manifest["files"]["model/model.txt"] = sha256(b"no trees").hexdigest()
+    (copy / "bundle.json").write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match=r"planes.trees.Trees cannot load model/"):
         Bundle.load(copy)
 
@@ -265,7 +266,7 @@ class Bare:
     (Table(), {}, r"probability has shape \(40, 2\) for 40 rows; give one value a row"),
     (One(), {}, r"probability has shape \(\)"),
     (OneDecision(), {}, r"decision has shape \(\)"),
-    (Scalar(), {}, r"month has shape \(\)"),
+    (Scalar(), {}, r"feature 'month' has shape \(\)"),
     (Half(), {"numeric": ["speed"]}, "feature 'speed' comes from neither"),
     (Writes(), {}, r"Writes or its features write to a column of the request.* write to a copy of it: column.copy\(\)"),
     (WritesLater(), {}, "WritesLater or its features write to a column of the request"),

@@ -202,7 +202,7 @@ def test_rows_that_the_model_fails_on_leave_the_others(model, newest, rows, tmp_
     source, output = parquet(tmp_path / "in.parquet", many(rows, 40)), tmp_path / "out.parquet"
     log = PredictionLog(tmp_path / "log")
     done = scoring.score(source, output, Fails(model, how), newest, 60, log=log)
-    why = f"the model raised {how.__name__}" if how else "the model gave no number"
+    why = f"the model raised {how.__name__}" if how else "the model gave no number from 0 to 1"
     assert (done.rows, done.rejected, done.problem) == (40, 4, f"row 3: {why}")
     explained = pq.read_table(scoring.rejected_file(output)).to_pylist()
     assert explained == [{"row": row, "field": None, "problem": why, "expected": "a probability"} for row in (3, 15, 27, 39)]

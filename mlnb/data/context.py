@@ -262,7 +262,10 @@ class Snapshot:
         body, digest = data[:-32], data[-32:]
         if hashlib.sha256(body).digest() != digest:
             raise ContractError(f"context snapshot of {len(data)} bytes is corrupt: its checksum does not match; write it again")
-        return _decode(body)
+        try:
+            return _decode(body)
+        except Exception as e:  # whatever Arrow, JSON and numpy raise on what another program wrote
+            raise ContractError(f"context snapshot of {len(data)} bytes is none that mlnb wrote: {type(e).__name__}: {e}") from None
 
 # %% ../../nbs/data/01_context.ipynb #281d82fc
 def _encode(snapshot: Snapshot) -> bytes:

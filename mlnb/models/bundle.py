@@ -4,13 +4,12 @@
 
 # %% auto #0
 __all__ = ['TYPES', 'DECISION_TIME', 'OUTPUT', 'FORMAT', 'Field', 'FieldType', 'columns_of', 'records_of', 'entity_keys',
-           'context_columns', 'Function', 'Manifest', 'version_of', 'verify', 'Bundle', 'Samples', 'segment_folder',
-           'write_bundle']
+           'context_columns', 'Function', 'Manifest', 'version_of', 'verify', 'Bundle', 'are_probabilities', 'Samples',
+           'segment_folder', 'write_bundle']
 
 # %% ../../nbs/models/03_bundle.ipynb #3b2769ec
 import ctypes
 import hashlib
-import importlib
 import json
 import os
 import shutil
@@ -19,9 +18,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import floor
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import mkdtemp
-
+from typing import Annotated
 from urllib.parse import quote
 
 import msgspec
@@ -29,7 +28,8 @@ import numpy as np
 
 from ..data.context import Columns, Snapshot
 from .hooks import Model
-from ..project.errors import BundleError, did_you_mean
+from .trust import Trust, check_signature, sign, trusted_context, trusted_function, trusted_predictor
+from ..project.errors import BundleError, ContractError, did_you_mean
 
 # %% ../../nbs/models/03_bundle.ipynb #a8d3af2b
 class Field(msgspec.Struct, frozen=True):
@@ -136,11 +136,14 @@ class Function(msgspec.Struct, frozen=True):
     fingerprint: str
 
 
+_Text = Annotated[str, msgspec.Meta(min_length=1, max_length=250, pattern="^[^\\x00-\\x1f\\x7f-\\x9f]+$")]  # without control characters
+
+
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     "All that `bundle.json` says"
     format: int
-    name: str
-    version: str
+    name: _Text
+    version: _Text
     created: str
     request: tuple[Field, ...]
     output: tuple[Field, ...]
@@ -151,7 +154,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     numeric: tuple[str, ...]
     predictor: str  # package.module.Class
     code: str | None = None  # fingerprint of that class, where it is a hooks.Model
-    threshold: float
+    threshold: Annotated[float, msgspec.Meta(ge=0, le=1)]
     training: dict
     packages: dict[str, str]
     files: dict[str, str]  # path below the bundle -> SHA-256
@@ -162,17 +165,72 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return self.request_features, self.context_features, self.code and Function(self.predictor, self.code)
 
 # %% ../../nbs/models/03_bundle.ipynb #c1c5dc84
-def _read_manifest(file: Path) -> Manifest:
+_MOST_BYTES = 64 << 20  # of bundle.json, and of samples.json
+
+
+def _once(pairs: list[tuple]) -> dict:
+    "The object of these names and values; a `ValueError` where a name stands there twice, of which readers would choose different ones"
+    values: dict = {}
+    for name, value in pairs:
+        if name in values:
+            raise ValueError(f"{name!r} stands there twice")
+        values[name] = value
+    return values
+
+
+def _read_json(file: Path) -> tuple[bytes, object]:
+    "A JSON file and what is in it; a `ValueError` or an `OSError` where it is none"
+    if (size := file.stat().st_size) > _MOST_BYTES:
+        raise ValueError(f"it has {size >> 20} MB, {_MOST_BYTES >> 20} is the most")
+    data = file.read_bytes()
+    try:
+        msgspec.json.decode(data)  # stricter than Python's: no NaN, no half of a surrogate pair
+        return data, json.loads(data, object_pairs_hook=_once)
+    except msgspec.MsgspecError as e:
+        raise ValueError(str(e)) from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _read_manifest(file: Path, signers: Path | None = None) -> Manifest:
     "The manifest, or a `BundleError` that says what is wrong with it"
     if not file.is_file():
         raise BundleError(f"no model bundle in {file.parent}: it has no bundle.json; make one with: mlnb run")
     try:
-        stated = msgspec.json.decode(data := file.read_bytes())
-        if (found := stated.get("format")) != FORMAT:
-            raise BundleError(f"{file} has format {found!r}, this mlnb reads format {FORMAT}; make the bundle again with: mlnb run")
-        return msgspec.json.decode(data, type=Manifest)
-    except (msgspec.MsgspecError, UnicodeDecodeError, AttributeError) as e:
+        data, stated = _read_json(file)
+        if signers:
+            check_signature(file, data, signers)
+        if (number := stated.get("format")) != FORMAT:
+            raise BundleError(f"{file} has format {number!r}, this mlnb reads format {FORMAT}; make the bundle again with: mlnb run")
+        manifest = msgspec.convert(stated, type=Manifest)
+        _check_fields(manifest.request, manifest.entity)
+        _check_output(manifest.output)
+        return manifest
+    except (msgspec.MsgspecError, ValueError, AttributeError, OSError, BundleError) as e:
+        if isinstance(e, BundleError) and str(file) in str(e):
+            raise
         raise BundleError(f"{file} is damaged: {e}; make the bundle again with: mlnb run") from None
+
+
+def _check_fields(request: Sequence[Field], entity: Sequence[str]):
+    "Raise a `BundleError` for a field of an unknown type or that is there twice, and for an entity that is no field"
+    names = [f.name for f in request]
+    for f in request:
+        if f.type not in TYPES:
+            raise BundleError(f"field {f.name!r} has type {f.type!r}; write one of {', '.join(TYPES)}")
+        if f.name == DECISION_TIME.name or names.count(f.name) > 1:
+            raise BundleError(f"field {f.name!r} stands twice in the request; decision_time is always there and optional")
+    for name in entity:
+        if name not in names:
+            raise BundleError(f"entity {name!r} is no field of the request{did_you_mean(name, names)}; fields are {', '.join(names)}")
+    if not entity:
+        raise BundleError("the entity names no field; name the fields of the request that identify a row")
+
+
+def _check_output(output: Sequence[Field]):
+    shape = lambda fields: ", ".join(f"{f.name} ({f.type})" for f in fields)
+    if shape(output) != shape(OUTPUT):
+        raise BundleError(f"the output is {shape(output)}; this mlnb serves {shape(OUTPUT)}")
 
 
 def version_of(
@@ -191,56 +249,80 @@ def _digest(file: Path) -> str:
 
 
 def _check_files(folder: Path, files: dict[str, str]):
-    "Raise a `BundleError` for the first file that is missing or changed"
+    "Raise a `BundleError` for the first file that is missing, changed, outside of the folder, or not named in the manifest"
+    again = "copy it again, or make it again with: mlnb run"
     for name, digest in files.items():
-        if not (file := folder / name).is_file():
-            raise BundleError(f"bundle {folder} is incomplete: {name} is missing; copy it again, or make it again with: mlnb run")
+        file = folder / _inside(folder, name)
+        if not file.is_file():
+            raise BundleError(f"bundle {folder} is incomplete: {name} is missing; {again}")
+        if not file.resolve().is_relative_to(folder.resolve()):
+            raise BundleError(f"bundle {folder} is corrupt: {name} is a link that leads out of it; {again}")
         if _digest(file) != digest:
-            raise BundleError(f"bundle {folder} is corrupt: {name} is not what was written; copy it again, or make it again with: mlnb run")
+            raise BundleError(f"bundle {folder} is corrupt: {name} is not what was written; {again}")
+    for name in sorted(_names_in(folder) - set(files)):
+        raise BundleError(f"bundle {folder} is corrupt: {name} is not named in its bundle.json; remove it, or {again}")
+
+
+def _inside(folder: Path, name: str) -> str:
+    "`name` where it is a path below `folder`, else a `BundleError`"
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or str(path) != name or name == "." or {"\\", "\0"} & set(name):
+        raise BundleError(f"bundle {folder} is corrupt: {name!r} is no path below it; make it again with: mlnb run")
+    return name
+
+
+def _names_in(folder: Path) -> set[str]:
+    "What a manifest must name: all but itself, its signature, and files that a desktop or a store leaves, which nothing reads"
+    inside = (p for p in folder.rglob("*") if p.is_symlink() or not p.is_dir())
+    names = {p.relative_to(folder).as_posix() for p in inside if p.name != ".DS_Store"}
+    return {n for n in names if "/" in n or not n.startswith(".")} - {"bundle.json", "bundle.json.sig"}
 
 # %% ../../nbs/models/03_bundle.ipynb #e598c719
 def verify(
     folder: str | Path,
+    trust: Trust | None = None,  # whose signature is needed; default: as the project around the working folder says
 ) -> Manifest:
-    "The manifest of a bundle whose files are all as they were written; no code of the model is run"
-    manifest = _read_manifest(Path(folder) / "bundle.json")
-    _check_files(Path(folder), manifest.files)
+    "The manifest of a bundle whose files are all as they were written and as they were signed; no code of the model is run"
+    folder = Path(folder)
+    manifest = _read_manifest(folder / "bundle.json", (trust or Trust.here()).signers)
+    try:
+        _check_files(folder, manifest.files)
+    except (OSError, RuntimeError) as e:  # such as a name that is too long, a loop of links, no permission
+        raise BundleError(f"bundle {folder} cannot be read: {e}") from None
     return manifest
 
 # %% ../../nbs/models/03_bundle.ipynb #0619237d
-def _resolve(name: str):
-    "The object `package.module.name`, or a `BundleError`"
-    module, _, attribute = name.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as e:
-        raise BundleError(
-            f"the bundle needs {name!r}, which cannot be imported ({e}); "
-            "write package.module.name, and install the project's package: pip install -e ."
-        ) from None
-
-
 def _function(name: str) -> Function:
     "`name` with the fingerprint of the code as it is now"
     from mlnb.notebooks import fingerprint
 
-    _resolve(name)
     return Function(name, fingerprint.of(name))
 
 
-def _unchanged(trained: Function | None, folder: Path, sure: Sequence[Function]):
-    "The object named by `trained`, or a `BundleError` if its code is not the code of the training"
-    if trained is None:
-        return None
-    found = _resolve(trained.name)
-    if trained in sure:
-        return found
+def _check_unchanged(trained: Function, folder: Path):
+    "Raise a `BundleError` if the code named by `trained` is not the code of the training"
     if (now := _function(trained.name).fingerprint) != trained.fingerprint:
         raise BundleError(
             f"bundle {folder} was trained with another {trained.name}: its fingerprint was {trained.fingerprint[:12]}, "
             f"the code here has {now[:12]}, so features would differ from what the model learnt; train again with: mlnb run"
         )
-    return found
+
+
+@dataclass(frozen=True)
+class _Code:
+    "The objects that a manifest names"
+    request_features: Callable | None
+    context_features: object | None  # a context.Context
+    predictor: type
+
+    @classmethod
+    def of(cls, request: str | None, context: str | None, predictor: str, trust: Trust, folder: Path | None = None) -> "_Code":
+        "The objects of these names, where a bundle in `folder` may name them; raises `BundleError`"
+        return cls(
+            request and trusted_function(request, trust, folder),
+            context and trusted_context(context, trust, folder),
+            trusted_predictor(predictor, trust, folder),
+        )
 
 # %% ../../nbs/models/03_bundle.ipynb #f7c741c7
 class Bundle:
@@ -262,18 +344,23 @@ class Bundle:
         cls,
         folder: str | Path,
         beside: "Bundle | None" = None,  # loaded before in this process: code that both name is not looked at again, which takes long
+        trust: Trust | None = None,  # whose code it may name; default: as the project around the working folder says
     ) -> "Bundle":
-        "The bundle in `folder`; raises `BundleError` naming what is missing, damaged or changed, and how to mend it"
-        folder, manifest = Path(folder), verify(folder)
-        sure = beside.manifest.functions if beside else ()
-        *functions, _ = [_unchanged(f, folder, sure) for f in manifest.functions]
+        "The bundle in `folder`; raises `BundleError` naming what is missing, damaged, changed or not to be trusted, and how to mend it"
+        folder, trust = Path(folder), trust or Trust.here()
+        manifest = verify(folder, trust)
+        names = [f and f.name for f in (manifest.request_features, manifest.context_features)]
+        code, sure = _Code.of(*names, manifest.predictor, trust, folder), beside.manifest.functions if beside else ()
+        for function in manifest.functions:
+            if function and function not in sure:
+                _check_unchanged(function, folder)
         try:
-            predictor = _resolve(manifest.predictor).load(folder / "model")
+            predictor = code.predictor.load(folder / "model")
         except BundleError:
             raise
         except Exception as e:
             raise BundleError(f"bundle {folder}: {manifest.predictor} cannot load model/ ({e}); make it again with: mlnb run") from e
-        return cls(folder, manifest, *functions, predictor)
+        return cls(folder, manifest, code.request_features, code.context_features, predictor)
 
     def context(
         self,
@@ -301,16 +388,22 @@ class Bundle:
         self,
         features: Columns,  # (n,) each
     ) -> np.ndarray:  # (n,) float64
-        "The probability of each row; nine decimals are kept of a `Model`, so that how many rows are asked at once changes no bit"
-        found = self.predictor.predict(features)
-        return np.round(np.asarray(found, np.float64), 9) if self._has_hooks else found
+        """The probability of each row; nine decimals are kept of a `Model`, so that how many rows are asked at once changes no bit.
+
+        Raises `BundleError` for what is no number a row; whether each is a probability, `are_probabilities` tells.
+        """
+        rows = len(next(iter(features.values()), ()))
+        column = _column("probability", self.predictor.predict(features), "fiub", "numbers from 0 to 1", rows if features else None)
+        return np.round(column.astype(np.float64, copy=False), 9) if self._has_hooks else column.astype(np.float64, copy=False)
 
     def decide(
         self,
         probability: np.ndarray,  # (n,)
     ) -> np.ndarray:  # (n,) bool
-        "Whether to act on each row"
-        return self.predictor.decide(probability) if self._has_hooks else probability >= self.threshold
+        "Whether to act on each row; raises `BundleError` where the hook gives anything but one True or False a row"
+        if not self._has_hooks:
+            return probability >= self.threshold
+        return _column("decision", self.predictor.decide(probability), "b", "True or False, such as probability >= 0.5", len(probability))
 
     @property
     def reference(self) -> bytes | None:
@@ -324,19 +417,65 @@ class Bundle:
 
     @property
     def samples(self) -> dict:
-        "`requests` (n JSON objects), `features` (name: n values), `probability` and `decision` (n each)"
-        return json.loads((self.folder / "samples.json").read_text())
+        "`requests` (n JSON objects), `features` (name: n values), `probability` and `decision` (n each); raises `BundleError`"
+        return _read_samples(self.folder / "samples.json")
 
     def sample_context(self) -> Callable:
         "The function from a moment to the newest of the samples' snapshots that is not later"
-        found = [Snapshot.from_bytes(file.read_bytes()) for file in sorted((self.folder / "context").glob("*.snapshot"))]
+        try:
+            found = [Snapshot.from_bytes(file.read_bytes()) for file in sorted((self.folder / "context").glob("*.snapshot"))]
+        except (ContractError, OSError) as e:
+            raise BundleError(f"bundle {self.folder} is corrupt: a snapshot in context/ cannot be read ({e})") from None
         return lambda moment: max((s for s in found if s.moment <= moment), key=lambda s: s.moment, default=None)
 
     def self_test(self) -> int:
         "How many samples were computed again, bit for bit; raises `BundleError` naming the first sample and column that differs"
         samples = self.samples
-        _compare(samples, *_compute(self, samples["requests"], self.sample_context()), f"bundle {self.folder}")
+        try:
+            computed = _compute(self, samples["requests"], self.sample_context())
+        except BundleError:
+            raise
+        except Exception as e:  # whatever the code of a model may raise
+            raise BundleError(f"bundle {self.folder} fails its self-test: {type(e).__name__}: {e}; train again with: mlnb run") from e
+        _compare(samples, *computed, f"bundle {self.folder}")
         return len(samples["requests"])
+
+
+def are_probabilities(
+    values: np.ndarray,  # (n,) float64
+) -> np.ndarray:  # (n,) bool
+    "Which values are from 0 to 1; NaN is not"
+    return (values >= 0) & (values <= 1)
+
+
+def _column(what: str, values, kinds: str, right: str, rows: int | None) -> np.ndarray:
+    "What a hook gave as an array of one value a row, of one of the kinds of dtype; a `BundleError` that says how it is right"
+    column = np.asarray(values)
+    if column.ndim != 1 or rows not in (None, len(column)):
+        raise BundleError(f"{what} has shape {column.shape} for {rows} rows; give one value a row: a numpy array of shape ({rows},)")
+    if column.dtype.kind not in kinds:
+        raise BundleError(f"{what} has dtype {column.dtype}; give a numpy array of {right}")
+    return column
+
+
+class _Samples(msgspec.Struct, forbid_unknown_fields=True):
+    "What `samples.json` holds"
+    requests: Annotated[list[dict], msgspec.Meta(min_length=1)]
+    features: dict[str, list]
+    probability: list[float]
+    decision: list[bool]
+
+
+def _read_samples(file: Path) -> dict:
+    try:
+        samples = msgspec.convert(_read_json(file)[1], type=_Samples)
+    except (msgspec.MsgspecError, ValueError, OSError) as e:
+        raise BundleError(f"{file} is damaged: {e}; make the bundle again with: mlnb run") from None
+    rows = len(samples.requests)
+    for name, values in {**samples.features, "probability": samples.probability, "decision": samples.decision}.items():
+        if len(values) != rows:
+            raise BundleError(f"{file} is damaged: it has {rows} requests and {len(values)} values of {name}; make it again with: mlnb run")
+    return msgspec.structs.asdict(samples)
 
 # %% ../../nbs/models/03_bundle.ipynb #b1b4c03e
 def _sample_context(bundle: Bundle, request: Columns, requests: list[dict], newest: Callable) -> Columns:
@@ -348,11 +487,6 @@ def _sample_context(bundle: Bundle, request: Columns, requests: list[dict], newe
         row = int(np.flatnonzero(np.isnat(moments))[0])
         raise BundleError(f"sample {row} is decided at {requests[row]['decision_time']}, and no snapshot of the context is that old")
     return context
-
-
-def _check_shape(what: str, column, n: int):
-    if np.shape(column) != (n,):
-        raise BundleError(f"{what} has shape {np.shape(column)} for {n} rows; give one value a row: a numpy array of shape ({n},)")
 
 
 @contextmanager
@@ -367,8 +501,8 @@ def _writing_told(bundle: Bundle):
         raise BundleError(f"{told}; write to a copy of it: column.copy()") from e
 
 
-def _compute(bundle: Bundle, requests: list[dict], newest: Callable) -> tuple[Columns, np.ndarray]:
-    "Features and probabilities of raw requests, as the service computes them"
+def _compute(bundle: Bundle, requests: list[dict], newest: Callable) -> tuple[Columns, dict[str, np.ndarray]]:
+    "Features and answers of raw requests, as the service computes them; raises `BundleError` for what could not be logged as it is"
     request = columns_of(bundle.request, requests)
     context = _sample_context(bundle, request, requests, newest)
     with _writing_told(bundle):
@@ -377,25 +511,41 @@ def _compute(bundle: Bundle, requests: list[dict], newest: Callable) -> tuple[Co
         except KeyError as e:
             where = "comes from neither the request nor the context"
             raise BundleError(f"feature {e} {where}; name features that the functions give") from None
+        _check_features(features, len(requests))
         probability = bundle.predict(features)
-    for name, column in {**features, "probability": probability, "decision": bundle.decide(probability)}.items():
-        _check_shape(name, column, len(requests))
-    return features, probability
+        decision = bundle.decide(probability)
+    _check_probabilities(probability, len(requests))
+    return features, {"probability": probability, "decision": decision}
 
 
-def _compare(samples: dict, features: Columns, probability: np.ndarray, where: str):
-    "Raise a `BundleError` for the first sample whose features or probability are not those of `samples`"
-    for name, column in {**features, "probability": probability}.items():
-        expected = samples["probability"] if name == "probability" else samples["features"][name]
-        for row, (want, got) in enumerate(zip(expected, _plain(column), strict=True)):
-            if want != got:
-                differs = f"sample {row} gives {name} = {got!r}, the pipeline gave {want!r}"
-                raise BundleError(f"{where} fails its self-test: {differs}; train again with: mlnb run")
+def _check_features(features: Columns, rows: int):
+    for name, column in features.items():
+        if not isinstance(name, str) or not hasattr(column, "tolist"):
+            raise BundleError(f"feature {name!r} has shape {np.shape(column)}, of type {type(column).__name__}; give numpy arrays by name")
+        _column(name, column, "biufUM", "numbers, times or text (of dtype <U)", rows)
+
+
+def _check_probabilities(probability: np.ndarray, rows: int):
+    _column("probability", probability, "f", "numbers", rows)
+    for row in np.flatnonzero(~are_probabilities(probability))[:1]:
+        raise BundleError(f"the model gives sample {row} the probability {probability[row]}; give numbers from 0 to 1")
+
+
+def _compare(samples: dict, features: Columns, answers: dict[str, np.ndarray], where: str):
+    "Raise a `BundleError` for the first sample whose features or answers are not those of `samples`"
+    if (got := set(features)) != (want := set(samples["features"])):
+        raise BundleError(f"{where} fails its self-test: it gives features {sorted(got)}, the pipeline gave {sorted(want)}")
+    for expected, columns in ((samples["features"], features), (samples, answers)):
+        for name, column in columns.items():
+            for row, (want, got) in enumerate(zip(expected[name], _plain(column), strict=True)):
+                if want != got:
+                    differs = f"sample {row} gives {name} = {got!r}, the pipeline gave {want!r}"
+                    raise BundleError(f"{where} fails its self-test: {differs}; train again with: mlnb run")
 
 
 def _plain(column: np.ndarray) -> list:
     "A feature column as values of JSON; a missing number is None"
-    return column.tolist() if column.dtype.kind == "U" else _from_numbers(column)
+    return column.tolist() if column.dtype.kind in "Ub" else _from_numbers(column)
 
 # %% ../../nbs/models/03_bundle.ipynb #f9db6146
 @dataclass(frozen=True)
@@ -406,17 +556,9 @@ class Samples:
     features: Columns | None = None  # (n,) each, as the pipeline computed them for training; the service's must be equal
 
 
-def _check_names(request: Sequence[Field], entity: Sequence[str], features: Sequence[str], samples: Samples, needs_context: bool):
-    "Raise a `BundleError` for an unknown type, an entity that is no field, or samples without a field or feature"
+def _check_samples(request: Sequence[Field], features: Sequence[str], samples: Samples, needs_context: bool):
+    "Raise a `BundleError` for samples without a field or feature"
     names = [f.name for f in request]
-    for f in request:
-        if f.type not in TYPES:
-            raise BundleError(f"field {f.name!r} has type {f.type!r}; write one of {', '.join(TYPES)}")
-        if f.name == DECISION_TIME.name or names.count(f.name) > 1:
-            raise BundleError(f"field {f.name!r} stands twice in the request; decision_time is always there and optional")
-    for name in entity:
-        if name not in names:
-            raise BundleError(f"entity {name!r} is no field of the request{did_you_mean(name, names)}; fields are {', '.join(names)}")
     for name in [*names, DECISION_TIME.name] if needs_context else names:
         if not len(samples.requests.get(name, ())):
             raise BundleError(f"the samples have no {name!r}; they need a few rows of every request field, and decision_time for a context")
@@ -453,13 +595,11 @@ def _write_samples(folder: Path, bundle: Bundle, samples: Samples):
     for snapshot in samples.snapshots:
         (folder / "context" / f"{str(snapshot.moment).replace(':', '')}.snapshot").write_bytes(snapshot.to_bytes())
     requests = records_of([f for f in (*bundle.request, DECISION_TIME) if f.name in samples.requests], samples.requests)
-    features, probability = _compute(bundle, requests, bundle.sample_context())
-    found = {"requests": requests, "features": {k: _plain(v) for k, v in features.items()}}
-    found |= {"probability": _plain(probability), "decision": bundle.decide(probability).tolist()}
+    features, answers = _compute(bundle, requests, bundle.sample_context())
+    found = {"requests": requests, "features": {k: _plain(v) for k, v in features.items()}} | {k: _plain(v) for k, v in answers.items()}
     if samples.features is not None:
-        _check_names(bundle.request, (), features, samples, False)
-        expected = {"features": {k: _plain(samples.features[k]) for k in features}, "probability": found["probability"]}
-        _compare(expected, features, probability, "the bundle's serving code")
+        _check_samples(bundle.request, features, samples, False)
+        _compare(found | {"features": {k: _plain(samples.features[k]) for k in features}}, features, answers, "the bundle's serving code")
     (folder / "samples.json").write_text(json.dumps(found, allow_nan=False, indent=1))
 
 
@@ -515,18 +655,23 @@ def write_bundle(
     categorical: Sequence[str] = (),  # feature names, in order
     numeric: Sequence[str] = (),  # feature names, in order; of a Model by default all that its hook gives
     predictor,  # a hooks.Model; or has save(folder), a classmethod load(folder), and predict(Columns) -> (n,) float64
-    threshold: float = 0.5,  # act at or above this probability
+    threshold: float = 0.5,  # act at or above this probability, from 0 to 1
     reference: bytes | None = None,  # whylogs profile of the training rows
     drift: bytes | None = None,  # their drift null
     segments: Mapping[str, tuple[bytes, bytes | None]] | None = None,  # segment such as "origin=JFK" -> its reference and its null
     samples: Samples,
     training: dict,  # run id, parameters, scores: what a reader wants to know, as values of JSON
 ) -> Bundle:
-    "Write, test and place a bundle; raises `BundleError` and leaves the old one untouched if any part is wrong"
-    folder, kind = Path(folder), type(predictor)
+    "Write, test, sign and place a bundle; raises `BundleError` and leaves the old one untouched if any part is wrong"
+    folder, kind, trust = Path(folder), type(predictor), Trust.here()
     called, functions = f"{kind.__module__}.{kind.__qualname__}", (request_features, context_features)
-    _check_names(request, entity, [*categorical, *numeric], samples, context_features is not None)
+    _check_fields(request, entity)
+    _check_samples(request, [*categorical, *numeric], samples, context_features is not None)
     _check_hooks(predictor, called, request_features)
+    if not 0 <= threshold <= 1:
+        raise BundleError(f"threshold is {threshold}; write a number from 0 to 1")
+    unsigned = Trust(trust.packages)  # what is only being made has no signature yet
+    code = _Code.of(*functions, called, unsigned)
     folder.parent.mkdir(parents=True, exist_ok=True)
     draft = Path(mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -541,14 +686,16 @@ def write_bundle(
             predictor=called, code=_function(called).fingerprint if isinstance(predictor, Model) else None, threshold=float(threshold),
             training=training, packages=_versions(), files={},
         )  # fmt: skip
-        loaded = Bundle(draft, manifest, *[name and _resolve(name) for name in functions], kind.load(draft / "model"))
+        loaded = Bundle(draft, manifest, code.request_features, code.context_features, code.predictor.load(draft / "model"))
         _write_samples(draft, loaded, samples)
         _write_references(draft, {"": (reference, drift)} | dict(segments or {}))
         files = {str(p.relative_to(draft)): _digest(p) for p in sorted(draft.rglob("*")) if p.is_file()}
         whole = msgspec.structs.replace(manifest, files=files)
         (draft / "bundle.json").write_bytes(msgspec.json.format(msgspec.json.encode(whole), indent=1))
-        Bundle.load(draft).self_test()
+        Bundle.load(draft, trust=unsigned).self_test()
+        if trust.signing_key:
+            sign(draft / "bundle.json", trust.signing_key)
         _place(draft, folder)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-    return Bundle.load(folder)
+    return Bundle.load(folder, trust=unsigned)

@@ -41,7 +41,7 @@ class Model:
     def predict(
         self,
         features: dict[str, np.ndarray],  # (n,) each
-    ) -> np.ndarray:  # (n,)
+    ) -> np.ndarray:  # (n,) numbers from 0 to 1
         "The probability of each row"
         raise NotImplementedError(f"{type(self).__name__} has no hook `predict`; write: def predict(self, features)")
 

@@ -294,9 +294,12 @@ class Tracking:
         name: str,  # of the model
         version: int,
     ) -> str:
-        "The id of the run that made a version"
+        "The id of the run that made a version; raises `TrackingError` for a version that no run made, which has no bundle"
         with _speaking(self.url):
-            return self.client.get_model_version(name, str(version)).run_id
+            run = self.client.get_model_version(name, str(version)).run_id
+        if not run:
+            raise TrackingError(f"version {version} of model {name!r} was registered without a run, so it has no bundle; register one")
+        return run
 
     def download(
         self,
@@ -312,8 +315,7 @@ class Tracking:
             raise TrackingError(f"{folder} exists already; remove it, or download to another folder")
         make_folder(folder.parent)
         with _speaking(self.url), tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as draft:
-            found = self.client.get_model_version(name, str(number))
-            copied = Path(self.client.download_artifacts(found.run_id, "bundle", draft))
+            copied = Path(self.client.download_artifacts(self.run_of(name, number), "bundle", draft))
             try:
                 copied.rename(folder)
             except OSError as e:

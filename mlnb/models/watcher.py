@@ -10,6 +10,7 @@ __all__ = ['ALIASES', 'RETRY', 'KEPT', 'Version', 'Releases', 'read_releases', '
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -49,7 +50,7 @@ def read_releases(
         return msgspec.json.decode((Path(folder) / "releases.json").read_bytes(), type=Releases)
     except FileNotFoundError:
         return Releases()
-    except (OSError, msgspec.MsgspecError) as e:
+    except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
         return Releases(problem=f"{folder}/releases.json cannot be read: {e}")
 
 
@@ -166,7 +167,8 @@ class Watcher:
         if time.monotonic() - tried < RETRY:
             raise TrackingError(why)
         try:
-            folder = self.folder / f"{number}-{self.tracking.run_of(self.model, number)[:8]}"
+            run = re.sub(r"\W", "_", self.tracking.run_of(self.model, number))  # it becomes a part of a path
+            folder = self.folder / f"{number}-{run[:8]}"
             self._fetch(number, folder)
             self._standing = self._prove(folder, self._standing)
         except TrackingError:

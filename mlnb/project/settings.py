@@ -18,11 +18,12 @@ from .secrets import redacted
 
 # %% ../../nbs/project/01_settings.ipynb #38a9f7cb
 def _setting(default, form: str, choices=(), like: str = ""):
-    "A field with `default` whose right form is written `form`; any value of its type, or one of `choices`, or text of the pattern `like`"
+    "A field with `default` whose right form is written `form`; any value of its type, or one of `choices`, or texts of the pattern `like`"
     return field(default=default, metadata={"form": form, "choices": choices, "like": like})
 
 
 _URL, _LOCAL, _PACKAGE = r"\w[\w+.-]*://.+", r"(?!.*://).+", r"[^\W\d]\w*"
+_MODULE = rf"{_PACKAGE}(\.{_PACKAGE})*"
 
 _PREFIX, _ORIGIN = r"(/[\w.~-]+)+", r"\*|https?://[\w.-]+(:\d+)?|https?://\[[\da-f:]+\](:\d+)?"
 
@@ -91,6 +92,9 @@ class Settings:
     root_path: str = _setting("", 'root_path = "/models/flights", a path prefix under which a proxy publishes the service', like=_PREFIX)
     cors_origins: tuple = _setting((), 'cors_origins = ["https://app.example.org"], whose pages may ask, or ["*"]', like=_ORIGIN)
     image_base: str = _setting("cpu", 'image_base = "cpu", "cuda" or an image such as "python:3.11-slim"')
+    trusted_packages: tuple = _setting((), 'trusted_packages = ["ourlib"], more packages whose code a bundle may name', like=_MODULE)
+    bundle_signers: str = _setting("", 'bundle_signers = "allowed_signers", of whom one must have signed a bundle', like=_LOCAL)
+    bundle_signing_key: str = _setting("", 'bundle_signing_key = "/home/me/.ssh/id_ed25519", which signs new bundles', like=_LOCAL)
     serving_packages: tuple = _setting((), 'serving_packages = ["s3fs"], packages for an image beyond what the model imports')
     alerts: dict = field(default_factory=dict, compare=False)  # name -> table of a rule, see mlnb.monitoring.rules
     channels: dict = field(default_factory=dict, compare=False)  # name -> table of a channel, see mlnb.monitoring.notify

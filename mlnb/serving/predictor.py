@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 
 from ..data.context import Columns, duration
-from ..models.bundle import DECISION_TIME, Bundle, Field, entity_keys, records_of
+from ..models.bundle import DECISION_TIME, Bundle, Field, are_probabilities, entity_keys, records_of
 from ..project.errors import ServingError
 from .predictions import OWN, Prediction, PredictionLog, as_batch, as_column
 
@@ -274,8 +274,9 @@ class Predictor:
         context, moments, ages = self._context(rows)
         features = self.bundle.features(rows.request, context)
         probability = self.bundle.predict(features)
-        if not np.isfinite(probability).all():
-            raise ArithmeticError(f"the model gave no number for row {int(np.flatnonzero(~np.isfinite(probability))[0])}")
+        if not (good := are_probabilities(probability)).all():
+            row = int(np.flatnonzero(~good)[0])
+            raise ArithmeticError(f"the model gave row {row} the value {probability[row]}, which is no probability from 0 to 1")
         return features, probability, moments, ages
 
     def _context(self, rows: Rows) -> tuple[Columns, np.ndarray | None, np.ndarray | None]:

@@ -94,7 +94,7 @@ class RoutingFile:
             return msgspec.json.decode(self.path.read_bytes(), type=Routing), "request"
         except FileNotFoundError:
             return self._default, "settings"
-        except (OSError, msgspec.MsgspecError) as e:
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as e:
             raise ServingError(f"{self.path} cannot be read ({e}); PUT /routing writes it anew, without it the settings decide") from None
 
     def write(

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 
 import mlnb
 from ..data.context import Columns, duration
-from ..models.bundle import DECISION_TIME, Bundle, context_columns, entity_keys
+from ..models.bundle import DECISION_TIME, Bundle, are_probabilities, context_columns, entity_keys
 from ..pipelines.products import lock
 from ..project.errors import ServingError
 from ..project.files import write_whole
@@ -134,10 +134,10 @@ class Scorer:
         parts, wrong = self._tried(rows, request, context, decisions, moments) if len(rows) else ([], {})
         none = Answered(rows[:0], {}, {}, decisions[:0], moments[:0], np.array([]))
         answered = Answered.joined(parts or [none])
-        finite = np.isfinite(answered.probability)
-        wrong |= dict.fromkeys(answered.rows[~finite].tolist(), "the model gave no number")
+        good = are_probabilities(answered.probability)
+        wrong |= dict.fromkeys(answered.rows[~good].tolist(), "the model gave no number from 0 to 1")
         numbers = batch.numbers[np.array(list(wrong), np.int64)]
-        return answered.at(finite), problem_table(numbers, None, list(wrong.values()), "a probability")
+        return answered.at(good), problem_table(numbers, None, list(wrong.values()), "a probability")
 
     def _tried(self, rows, request: Columns, context: Columns, decisions, moments) -> tuple[list[Answered], dict[int, str]]:
         "What the model says of the rows, in parts; those that it raises on, with what it raised"

@@ -80,8 +80,14 @@ def _alerts(op):
         sa.Column("checked", sa.DateTime), sa.Column("memory", sa.Text),
     )  # fmt: skip
 
+# %% ../nbs/01_migrations.ipynb #423dbff2
+def _notes(op):
+    import sqlalchemy as sa
+
+    op.add_column("task", sa.Column("notes", sa.Text))
+
 # %% ../nbs/01_migrations.ipynb #a1d97dc5
-MIGRATIONS = (_runs_and_tasks, _history, _alerts)  # the n-th leads to version n
+MIGRATIONS = (_runs_and_tasks, _history, _alerts, _notes)  # the n-th leads to version n
 TABLE = "mlnb_version"  # a name of its own: MLflow may keep its alembic_version in the same database
 
 # %% ../nbs/01_migrations.ipynb #0ebd511f

@@ -21,7 +21,7 @@ from .project.secrets import redacted
 # %% ../nbs/02_records.ipynb #e4a16a97
 RUN_COLUMNS = ("pipeline", "parameters", "started", "ended", "status", "resumed", "selection", "process", "code", "tracked")
 TASK_COLUMNS = (
-    "status", "started", "ended", "seconds", "attempts", "reason", "notebook", "error", "cell", "fingerprint", "metrics",
+    "status", "started", "ended", "seconds", "attempts", "reason", "notebook", "error", "cell", "fingerprint", "metrics", "notes",
 )  # fmt: skip
 
 # %% ../nbs/02_records.ipynb #0439450a
@@ -81,6 +81,7 @@ def _tables():
         sa.Column("cell", sa.Integer),  # that failed, from 1
         sa.Column("fingerprint", Json),  # part -> short hash or value
         sa.Column("metrics", Json),  # name -> number
+        sa.Column("notes", Json),  # sentences: what of its metrics is not kept as it was written
         sa.Column("position", sa.Integer),  # in which order tasks were noted
     )  # fmt: skip
     _alert_tables(schema, Json)

@@ -22,7 +22,7 @@ def test_json_is_alone_on_standard_output(project):
     done = mlnb(project, "run", "other", "--json")
     report = json.loads(done.stdout)
     assert done.returncode == 0, done.stderr
-    assert set(report) == {"run", "pipeline", "status", "seconds", "tasks"}
+    assert set(report) == {"run", "pipeline", "status", "seconds", "tasks", "notes"}
     assert (report["pipeline"], report["status"]) == ("planes", "succeeded")
     (task,) = report["tasks"]
     assert set(task) == {"name", "status", "seconds", "attempts", "reason", "notebook", "error"} and task["status"] == "executed"

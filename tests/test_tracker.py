@@ -79,6 +79,7 @@ def test_a_server_that_is_away_is_tried_again_after_the_next_run(settings, recor
         assert tracker.main() == 1
     said = capsys.readouterr().out
     assert "does not answer" in said and "The next mlnb run tries again." in said and records.run(first)["tracked"] is None
+    assert "does not answer" in tracker.problem_of(settings)
     monkeypatch.delenv("MLNB_TRACKING")
     second = a_run(records)
     assert tracker.main() == 0 and logged(settings) == sorted([first, second])
@@ -86,9 +87,12 @@ def test_a_server_that_is_away_is_tried_again_after_the_next_run(settings, recor
 
 def test_one_run_that_fails_does_not_hold_up_the_others(settings, records, capsys):
     good, bad = a_run(records), a_run(records)
-    records.put([("task", {"run_id": bad, "name": "train"}, {"metrics": {"auc": "much"}})])
+    records.put([("task", {"run_id": bad, "name": "train"}, {"metrics": ["damaged"]})])
     assert tracker.track(settings) == 1
     assert f"run {bad} is not in MLflow" in capsys.readouterr().out and records.run(good)["tracked"] and not records.run(bad)["tracked"]
+    assert f"run {bad} is not in MLflow" in tracker.problem_of(settings)  # the next command says so
+    records.remove([bad])
+    assert tracker.track(settings) == 0 and tracker.problem_of(settings) is None
 
 
 def test_two_at_once_log_once(settings, records):

@@ -33,6 +33,8 @@ def _show(report, out, errors) -> None:
     if len(shown) < len(report.tasks):
         out.print(f"[dim]and {len(report.tasks) - len(shown)} that are current[/]", highlight=False)
     out.print(f"\nRun {report.run} {report.status} in {duration(report.seconds)}", highlight=False)
+    for note in [*(f"{task.name}: {note}" for task in report.tasks for note in task.notes), *report.notes]:
+        errors.print(f"Note: {note}", highlight=False, markup=False, soft_wrap=True)
     for task in report.tasks:
         if task.status == "failed":
             errors.print(f"\nTask {task.name} failed: {task.error}", highlight=False, markup=False, soft_wrap=True)
@@ -42,8 +44,9 @@ def _show(report, out, errors) -> None:
 # %% ../../nbs/cli/04_run.ipynb #895d6241
 def _skipped(settings, names) -> dict:
     "The document of a run that had nothing to do"
-    tasks = [{"name": n, "status": "skipped", "seconds": 0.0, "attempts": 0, "reason": "", "notebook": None, "error": None} for n in names]
-    return {"run": None, "pipeline": settings.name, "status": "succeeded", "seconds": 0.0, "tasks": tasks}
+    task = {"status": "skipped", "seconds": 0.0, "attempts": 0, "reason": "", "notebook": None, "error": None, "notes": []}
+    tasks = [{"name": name} | task for name in names]
+    return {"run": None, "pipeline": settings.name, "status": "succeeded", "seconds": 0.0, "tasks": tasks, "notes": []}
 
 
 def _say_nothing_to_do(settings, names, as_json: bool) -> None:
@@ -158,7 +161,8 @@ def _work(settings, params, resume, chosen, jobs, keep_going, as_json) -> None:
 
 
 def _track(settings, run: str) -> None:
-    "MLflow hears of the run from a process that is left behind"
-    from mlnb.models.tracker import start
+    "Log the run to MLflow in a process that is left behind; what the one before it could not log is shown now"
+    from mlnb.models.tracker import problem_of, start
 
-    start(settings, run)
+    if start(settings, run) and (problem := problem_of(settings)):
+        click.echo(f"MLflow lacks an earlier run, which is logged again now: {problem}", err=True)

@@ -173,7 +173,15 @@ def _code(code: dict | None) -> str:
     return f"{code['commit'][:10]}{' and changes that are not committed' if code.get('dirty') else ''}"
 
 
-def _facts(run: dict) -> dict[str, str]:
+def _in_mlflow(run: dict, settings) -> str:
+    "Which run of MLflow it is, or why there is none"
+    from mlnb.models.tracker import warnings_of
+
+    warnings = warnings_of(settings, run["id"])
+    return "; ".join([*([run["tracked"]] if run["tracked"] else []), *warnings])
+
+
+def _facts(run: dict, settings) -> dict[str, str]:
     "What is to be said about a run as a whole"
     from mlnb.pipelines.history import seconds_of
 
@@ -182,16 +190,16 @@ def _facts(run: dict) -> dict[str, str]:
         "status": _coloured(run["status"]), "started": local_time(run["started"]), "took": _long(seconds_of(run)),
         "code": _code(run["code"]), "resumed": run["resumed"] or "", "asked for": asked,
         "parameters": ", ".join(f"{k}={_said(v)}" for k, v in run["parameters"].items()),
-        "process": (run["process"] or "").partition(" ")[0], "MLflow run": run["tracked"] or "",
+        "process": (run["process"] or "").partition(" ")[0], "MLflow run": _in_mlflow(run, settings),
     }  # fmt: skip
     return {name: value if name == "status" else plain(value) for name, value in facts.items() if value}
 
 
-def _show_run(run: dict, tasks: list[dict], console):
+def _show_run(run: dict, tasks: list[dict], settings, console):
     console.print(f"[bold]Run {run['id']}[/] of {plain(run['pipeline'])}\n")
     facts = _table("name", "")
     facts.show_header = False
-    for name, value in _facts(run).items():
+    for name, value in _facts(run, settings).items():
         facts.add_row(name, value)
     console.print(facts)
     table = _table("task", "status", "seconds", "tries", "reason", right=("seconds", "tries"))
@@ -218,6 +226,9 @@ def _show_metrics(tasks: list[dict], console):
         console.print(table)
     if hidden:
         console.print(f"[dim]and {hidden} more, see: mlnb runs show --json[/]")
+    for t in tasks:
+        for note in t["notes"] or ():
+            console.print(f"Note: {t['name']}: {note}", markup=False, soft_wrap=True)
 
 
 def _show_notebooks(run: dict, tasks: list[dict], console):
@@ -254,7 +265,7 @@ def show(run, as_json):
         print_json(_document(found) | {"seconds": seconds_of(found), "tasks": [_document(t) for t in tasks]})
         return
     console = terminal()
-    _show_run(found, tasks, console)
+    _show_run(found, tasks, settings, console)
     _show_metrics(tasks, console)
     _show_notebooks(found, tasks, console)
 

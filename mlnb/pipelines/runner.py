@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 
 from . import spec as specification
-from .history import metrics_of
+from .metrics import metrics_of, mlflow_notes
 from .plan import Planner, TaskState, Token
 from .products import Staging, lock
 from .recorder import Recorder
@@ -53,6 +53,7 @@ class TaskReport:
     reason: str = ""  # why it ran
     notebook: str | None = None  # the executed copy
     error: str | None = None
+    notes: list[str] = field(default_factory=list)  # what of its metrics is not kept as it was written
 
 
 @dataclass
@@ -63,6 +64,7 @@ class Report:
     status: str  # succeeded or failed
     seconds: float = 0.0
     tasks: list[TaskReport] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # what of its parameters MLflow will not have as it was written
 
     def as_dict(self) -> dict:
         "For JSON"
@@ -204,7 +206,15 @@ class _Run:
             if "nb" in task.products:
                 write_whole(stage.path("nb"), copy.read_bytes(), durable=False)
             await self.planned(self.publish, task, token, stage)
-        self.ended(task.name, "executed", fingerprint=token.made_from, metrics=metrics_of(task.products) or None)
+        self.ended(task.name, "executed", fingerprint=token.made_from, **self.measured(task))
+
+    def measured(self, task: specification.TaskSpec) -> dict:
+        "The metrics of a task, and what is to be said of them"
+        settings = self.pipeline.settings
+        found = metrics_of(task.products, settings.metrics, settings.metric_limit)
+        notes = [*found.notes, *(mlflow_notes(found.values, {}) if settings.track_runs else ())]
+        self.reports[task.name].notes = notes
+        return {"metrics": found.values or None, "notes": notes or None}
 
     def taken_up(self, task: specification.TaskSpec, token: Token, number: int) -> dict | None:
         "The checkpoint that a resumed task goes on from; where there is none, what is left of earlier ones is removed"
@@ -290,7 +300,8 @@ class _Run:
             if name not in self.reports or self.reports[name].status == "running":
                 self.ended(name, "failed" if name in self.reports else "aborted", str(self.error) if self.error else None)
         self.recorder.end_run(self.id, status)
-        return Report(self.id, self.pipeline.settings.name, status, 0.0, [self.reports[n] for n in self.states])
+        notes = mlflow_notes((), self.pipeline.spec.parameters) if self.pipeline.settings.track_runs else []
+        return Report(self.id, self.pipeline.settings.name, status, 0.0, [self.reports[n] for n in self.states], notes)
 
 # %% ../../nbs/pipelines/10_runner.ipynb #6cf9f743
 def _drive(run: _Run) -> None:

@@ -223,8 +223,6 @@ def _check_fields(request: Sequence[Field], entity: Sequence[str]):
     for name in entity:
         if name not in names:
             raise BundleError(f"entity {name!r} is no field of the request{did_you_mean(name, names)}; fields are {', '.join(names)}")
-    if not entity:
-        raise BundleError("the entity names no field; name the fields of the request that identify a row")
 
 
 def _check_output(output: Sequence[Field]):

@@ -21,7 +21,7 @@ from mlnb.models import watcher
 from mlnb.models.bundle import Bundle, Field
 from mlnb.models.registry import Tracking
 from mlnb.models.watcher import Watcher, ensure_watcher, read_releases, releases_folder
-from mlnb.project.errors import BundleError, ServingError
+from mlnb.project.errors import BundleError, ServingError, TrackingError
 from mlnb.project.files import write_whole
 from mlnb.project.settings import load_settings
 from mlnb.serving import routing
@@ -382,6 +382,33 @@ def test_one_watcher_at_a_time_and_a_dead_one_is_replaced(store, tmp_path):
         for process in (first, second):
             process.kill()
             process.wait()
+
+
+def test_versions_that_cannot_be_kept(store, tmp_path):
+    "Without any version the service says so; with one that was fetched before it answers, and goes on trying"
+    (tmp_path / "file").touch()
+    with pytest.raises(TrackingError, match=r"file/versions.* \(setting 'versions'\) cannot be written"):
+        router_of(store.settings(versions=str(tmp_path / "file/versions")))
+    (disk := tmp_path / "disk").mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("only root can mount a disk that is then read-only")
+    try:
+        store.release("v1")
+        settings = store.settings(versions=str(disk), predictions=str(tmp_path / "log"))
+        Watcher(store.tracking, "toy", releases_folder(settings)).look()
+        subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+        router = router_of(settings)
+        try:
+            assert router.versions == {"champion": "v1"}
+            until(lambda: "Read-only file system" in (router.problem or ""), "the problem")
+            subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
+            store.release("v2")
+            until(lambda: router.versions == {"champion": "v2"}, "the version")
+        finally:
+            router.stop()
+            store.release("v1")
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
 
 
 def test_a_watcher_ends_with_the_process_that_started_it(store, tmp_path):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ALIASES', 'RETRY', 'KEPT', 'Version', 'Releases', 'read_releases', 'looked_at', 'followed', 'releases_folder', 'fit',
-           'Watcher', 'same_imports', 'ensure_watcher', 'watch']
+           'Watcher', 'same_imports', 'check_versions', 'ensure_watcher', 'watch']
 
 # %% ../../nbs/models/07_watcher.ipynb #7dd27b10
 import fcntl
@@ -214,6 +214,23 @@ def same_imports() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
 
 
+def _unwritable(folder: Path, error: OSError) -> str:
+    return f"{folder} (setting 'versions') cannot be written, so no new version is served: {error.strerror or error}"
+
+
+def check_versions(
+    settings,  # of the project
+):
+    "Raise a `TrackingError` if no version can be fetched, and none was"
+    folder = releases_folder(settings)
+    try:
+        make_private_folder(folder)
+        (folder / "watcher.lock").touch(0o600)
+    except OSError as e:
+        if read_releases(folder).champion is None:
+            raise TrackingError(_unwritable(folder, e)) from None
+
+
 def ensure_watcher(
     settings,  # of the project
 ) -> subprocess.Popen | None:  # keep it: a process that is forgotten cannot be waited for
@@ -244,16 +261,20 @@ def watch(
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent(parent)
     url, model, folder, milliseconds = msgspec.json.decode(sys.stdin.buffer.read())
-    watcher, stood = Watcher(Tracking(url), model, folder), None
+    watcher, stood, problem = Watcher(Tracking(url), model, folder), None, None
     while True:
         try:
             watcher.look()
+            problem = None
         except OSError as e:
-            raise SystemExit(f"mlnb: {folder} cannot be written, so no new version is served: {e.strerror or e}") from None
+            if watcher.releases.champion is None:
+                raise SystemExit(f"mlnb: {_unwritable(folder, e)}") from None
+            if problem is None:
+                print(f"mlnb: {(problem := _unwritable(folder, e))}", file=sys.stderr, flush=True)
         before, stood = stood, _inode(watcher.tracking.file)
         if before not in (None, stood):
             return
-        time.sleep(max(milliseconds / 1000, 1.0 if watcher.releases.problem else 0.01))
+        time.sleep(max(milliseconds / 1000, 1.0 if watcher.releases.problem or problem else 0.01))
 
 
 def _inode(file: Path | None) -> int | None:

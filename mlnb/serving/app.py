@@ -27,6 +27,7 @@ from ..models.watcher import followed
 from ..project.errors import ServingError
 from ..project.files import open_url
 from .guard import ROLES, Guard, Keys, Limits, headers_of, keys_of
+from .metric_files import Uncounted, share_counts
 from .outcomes import FIELDS, FORM, OutcomeLog, example_of, read_outcomes
 from .predictions import PredictionLog
 from .predictor import Answer, Predictor, Refusal, Rows
@@ -59,7 +60,7 @@ class Metrics:
     def __init__(self):
         from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-        self.registry = CollectorRegistry()
+        self.registry, self._shared, self._problem = CollectorRegistry(), share_counts(), None
         put = {"registry": self.registry}
         self._requests = Counter("mlnb_requests", "Requests, by status and validity of the body", ["status", "validity"], **put)
         self._rows = Counter("mlnb_rows", "Rows answered", ["version", "arm"], **put)
@@ -76,8 +77,18 @@ class Metrics:
         "The metric of these labels, looked up once"
         key = (metric, labels)
         if key not in self._of:
-            self._of[key] = metric.labels(*labels)
+            try:
+                self._of[key] = metric.labels(*labels)
+            except OSError as e:
+                self._tell(f"a metric cannot be kept, and is not counted until it can: {e.strerror or e}")
+                return Uncounted()
         return self._of[key]
+
+    def _tell(self, problem: str):
+        "Print a problem, once"
+        if problem != self._problem:
+            self._problem = problem
+            print(f"mlnb: {problem}", file=sys.stderr, flush=True)
 
     def count(self, status: int, validity: str):
         "Count one request"
@@ -105,10 +116,13 @@ class Metrics:
         "All counts in Prometheus' text form"
         from prometheus_client import CollectorRegistry, generate_latest, multiprocess
 
-        if not os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
-            return generate_latest(self.registry)
-        multiprocess.MultiProcessCollector(together := CollectorRegistry())
-        return generate_latest(together)
+        if self._shared:
+            try:
+                multiprocess.MultiProcessCollector(together := CollectorRegistry())
+                return generate_latest(together)
+            except Exception as e:  # a file of another user, a folder that was removed, a file that is none of ours
+                self._tell(f"metrics of all workers cannot be read, those of one are reported: {e!r}")
+        return generate_latest(self.registry)
 
 # %% ../../nbs/serving/10_app.ipynb #0559424b
 _JSON_TYPES = {"time": {"type": "string", "format": "date-time"}}

@@ -22,12 +22,12 @@ import uvicorn.config
 from bentoml.exceptions import BentoMLException
 
 from ..models.bundle import Bundle
-from ..project.errors import ServingError
+from ..project.errors import MlnbError, ServingError
 from ..project.processes import end_with_parent
 from ..project.settings import PACKED_BUNDLE, Settings
 from .pins import imported, requirements
 from .plain import Protocol
-from .server import SUPERVISOR, before_workers, service_settings
+from .server import SUPERVISOR, before_workers, end_worker, service_settings
 
 # %% ../../nbs/serving/13_bento.ipynb #4cfdf539
 if SUPERVISOR in os.environ:
@@ -76,6 +76,7 @@ class _FrontedService(bentoml.Service):
     workers=int(os.environ.get("MLNB_WORKERS", "1")),
     traffic={"timeout": 2},
     logging={"access": {"enabled": False}},  # every prediction has its own record
+    metrics={"enabled": False},  # ours count what is answered
     service_class=_FrontedService,
 )
 class Model:
@@ -89,9 +90,12 @@ class Model:
     def __init__(self):
         from mlnb.serving.app import app_of
 
-        settings = service_settings(source := Path.cwd())
-        Protocol.use(settings)
-        mounted.app = app_of(settings, bundle_folder(settings, source))
+        try:
+            settings = service_settings(source := Path.cwd())
+            Protocol.use(settings)
+            mounted.app = app_of(settings, bundle_folder(settings, source))
+        except (MlnbError, OSError) as e:
+            end_worker(e)
 
 # %% ../../nbs/serving/13_bento.ipynb #2d0d52aa
 _unwanted = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "template")

@@ -24,7 +24,7 @@ import msgspec
 import numpy as np
 
 from ..models.bundle import DECISION_TIME, Bundle, columns_of, entity_keys
-from ..models.watcher import Releases, Version, ensure_watcher, fit, followed, looked_at, read_releases, releases_folder
+from ..models.watcher import Releases, Version, check_versions, ensure_watcher, fit, followed, looked_at, read_releases, releases_folder
 from ..project.errors import ServingError, SettingError
 from ..project.files import write_whole
 from .predictor import CHALLENGER, CHAMPION, Answer, Predictor, Refusal, Rows, Said
@@ -529,8 +529,14 @@ def router_of(
     Routing.of(settings)  # a wrong setting is told before anything is started
     if (model := followed(settings.serve_from)) is None:
         return Router(settings, proved(folder or settings.path(settings.bundle)))
-    watcher = ensure_watcher(settings)
-    if (releases := _first_word(settings, watcher)).champion is None:
-        why = releases.problem or "the registry could not be asked"
+    check_versions(settings)
+    try:
+        watcher = ensure_watcher(settings)
+        releases = _first_word(settings, watcher)
+    except OSError as e:  # what was fetched before can be served, and the router goes on trying
+        watcher, releases = None, read_releases(releases_folder(settings))
+        print(f"mlnb: the registry cannot be followed for now: {e}", file=sys.stderr, flush=True)
+    if releases.champion is None:
+        why = releases.problem or "the registry could not be asked, or its answer not be kept; messages above say more"
         raise ServingError(f"no version of {model!r} can be served: {why}; set the alias champion, or write serve_from = \"bundle\"")
     return FollowingRouter(settings, releases, watcher)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GOOD', 'NOTE', 'MISSING', 'CHECKS', 'READ', 'Finding', 'check', 'python', 'machine', 'device', 'libraries', 'kernel',
-           'lab', 'container_tools', 'project', 'git', 'places', 'variables', 'examine']
+           'lab', 'container_tools', 'project', 'prediction_log', 'git', 'places', 'variables', 'examine']
 
 # %% ../nbs/03_doctor.ipynb #f0631cf4
 import importlib.metadata
@@ -165,6 +165,21 @@ def project(settings):
         yield Finding("Package", NOTE, f"no folder {settings.package}", mend)
     ready = (settings.path(settings.bundle) / "bundle.json").exists()
     yield Finding("Model bundle", GOOD, settings.bundle) if ready else Finding("Model bundle", NOTE, "none yet", "make it: mlnb run")
+
+
+@check
+def prediction_log(settings):
+    "Every prediction that was answered can be read back"
+    if settings is None:
+        return
+    from mlnb.serving.predictions import say_unread, unread
+
+    folder = settings.path(settings.predictions)
+    if count := unread(folder):
+        mend = f"look at what is wrong with them, correct the model or the disk, then move {folder / 'damaged'} away"
+        yield Finding("Prediction log", MISSING, say_unread(count, folder), mend)
+    else:
+        yield Finding("Prediction log", GOOD, settings.predictions if folder.is_dir() else "none yet")
 
 
 @check

@@ -126,8 +126,24 @@ def test_damaged_columns_end_no_command(project, one_hour):
     log.close()
     (file,) = (project / ".mlnb/predictions").glob("*.arrows")
     file.write_bytes(DAMAGES["far away"](file.read_bytes()))
-    assert len(json.loads(mlnb(project, "predictions", "--limit", "90", "--json").stdout)) == 50
-    assert "1 damaged piece set aside" in mlnb(project, "compact").stdout
+    said = "1 line or table was answered and cannot be read back from the prediction log"
+    for _ in range(2):  # before and after the compactor has set it aside
+        shown = mlnb(project, "predictions", "--limit", "90", "--json")
+        assert len(json.loads(shown.stdout)) == 50 and (shown.returncode, said in shown.stderr) == (1, True)
+        (finding,) = (f for f in json.loads(mlnb(project, "doctor", "--json").stdout)["findings"] if f["item"] == "Prediction log")
+        assert finding["state"] == "missing" and said in finding["found"] and "damaged away" in finding["mend"]
+        done = mlnb(project, "compact")
+        assert ("1 damaged piece set aside" in done.stdout, said in done.stderr) == ((True, True) if done.returncode else (False, False))
+    shutil.rmtree(project / ".mlnb/predictions/damaged")
+    assert mlnb(project, "predictions").returncode == 0
+
+
+def test_what_a_killed_writer_left_was_not_answered(project):
+    (file,) = (project / ".mlnb/predictions").glob("*.jsonl")
+    file.write_bytes(file.read_bytes()[:-9])
+    done = mlnb(project, "compact")
+    assert "1 damaged piece set aside" in done.stdout and (done.returncode, done.stderr) == (0, "")
+    assert mlnb(project, "predictions").returncode == 0
 
 
 BESIDE = """

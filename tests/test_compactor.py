@@ -19,7 +19,7 @@ from mlnb.project.errors import ServingError
 from mlnb.serving import compactor as c
 from mlnb.serving import log_reader
 from mlnb.serving.log_reader import LogReader, Where
-from mlnb.serving.predictions import Prediction, PredictionLog, as_batch, tables
+from mlnb.serving.predictions import Prediction, PredictionLog, as_batch, set_aside, tables, unread
 
 
 def prediction(number, version="v1", hour=None):
@@ -113,7 +113,7 @@ def test_damaged_and_torn_lines_are_set_aside(place):
     deep = b"[" * 100_000
     file.write_bytes(b"\x00\xff\n" + good + odd + b"\n" + deep + b"\n" + good[:100])
     done = c.Compactor(*place).run()
-    assert (done.rows, done.damaged) == (10, 4) and ids_in_parquet(place[1]) == expected(10)
+    assert (done.rows, done.damaged, done.lost) == (10, 4, 3) and ids_in_parquet(place[1]) == expected(10)
     assert (place[0] / "damaged" / file.name).read_bytes() == b"\x00\xff\n" + odd + b"\n" + deep + b"\n" + good[:100]
 
 
@@ -149,7 +149,8 @@ def test_a_damaged_batch_of_columns_is_set_aside(place, damage, one_hour):
     file.write_bytes(DAMAGES[damage](good))
     assert len(LogReader(*place).frame()) == len(LogReader(*place).newest(40)) == 20
     done = c.Compactor(*place).run()
-    assert (done.rows, done.damaged) == (20, 1) and ids_in_parquet(place[1]) == expected(20)
+    assert (done.rows, done.damaged, done.lost) == (20, 1, damage != "torn") and ids_in_parquet(place[1]) == expected(20)
+    assert unread(place[0]) == set_aside(place[0]) == done.lost
     aside = (place[0] / "damaged" / file.name).read_bytes()
     assert DAMAGES[damage](good).endswith(aside)
 

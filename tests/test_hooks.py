@@ -1,19 +1,23 @@
+import asyncio
 import json
 import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
 from hashlib import sha256
+from typing import ClassVar
 
 import httpx
 import numpy as np
+import pandas as pd
 import pytest
 import toy_project
 
 from mlnb.models.bundle import Bundle, Field, Samples, write_bundle
 from mlnb.models.hooks import Model
 from mlnb.project.errors import BundleError
-from mlnb.serving.predictions import read, tables
+from mlnb.serving.app import create_app
+from mlnb.serving.predictions import PredictionLog, read, tables
 
 TREES = '''
 import lightgbm
@@ -277,6 +281,122 @@ def test_a_hook_that_gives_something_else(toy, tmp_path, predictor, more, says):
     with pytest.raises(BundleError, match=says):
         write_bundle(tmp_path / "bundle", predictor=predictor, **about(**more))
     assert not list(tmp_path.iterdir())
+
+
+class Odd(Half):
+    "A model whose hooks give what a test says"
+    given: ClassVar = {}  # name of a hook -> what is called instead
+
+    def features(self, request, context):
+        return {"tail": request["tail"]} | ({"x": self.given["features"](len(request["tail"]))} if "features" in self.given else {})
+
+    def predict(self, features):
+        return self.given["predict"](len(features["tail"])) if "predict" in self.given else super().predict(features)
+
+    def decide(self, probability):
+        return self.given["decide"](probability) if "decide" in self.given else super().decide(probability)
+
+
+NO_DECISIONS = {
+    "integers": lambda p: (p > 0.5).astype(np.int64),
+    "floats": lambda p: p,
+    "texts": lambda p: np.where(p > 0.5, "yes", "no"),
+    "objects": lambda p: (p > 0.5).astype(object),
+    "objects with None": lambda p: np.array([None] * len(p)),
+    "nothing": lambda p: None,
+    "one": lambda p: np.bool_(True),
+    "a number": lambda p: 1,
+    "too few": lambda p: (p > 0.5)[1:],
+    "too many": lambda p: np.tile(p > 0.5, 2),
+    "a table": lambda p: (p > 0.5)[:, None],
+    "a list of numbers": lambda p: [1] * len(p),
+    "a list of lists": lambda p: [[True]] * len(p),
+    "a Series of numbers": lambda p: pd.Series(p > 0.5).astype("int8"),
+    "a Series that may miss": lambda p: pd.Series([True, None] * 20, dtype="boolean"),
+    "times": lambda p: np.full(len(p), "2013", "datetime64[s]"),
+}
+NO_PROBABILITIES = {
+    "texts": lambda n: np.full(n, "0.5"),
+    "objects": lambda n: np.full(n, 0.5, object),
+    "a column": lambda n: np.full((n, 1), 0.5),
+    "above 1": lambda n: np.full(n, 1.01),
+    "percent": lambda n: np.full(n, 50),
+    "below 0": lambda n: np.full(n, -0.01, np.float32),
+    "NaN": lambda n: np.array([0.5] * (n - 1) + [np.nan]),
+    "infinite": lambda n: np.full(n, np.inf),
+    "complex": lambda n: np.full(n, 0.5 + 0j),
+    "too few": lambda n: np.full(n - 1, 0.5),
+    "nothing": lambda n: None,
+    "a dictionary": lambda n: {"p": 0.5},
+    "times": lambda n: np.zeros(n, "datetime64[s]"),
+}
+NO_FEATURES = {
+    "objects": lambda n: np.full(n, "x", object),
+    "bytes": lambda n: np.full(n, b"x"),
+    "complex": lambda n: np.zeros(n, complex),
+    "a list": lambda n: [1.0] * n,
+    "nothing": lambda n: None,
+    "a table": lambda n: np.zeros((n, 2)),
+    "lengths of time": lambda n: np.zeros(n, "timedelta64[s]"),
+}
+
+
+WHAT = {"decide": "decision has", "predict": "probability", "features": "feature 'x' has"}
+ODD = {"decide": NO_DECISIONS, "predict": NO_PROBABILITIES, "features": NO_FEATURES}
+
+
+@pytest.mark.parametrize(("hook", "name"), [(hook, name) for hook, gives in ODD.items() for name in gives])
+def test_what_could_not_be_logged_as_it_was_answered_is_no_bundle(toy, tmp_path, monkeypatch, hook, name):
+    monkeypatch.setattr(Odd, "given", {hook: ODD[hook][name]})
+    with pytest.raises(BundleError, match=WHAT[hook]):
+        write_bundle(tmp_path / "bundle", predictor=Odd(), **about())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("give", [lambda p: list(p > 0.4), lambda p: (p > 0.4).tolist(), lambda p: pd.Series(p > 0.4)])
+def test_true_and_false_in_any_container_are_decisions(tmp_path, monkeypatch, give):
+    monkeypatch.setattr(Odd, "given", {"decide": give})
+    bundle = write_bundle(tmp_path / "bundle", predictor=Odd(), **about())
+    assert bundle.decide(np.array([0.2, 0.5])).tolist() == [False, True]
+
+
+LATER = {
+    "decide": [lambda p: (p > 0.5).astype(int), lambda p: [1] * len(p), lambda p: None, lambda p: (p > 0.5)[:-1]],
+    "predict": [lambda n: np.full(n, 7.0), lambda n: np.full(n, "0.5"), lambda n: np.full((n, 1), 0.5), lambda n: np.full(n - 1, 0.5)],
+    "features": [lambda n: np.array([object()] * n), lambda n: np.zeros(n - 1), lambda n: np.full(n, "-9999", "datetime64[s]")],
+}
+
+
+@pytest.mark.parametrize(("hook", "at"), [(hook, at) for hook, gives in LATER.items() for at in range(len(gives))])
+@pytest.mark.parametrize("form", ["rows", "table"])
+def test_a_model_that_goes_wrong_after_its_self_test_answers_and_logs_nothing_false(tmp_path, monkeypatch, hook, at, form):
+    bundle = write_bundle(tmp_path / "bundle", predictor=Odd(), **about())
+    app = create_app(bundle, None, PredictionLog(tmp_path / "log"))
+    body = b'[{"tail": "N1", "distance": 1, "delay": 2}, {"tail": "N2", "distance": 1, "delay": 2}]'
+    path = "/predict"
+    if form == "table":
+        path, body = "/predict/columns", b'{"tail": ["N1", "N2"], "distance": [1, 1], "delay": [2, 2]}'
+    assert ask(app, path, body) == 200 and len(read(tmp_path / "log")) == 2
+    monkeypatch.setattr(Odd, "given", {hook: LATER[hook][at]})
+    status = ask(app, path, body)
+    table = read(tmp_path / "log")
+    assert table.attrs["torn"] == 0 and (status, len(table)) in ((500, 2), (200, 4))
+    assert status == 500 or hook == "features"  # a feature that JSON can say is logged as it was
+
+
+def ask(app, path, body):
+    "The status of one request"
+    sent = []
+
+    async def receive():
+        return {"type": "http.request", "body": body}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b""}
+    asyncio.run(app(scope | {"headers": [(b"host", b"127.0.0.1")], "client": ("127.0.0.1", 1)}, receive, send))
+    return sent[0]["status"]
 
 
 def test_a_model_without_predict(tmp_path):

@@ -97,9 +97,9 @@ def scripted():
     server.server_close()
 
 
-def counts(good, bad, unlogged=0):
+def counts(good, bad, unlogged=0, unreadable=0):
     lines = [f'mlnb_requests_total{{status="200",validity="valid"}} {good}', f'mlnb_requests_total{{status="503",validity="valid"}} {bad}']
-    return 200, "\n".join([*lines, f"mlnb_unlogged {unlogged}", ""])
+    return 200, "\n".join([*lines, f"mlnb_unlogged {unlogged}", f"mlnb_unreadable {unreadable}", ""])
 
 
 def test_what_failed_since_the_last_look(project, scripted):
@@ -115,6 +115,17 @@ def test_what_failed_since_the_last_look(project, scripted):
     for _ in range(100):  # checks of every second
         memory, at = look(service, *project, memory, at).memory, at + dt.timedelta(seconds=1)
     assert len(memory["counts"]) <= 12
+
+
+def test_what_was_answered_and_cannot_be_read_back_is_told_once(project, scripted):
+    server, url = scripted
+    service, at, memory, seen = rule("service", url=url, requests=50, minutes=10), now(), {}, []
+    for good, unreadable in ((100, 3), (110, 3), (120, 5), (130, 0), (5, 1)):  # somebody removes them; then the service begins anew
+        server.says["/metrics"] = counts(good, 0, 0, unreadable)
+        looked = look(service, *project, memory, at)
+        memory, at = looked.memory, at + dt.timedelta(minutes=11)
+        seen.append([(f.subject, f.value) for f in looked.findings])
+    assert seen == [[], [], [("unreadable", 2)], [], [("unreadable", 1)]]
 
 
 def test_a_service_that_is_not_ready_or_no_service(project, scripted):

@@ -7,6 +7,7 @@ __all__ = ['compact']
 
 # %% ../../nbs/cli/13_compact.ipynb #d2cc798d
 import json as json_format
+import sys
 import time
 from dataclasses import asdict
 
@@ -66,8 +67,13 @@ def _say_unknown(settings):
             click.echo(f"mlnb compact: {said}; the log is not profiled by it", err=True)
 
 
-def _print(done, json: bool):
+def _print(done, json: bool, settings):
+    "What a run did; that predictions were lost goes to stderr"
+    from mlnb.serving.predictions import say_unread
+
     click.echo(json_format.dumps(asdict(done)) if json else _said(done))
+    if done.lost:
+        click.echo(f"mlnb compact: {say_unread(done.lost, settings.path(settings.predictions))}", err=True)
 
 # %% ../../nbs/cli/13_compact.ipynb #5c4eddce
 def _watch(settings, seconds: int, json: bool):
@@ -78,7 +84,7 @@ def _watch(settings, seconds: int, json: bool):
         try:
             done = _run(settings)
             if any(asdict(done).values()):
-                _print(done, json)
+                _print(done, json, settings)
         except Exception as e:
             said = str(e) if isinstance(e, (MlnbError, OSError)) else repr(e)
             click.echo(f"mlnb compact: {said}; tried again in {_count(seconds, 'second')}", err=True)
@@ -93,6 +99,7 @@ def compact(watch, json, beside):
     """Make Parquet of the finished files of the prediction log, and profile it by hour; outcomes become Parquet too.
 
     A file is finished when the worker that wrote it has begun another, or is gone. Every row is in the lines or in Parquet, never in both.
+    Lines that cannot be read are set aside; exit code 1 where these are of predictions that were answered.
 
     \b
     Example:
@@ -107,8 +114,8 @@ def compact(watch, json, beside):
     settings = load_settings()
     _say_unknown(settings)
     if not watch:
-        _print(_run(settings), json)
-        return
+        _print(done := _run(settings), json, settings)
+        sys.exit(1 if done.lost else 0)
     try:
         _watch(settings, watch, json)
     except KeyboardInterrupt:

@@ -7,6 +7,7 @@ __all__ = ['SHOWN', 'predictions']
 
 # %% ../../nbs/cli/12_predictions.ipynb #cb03de1b
 import json as json_format
+import sys
 from pathlib import Path
 
 import click
@@ -120,12 +121,16 @@ def predictions(since, until, version, entity, arm, limit, json, output):
       mlnb predictions
       mlnb predictions --entity UA/1545/EWR/2013-07-01T09:15:00Z --json
       mlnb predictions --since 2013-07-01 --until 2013-07-02 --output july-1.parquet
+
+    Exit code 1 where the log holds predictions that were answered and cannot be read back.
     """
     from mlnb.project.settings import load_settings
     from mlnb.serving.log_reader import LogReader, Where
+    from mlnb.serving.predictions import say_unread, unread
 
     _check_output(output)
-    reader, where = LogReader.of(load_settings()), Where(since, until, version, entity, arm)
+    settings = load_settings()
+    reader, where = LogReader.of(settings), Where(since, until, version, entity, arm)
     found = reader.frame(where) if output and not limit else reader.newest(limit or 20, where)
     if output:
         _write(found, output)
@@ -137,3 +142,6 @@ def predictions(since, until, version, entity, arm, limit, json, output):
         _print(found)
     else:
         click.echo(f"No such prediction is in the log{_versions(reader, version)}.")
+    if count := unread(settings.path(settings.predictions)):
+        click.echo(f"mlnb predictions: {say_unread(count, settings.path(settings.predictions))}", err=True)
+        sys.exit(1)

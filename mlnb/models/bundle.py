@@ -520,7 +520,7 @@ def _check_features(features: Columns, rows: int):
     for name, column in features.items():
         if not isinstance(name, str) or not hasattr(column, "tolist"):
             raise BundleError(f"feature {name!r} has shape {np.shape(column)}, of type {type(column).__name__}; give numpy arrays by name")
-        _column(name, column, "biufUM", "numbers, times or text (of dtype <U)", rows)
+        _column(f"feature {name!r}", column, "biufUM", "numbers, times or text (of dtype <U)", rows)
 
 
 def _check_probabilities(probability: np.ndarray, rows: int):

@@ -458,7 +458,7 @@ def counts_of(
     "What the rule needs of the service's metrics: all requests, those that failed, those within each time, what was not logged"
     from prometheus_client.parser import text_string_to_metric_families
 
-    found = {"requests": 0.0, "failed": 0.0, "unlogged": 0.0}
+    found = {"requests": 0.0, "failed": 0.0, "unlogged": 0.0, "unreadable": 0.0}
     for sample in (s for family in text_string_to_metric_families(text) for s in family.samples):
         if sample.name == "mlnb_requests_total":
             found["requests"] += sample.value
@@ -466,9 +466,12 @@ def counts_of(
         elif sample.name == "mlnb_request_seconds_bucket":
             name = f"within {sample.labels['le']}"
             found[name] = found.get(name, 0.0) + sample.value
-        elif sample.name == "mlnb_unlogged":
-            found["unlogged"] += sample.value
+        elif sample.name in ("mlnb_unlogged", "mlnb_unreadable"):
+            found[sample.name.removeprefix("mlnb_")] += sample.value
     return found
+
+
+_OF_FILES = "unreadable"  # is counted in files, which outlive the service, and fewer when somebody removes them
 
 
 def since_then(
@@ -476,8 +479,11 @@ def since_then(
     before: dict[str, float],
 ) -> dict[str, float]:
     "What was counted between two looks; everything where the service started anew between them"
-    anew = any(now.get(name, 0) < value for name, value in before.items())
-    return {name: value - (0 if anew else before.get(name, 0)) for name, value in now.items()}
+    anew = any(now.get(name, 0) < value for name, value in before.items() if name != _OF_FILES)
+    news = {name: value - (0 if anew else before.get(name, 0)) for name, value in now.items()}
+    if _OF_FILES in now:
+        news[_OF_FILES] = max(now[_OF_FILES] - before.get(_OF_FILES, 0), 0)
+    return news
 
 
 def quantile(
@@ -535,6 +541,9 @@ class ServiceRule(Rule):
         if new["unlogged"] > 0:
             words = f"{new['unlogged']:.0f} predictions were answered and not logged"
             yield self.finding("unlogged", words, value=new["unlogged"], limit=0.0, **at)
+        if new["unreadable"] > 0:
+            words = f"{new['unreadable']:.0f} lines or tables of predictions were answered and cannot be read back from the log"
+            yield self.finding("unreadable", words, value=new["unreadable"], limit=0.0, **at)
         if new["requests"] < self.requests:
             return
         share, slow = new["failed"] / new["requests"], quantile(new, 0.99)

@@ -29,7 +29,7 @@ from ..project.files import open_url
 from .guard import ROLES, Guard, Keys, Limits, headers_of, keys_of
 from .metric_files import Uncounted, share_counts
 from .outcomes import FIELDS, FORM, OutcomeLog, example_of, read_outcomes
-from .predictions import PredictionLog
+from .predictions import PredictionLog, set_aside
 from .predictor import Answer, Predictor, Refusal, Rows
 from .requests import RequestError, RequestSchema, right_form
 from .routing import Routing, RoutingFile, router_of
@@ -337,6 +337,10 @@ def _json_columns(answers) -> bytes:
 
 # %% ../../nbs/serving/10_app.ipynb #ce5fd128
 PROBES = ("/livez", "/readyz")
+_UNREADABLE = b"""# HELP mlnb_unreadable Lines and tables of the prediction log that were answered and could not be read back
+# TYPE mlnb_unreadable gauge
+mlnb_unreadable %d
+"""
 
 
 class App:
@@ -441,7 +445,8 @@ class App:
             return _error(503, "the routing cannot be read or kept; the log of the service says why")
 
     def _counts(self):
-        return 200, self.metrics.text(), _is(b"text/plain; version=0.0.4; charset=utf-8")
+        unreadable = _UNREADABLE % set_aside(self.predictor.log.folder)
+        return 200, self.metrics.text() + unreadable, _is(b"text/plain; version=0.0.4; charset=utf-8")
 
     def _ready(self):
         if not self.ready():

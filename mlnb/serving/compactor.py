@@ -27,7 +27,7 @@ import numpy as np
 
 from ..project.errors import ServingError
 from ..project.files import find_files, open_url, publish, write_whole
-from .predictions import sync_folder, tables
+from .predictions import lost_in, sync_folder, tables
 
 # %% ../../nbs/serving/03_compactor.ipynb #2d118cfc
 _FOLDER, _NAME = r"version=(?P<version>[^/]+)/hour=(?P<hour>[^/]+)/", r"(?P<log>[0-9a-f]{8})-(?P<stamp>\d{8}T\d{12})-(?P<number>\w+)"
@@ -231,6 +231,7 @@ class Compaction:
     rows: int = 0
     parts: int = 0  # written
     damaged: int = 0  # pieces that could not be read, set aside
+    lost: int = 0  # of these, those that were answered
     merged: int = 0  # parts that were replaced by larger ones
     expired: int = 0  # parts older than is kept
     twice: int = 0  # rows that stood in the log twice, of which one stays
@@ -335,6 +336,7 @@ class Compactor:
             if damaged:
                 write_whole(self.folder / "damaged" / file.name, b"".join(damaged))
                 done.damaged += len(damaged)
+                done.lost += lost_in(file.suffix, damaged)
         if held:
             yield held
 

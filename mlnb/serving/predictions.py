@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['OWN', 'TIMES', 'INPUT', 'FEATURE', 'RELEASE_BYTES', 'PAGE_BYTES', 'SYNC_SECONDS', 'SYNC', 'FULL', 'Prediction',
-           'as_column', 'as_batch', 'sync_folder', 'PredictionLog', 'tables', 'read']
+           'as_column', 'as_batch', 'sync_folder', 'PredictionLog', 'tables', 'lost_in', 'set_aside', 'unread',
+           'say_unread', 'read']
 
 # %% ../../nbs/serving/02_predictions.ipynb #454f86dd
 import fcntl
@@ -12,10 +13,11 @@ import os
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Annotated
 from uuid import uuid4
@@ -48,6 +50,7 @@ class Prediction(msgspec.Struct, gc=False):
 OWN = tuple(f for f in Prediction.__struct_fields__ if f not in ("input", "features", "unseen", "integers"))
 TIMES = ("time", "logged_at", "context_moment")
 INPUT, FEATURE = "input.", "features."  # what the names of such columns begin with
+_FIRST, _END = np.datetime64("0001-01-01", "s"), np.datetime64("9999-01-01", "s")  # of the times that a calendar can say
 _STORED = b"mlnb.columns"  # in the metadata of a schema: the names of all columns, each with the one in which its values are
 
 
@@ -91,8 +94,15 @@ def as_batch(
     for name, values in features.items():
         stored[FEATURE + name] = where = inputs.get(id(values), FEATURE + name)
         if where not in columns:
-            columns[where] = as_column(values, rows)
+            columns[where] = as_column(_sayable(values, name), rows)
     return pa.RecordBatch.from_pydict(columns, metadata={_STORED: msgspec.json.encode(stored)} if len(stored) > len(columns) else None)
+
+
+def _sayable(values, name: str):
+    "Values of a feature; a `ValueError` for times that no calendar can say, which no reader would take"
+    if getattr(values, "dtype", np.dtype(object)).kind == "M" and ((values < _FIRST) | (values >= _END)).any():
+        raise ValueError(f"feature {name!r} has a time outside of the years 1 to 9998, which cannot be logged")
+    return values
 
 
 def _whole(table):
@@ -491,9 +501,6 @@ def _check_columns(schema):
         raise ValueError
 
 
-_FIRST, _END = np.datetime64("0001-01-01", "s"), np.datetime64("9999-01-01", "s")  # of the times that a calendar can say
-
-
 def _check_rows(batch):
     "Raise a `ValueError` where a batch cannot be as it was written: Arrow itself believes every offset that it reads"
     import pyarrow as pa
@@ -530,6 +537,81 @@ def _arrow_tables(opened, damaged: list[bytes]) -> Iterator:
             damaged.append(rest)
     if held:
         yield _whole(pa.Table.from_batches(held))
+
+# %% ../../nbs/serving/02_predictions.ipynb #568dcc57
+_LOOKED_THROUGH = 64 << 20  # bytes of the newest files, of those that are not compacted yet
+
+
+def lost_in(
+    suffix: str,  # of a file of the log: .jsonl or .arrows
+    damaged: Sequence[bytes],  # what could not be read in it
+) -> int:
+    "How many lines or tables of these are whole, so that they were answered"
+    return sum(piece.count(b"\n") for piece in damaged) if suffix == ".jsonl" else sum(map(_is_whole, damaged))
+
+
+def _is_whole(piece: bytes) -> bool:
+    "Whether a piece of a stream begins with all that its header promises"
+    import pyarrow as pa
+
+    try:
+        return pa.ipc.read_message(pa.BufferReader(piece)) is not None
+    except (pa.ArrowException, OSError, EOFError):
+        return False
+
+
+@lru_cache(1000)
+def _lost_aside(path: str, size: int, changed: int) -> int:
+    return lost_in(Path(path).suffix, [Path(path).read_bytes()])
+
+
+def set_aside(
+    folder: str | Path,  # of a PredictionLog
+) -> int:
+    "How many lines and tables were answered, and set aside by the compactor as unreadable; cheap to ask again"
+    found = 0
+    for file in sorted((Path(folder) / "damaged").glob("*.*")):
+        with suppress(FileNotFoundError):
+            status = file.stat()
+            found += _lost_aside(str(file), status.st_size, status.st_mtime_ns)
+    return found
+
+
+def unread(
+    folder: str | Path,  # of a PredictionLog
+) -> int:
+    "How many predictions were answered and cannot be read back: what was set aside, and what the newest files hold"
+    folder, budget, found = Path(folder), _LOOKED_THROUGH, set_aside(folder)
+    files = [f for f in (*folder.glob("*.*"), *folder.glob("batches/*/*.*")) if f.suffix in (".jsonl", ".arrows")]
+    for file in sorted(files, key=lambda file: file.name, reverse=True):
+        with suppress(FileNotFoundError):  # it was compacted meanwhile
+            found += lost_in(file.suffix, _unreadable(file))
+            budget -= file.stat().st_size
+        if budget < 0:
+            break
+    return found
+
+
+def _unreadable(file: Path) -> list[bytes]:
+    damaged: list[bytes] = []
+    with file.open("rb") as opened:
+        if file.suffix == ".arrows":
+            deque(_arrow_tables(opened, damaged), maxlen=0)
+        else:
+            decoder = msgspec.json.Decoder(_Line)
+            while lines := opened.readlines(_BLOCK):
+                _decoded(decoder, lines, damaged)
+    return damaged
+
+
+def say_unread(
+    count: int,  # of `unread`
+    folder: str | Path,  # of the log
+) -> str:
+    "The sentence that every command says of it"
+    what = "1 line or table was" if count == 1 else f"{count:,} lines or tables were"
+    aside = Path(folder) / "damaged"
+    return f"{what} answered and cannot be read back from the prediction log; what mlnb compact meets of it is set aside in {aside}"
 
 # %% ../../nbs/serving/02_predictions.ipynb #7b30edce
 def read(

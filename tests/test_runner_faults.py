@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from pipeline_project import FIRST, edit, lives, make, notebook
+from pipeline_project import FIRST, done, edit, lives, make, notebook
 from waiting import until
 
 from mlnb.pipelines.runner import load
@@ -172,6 +172,72 @@ def test_a_fork_server_that_is_killed(project, tmp_path, monkeypatch):
         shutil.rmtree(runtime, ignore_errors=True)
 
 
+def test_a_link_as_a_product_is_kept_as_a_link(project):
+    "A task that names its newest version by a link, twice: the version is left alone"
+    (project / "versions").mkdir()
+    (project / "versions" / "v1.txt").write_text("precious")
+    edit(project / "pipeline.yaml", "product: out/other.ipynb", "product: {nb: out/other.ipynb, latest: out/latest}")
+    body = 'import os\nos.symlink(os.path.abspath("versions/v1.txt"), product["latest"])'
+    notebook(project / "nbs" / "other.ipynb", "upstream = None\nproduct = None", body)
+    for _ in range(2):
+        assert statuses(run(project, ["other"], force=True)) == {"other": "executed"}
+        assert (project / "versions" / "v1.txt").read_text() == "precious"
+    assert os.readlink(project / "out" / "latest") == f"{project}/versions/v1.txt"
+    assert statuses(run(project, ["other"])) == {"other": "skipped"}
+    (project / "versions" / "v1.txt").write_text("changed")
+    assert statuses(run(project, ["other"])) == {"other": "executed"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_answers_signals_while_it_reads_a_product_without_end(project, number):
+    "A file of four terabytes; a FIFO is refused before anybody opens it"
+    body = "import os\nos.truncate(os.open(product['nb'] + '.part', os.O_CREAT | os.O_WRONLY), 1 << 42)"
+    body += "\nos.mkdir(product['big'])\nos.rename(product['nb'] + '.part', product['big'] + '/part')"
+    edit(project / "pipeline.yaml", "product: out/other.ipynb", "product: {nb: out/other.ipynb, big: out/big}")
+    notebook(project / "nbs" / "other.ipynb", "upstream = None\nproduct = None", body)
+    process = subprocess.Popen([sys.executable, "-m", "mlnb.cli.main", "run", "other"], cwd=project, stderr=subprocess.PIPE, text=True)
+    until((project / "out" / "big").exists, "its product")
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number] and "Traceback" not in errors
+    assert "go on with: mlnb run --resume" in errors
+
+
+def test_a_run_ends_though_a_thread_of_it_hangs(project, monkeypatch):
+    "As one does that waits for a network drive: it is abandoned after its time"
+    program = """
+        import os, threading, time
+        from mlnb.pipelines import plan, runner
+        runner.GRACE = runner.LAST = 1
+        plan.Planner.begin = lambda *_: (open("pid", "w").write(str(os.getpid())), time.sleep(1000))
+        from mlnb.cli.main import main
+        main()
+    """
+    arguments = [sys.executable, "-c", textwrap.dedent(program), "run", "other"]
+    process = subprocess.Popen(arguments, cwd=project, stderr=subprocess.PIPE, text=True)
+    wait_for(project / "pid")
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 143 and "go on with: mlnb run --resume" in errors
+
+
+def test_what_a_killed_run_leaves_is_removed_by_the_next_command(project):
+    "By any plan, though the task is not asked for, and though nothing is to do"
+    done(project)
+    before = contents(project)
+    notebook(project / "nbs" / "other.ipynb", "upstream = None\nproduct = None", WAIT)
+    process = subprocess.Popen([sys.executable, "-m", "mlnb.cli.main", "run", "other"], cwd=project, stderr=subprocess.DEVNULL)
+    wait_for(project / "pid")
+    plan = [sys.executable, "-m", "mlnb.cli.main", "plan", "first"]
+    subprocess.run(plan, cwd=project, check=True, stdout=subprocess.DEVNULL)
+    assert (project / "out" / ".stage-pipeline-other").exists(), "a run that goes on is left alone"
+    process.kill()
+    process.wait()
+    assert "Nothing to do" in subprocess.run(plan, cwd=project, check=True, capture_output=True, text=True).stdout
+    assert not list((project / "out").glob(".*")) and contents(project) == before
+    assert not list((project / ".mlnb" / "stages" / "pipeline").iterdir())
+
+
 def test_retries(project):
     flaky = "from pathlib import Path\ntries = Path('tries')\ncount = len(tries.read_text()) if tries.exists() else 0\n"
     flaky += "tries.write_text('x' * (count + 1))\nassert count >= 2, f'try {count + 1}'"
@@ -244,6 +310,11 @@ def test_a_disk_that_is_full(project, small_disk):
     notebook(project / "nbs" / "first.ipynb", "upstream = None\nproduct = None\nn = 1", body)
     error = error_of(run(project))
     assert "No space left on device" in error
+    (small_disk / "filler").write_bytes(b"x" * 900_000)
+    notebook(project / "nbs" / "first.ipynb", "upstream = None\nproduct = None\nn = 1", f"'{'y' * 400_000}'; 1")
+    (project / "pipeline.yaml").write_text("tasks: [{name: first, source: nbs/first.ipynb, product: {nb: out/first.ipynb}}]\n")
+    assert f"No space left on device: {small_disk}/.stage-pipeline-first" in error_of(run(project))
+    (small_disk / "filler").unlink()
     assert contents(project) == before, "earlier products are whole"
 
 
@@ -255,7 +326,8 @@ def test_a_disk_that_is_full_of_records(project, small_disk):
             f.write(b"x" * 4096)
             f.flush()
     done = subprocess.run([sys.executable, "-m", "mlnb.cli.main", "run"], cwd=project, capture_output=True, text=True)
-    assert done.returncode == 1 and "No space left on device" in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert done.returncode == 1 and f"No space left on device: {small_disk}/locks" in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
     filler.unlink()
     succeeds(project)
 

@@ -49,7 +49,9 @@ def states_of(
         return known, []
     from mlnb.pipelines.plan import Planner
     from mlnb.pipelines.spec import from_text, read
+    from mlnb.pipelines.suspended import sweep_stages
 
+    sweep_stages(settings)
     planner = Planner(settings, read(settings, from_text(settings, assignments) if assignments else None), assignments)
     found = planner.plan(only, to=to, from_=from_)
     planner.save()

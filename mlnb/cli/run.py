@@ -7,6 +7,7 @@ __all__ = ['MOST', 'run']
 
 # %% ../../nbs/cli/04_run.ipynb #8e918b75
 import json
+import os
 import signal
 import sys
 from contextlib import redirect_stdout
@@ -145,10 +146,10 @@ def _work(settings, params, resume, chosen, jobs, keep_going, as_json) -> None:
     pipeline, chosen = _pipeline(settings, params, resume, chosen)
     try:
         report = _run(settings, pipeline, chosen, jobs or settings.jobs or cores(), keep_going, errors)
-    except KeyboardInterrupt as e:
+    except (KeyboardInterrupt, SystemExit) as e:
         left = f"what was finished is kept, go on with: mlnb run --resume {e.run}" if hasattr(e, "run") else "no task has begun"
-        errors.print(f"interrupted; {left}", highlight=False)
-        sys.exit(130)
+        errors.print(f"interrupted; {left}", highlight=False, soft_wrap=True)
+        _end(130 if isinstance(e, KeyboardInterrupt) else e.code, hasattr(e, "abandoned"))
     if report.run is None:
         return _say_nothing_to_do(settings, [t.name for t in report.tasks], as_json)
     if as_json:
@@ -158,6 +159,15 @@ def _work(settings, params, resume, chosen, jobs, keep_going, as_json) -> None:
     sys.stdout.flush()
     _track(settings, report.run)
     sys.exit(0 if report.status == "succeeded" else 1)
+
+
+def _end(code: int, abandoned: bool) -> None:
+    "End this process; without its threads where one of them waits for the system and would be waited for"
+    if abandoned:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _track(settings, run: str) -> None:

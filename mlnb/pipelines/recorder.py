@@ -6,7 +6,6 @@
 __all__ = ['JOURNAL', 'GRACE', 'PAUSE', 'LIMIT', 'replay', 'Recorder']
 
 # %% ../../nbs/pipelines/05_recorder.ipynb #da254a3f
-import fcntl
 import json
 import os
 import threading
@@ -16,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..project.errors import MlnbError
+from ..project.files import locked, naming_folder
 from ..project.permissions import make_folder
 from ..project.secrets import HIDDEN, redacted
 from ..records import Records, as_json, check_columns, code_of, commit_of, file_of, new_run, now
@@ -35,28 +35,15 @@ def _store(url: str, folder: Path) -> str:
     file = file_of(url)
     return os.path.relpath(file, folder) if file else redacted(url).replace(f":{HIDDEN}@", "@")
 
-
-def _locked(path: Path, flags: int, wait: bool) -> int | None:
-    "The open, locked file at `path`; None if another holds it and `wait` is false"
-    while True:
-        file = os.open(path, flags, 0o600)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            if os.fstat(file).st_nlink:  # else another removed it while we waited
-                return file
-        except BlockingIOError:
-            os.close(file)
-            return None
-        os.close(file)
-
 # %% ../../nbs/pipelines/05_recorder.ipynb #b28e5b66
 class _Journal:
     "The changes of one run, as lines of a file"
 
     def __init__(self, path: Path, store: str):
         self.path, self.broken = path, False
-        make_folder(path.parent)
-        self.file = _locked(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, wait=True)
+        with naming_folder(path.parent):
+            make_folder(path.parent)
+            self.file = locked(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, wait=True)
         if not os.fstat(self.file).st_size:
             self.append(json.dumps(["store", store]))
 
@@ -64,8 +51,9 @@ class _Journal:
         data = f"\n{line}\n" if self.broken else f"{line}\n"
         self.broken = True  # until the whole line is there
         rest = data.encode("utf-8", "replace")
-        while rest:
-            rest = rest[os.write(self.file, rest) :]
+        with naming_folder(self.path.parent):
+            while rest:
+                rest = rest[os.write(self.file, rest) :]
         self.broken = False
 
     def close(self, remove: bool):
@@ -102,7 +90,7 @@ def _read(file: int) -> tuple[str | None, list[tuple], int]:  # store, changes, 
 def _left(path: Path) -> Iterator[int | None]:
     "A journal that nobody writes any more, or None"
     try:
-        file = _locked(path, os.O_RDONLY, wait=False)
+        file = locked(path, os.O_RDONLY, wait=False)
     except FileNotFoundError:
         file = None
     try:

@@ -41,7 +41,7 @@ def _link(path: str, name: str, outer: tuple[str, ...]) -> list:
     except OSError:
         return [name, *NOTHING, text]
     if not S_ISDIR(stat.st_mode):
-        return [name, *(stamp(stat) if S_ISREG(stat.st_mode) else NOTHING), text]
+        return [name, *(stamp(stat) if S_ISREG(stat.st_mode) or name == "." else NOTHING), text]
     if any(f"{folder}/".startswith(os.path.join(real, "")) for folder in (here, *outer)):
         return [name, *NOTHING, text]
     entries = sorted(_stamps(real, "", (*outer, here)))

@@ -163,8 +163,20 @@ def project(settings):
     if not settings.path(settings.package).is_dir():
         mend = "export it with nbdev-export, or set package in [tool.mlnb]; what it holds does not count as a change otherwise"
         yield Finding("Package", NOTE, f"no folder {settings.package}", mend)
-    ready = (settings.path(settings.bundle) / "bundle.json").exists()
-    yield Finding("Model bundle", GOOD, settings.bundle) if ready else Finding("Model bundle", NOTE, "none yet", "make it: mlnb run")
+    yield _bundle(settings)
+
+
+def _bundle(settings) -> Finding:
+    "A finding on the model bundle: whether its files are as they were written, and signed where that is asked for"
+    from mlnb.models.bundle import verify
+
+    folder = settings.path(settings.bundle)
+    if not (folder / "bundle.json").exists():
+        return Finding("Model bundle", NOTE, "none yet", "make it: mlnb run")
+    try:
+        return Finding("Model bundle", GOOD, f"{settings.bundle}, version {verify(folder).version}")
+    except MlnbError as e:
+        return Finding("Model bundle", MISSING, str(e), "make it again: mlnb run")
 
 
 @check

@@ -106,7 +106,7 @@ FIELD = {"name": "carrier", "type": "string", "description": "", "example": "UA"
     ({"threshold": -0.1}, ">= 0"), ({"threshold": 1.5}, "<= 1"), ({"threshold": None}, "threshold"), ({"threshold": True}, "threshold"),
     ({"version": ""}, "version"), ({"version": "v\x1b[2J"}, "version"), ({"name": "x" * 300}, "name"), ({"format": True}, "format"),
     ({"request": [FIELD | {"type": "text"}]}, "has type 'text'"), ({"request": [FIELD, FIELD]}, "stands twice"),
-    ({"request": [FIELD | {"name": "decision_time"}]}, "stands twice"), ({"request": []}, "entity"),
+    ({"request": [FIELD | {"name": "decision_time"}]}, "stands twice"), ({"request": []}, "has no field"),
     ({"entity": ["carier"]}, "did you mean 'carrier'"), ({"output": [FIELD]}, "the output is carrier"),
     ({"unknown": 1}, "unknown"), ({"files": ["model"]}, "files"),
 ])  # fmt: skip

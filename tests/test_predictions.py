@@ -10,9 +10,11 @@ import pyarrow as pa
 import pytest
 from msgspec.structs import replace
 
-from mlnb.project.errors import ServingError
+from mlnb.models.bundle import Bundle
+from mlnb.project.errors import BundleError, ServingError
 from mlnb.serving.log_reader import as_frame
 from mlnb.serving.predictions import OWN, Prediction, PredictionLog, as_batch, read, tables
+from mlnb.serving.proof import prove
 
 
 def prediction(number=0, version="v1", **features):
@@ -202,3 +204,15 @@ def test_a_disk_that_fills_up_tears_no_other_line(tmp_path):
     assert table["request_id"].iloc[-1] == "r9" and "r0" in set(table["request_id"]) and table.attrs["torn"] == 0
     acknowledged = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("written")]
     assert len(table) == 2 + sum(acknowledged)
+
+
+def test_a_bundle_whose_answers_do_not_come_back_from_the_log_is_not_served(toy, monkeypatch):
+    bundle = Bundle.load(toy / "products/bundle")
+    assert prove(bundle) == 12
+    monkeypatch.setattr(bundle, "version", "")  # a line without a version has no place in a table
+    with pytest.raises(BundleError, match=r"is answered with .* and read back from the log as \(None, None, None\)"):
+        prove(bundle)
+    monkeypatch.setattr(bundle, "version", "v1")
+    monkeypatch.setattr(bundle, "decide", lambda probability: (probability > 0.5).astype(int))
+    with pytest.raises(BundleError, match=r"the service cannot answer its samples|read back from the log"):
+        prove(bundle)

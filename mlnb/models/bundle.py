@@ -215,6 +215,8 @@ def _read_manifest(file: Path, signers: Path | None = None) -> Manifest:
 def _check_fields(request: Sequence[Field], entity: Sequence[str]):
     "Raise a `BundleError` for a field of an unknown type or that is there twice, and for an entity that is no field"
     names = [f.name for f in request]
+    if not names:
+        raise BundleError("the request has no field; a model needs at least one")
     for f in request:
         if f.type not in TYPES:
             raise BundleError(f"field {f.name!r} has type {f.type!r}; write one of {', '.join(TYPES)}")

@@ -64,10 +64,11 @@ def build(
 ) -> Built:
     "Test the bundle and make a Bento of it; raises `BundleError` or `ServingError`"
     from mlnb.models.bundle import Bundle
+    from mlnb.serving.proof import prove
 
     import_from(settings)
     bundle = Bundle.load(folder or settings.path(settings.bundle))
-    tested = bundle.self_test()
+    tested = prove(bundle)
     use_store(settings)
     from mlnb.serving.bento import build_bento
 
@@ -179,8 +180,9 @@ def end_worker(
 _PROVE = """
 from mlnb.models.bundle import Bundle
 from mlnb.project.errors import MlnbError
+from mlnb.serving.proof import prove
 try:
-    Bundle.load("bundle").self_test()
+    prove(Bundle.load("bundle"))
 except MlnbError as e:
     raise SystemExit(str(e))
 """
@@ -334,9 +336,10 @@ def launch_project(
 
 
 def _tested(settings: Settings) -> str:
-    "Name and version of the project's bundle, which has passed its self-test"
+    "Name and version of the project's bundle, which has proved itself"
     from mlnb.models.bundle import Bundle
+    from mlnb.serving.proof import prove
 
     bundle = Bundle.load(settings.path(settings.bundle))
-    bundle.self_test()
+    prove(bundle)
     return f"model {bundle.name} {bundle.version}"

@@ -147,8 +147,18 @@ def _complete(settings: Settings, bundle: Bundle, bento: bentoml.Bento, packages
     for name, folder in packages.items():
         shutil.copytree(folder, source / name, ignore=_unwanted, dirs_exist_ok=True)
     shutil.copytree(bundle.folder, source / PACKED_BUNDLE)
+    _pack_signers(settings, source)
     _narrow_requirements(settings, bento, source)
     Path(bento.path_of(_COMPLETE)).touch()
+
+
+def _pack_signers(settings: Settings, source: Path):
+    "Add the allowed signers of bundles, where the project has them in a file of its own"
+    signers = settings.path(settings.bundle_signers)
+    if settings.bundle_signers and signers.is_relative_to(settings.root):
+        packed = source / signers.relative_to(settings.root)
+        packed.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(signers, packed)
 
 
 def _narrow_requirements(settings: Settings, bento: bentoml.Bento, source: Path):

@@ -120,7 +120,7 @@ def _free(port: int) -> int:
 HANDED_ON = (  # settings of the project that hold wherever its service runs
     *("serve_from", "registry_poll_milliseconds", "challenger_percent", "shadow"),
     *("keys_required", "body_limit_kb", "request_seconds", "waiting_limit", "root_path", "cors_origins"),
-    *("log_sync", "log_full", "log_rotate_mb"),
+    *("log_sync", "log_full", "log_rotate_mb", "trusted_packages"),
 )
 
 
@@ -140,6 +140,8 @@ def process_environment(
     }
     values = {name: getattr(settings, name) for name in HANDED_ON}
     places |= {f"MLNB_{name.upper()}": ",".join(v) if isinstance(v, tuple) else str(v) for name, v in values.items() if v not in ("", ())}
+    if settings.bundle_signers:
+        places["MLNB_BUNDLE_SIGNERS"] = str(settings.path(settings.bundle_signers))
     if file := os.environ.get("MLNB_KEYS_FILE"):
         places["MLNB_KEYS_FILE"] = os.path.abspath(file)
     inherited = {k: v for k, v in os.environ.items() if k not in ("MLNB_ROOT", "MLNB_BUNDLE")}

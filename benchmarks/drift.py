@@ -9,6 +9,10 @@ day before for the hours to go on from. Evidently reads the raw frames in an env
 installed it.
 """
 
+import needs
+
+needs.packages()
+
 import argparse
 import json
 import statistics
@@ -35,7 +39,6 @@ from mlnb.monitoring.null import Null, calibrate, null_of_days
 
 ROOT = Path(__file__).parents[1]
 FLIGHTS = ROOT / "products" / "flights"
-PEER = ROOT / ".mlnb" / "peers" / "evidently" / "bin" / "python"
 COLUMNS = list(dict.fromkeys([*(n for n in REQUEST if n != "flight"), *CATEGORICAL, *NUMERIC, "decision_time", "probability", "decision"]))
 NAMES = {"request": REQUEST, "label_rates": ("*_disrupted_*",)}
 WEATHER = ("temperature", "humidity", "wind_speed", "pressure", "visibility")
@@ -48,8 +51,6 @@ STARTS = range(1, 182, 20)  # days of June to December on which the weather's fa
 
 def scored() -> pd.DataFrame:
     """Every flight with its features, its score and its decision, as the service would log it."""
-    if not (FLIGHTS / "features.parquet").is_file():
-        sys.exit("products/flights/features.parquet is not there; make it with: mlnb run")
     table = between(pd.read_parquet(FLIGHTS / "features.parquet"), "2013-01-01", "2014-01-01")
     table["probability"] = TabularPredictor.load(FLIGHTS / "model").predict(inputs(table))
     table["decision"] = Cost().decide(table["probability"].to_numpy())
@@ -77,17 +78,15 @@ def cpu_seconds(work, times: int) -> float:
     return statistics.median(taken)
 
 
-def evidently(before: pd.DataFrame, now: pd.DataFrame, times: int) -> float | None:
-    """CPU seconds of Evidently's report, None where it is not installed."""
-    if not PEER.is_file():
-        print("Evidently is passed over, it is not installed: make bench-peers", file=sys.stderr)
-        return None
+def evidently(before: pd.DataFrame, now: pd.DataFrame, times: int) -> float:
+    """CPU seconds of Evidently's report."""
+    python = needs.peer("evidently")
     with tempfile.TemporaryDirectory() as folder:
         files = [f"{folder}/{name}.csv" for name in ("reference", "current")]
         for file, frame in zip(files, (before, now), strict=True):
             frame.to_csv(file, index=False)
         program = Path(__file__).parent / "peers" / "evidently_report.py"
-        done = subprocess.run([str(PEER), str(program), *files, str(times)], stdout=subprocess.PIPE, text=True, check=True, timeout=600)
+        done = subprocess.run([str(python), str(program), *files, str(times)], stdout=subprocess.PIPE, text=True, check=True, timeout=600)
     return json.loads(done.stdout)
 
 
@@ -104,8 +103,6 @@ def cost(table: pd.DataFrame, null: Null, times: int) -> list[dict]:
 
     ours, peer = cpu_seconds(report, 2 * times + 1), evidently(before, now, times)
     rows = [row("drift report of two profiles, 30 features, CPU s", ours, "<= 0.5", ours <= 0.5)]
-    if peer is None:
-        return rows
     whole = cpu_seconds(lambda: (Profile.of(now), report()), times)
     size = f"{len(before):,} and {len(now):,} rows"
     name = f"drift report, 30 features, CPU s, against Evidently on the raw frames ({size})"
@@ -316,6 +313,8 @@ def main():
     options.add_argument("--draws", type=int, default=50, help="days, and months, that are judged for each seed")
     options.add_argument("--every", type=int, default=11, help="every such day of June to December gets the faults")
     chosen = options.parse_args()
+    needs.products()
+    needs.peer("evidently")
     rows = measure(chosen.times, chosen.draws, chosen.every)
     if chosen.json:
         print(json.dumps(rows))

@@ -9,6 +9,10 @@ Jupyter. The time is from the request for a kernel to the answer of its first ce
 the same libraries imported. All times are medians.
 """
 
+import needs
+
+needs.packages()
+
 import argparse
 import contextlib
 import json

@@ -4,6 +4,10 @@ Expected monthly AUC, cost and log-loss of the flights of July to December (CBPE
 ours is what was expected, the peer is what came, and the error stands in the name. They are reported, no bar holds or breaks.
 """
 
+import needs
+
+needs.packages()
+
 import argparse
 import json
 import resource

@@ -9,6 +9,10 @@ The times of a plan after one function of 200 has changed, and of 1,000 tasks th
 does not see the function, and hashes no inputs. The time of a run of many trivial tasks is compared with that of a quarter of them.
 """
 
+import needs
+
+needs.packages()
+
 import argparse
 import json
 import os

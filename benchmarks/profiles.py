@@ -5,6 +5,10 @@ The figures of both are compared, and ranks and distinct values with the rows th
 log, as the compactor has them profiled; and batches of up to 30 million rows, each in a process of its own.
 """
 
+import needs
+
+needs.packages()
+
 import argparse
 import gc
 import importlib.util

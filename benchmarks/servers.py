@@ -14,10 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import needs
 import psutil
 
 HERE = Path(__file__).parent
-PEERS = HERE.parent / ".mlnb" / "peers"
 SERVER_CORE, LOAD_CORE = "0", "1"
 JSON = {"content-type": "application/json"}
 
@@ -103,14 +103,14 @@ def running(server: Server):
 
 
 def wait_ready(one: Running, log: Path, seconds: float = 120):
-    """Wait until a server answers; ends the program with the server's last words where it does not."""
+    """Wait until a server answers; ends the program with 2 and the server's last words where it does not."""
     until = time.monotonic() + seconds
     while time.monotonic() < until and one.process.poll() is None:
         with contextlib.suppress(OSError):
             one.ask(one.server.ready)
             return
         time.sleep(0.1)
-    sys.exit(f"{one.server.name} did not become ready:\n{log.read_text()[-2000:]}")
+    needs.cannot_run(f"{one.server.name} did not become ready", f"it said:\n{log.read_text()[-2000:]}")
 
 
 def end(process: psutil.Popen):
@@ -206,7 +206,7 @@ def bentoml(root: Path) -> Server:
 
 
 def litserve(root: Path) -> Server:
-    command = [str(PEERS / "litserve/bin/python"), str(HERE / "peers/litserve_server.py"), "{port}"]
+    command = [str(needs.peer("litserve")), str(HERE / "peers/litserve_server.py"), "{port}"]
     return Server("LitServe", command, root, with_model(root), ready="/health")
 
 
@@ -216,7 +216,7 @@ def mlserver(root: Path) -> Server:
     settings = {"HTTP_PORT": "{port}", "GRPC_PORT": str(free_port()), "METRICS_PORT": str(free_port()), "HOST": "127.0.0.1"}
     settings |= {"PARALLEL_WORKERS": "0", "DEBUG": "false"}
     variables = with_model(root, **{f"MLSERVER_{name}": value for name, value in settings.items()})
-    command = [str(PEERS / "mlserver/bin/mlserver"), "start", "."]
+    command = [str(needs.peer("mlserver")), "start", "."]
     return Server("MLServer", command, folder, variables, "/v2/models/speed/infer", "/v2/health/ready", asked=as_v2, said=from_v2)
 
 
@@ -237,8 +237,3 @@ def mlflow(root: Path) -> Server:
     said = lambda answer: answer["predictions"][0]["probability"]
     asked = lambda row: {"dataframe_records": [row]}
     return Server("mlflow models serve", command, root, with_model(root), "/invocations", "/ping", asked=asked, said=said)
-
-
-def missing(server: Server) -> bool:
-    """Whether the program of a server is not installed."""
-    return shutil.which(server.command[0]) is None

@@ -7,6 +7,10 @@ Both of a comparison run at once and take turns under load; a figure is the medi
 CPU seconds are those of all processes of a server. Peers that are not installed are passed over: `make bench-peers` installs them.
 """
 
+import needs
+
+needs.packages()
+
 import argparse
 import json
 import shutil
@@ -122,9 +126,6 @@ def no_more_than(name: str, ours: float, peer: float, bar: float) -> dict:
 def against(bench: Bench, peer: Callable, bar: float, ours: Callable = servers.plain, slowest: float | None = None) -> list[dict]:
     """Requests a second against a peer, and the bar of our own p99."""
     mine, theirs = ours(bench.root), peer(bench.root)
-    if servers.missing(theirs):
-        print(f"{theirs.name} is passed over, it is not installed: make bench-peers", file=sys.stderr)
-        return []
     a, b = compare(bench, mine, theirs)
     what = f"{mine.name}, everything on, {CONNECTIONS} connections"
     rows = [at_least(f"{what}, requests/s, against {theirs.name}", a["rate"], b["rate"], bar)]
@@ -223,13 +224,13 @@ def main():
     parser.add_argument("--requests", type=int, default=300_000, help="of the run that watches memory")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers are ended all the same
-    if not shutil.which("wrk"):
-        print("serving is passed over, wrk is not installed: apt-get install wrk", file=sys.stderr)
-        found = []
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            bench = Bench(servers.project(Path(folder)), arguments.seconds, arguments.rounds, arguments.requests)
-            found = [row for name, measure in PARTS.items() if name in (arguments.only or PARTS) for row in measure(bench)]
+    chosen = {name: measure for name, measure in PARTS.items() if name in (arguments.only or PARTS)}
+    needs.wrk()
+    for name in chosen.keys() & needs.PEERS.keys():
+        needs.peer(name)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(servers.project(Path(folder)), arguments.seconds, arguments.rounds, arguments.requests)
+        found = [row for measure in chosen.values() for row in measure(bench)]
     if arguments.json:
         print(json.dumps(found))
     else:

@@ -5,6 +5,10 @@ PyTorch tutorial shows: TensorDataset, DataLoader, nn.Dropout, AdamW, `loss.item
 Where there is a CUDA device, both run there too.
 """
 
+import needs
+
+needs.packages()
+
 import argparse
 import json
 import statistics

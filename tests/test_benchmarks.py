@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,9 @@ sys.exit(not row["holds"])
 
 
 def program(name):
-    "A benchmark as a module"
+    "A benchmark as a module; it may import what lies beside it"
+    if str(FOLDER) not in sys.path:
+        sys.path.append(str(FOLDER))
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -60,6 +63,7 @@ def test_what_is_measured_has_that_form(monkeypatch):
 @pytest.mark.parametrize(("bar", "code"), [(1.0, 0), (2.0, 1)])
 def test_all_of_them_become_one_page(bar, code, tmp_path):
     shutil.copy(FOLDER / "run.py", tmp_path)
+    (tmp_path / "needs.py").write_text("def everything(): pass")
     for name in ("one", "two"):
         (tmp_path / f"{name}.py").write_text(FAKE.replace("BAR", str(bar)))
     done = subprocess.run([sys.executable, tmp_path / "run.py", "--json"], capture_output=True, text=True)
@@ -108,31 +112,72 @@ def test_answers_that_are_errors_are_not_timed(serving, tmp_path):
         serving.Load(peer, "/predict", bodies).run(1)
 
 
-def test_a_server_that_cannot_start_says_why(serving, tmp_path):
+def test_a_server_that_cannot_start_says_why(serving, tmp_path, capsys):
     broken = serving.Server("broken", [sys.executable, "-c", "raise SystemExit('no model here')"], tmp_path, serving.servers.environment())
-    with pytest.raises(SystemExit, match="broken did not become ready:\nno model here"), serving.running(broken):
+    with pytest.raises(SystemExit) as ended, serving.running(broken):
         pass
+    assert ended.value.code == 2 and "broken did not become ready; it said:\nno model here" in capsys.readouterr().err
 
 
-def test_a_peer_that_is_not_installed_is_passed_over(serving, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(serving.servers, "PEERS", tmp_path)
-    for peer in (serving.servers.litserve, serving.servers.mlserver):
-        assert serving.against(serving.Bench(tmp_path, 1, 1, 0), peer, bar=3) == []
-    assert capsys.readouterr().err.count("make bench-peers") == 2
+@pytest.fixture
+def bare(tmp_path):
+    "Runs a benchmark of a checkout in which nothing was made or installed but the packages"
+    copy = shutil.copytree(FOLDER, tmp_path / "benchmarks")
+
+    def run(name, *arguments, **variables):
+        command = [sys.executable, copy / f"{name}.py", "--json", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=os.environ | variables)
+
+    return run
+
+
+def cannot_run(done, *words):
+    "It has printed nothing that could be taken for a result, and says what to do"
+    assert (done.returncode, done.stdout) == (2, "") and len(done.stderr.splitlines()) == 1, done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
+
+
+def test_a_benchmark_that_cannot_run_says_what_to_install(bare, tmp_path):
+    cannot_run(bare("serving", PATH=str(tmp_path)), "wrk is not installed", "apt-get install wrk")
+    cannot_run(bare("drift"), "products/flights/features.parquet is not there", "mlnb run")
+    cannot_run(bare("run", PATH=str(tmp_path)), "run.py cannot run: wrk is not installed")
+    assert (tmp_path / "benchmarks/README.md").read_text() == (FOLDER / "README.md").read_text()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/wrk").write_text("#!/bin/sh\n")
+    (tmp_path / "bin/wrk").chmod(0o755)
+    for peer in ("litserve", "mlserver"):
+        done = bare("serving", "--only", peer, PATH=str(tmp_path / "bin"))
+        cannot_run(done, f"{peer} is not installed", "make bench-peers")
+    (tmp_path / "products/flights").mkdir(parents=True)
+    (tmp_path / "products/flights/features.parquet").touch()
+    cannot_run(bare("drift"), "evidently is not installed", "make bench-peers")
+
+
+@pytest.mark.parametrize("name", ["drift", "notebooks", "outcomes", "pipelines", "profiles", "run", "serving", "training"])
+def test_a_package_that_is_missing_is_named(bare, tmp_path, name):
+    needs = tmp_path / "benchmarks/needs.py"
+    needs.write_text(needs.read_text().replace('"whylogs"', '"no_such_package"'))
+    cannot_run(bare(name), f"{name}.py cannot run: no_such_package is not installed", "pip install -r requirements.lock")
+
+
+HOLES = ["print([])", "import sys; print('[]'); sys.exit(2)", "raise ValueError", "print('[1')"]
+
+
+@pytest.mark.parametrize("program", HOLES)
+def test_a_page_has_no_silent_holes(program, tmp_path):
+    shutil.copy(FOLDER / "run.py", tmp_path)
+    (tmp_path / "needs.py").write_text((FOLDER / "needs.py").read_text() + "\n\ndef everything(): pass\n")
+    (tmp_path / "one.py").write_text(FAKE.replace("BAR", "1.0"))
+    (tmp_path / "two.py").write_text(program)
+    done = subprocess.run([sys.executable, tmp_path / "run.py", "--json"], capture_output=True, text=True)
+    assert done.returncode == 2 and "two.py ended with" in done.stderr and done.stdout == ""
+    assert not (tmp_path / "README.md").exists()
 
 
 @pytest.mark.parametrize(("ours", "holds"), [(1.0, True), (1.3, True), (1.4, False)])
 def test_a_bar_from_above(serving, ours, holds):
     for row in (serving.no_more_than("made up", ours, 1.0, 1.3), serving.at_most("made up", ours, 1.3, "ms")):
         assert list(row) == FORM and row["holds"] is holds
-
-
-def test_without_wrk_the_service_is_passed_over(serving, monkeypatch, capsys):
-    monkeypatch.setattr(serving.shutil, "which", lambda name: None)
-    monkeypatch.setattr(sys, "argv", ["serving", "--json"])
-    with pytest.raises(SystemExit) as ended:
-        serving.main()
-    assert ended.value.code == 0 and json.loads(capsys.readouterr().out) == []
 
 
 @needs_wrk

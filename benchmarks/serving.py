@@ -13,7 +13,6 @@ needs.packages()
 
 import argparse
 import json
-import shutil
 import signal
 import statistics
 import subprocess

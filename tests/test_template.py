@@ -78,6 +78,29 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
         new_project("delays", tmp_path)
 
 
+@pytest.mark.parametrize(("test", "code", "said"), [
+    (None, 2, "tests/ has no tests, so pytest has checked nothing"),
+    ("def helper(): pass", 2, "tests/ has no tests, so pytest has checked nothing"),
+    ("def test_it(): assert False", 2, "1 failed"),
+    ("import no_such_module", 2, "1 error"),
+    ("def test_it(): pass", 0, "1 passed"),
+])  # fmt: skip
+def test_make_test_is_green_only_for_what_was_tested(tmp_path, test, code, said):
+    "The parts of `make test` that are tested elsewhere are replaced by programs that succeed"
+    shutil.copy(ROOT / "template/Makefile", tmp_path)
+    (tmp_path / "pyproject.toml").write_text('[tool.pytest.ini_options]\ntestpaths = ["tests"]\naddopts = "-q"\n')
+    for folder in ("bin", "tests"):
+        (tmp_path / folder).mkdir()
+    for name in ("mlnb", "nbdev-test"):
+        (tmp_path / "bin" / name).write_text("#!/bin/sh\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    if test:
+        (tmp_path / "tests/test_it.py").write_text(test)
+    path = os.pathsep.join([str(tmp_path / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(["make", "test"], cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True)
+    assert done.returncode == code and said in done.stdout + done.stderr, done
+
+
 def test_a_wheel_makes_a_project_that_runs_and_passes_its_tests(tmp_path):
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path)]
     run(*pip, str(source_copy(tmp_path / "source")), cwd=tmp_path)

@@ -32,6 +32,7 @@ PIECES = {  # where it stands here: where it goes in the new project
     "template/README.md": "README.md",
     "template/Makefile": "Makefile",
     "template/gitignore": ".gitignore",
+    "template/test_project.py": "tests/test_project.py",
     "template/ci.yml": ".github/workflows/ci.yml",
 }
 

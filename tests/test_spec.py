@@ -149,6 +149,15 @@ def test_overrides(project):
     assert "parameter 'extra' has value 0.5 of type float" in sentence(project, extra=0.5)
 
 
+def test_an_override_reaches_a_task_or_is_refused(project):
+    rewrite(project, 'params: {n: "{{n}}"}', "params: {n: 3}")
+    assert [spec(project, **given).tasks["first"].params for given in ({}, {"n": 5})] == [{"n": 3}, {"n": 5}]
+    rewrite(project, "params: {n: 3}", "params: {}")
+    assert spec(project, n=5).tasks["first"].params == {"n": 5}
+    (project / "env.yaml").write_text("n: 1\nspare: 1\n")
+    assert "parameter 'spare' would change nothing, since no task takes it; write {{spare}} in pipeline.yaml" in sentence(project, spare=2)
+
+
 def test_types_and_dates_survive(project):
     notebook(project / "nbs" / "other.ipynb", "upstream = None\nproduct = None\na = None\nb = None", "1")
     rewrite(project, "product: out/other.ipynb", 'product: "out/{{tag}}.ipynb"\n    params: {a: "{{tag}}", b: ["{{day}}", "{{here}}/x"]}')

@@ -120,6 +120,11 @@ def _value_of(name: str, env: dict, text: str, where: str):
     return value
 
 
+def _referenced(text: str) -> set[str]:
+    "The names whose values the placeholders in `text` ask for"
+    return {match["name"].split(".")[0] for match in _placeholder.finditer(text) if match["name"]}
+
+
 def _expanded_text(text: str, env: dict, where: str):
     "`text` with every placeholder replaced; nothing but a placeholder becomes the value itself"
     if (found := _leftover.search(_placeholder.sub("", text))) is not None:
@@ -450,10 +455,17 @@ def _check_override(name: str, value, env: dict, tasks) -> None:
         raise PipelineError(wrong)
 
 
+def _check_effect(name: str, referenced: set[str], tasks) -> None:
+    "A `PipelineError` for a value of env.yaml that is overridden and that no task takes"
+    if name not in referenced and not any(name in t.declared for t in tasks):
+        right = f"write {{{{{name}}}}} in pipeline.yaml where it is needed, or declare it in a notebook's parameters cell"
+        raise PipelineError(f"parameter '{name}' would change nothing, since no task takes it; {right}")
+
+
 def _given(task: TaskSpec, overrides: dict, env: dict) -> dict:
     "The parameters of one task: its `params` expanded, then what is given from outside"
     params = _expanded(task.params, env, f"task '{task.name}'")
-    params |= {n: v for n, v in overrides.items() if n in task.declared and n not in env}
+    params |= {n: v for n, v in overrides.items() if n in task.declared and n not in _referenced(str(task.params.get(n)))}
     for name in ("upstream", "product"):
         if name in params:
             raise PipelineError(f"task '{task.name}': '{name}' is set by the pipeline, it cannot stand in params")
@@ -574,7 +586,7 @@ def _placed(item, number: int, env: dict, root: Path) -> TaskSpec:
 def _is_volatile(path: Path, overrides: dict) -> bool:
     "Whether the pipeline or its values ask for the time, the user or the working folder"
     texts = [p.read_text(encoding="utf-8") for p in (path, path.with_name("env.yaml")) if p.exists()]
-    return any(match["name"] in {"now", "user", "cwd"} for text in [*texts, str(overrides)] for match in _placeholder.finditer(text))
+    return any({"now", "user", "cwd"} & _referenced(text) for text in [*texts, str(overrides)])
 
 
 def read(
@@ -589,8 +601,10 @@ def read(
     overrides = {n: _expanded(v, built_in, f"parameter '{n}', which takes {', '.join(built_in)}") for n, v in given.items()}
     new = env | {n: v for n, v in overrides.items() if n in env}
     found = [_placed(item, number, built_in | new, path.parent) for number, item in enumerate(items, 1)]
+    referenced = _referenced(path.read_text(encoding="utf-8")) if overrides else set()
     for name, value in overrides.items():
         _check_override(name, value, env, found)
+        _check_effect(name, referenced, found)
     tasks = _unique(found)
     _check_places(tasks, path.parent, [path, path.with_name("env.yaml"), settings.root / "pyproject.toml", settings.path(settings.package)])
     wired = _wired(tasks)

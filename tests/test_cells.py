@@ -1,6 +1,7 @@
 """Reading notebooks: broken files, parameters in every form, magics."""
 
 import json
+import os
 
 import pytest
 
@@ -28,9 +29,9 @@ def notebook(tmp_path):
         ('{"cells": [', "is not a notebook"),
         ("[]", "is not a notebook of format 4"),
         ('{"nbformat": 4}', "is not a notebook of format 4"),
-        ('{"cells": [], "nbformat": 3}', "is not a notebook of format 4"),
-        ('{"cells": [{"cell_type": "code"}], "nbformat": 4}', "cell 1 has no source"),
-        ('{"cells": [{"cell_type": "poem", "source": ""}], "nbformat": 4}', "no known type"),
+        ('{"cells": [], "nbformat": 3}', "is not a notebook of format 4, it is one of format 3"),
+        ('{"cells": [{"cell_type": "code"}], "nbformat": 4}', "cell 1: source is missing"),
+        ('{"cells": [{"cell_type": "poem", "source": ""}], "nbformat": 4}', 'cell 1: cell_type is "poem"'),
         ("\x00\xff", "is not a notebook"),
     ],
 )
@@ -42,11 +43,99 @@ def test_broken_files_are_named(tmp_path, text, says):
     assert str(path) in str(e.value)
 
 
-def test_missing_file_and_folder(tmp_path):
-    with pytest.raises(NotebookError, match=r"no notebook .*absent.ipynb"):
-        cells.read(tmp_path / "absent.ipynb")
-    with pytest.raises(NotebookError, match="cannot be read"):
-        cells.read(tmp_path)
+@pytest.mark.parametrize(
+    ("cell", "says"),
+    [
+        ({"metadata": None}, "metadata is null"),
+        ({"metadata": []}, "metadata is a list"),
+        ({"metadata": {"tags": None}}, "metadata.tags is null"),
+        ({"metadata": {"tags": "parameters"}}, "metadata.tags is a text; write a list of texts"),
+        ({"metadata": {"tags": [None]}}, "metadata.tags is a list with more in it than texts"),
+        ({"metadata": {"nbdev": None}}, "metadata.nbdev is null"),
+        ({"source": None}, "source is null"),
+        ({"source": 7}, "source is a number"),
+        ({"source": ["a", ["b"]]}, "source is a list with more in it than texts"),
+        ({"source": {}}, "source is an object"),
+        ({"source": "x = '\ud800'"}, "a text holds half of a character"),
+        ({"cell_type": None}, "cell_type is null"),
+        ({"cell_type": []}, r"cell_type is \[\]"),
+        ({"id": 3}, "id is a number"),
+        ({"execution_count": "3"}, "execution_count is a text"),
+        ({"execution_count": True}, "execution_count is true or false"),
+        ({"outputs": None}, "outputs is null"),
+        ({"outputs": [None]}, "outputs is a list with more in it than objects"),
+        ({"attachments": None}, "attachments is null"),
+        ({"outputs": [{"data": {"application/json": float("nan")}}]}, "nan is not JSON"),
+        ({"outputs": [{"data": {"application/json": [float("-inf")]}}]}, "-inf is not JSON"),
+    ],
+)
+def test_odd_cells_are_named_by_their_number(notebook, cell, says):
+    path = notebook(("a = 1",))
+    document = json.loads(path.read_text())
+    document["cells"].append({"cell_type": "code", "source": "b = 2", "metadata": {}, "outputs": []} | cell)
+    path.write_text(json.dumps(document))
+    with pytest.raises(NotebookError, match=f"task.ipynb is not a valid notebook: cell 2: {says}"):
+        cells.read(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"metadata": None}, "metadata is null"),
+        ({"metadata": {"kernelspec": None}}, "metadata.kernelspec is null"),
+        ({"metadata": {"kernelspec": "python3"}}, "metadata.kernelspec is a text"),
+        ({"metadata": {"kernelspec": {"name": None}}}, "metadata.kernelspec.name is null"),
+        ({"metadata": {"kernelspec": {"language": None}}}, "metadata.kernelspec.language is null"),
+        ({"metadata": {"language_info": None}}, "metadata.language_info is null"),
+        ({"metadata": {"language_info": {"name": 3}}}, "metadata.language_info.name is a number"),
+        ({"metadata": {"nbdev": None}}, "metadata.nbdev is null"),
+        ({"metadata": {"x": float("inf")}}, "inf is not JSON"),
+        ({"nbformat_minor": None}, "nbformat_minor is null"),
+        ({"cells": None}, "needs a list of cells"),
+        ({"cells": {}}, "needs a list of cells"),
+        ({"cells": [None]}, "cell 1: null is no cell"),
+        ({"cells": ["x = 1"]}, "cell 1: a text is no cell"),
+        ({"nbformat": "4"}, "format 4"),
+    ],
+)
+def test_odd_notebooks_are_named(notebook, changes, says):
+    path = notebook(("a = 1",), **changes)
+    with pytest.raises(NotebookError, match=f"task.ipynb .*{says}"):
+        cells.read(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "says"),
+    [
+        (b"\xef\xbb\xbf{}", "byte order mark"),
+        ("{}".encode("utf-16"), "it is not UTF-8 at byte 0"),
+        (b'{"x": "\xff"}', "it is not UTF-8 at byte 7"),
+        (b" \n", "it is empty"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"nbformat": ' + b"4" * 5000 + b"}", "is not a notebook"),
+        (b'{"nbformat": 4, "cells": [{"cell_type": "code", "source": "1", "source": "2"}]}', "cell 1: the key 'source' appears twice"),
+        (b'{"nbformat": 4, "cells": [], "metadata": {"a": 1, "a": 1}}', "the key 'a' appears twice"),
+        (b'{"nbformat": 4, "cells": [], "cells": []}', "the key 'cells' appears twice"),
+    ],
+)
+def test_odd_bytes(tmp_path, data, says):
+    (tmp_path / "odd.ipynb").write_bytes(data)
+    with pytest.raises(NotebookError, match=f"odd.ipynb .*{says}"):
+        cells.read(tmp_path / "odd.ipynb")
+
+
+def test_what_is_no_file(tmp_path):
+    (tmp_path / "folder.ipynb").mkdir()
+    os.mkfifo(tmp_path / "pipe.ipynb")
+    (tmp_path / "link.ipynb").symlink_to("gone.ipynb")
+    for name, says in {"absent": "there is no", "folder": "is not a file", "pipe": "is not a file", "link": "a link to gone.ipynb"}.items():
+        with pytest.raises(NotebookError, match=rf"(?=.*{name}.ipynb).*{says}"):
+            cells.read(tmp_path / f"{name}.ipynb")
+
+
+def test_what_is_left_out_is_not_odd(tmp_path):
+    (tmp_path / "small.ipynb").write_text('{"cells": [{"cell_type": "code", "source": ["a = 1\\n", "b = 2"]}], "nbformat": 4}')
+    assert cells.code(cells.read(tmp_path / "small.ipynb")) == "a = 1\nb = 2"
 
 
 def test_sources_as_lists_of_lines(notebook):
@@ -162,18 +251,54 @@ def test_undeclared_parameter(notebook):
     ("source", "python"),
     [
         ("%matplotlib inline", "__magic__('%matplotlib inline')"),
-        ("if x:\n    %time f()", "if x:\n    __magic__('%time f()')"),
-        ("files = !ls", "__magic__('files = !ls')"),
-        ("f?", "__magic__('f?')"),
+        ("if x:\n    %time f()", "if x:\n    __magic__('%time f()')\n    f()"),
+        ("files = !ls", "files = __magic__('!!ls')"),
+        ("a, b = %sql x", "a, b = __magic__('%sql x')"),
+        ("f?", "__magic__('%pinfo f')"),
+        ("?f", "__magic__('%pinfo f')"),
+        ("!!ls", "__magic__('!!ls')"),
+        ("!ls \\\n  -l\nx = 1", "__magic__('!ls    -l')\nx = 1"),
         ("%%bash\necho $HOME", "__magic__('%%bash\\necho $HOME')"),
         ("%%time\ny = 1", "__magic__('%%time')\ny = 1"),
-        ("y = (a\n     % b)", "y = (a\n     % b)"),
-        ("y = '''\n%s\n!x\n'''", "y = '''\n%s\n!x\n'''"),
-        ("y = a != b", "y = a != b"),
+        ("\n%%time\ny = 1", "__magic__('%%time')\ny = 1"),
+        ("%time import a", "__magic__('%time import a')\nimport a"),
+        ("%timeit -n 3 -r 2 f(x)", "__magic__('%timeit -n 3 -r 2 f(x)')\nf(x)"),
+        ("%%timeit import a\na.f()", "__magic__('%%timeit import a')\nimport a\na.f()"),
+        ("%%capture out\nimport a\n%time a.f()", "__magic__('%%capture out')\nimport a\n__magic__('%time a.f()')\na.f()"),
+        ("%%scalene\nimport a", "__magic__('%%scalene\\nimport a')\nimport a"),
+        ("%%script python3\nimport a", "__magic__('%%script python3\\nimport a')\nimport a"),
+        ("%%javascript\nalert(1)", "__magic__('%%javascript\\nalert(1)')"),
+        (">>> x = 1\n>>> y = 2", "x = 1\ny = 2"),
+        ("In [3]: x = 1\n   ...: y = 2", "x = 1\ny = 2"),
+        ("    x = 1\n    y = 2", "x = 1\ny = 2"),
+        ("/f 1", "f(1)"),
     ],
 )
 def test_magics(source, python):
     assert cells.without_magics(source) == python
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "r = f() \\\n    % 1000",
+        "y = (a\n     % b)",
+        "y = [\n    a\n    %b]",
+        "y = '''\n%s\n!x\nf?\n'''",
+        "y = f'''{\na\n% b}'''",
+        "y = 1 \\\n    if a \\\n    != b else 2",
+        "y = a != b",
+        "await f(x)",
+        "async with a as b:\n    pass",
+        "return 3",
+        "# %time x",
+        "x = 1  # !ls\n",
+        "def broken(",
+        "x = 1\ndef broken(:\n    !ls",
+    ],
+)
+def test_what_is_no_magic_is_left_as_it_is(source):
+    assert cells.without_magics(source) == source
 
 
 def test_code_skips_what_a_run_skips(notebook):

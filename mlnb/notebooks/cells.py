@@ -9,39 +9,153 @@ __all__ = ['PYTHON_MAGICS', 'read', 'Parameter', 'tagged', 'parameters_cell', 'p
 # %% ../../nbs/notebooks/00_cells.ipynb #0e59d355
 import ast
 import json
+import math
 import re
+import stat
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from ..project.errors import NotebookError, did_you_mean
 
 # %% ../../nbs/notebooks/00_cells.ipynb #27bb8cf6
-def read(
-    path: str | Path,
-) -> dict:  # the notebook as JSON, each cell's `source` one text
-    "Read a notebook, or raise a `NotebookError` that names it"
-    path = Path(path)
+class _Doubled(dict):
+    "A JSON object in which a key appears twice"
+    key = ""
+
+
+def _object(pairs: list[tuple]) -> dict:
+    "The JSON object of `pairs`, marked where a key appears twice"
+    made = dict(pairs)
+    if len(made) == len(pairs):
+        return made
+    keys = [key for key, _ in pairs]
+    made = _Doubled(made)
+    made.key = next(key for key in keys if keys.count(key) > 1)
+    return made
+
+
+def _text(path: Path) -> str:
+    "What a file holds; a `NotebookError` where it is none, or no text"
     try:
-        notebook = json.loads(path.read_text(encoding="utf-8"))
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise NotebookError(f"{path} cannot be read: it is not a file")
+        data = path.read_bytes()
     except FileNotFoundError:
-        raise NotebookError(f"there is no notebook {path}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
-        raise NotebookError(f"{path} is not a notebook: {e}") from None
+        dangling = f"{path} is a link to {path.readlink()}, which is not there" if path.is_symlink() else f"there is no notebook {path}"
+        raise NotebookError(dangling) from None
     except OSError as e:
         raise NotebookError(f"{path} cannot be read: {e.strerror}") from None
-    return _with_plain_sources(notebook, path)
+    if data.startswith(b"\xef\xbb\xbf"):
+        raise NotebookError(f"{path} is not a notebook: it begins with a byte order mark; save it as UTF-8 without one")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as e:
+        raise NotebookError(f"{path} is not a notebook: it is not UTF-8 at byte {e.start}; save it as UTF-8") from None
+
+# %% ../../nbs/notebooks/00_cells.ipynb #913e5791
+def _kind(value) -> str:
+    "What a JSON value is, as JSON calls it"
+    names = {dict: "an object", list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return next((name for kind, name in names.items() if isinstance(value, kind)), "a number")
+
+
+def _wrong(holder: dict, key: str, form: type | tuple, example: str, where: str = "") -> Iterator[str]:
+    "What is wrong with `holder[key]`, if it is there"
+    if key in holder and (not isinstance(holder[key], form) or isinstance(holder[key], bool)):
+        yield f"{where}{key} is {_kind(holder[key])}; write {example}"
+
+
+def _is_text(text: str) -> bool:
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def _unusable(value) -> str:
+    "What a value holds that is not JSON or no text, in words; empty where all is well"
+    if isinstance(value, _Doubled):
+        return f"the key '{value.key}' appears twice, as after a merge; remove one of them"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{value} is not JSON; write null or a number"
+    if isinstance(value, str):
+        return "" if _is_text(value) else "a text holds half of a character (a lone surrogate); write it anew"
+    inner = [*value.keys(), *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return next(filter(None, map(_unusable, inner)), "")
+
+# %% ../../nbs/notebooks/00_cells.ipynb #92ffe12b
+def _wrong_in_metadata(notebook: dict) -> Iterator[str]:
+    "What is wrong with the metadata of a notebook"
+    yield from _wrong(notebook, "nbformat_minor", int, "5")
+    yield from _wrong(notebook, "metadata", dict, "{}")
+    metadata = notebook.get("metadata")
+    for name in ("kernelspec", "language_info", "nbdev") if isinstance(metadata, dict) else ():
+        yield from _wrong(metadata, name, dict, "an object, or nothing", "metadata.")
+        if isinstance(table := metadata.get(name), dict):
+            for key in ("name", "display_name", "language") if name != "nbdev" else ():
+                yield from _wrong(table, key, str, "a text", f"metadata.{name}.")
+    twice = f"the key '{notebook.key}' appears twice" if isinstance(notebook, _Doubled) else ""
+    yield from filter(None, [twice, *(_unusable(v) for k, v in notebook.items() if k != "cells")])
+
+
+def _wrong_in_cell(cell) -> Iterator[str]:
+    "What is wrong with one cell"
+    if not isinstance(cell, dict):
+        yield f"{_kind(cell)} is no cell; write an object"
+        return
+    if cell.get("cell_type") not in ("code", "markdown", "raw"):
+        yield f"cell_type is {json.dumps(cell.get('cell_type'))}; write \"code\", \"markdown\" or \"raw\""
+    if "source" not in cell:
+        yield 'source is missing; write ""'
+    elif not (isinstance(cell["source"], str) or (isinstance(cell["source"], list) and all(isinstance(s, str) for s in cell["source"]))):
+        inner = _kind(cell["source"]) + (" with more in it than texts" if isinstance(cell["source"], list) else "")
+        yield f"source is {inner}; write a text or a list of texts"
+    yield from _wrong(cell, "id", str, "a text")
+    yield from _wrong(cell, "execution_count", (int, type(None)), "a number or null")
+    yield from _wrong(cell, "metadata", dict, "{}")
+    yield from _wrong(cell, "attachments", dict, "{}")
+    if isinstance(metadata := cell.get("metadata"), dict):
+        tags = metadata.get("tags", [])
+        if not isinstance(tags, list) or not all(isinstance(t, str) for t in tags):
+            yield f"metadata.tags is {_kind(tags)}{' with more in it than texts' if isinstance(tags, list) else ''}; write a list of texts"
+        yield from _wrong(metadata, "nbdev", dict, "an object, or nothing", "metadata.")
+    outputs = cell.get("outputs", [])
+    if not isinstance(outputs, list) or not all(isinstance(o, dict) for o in outputs):
+        yield f"outputs is {_kind(outputs)}{' with more in it than objects' if isinstance(outputs, list) else ''}; write a list of outputs"
+    yield from filter(None, [_unusable(cell)])
 
 # %% ../../nbs/notebooks/00_cells.ipynb #4efd9b70
-def _with_plain_sources(notebook, path: Path) -> dict:
-    "`notebook` with every source one text instead of a list of lines; a `NotebookError` where it is not a notebook of format 4"
-    cells = notebook.get("cells") if isinstance(notebook, dict) else None
-    if not isinstance(cells, list) or notebook.get("nbformat") != 4:
-        raise NotebookError(f"{path} is not a notebook of format 4: it needs a list of cells; open and save it in JupyterLab")
-    for number, cell in enumerate(cells, 1):
-        if not isinstance(cell, dict) or "source" not in cell or cell.get("cell_type") not in {"code", "markdown", "raw"}:
-            raise NotebookError(f"{path} is not a notebook: cell {number} has no source or no known type")
-        if isinstance(cell["source"], list):
+def _parsed(text: str, path: Path) -> dict:
+    "The JSON of a notebook, checked to be one"
+    try:
+        notebook = json.loads(text, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as e:
+        why = "it is nested too deeply" if isinstance(e, RecursionError) else str(e) if text.strip() else "it is empty"
+        raise NotebookError(f"{path} is not a notebook: {why}") from None
+    form = notebook.get("nbformat") if isinstance(notebook, dict) else None
+    if form != 4 or not isinstance(notebook.get("cells"), list):
+        older = f", it is one of format {form}" if isinstance(form, int) and form in (1, 2, 3) else ": it needs a list of cells"
+        raise NotebookError(f"{path} is not a notebook of format 4{older}; open and save it in JupyterLab")
+    if wrong := next(_wrong_in_metadata(notebook), None):
+        raise NotebookError(f"{path} is not a valid notebook: {wrong}")
+    for number, cell in enumerate(notebook["cells"], 1):
+        if wrong := next(_wrong_in_cell(cell), None):
+            raise NotebookError(f"{path} is not a valid notebook: cell {number}: {wrong}")
+    return notebook
+
+
+def read(
+    path: str | Path,
+    as_written: bool = False,  # leave sources that are lists of lines as they are
+) -> dict:  # the notebook as JSON, each cell's `source` one text
+    "Read a notebook, or raise a `NotebookError` that names it and, where it has one, the cell"
+    path = Path(path)
+    notebook = _parsed(_text(path), path)
+    if not as_written:
+        for cell in notebook["cells"]:
             cell["source"] = "".join(cell["source"])
     return notebook
 
@@ -251,42 +365,96 @@ def check_parameters(
             raise NotebookError(f"{path}: {wrong}")
 
 # %% ../../nbs/notebooks/00_cells.ipynb #2d9ec41e
-PYTHON_MAGICS = {"time", "timeit", "capture", "prun", "memit"}  # a cell magic whose body is Python
-_line = re.compile(r"^(\s*)((?:[\w, \t]+=\s*)?(?:!|%(?!%)).*|\?+.*|[\w.]+\?+\s*)$")
+_prompt = re.compile(r"^\s*In \[\d+\]:", re.M)  # parses as an annotation
+PYTHON_MAGICS = {"time", "timeit", "capture", "prun", "memit"}  # whose body is nothing but Python
+_options = re.compile(r"(?:\s*-{1,2}\w\S*(?:\s+[\d.]+)?)*\s*")  # of a magic, in front of its code
+_other_languages = {"bash", "sh", "script", "html", "javascript", "js", "latex", "markdown", "svg", "perl", "ruby", "sql", "R", "cmd"}
 
 
-def _is_continued(text: str) -> bool:
-    "Whether `text` cannot end here: an open bracket or an open text"
+def _parses(code: str) -> bool:
+    "Whether `code` is Python; a `return` or an `await` outside of a function is"
     try:
-        ast.parse(text)
-    except SyntaxError as e:
-        return "was never closed" in e.msg or "unterminated triple" in e.msg
-    return False
+        ast.parse(code)
+    except (SyntaxError, ValueError, MemoryError, RecursionError):
+        return False
+    return True
+
+
+def _as_ipython(source: str) -> str:
+    "`source` as IPython would run it"
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    try:
+        return TransformerManager().transform_cell(source)
+    except Exception:  # IPython runs such a cell as it is written, and shows its error
+        return source
 
 # %% ../../nbs/notebooks/00_cells.ipynb #7abcbc4e
+def _magic_call(node: ast.AST) -> tuple[str, str] | None:
+    "What a call that the transformer has written runs: its text, and the text that may be Python"
+    made = isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Call)
+    if not made or ast.unparse(node.func.value) != "get_ipython()" or not all(isinstance(a, ast.Constant) for a in node.args):
+        return None
+    given = [a.value for a in node.args]
+    if node.func.attr in ("system", "getoutput"):
+        return f"{'!' if node.func.attr == 'system' else '!!'}{given[0]}", ""
+    if node.func.attr == "run_line_magic":
+        return f"%{' '.join(filter(None, given))}", given[1]
+    if node.func.attr != "run_cell_magic":
+        return None
+    name, line, body = given
+    is_other = name in _other_languages and "python" not in line
+    return f"%%{name} {line}".rstrip() + f"\n{body.rstrip()}", "" if is_other else f"{_python_of(line)}\n{body}"
+
+
+def _python_of(line: str) -> str:
+    "The Python that a magic is given in its line, after its options; empty where it is none, or a word or a path alone"
+    code = line[_options.match(line).end() :]
+    if not _parses(code):
+        return ""
+    return code if any(isinstance(n, ast.Call | ast.Import | ast.ImportFrom) for n in ast.walk(ast.parse(code))) else ""
+
+
+def _run_by(given: str) -> str:
+    "The Python that a magic runs: the body of a cell, or what it is given in its line"
+    code = without_magics(given) if "\n" in given else _python_of(given)
+    return code if _parses(code) else ""
+
+
+class _Magics(ast.NodeTransformer):
+    "Puts `__magic__` in place of what the transformer has written, followed by the Python that it runs"
+
+    def visit_Call(self, node):
+        if found := _magic_call(node):
+            return ast.Call(ast.Name("__magic__", ast.Load()), [ast.Constant(found[0])], [])
+        return self.generic_visit(node)
+
+    def visit_Expr(self, node):
+        if not (found := _magic_call(node.value)):
+            return self.generic_visit(node)
+        text, code = found[0], _run_by(found[1])
+        if code and re.match(r"%%(\w+)|", text)[1] in PYTHON_MAGICS:  # what the body says is said by its own code
+            text = text.partition("\n")[0]
+        return ast.parse(f"__magic__({text!r})\n{code}").body
+
+# %% ../../nbs/notebooks/00_cells.ipynb #7227f78d
+@lru_cache(maxsize=4096)
 def without_magics(
     source: str,  # of one code cell
 ) -> str:
-    "`source` as Python, magic and shell lines as calls of `__magic__`"
-    magic = re.match(r"\s*%%(\w*)", source)
-    if magic and magic[1] not in PYTHON_MAGICS:
-        return f"__magic__({source!r})"
-    lines, out = source.split("\n"), []
-    for line in lines:
-        found = _line.match(line) or re.match(r"^(\s*)(%%.*)$", line)
-        inside = found and _is_continued("\n".join(out))
-        out.append(f"{found[1]}__magic__({found[2]!r})" if found and not inside else line)
-    return "\n".join(out)
+    "`source` as Python, magic and shell lines as calls of `__magic__`; as it is where it is neither Python nor IPython"
+    if _parses(source) and not _prompt.search(source):
+        return source
+    code = _as_ipython(source)
+    if not _parses(code):
+        return source
+    return ast.unparse(ast.fix_missing_locations(_Magics().visit(ast.parse(code))))
 
 # %% ../../nbs/notebooks/00_cells.ipynb #1e834218
 def _python(source: str) -> str:
     "The cell as Python; one that does not parse counts by its text"
     code = without_magics(source)
-    try:
-        ast.parse(code)
-    except (SyntaxError, ValueError):
-        return f"__unparsed__({source!r})"
-    return code
+    return code if _parses(code) else f"__unparsed__({source!r})"
 
 
 def code(

@@ -103,7 +103,7 @@ class _Places:
 
 # %% ../../nbs/notebooks/02_fingerprint.ipynb #63dd905a
 normalised = sources.normalised  # whoever asks for a fingerprint asks for this, too
-FORMAT = 2  # of what is kept in `memory`
+FORMAT = 3  # of what is kept in `memory`
 _ON_IMPORT = ""
 _of_any_module = {"__name__", "__file__", "__doc__", "__path__", "__package__", "__spec__", "__loader__"}
 

@@ -39,9 +39,12 @@ def check_server(
     import http.client
     import urllib.error
     import urllib.request
+    from urllib.parse import urlsplit
 
     try:
-        urllib.request.urlopen(f"{url.rstrip('/')}/health", timeout=PATIENCE).close()
+        parts = urlsplit(url.rstrip("/"))
+        place = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()  # urllib would look for a host named user:password@host
+        urllib.request.urlopen(f"{place}/health", timeout=PATIENCE).close()
     except urllib.error.HTTPError:
         return
     except (OSError, http.client.HTTPException, ValueError) as e:

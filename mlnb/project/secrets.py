@@ -18,6 +18,7 @@ from .permissions import make_folder
 HIDDEN = "***"
 _WORDS = r"password|passwd|pwd|passphrase|secret\w*|token|credentials?|signature|sig|api_?key|access_?key|account_?key|private_?key"
 _URL_PASSWORD = re.compile(r"(?<=://)([^\s/:@?#'\"]*):\S*@")
+_NO_URL = re.compile(r"(?<=\w)(?<!mailto):(?!//)[^\s/:@'\"]+@(?=\w)")  # what was meant to be one
 _URL_TOKEN = re.compile(r"(?<=https://)[^\s/:@?#'\"]+@|(?<=http://)[^\s/:@?#'\"]+@")
 _QUERY = re.compile(rf"(?<![a-z0-9])((?:\w+[_-])?(?:{_WORDS})=)[^&\s'\",;]+", re.IGNORECASE)
 _BEARER = re.compile(r"\b(Bearer|Basic) [\w.~+/=-]{6,}")
@@ -27,6 +28,8 @@ def _without_credentials(text: str) -> str:
     "Every URL in `text` without what lets somebody in"
     if "://" in text:
         text = _URL_TOKEN.sub(f"{HIDDEN}@", _URL_PASSWORD.sub(rf"\1:{HIDDEN}@", text))
+    if "@" in text:
+        text = _NO_URL.sub(f":{HIDDEN}@", text)
     if "=" in text:
         text = _QUERY.sub(rf"\1{HIDDEN}", text)
     return _BEARER.sub(rf"\1 {HIDDEN}", text)

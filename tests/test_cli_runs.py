@@ -193,3 +193,28 @@ def test_before_the_first_run(tmp_path):
     done = mlnb(tmp_path, "show")
     assert done.returncode == 1 and "there are no runs yet, start one with: mlnb run" in done.stderr
     assert [p.name for p in tmp_path.iterdir()] == ["pyproject.toml"]
+
+
+DAMAGE = {
+    "another file": lambda content: b"not a database" * 1000,
+    "its pages are overwritten": lambda content: content[:4096] + b"\xaa" * (len(content) - 4096),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_damaged_records_come_with_the_way_out(project, damage):
+    "The message names the journals and the command, and the command works: what has a journal is in the new records"
+    (root := project / "with space").mkdir()
+    for name in (".mlnb", "pyproject.toml"):
+        (project / name).rename(root / name)
+    file = root / ".mlnb" / "records.db"
+    file.write_bytes(damage(file.read_bytes()))
+    recorder = Recorder(f"sqlite:///{file}", root / ".mlnb" / "runs", root)
+    run_id = recorder.start_run("planes", {"seed": 7})
+    recorder.close()
+    done = mlnb(root)
+    assert done.returncode and "Traceback" not in done.stderr
+    assert f"the records in {file} are damaged (" in done.stderr and ".mlnb/runs/*/records.jsonl" in done.stderr
+    command = done.stderr.partition("move them aside with: ")[2].partition("; mlnb runs")[0]
+    subprocess.run(command, shell=True, check=True)
+    assert ids(root) == [run_id] and (root / ".mlnb" / "damaged-records.db" / "records.db").exists()

@@ -45,8 +45,19 @@ def test_newest_run_first(tmp_path):
 
 def test_a_file_that_is_no_database(tmp_path):
     (tmp_path / "records.db").write_text("this is not SQLite, " * 100)
-    with pytest.raises(SettingError, match=r"setting 'records' has value .*not a database"):
+    with pytest.raises(SettingError, match=r"the records in .* are damaged \(.*not a database\)"):
         Records(f"sqlite:///{tmp_path}/records.db").runs()
+
+
+@pytest.mark.parametrize("words", ["database disk image is malformed", "file is not a database"])
+def test_records_that_are_damaged_after_they_were_opened(tmp_path, words, monkeypatch):
+    records = Records(f"sqlite:///{tmp_path}/records.db")
+    records.start_run("demo", {})
+    failing = records.engine.dialect.__class__
+    monkeypatch.setattr(failing, "do_execute", lambda *_: (_ for _ in ()).throw(sqlite3.DatabaseError(words)))
+    with pytest.raises(RecordError, match=rf"the records in {tmp_path}/records.db are damaged \({words}\); put back .* mlnb runs, which"):
+        records.runs()
+    records.close()
 
 
 def test_a_server_that_is_not_there():

@@ -27,6 +27,7 @@ from tempfile import TemporaryDirectory
 from . import cells
 from .execute import without_address_grammar
 from .sources import normalised
+from ..project import yaml_reader
 from ..project.errors import MlnbError, NotebookError, SettingError
 from ..project.settings import Settings
 
@@ -534,10 +535,10 @@ def _sources(settings: Settings) -> list[Path]:
     import yaml
 
     try:
-        document = yaml.safe_load(settings.path(settings.pipeline).read_text(encoding="utf-8"))
+        document = yaml_reader.parse(settings.path(settings.pipeline).read_text(encoding="utf-8"))
         tasks = document["tasks"] if isinstance(document, dict) else document
         named = [t["source"] for t in tasks if isinstance(t, dict) and isinstance(t.get("source"), str)]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, yaml_reader.Refused, KeyError, TypeError):
         return []
     return [settings.path(s) for s in named if s.endswith(".ipynb") and "{{" not in s]
 

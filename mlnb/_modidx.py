@@ -547,6 +547,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                               'mlnb/models/bundle.py'),
                                     'mlnb.models.bundle._write_samples': ('models/bundle.html#_write_samples', 'mlnb/models/bundle.py'),
                                     'mlnb.models.bundle._writing_told': ('models/bundle.html#_writing_told', 'mlnb/models/bundle.py'),
+                                    'mlnb.models.bundle.are_all_probabilities': ( 'models/bundle.html#are_all_probabilities',
+                                                                                  'mlnb/models/bundle.py'),
                                     'mlnb.models.bundle.are_probabilities': ( 'models/bundle.html#are_probabilities',
                                                                               'mlnb/models/bundle.py'),
                                     'mlnb.models.bundle.columns_of': ('models/bundle.html#columns_of', 'mlnb/models/bundle.py'),

@@ -287,7 +287,7 @@ def test_too_few_days_is_a_sentence(known):
 def test_a_null_survives_its_bytes_and_a_damaged_one_is_refused(null):
     again = Null.from_bytes(null.to_bytes())
     assert again.to_bytes() == null.to_bytes() and again.families == null.families
-    for damaged in (b"", b"{}", null.to_bytes()[:100], b'{"format": 2}', b"[]"):
+    for damaged in (b"", b"{}", null.to_bytes()[:100], b'{"format": 2}', b"[]", b"\xff", b"[" * 100_000):
         with pytest.raises(ProfileError, match="mlnb run"):
             Null.from_bytes(damaged)
 

@@ -285,7 +285,7 @@ class Null:
             if "consistency" in stated:  # it is not in a bundle of an earlier release
                 parts["consistency"] = Consistency.from_dict(stated["consistency"])
             return cls(**stated | parts)
-        except (ValueError, TypeError, KeyError, AttributeError) as e:
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
             raise ProfileError(f"{where} cannot be read ({e}); make the bundle again with: mlnb run") from None
 
 

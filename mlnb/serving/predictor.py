@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 
 from ..data.context import Columns, duration
-from ..models.bundle import DECISION_TIME, Bundle, Field, are_probabilities, entity_keys, records_of
+from ..models.bundle import DECISION_TIME, Bundle, Field, are_all_probabilities, are_probabilities, entity_keys, records_of
 from ..project.errors import ServingError
 from .predictions import OWN, Prediction, PredictionLog, as_batch, as_column
 
@@ -274,8 +274,8 @@ class Predictor:
         context, moments, ages = self._context(rows)
         features = self.bundle.features(rows.request, context)
         probability = self.bundle.predict(features)
-        if not (good := are_probabilities(probability)).all():
-            row = int(np.flatnonzero(~good)[0])
+        if not are_all_probabilities(probability):
+            row = int(np.flatnonzero(~are_probabilities(probability))[0])
             raise ArithmeticError(f"the model gave row {row} the value {probability[row]}, which is no probability from 0 to 1")
         return features, probability, moments, ages
 

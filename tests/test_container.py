@@ -1,9 +1,13 @@
 """What needs no container engine; tests/container.py makes a real image."""
 
+import hashlib
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +21,7 @@ from test_cli_serve import refused
 
 from mlnb.project.errors import ServingError
 from mlnb.serving.container import manifest
-from mlnb.serving.pins import closure, pinned, requirements
+from mlnb.serving.pins import closure, hashed, pinned, requirements
 
 # An engine that only writes down how it was called, and what it was to build
 ENGINE = """#!/bin/sh
@@ -40,8 +44,38 @@ def built(toy, tmp_path_factory):
     return root, json.loads(done.stdout)
 
 
+def wheel(folder: Path, name: str, version: str, content: str = "", tag: str = "py3-none-any"):
+    "A wheel with one module, made by hand"
+    about = f"{name.replace('-', '_')}-{version}"
+    with zipfile.ZipFile(folder / f"{about}-{tag}.whl", "w") as archive:
+        archive.writestr(zipfile.ZipInfo(f"{name.replace('-', '_')}.py"), content)
+        archive.writestr(zipfile.ZipInfo(f"{about}.dist-info/METADATA"), f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        archive.writestr(zipfile.ZipInfo(f"{about}.dist-info/WHEEL"), f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n")
+        archive.writestr(zipfile.ZipInfo(f"{about}.dist-info/RECORD"), "")
+    return folder / f"{about}-{tag}.whl"
+
+
+def sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def only(folder: Path) -> dict[str, str]:
+    "Variables with which pip finds what lies in a folder, and nothing else"
+    nothing = {"PIP_CONFIG_FILE": os.devnull, "PIP_EXTRA_INDEX_URL": "", "PIP_CONSTRAINT": ""}
+    return {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder)} | nothing
+
+
+@pytest.fixture(scope="module")
+def index(built, tmp_path_factory):
+    "A folder with a wheel of each package that the image installs"
+    folder = tmp_path_factory.mktemp("index")
+    for name, stated in pinned((Path(built[1]["path"]) / "env/python/requirements.txt").read_text()).items():
+        wheel(folder, name, stated)
+    return folder
+
+
 @pytest.fixture
-def engines(built, tmp_path):
+def engines(built, index, tmp_path):
     "Runs `mlnb containerize` where these programs are the only engines there are"
 
     def call(programs, *arguments, **variables):
@@ -51,7 +85,7 @@ def engines(built, tmp_path):
             (tmp_path / "bin" / name).chmod(0o755)
         for name in ("sh", "cp"):
             (tmp_path / "bin" / name).symlink_to(shutil.which(name))
-        variables |= {"PATH": str(tmp_path / "bin"), "RECORD": str(tmp_path)}
+        variables |= {"PATH": str(tmp_path / "bin"), "RECORD": str(tmp_path)} | only(index)
         env = {k: v for k, v in toy_project.environment(built[0]).items() if k != "PYTHONPATH"} | variables
         return subprocess.run([*MLNB, "containerize", *arguments], cwd=built[0], env=env, capture_output=True, text=True)
 
@@ -71,9 +105,10 @@ def test_a_service_starts_with_these_packages_alone(built):
     path = Path(built[1]["path"])
     names = sorted(pinned((path / "env/python/requirements.txt").read_text()))
     code = f"""
-import sys
-from itertools import pairwise
+import os, sys
 from importlib.metadata import packages_distributions
+for name in ("STORAGE", "PREDICTIONS", "OUTCOMES"):
+    os.environ[f"MLNB_{{name}}"] = "/data"
 allowed = set({names!r})
 class Refuse:
     def find_spec(self, name, path=None, target=None):
@@ -123,16 +158,65 @@ def test_what_the_engine_is_told(engines, built, tmp_path):
 
 
 def test_the_dockerfile(engines, tmp_path):
-    assert engines({"podman": ENGINE}).returncode == 0
+    done = engines({"podman": ENGINE})
+    assert done.returncode == 0 and "is a tag, which may be another image tomorrow; pin it with image_base or --base" in done.stderr
     lines = (tmp_path / "context/env/docker/Dockerfile").read_text().splitlines()
     steps = [line.split(" ", 1)[0] for line in lines if line[:1].isupper()]
     at = lambda start: next(i for i, line in enumerate(lines) if line.startswith(start))
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     assert steps[:2] == ["ARG", "FROM"] and f"BASE_IMAGE=python:{python}-slim" in (tmp_path / "arguments").read_text()
-    assert at("RUN pip install --no-cache-dir --no-deps -r env/python/requirements.txt") < at("COPY . ./")
+    assert at("RUN pip install --no-cache-dir --no-deps --require-hashes -r env/python/requirements.txt") < at("COPY . ./")
     assert at("COPY . ./") < at("RUN chown -R root:root . && chmod -R a+rX .") < at("USER bentoml")
     assert at("HEALTHCHECK") > at("ENTRYPOINT") and not [line for line in lines if line.startswith("ENV PIP")]
     assert (tmp_path / "context/src/bundle/bundle.json").is_file() and (tmp_path / "context/src/toy/features.py").is_file()
+
+
+def test_an_image_installs_by_the_hashes_of_the_index(engines, index, tmp_path):
+    digest = "python:3.11-slim@sha256:" + "0" * 64
+    done = engines({"podman": ENGINE}, "--base", digest, "--json")
+    assert done.returncode == 0 and json.loads(done.stdout)["base"] == digest and "is a tag" not in done.stderr
+    head, *lines = (tmp_path / "context/env/python/requirements.txt").read_text().splitlines()
+    assert head.startswith("# hashes of what pip found") and len(lines) > 20
+    (numpy,) = [line for line in lines if line.startswith("numpy==")]
+    assert numpy == f"numpy=={version('numpy')} --hash=sha256:{sha256(next(index.glob('numpy-*.whl')))}"
+    assert all(" --hash=sha256:" in line for line in lines)
+
+
+@pytest.mark.parametrize("base", ["python@sha256:abc", "python:3.11-slim@md5:" + "0" * 32, "@sha256:" + "0" * 64])
+def test_a_digest_that_is_none(engines, base):
+    refused(engines({"podman": ENGINE}, "--base", base), "has no valid digest; write IMAGE@sha256: and 64 hexadecimal digits")
+
+
+def test_hashes_are_those_of_the_index_in_use(tmp_path, monkeypatch):
+    "Another index serves another file under the same name and version; a local build such as +cpu is the file that pip takes"
+    files = {}
+    for name in ("one", "two"):
+        (folder := tmp_path / name).mkdir()
+        files[name] = [wheel(folder, "pack", "1.0", content=name), wheel(folder, "torch", "2.0+cpu", content=name)]
+        text = hashed("pack==1.0\ntorch==2.0\n", ["3.11"], "x86_64", only(folder))
+        pack, torch = map(sha256, files[name])
+        assert text.splitlines()[1:] == [f"pack==1.0 --hash=sha256:{pack}", f"torch==2.0 --hash=sha256:{torch}"]
+    assert hashed(text, ["3.11"], "x86_64", only(folder)) == text  # nothing is asked again
+    other = hashed(text, ["3.11"], "x86_64", only(tmp_path / "one"))
+    assert sha256(files["one"][0]) in other and sha256(files["two"][0]) not in other
+    file = tmp_path / "requirements.txt"
+    file.write_text(other)
+    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--require-hashes", "--target", tmp_path / "site", "-r", file]
+    right, wrong = (subprocess.run(install, env=os.environ | only(tmp_path / n), capture_output=True, text=True) for n in ("one", "two"))
+    assert right.returncode == 0, right.stderr
+    assert wrong.returncode != 0 and "DO NOT MATCH THE HASHES" in wrong.stderr
+
+
+def test_hashes_of_the_image_and_not_of_this_machine(tmp_path):
+    for system in ("311-manylinux_2_28_aarch64", "311-manylinux_2_28_x86_64", "312-manylinux2014_x86_64", "311-macosx_11_0_arm64"):
+        wheel(tmp_path, "pack", "1.0", content=system, tag=f"cp{system[:3]}-cp{system}")
+    of = lambda tag: sha256(next(tmp_path.glob(f"*{tag}.whl")))
+    found = lambda pythons, architecture: set(re.findall("[0-9a-f]{64}", hashed("pack==1.0", pythons, architecture, only(tmp_path))))
+    assert found(["3.11"], "arm64") == {of("28_aarch64")} and found(["3.12"], "amd64") == {of("2014_x86_64")}
+    assert found(["3.11", "3.12"], "x86_64") == {of("28_x86_64"), of("2014_x86_64")}
+    assert found(["3.12", "3.11"], "aarch64") == {of("28_aarch64")}  # there is none for 3.12
+    with pytest.raises(ServingError, match=r"pip does not find the packages of the image, for Python 3.12 on aarch64: .*pack==1.0"):
+        found(["3.12"], "aarch64")
 
 
 def test_the_first_engine_that_works_is_taken(engines):

@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mlnb.project.errors import SettingError
 from mlnb.project.template import new_project, template_files, template_root
@@ -76,6 +79,22 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr("mlnb.project.template.mkdtemp", denied)
     with pytest.raises(SettingError, match=r"delays cannot be made in .* \(Permission denied\); go to a folder"):
         new_project("delays", tmp_path)
+
+
+def test_the_workflow_runs_what_is_pinned_and_may_do_nothing_else(tmp_path):
+    project = new_project("flight-delays", tmp_path)
+    text = (project / ".github/workflows/ci.yml").read_text()
+    workflow = yaml.safe_load(text)
+    (job,) = workflow["jobs"].values()
+    assert workflow["permissions"] == {"contents": "read"} and job["timeout-minutes"] > 0
+    used = re.findall(r"uses: (\S+)", text)
+    assert used and all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action) for action in used)
+    assert job["steps"][0]["with"] == {"persist-credentials": False}
+    install = "pip install -r requirements.lock && pip install --no-deps vendor/mlnb-*.whl && pip install --no-deps -e ."
+    assert install in text and install in (project / "README.md").read_text()
+    assert tomllib.loads((project / "pyproject.toml").read_text())["project"]["dependencies"] == []
+    by_name = re.compile(r"pip install[^&\n]* mlnb(\s|$)|^mlnb\b", re.MULTILINE)
+    assert not [file for file in text_files(project) if file.suffix != ".md" and by_name.search(file.read_text())]
 
 
 @pytest.mark.parametrize(("test", "code", "said"), [

@@ -53,6 +53,9 @@ def containerize(bento, engine, base, image, arguments, options, manifest, as_js
         click.echo(container.manifest(chosen.name, image or str(chosen)), nl=False)
         return
     made = container.containerize(settings, bento, engine, base, image, arguments, options)
+    if not container.is_digest(made.base):
+        right = f"pin it with image_base or --base: {made.base}@sha256:DIGEST"
+        click.echo(f"Warning: base {made.base} is a tag, which may be another image tomorrow; {right}", err=True)
     if as_json:
         click.echo(json.dumps(asdict(made)))
         return

@@ -274,7 +274,7 @@ def test_an_administrator_changes_the_routing_of_all_workers_and_a_restart_keeps
         for body in bad:
             answer = httpx.put(f"{url}/routing", headers=ADMIN, content=body)
             assert answer.status_code == 400 and "from 0 to 100" in answer.json()["error"], body
-        assert httpx.delete(f"{url}/routing", headers=ADMIN).headers["allow"] == "GET, PUT"
+        assert httpx.delete(f"{url}/routing", headers=ADMIN).headers["allow"] == "GET, PUT, HEAD, OPTIONS"
         assert share(url, row) == 1
         challenged.release("liar")
         until(lambda: httpx.get(f"{url}/readyz").json()["problem"])

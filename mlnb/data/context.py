@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Columns', 'to_columns', 'quarter', 'Keys', 'Events', 'Latest', 'View', 'distinct', 'Table', 'Snapshot', 'Context',
-           'duration', 'SnapshotStore']
+           'duration', 'NotInMemory', 'SnapshotStore']
 
 # %% ../../nbs/data/01_context.ipynb #8c0de129
 import hashlib
@@ -25,7 +25,7 @@ from functools import cached_property
 import numpy as np
 
 from ..project.errors import ContractError
-from ..project.files import open_url, publish
+from ..project.files import open_url, publish, storage_errors
 
 # %% ../../nbs/data/01_context.ipynb #38f5e72c
 Columns = dict[str, np.ndarray]
@@ -399,7 +399,8 @@ _log = logging.getLogger(__name__)
 
 
 def _file_name(moment: np.datetime64) -> str:
-    return re.sub(r"[-:]", "", str(np.datetime64(moment, "s"))) + "Z.arrow"
+    at = np.datetime64(moment, "s").item()  # strftime takes ten times as long
+    return f"{at.year:04}{at.month:02}{at.day:02}T{at.hour:02}{at.minute:02}{at.second:02}Z.arrow"
 
 
 def _moment_of(name: str) -> np.datetime64:
@@ -417,6 +418,10 @@ def duration(
     return f"{seconds // 60:.0f} minutes"
 
 # %% ../../nbs/data/01_context.ipynb #06f90d14
+class NotInMemory(Exception):
+    "Raised where an answer needs the storage, by what must not wait for it"
+
+
 class SnapshotStore:
     "Snapshots in a folder; safe to use from several threads, and beside other processes that write"
 
@@ -427,9 +432,10 @@ class SnapshotStore:
         keep: int = 128,  # snapshots kept in memory
     ):
         self.url, self.refresh, self.keep = str(url), refresh, keep
-        self._lock, self._beside = threading.RLock(), threading.Thread()
+        self._lock, self._decoding, self._beside = threading.RLock(), threading.Lock(), threading.Thread()
         self._listed, self._listed_at = None, -np.inf  # names of files, sorted as their moments are
         self._read: OrderedDict[str, Snapshot | None] = OrderedDict()  # by name of the file
+        self.fetched = 0  # files read from the storage so far
 
     @classmethod
     def of(
@@ -448,7 +454,8 @@ class SnapshotStore:
         "Publish `snapshot`, replacing that of the same moment; returns its size in bytes"
         fs, folder = self._place
         data = snapshot.to_bytes()
-        fs.makedirs(folder, exist_ok=True)
+        with storage_errors():
+            fs.makedirs(folder, exist_ok=True)
         publish(fs, f"{folder}/{_file_name(snapshot.moment)}", data)
         with self._lock:
             self._read.pop(_file_name(snapshot.moment), None)
@@ -462,12 +469,15 @@ class SnapshotStore:
     def _list(self) -> list[str]:
         "Look into the folder"
         fs, folder = self._place
-        fs.invalidate_cache()
         try:  # on a disk names alone cost a tenth
-            names = os.listdir(folder) if "file" in fs.protocol else [path.rpartition("/")[2] for path in fs.ls(folder, detail=False)]
+            with storage_errors():
+                fs.invalidate_cache()
+                names = os.listdir(folder) if "file" in fs.protocol else [path.rpartition("/")[2] for path in fs.ls(folder, detail=False)]
         except FileNotFoundError:
             names = []
         found = sorted(filter(_NAME.fullmatch, names))
+        if found and self._listed and found[-1] > self._listed[-1]:
+            self._load(found[-1])  # before it is listed, so that no request waits for it
         with self._lock:
             self._listed, self._listed_at = found, time.monotonic()
             self._read = OrderedDict((n, s) for n, s in self._read.items() if s is not None)  # a damaged file may have been mended
@@ -483,6 +493,13 @@ class SnapshotStore:
             _log.warning("context folder %s cannot be listed, the %d snapshots seen before are used: %s", self.url, len(self._listed), e)
             self._listed_at = time.monotonic()
 
+    def _relist_beside(self):
+        "Look into the folder in a thread, unless one does already"
+        with self._lock:
+            if not self._beside.is_alive():
+                self._beside = threading.Thread(target=self._relist, name="mlnb-context-list", daemon=True)
+                self._beside.start()
+
     def _names(self) -> list[str]:
         "What was listed lately"
         age = time.monotonic() - self._listed_at
@@ -490,40 +507,98 @@ class SnapshotStore:
             if age >= 2 * self.refresh:
                 self._relist()
             else:
-                self._beside = threading.Thread(target=self._relist, name="mlnb-context-list", daemon=True)
-                self._beside.start()
+                self._relist_beside()
         return self._listed
 
     def newest(
         self,
         moment: np.datetime64,  # UTC; any time, not only a full quarter
     ) -> Snapshot | None:
-        "The newest readable snapshot that is not later than `moment`, None if there is none"
-        names = self._names()
+        "The newest readable snapshot that is not later than `moment`, None if there is none; an `OSError` where the storage fails"
+        return self._newest(self._names(), moment, self._load)
+
+    def _newest(self, names: list[str], moment: np.datetime64, load: Callable[[str], Snapshot | None]) -> Snapshot | None:
         for place in range(bisect_right(names, _file_name(moment)) - 1, -1, -1):
-            snapshot = self._load(names[place])
+            snapshot = load(names[place])
             if snapshot is not None:
                 return snapshot
         return None
 
-    def _load(self, name: str) -> Snapshot | None:
-        "The snapshot in a file, from memory or read now; None and a warning if it cannot be read"
+    def newest_in_memory(
+        self,
+        moment: np.datetime64,  # UTC
+    ) -> Snapshot | None:
+        "As `newest`, for an event loop: raises `NotInMemory` where the storage would have to be asked"
+        age = time.monotonic() - self._listed_at
+        if age >= self.refresh:
+            if age >= 2 * self.refresh:
+                raise NotInMemory
+            self._relist_beside()
+        return self._newest(self._listed, moment, self._remembered)
+
+    def read(
+        self,
+        moments: Sequence[np.datetime64],  # UTC
+        patience: float,  # seconds for a listing that is overdue; then what was seen before is believed once more
+    ) -> Callable[[np.datetime64], Snapshot | None]:  # `newest` for these moments, which does not ask the storage any more
+        "Read what `newest_in_memory` lacks, in a thread that may wait; raises an `OSError` where the storage fails"
+        if time.monotonic() - self._listed_at >= 2 * self.refresh:
+            self._catch_up(patience)
+        return {moment: self._newest(self._listed, moment, self._load) for moment in np.unique(moments)}.__getitem__
+
+    def recall(
+        self,
+        moments: Sequence[np.datetime64],  # UTC
+    ) -> Callable[[np.datetime64], Snapshot | None]:
+        "As `read` from memory alone, however old the listing is; raises `NotInMemory`"
+        if self._listed is None:
+            raise NotInMemory
+        return {moment: self._newest(self._listed, moment, self._remembered) for moment in np.unique(moments)}.__getitem__
+
+    def _catch_up(self, patience: float):
+        "Have the folder listed, or what was seen before believed once more"
+        if self._listed is None:
+            self._relist()
+        else:
+            self._relist_beside()
+            self._beside.join(patience)
+            if self._beside.is_alive():
+                self._listed_at = time.monotonic() - self.refresh
+
+    def _remembered(self, name: str) -> Snapshot | None:
         with self._lock:
             if name not in self._read:
-                self._read[name] = self._fetch(name)
-                while len(self._read) > self.keep:
-                    self._read.popitem(last=False)
+                raise NotInMemory
             self._read.move_to_end(name)
             return self._read[name]
+
+    def _load(self, name: str) -> Snapshot | None:
+        "The snapshot in a file, from memory or read now; None and a warning if it is damaged"
+        try:
+            return self._remembered(name)
+        except NotInMemory:
+            snapshot = self._fetch(name)
+        with self._lock:
+            self.fetched += 1
+            self._read[name] = snapshot
+            self._read.move_to_end(name)
+            while len(self._read) > self.keep:
+                self._read.popitem(last=False)
+        return snapshot
 
     def _fetch(self, name: str) -> Snapshot | None:
         fs, folder = self._place
         path = f"{folder}/{name}"
         try:
-            snapshot = Snapshot.from_bytes(fs.cat_file(path))
-            if _file_name(snapshot.moment) != name:
-                raise ContractError(f"it holds the context of {snapshot.moment}")
-        except (ContractError, OSError) as e:
+            with storage_errors():
+                data = fs.cat_file(path)
+            with self._decoding:  # one at a time, so that many leave the processor to others
+                snapshot = Snapshot.from_bytes(data)
+                if _file_name(snapshot.moment) != name:
+                    raise ContractError(f"it holds the context of {snapshot.moment}")
+                for table in snapshot.tables:
+                    table.row_of  # made once, here and not for the first request
+        except (ContractError, FileNotFoundError, IsADirectoryError) as e:
             _log.warning("context snapshot %s is passed over: %s", path, e)
             return None
         return snapshot

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHAMPION', 'CHALLENGER', 'SHADOW', 'Answer', 'answer_table', 'Refusal', 'request_ids', 'Rows', 'Said', 'rows_by',
-           'tables_of', 'Predictor', 'log_first', 'places_of']
+           'tables_of', 'Scored', 'log_rows', 'log_tables', 'Predictor', 'log_first', 'places_of']
 
 # %% ../../nbs/serving/05_predictor.ipynb #b6d02a51
 import os
@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from itertools import repeat
+from itertools import groupby, repeat
+from operator import attrgetter
 
 import msgspec
 import numpy as np
@@ -99,7 +100,8 @@ class Rows:
     received: datetime  # aware
     places: Sequence[int] | None = None  # n, where these are a part of a request's rows: which
     fields: Sequence[Field] = ()  # of the table
-    sent: object = None  # pyarrow.RecordBatch, n rows: the table as it is logged; not in a part of it
+    sent: object = None  # pyarrow.RecordBatch, n rows: the table as it is logged; not in rows that were taken from it
+    newest: Callable | None = None  # moment -> Snapshot or None, where their context is looked up; default: the store of the predictor
 
     def __len__(self) -> int:
         return len(self.decisions)
@@ -110,7 +112,21 @@ class Rows:
     ) -> "Rows":
         "Some of the rows"
         request = {name: column.take(places) for name, column in self.request.items()}
-        return Rows(self.raw and [self.raw[i] for i in places], request, self.decisions[places], self.received, places, self.fields)
+        raw, own = self.raw and [self.raw[i] for i in places], self._places_of(places)
+        return Rows(raw, request, self.decisions[places], self.received, own, self.fields, newest=self.newest)
+
+    def part(
+        self,
+        begin: int,
+        end: int,  # not included
+    ) -> "Rows":
+        "Rows that follow each other, without a copy"
+        some, own = slice(begin, end), self._places_of(range(begin, min(end, len(self))))
+        request, sent = {name: column[some] for name, column in self.request.items()}, self.sent and self.sent.slice(begin, end - begin)
+        return Rows(self.raw and self.raw[some], request, self.decisions[some], self.received, own, self.fields, sent, self.newest)
+
+    def _places_of(self, places: Sequence[int]) -> Sequence[int]:
+        return places if self.places is None else [self.places[i] for i in places]
 
     def records(self) -> Sequence:  # n
         "The rows as JSON objects, or what becomes such"
@@ -195,6 +211,57 @@ def tables_of(
     features = said.features | {name: input[field] for name, field in said.sent.items()}
     return answers, as_batch(input, features, **own, latency_ms=latency)
 
+# %% ../../nbs/serving/05_predictor.ipynb #c54635b1
+@dataclass
+class Scored:
+    "A request, or a part of one: answers that may be given once they are logged"
+    answers: object  # a list of `Answer`, or a pyarrow.RecordBatch of a table
+    logged: list  # of `Prediction`, or of a pyarrow.RecordBatch each
+    who: Counter | None = None  # of a table: version and arm -> rows
+    after: Callable[[], None] | None = None  # what is to be done once it is logged
+
+
+def log_rows(
+    log: PredictionLog,
+    parts: Sequence[Scored],  # of one request
+) -> list[Answer]:
+    "Log the rows of a request by one write, then give its answers; a `Refusal` where that fails"
+    one = parts[0] if len(parts) == 1 else Scored(*([x for part in parts for x in of(part)] for of in (_ANSWERS, _LOGGED)))
+    log_first(log.append, one.logged)
+    _finish(parts)
+    return one.answers
+
+
+def log_tables(
+    log: PredictionLog,
+    parts: Sequence[Scored],  # of one table
+) -> tuple:  # pyarrow.RecordBatch, the fields of `Answer`; who has answered how many rows
+    "Log the parts of a table, all or none, then give its answers; a `Refusal` where that fails"
+    import pyarrow as pa
+
+    if len(parts) == 1:
+        one = parts[0]
+    else:
+        alike = groupby(sorted((b for part in parts for b in part.logged), key=_schema), _schema)
+        logged = [pa.concat_batches(batches) for _, batches in alike]
+        one = Scored(pa.concat_batches([part.answers for part in parts]), logged, sum((part.who for part in parts), Counter()))
+    log_first(log.append_tables, one.logged)
+    _finish(parts)
+    return one.answers, one.who
+
+
+def _schema(batch) -> bytes:
+    return bytes(batch.schema.serialize())
+
+
+_ANSWERS, _LOGGED = attrgetter("answers"), attrgetter("logged")
+
+
+def _finish(parts: Sequence[Scored]):
+    for part in parts:
+        if part.after:
+            part.after()
+
 # %% ../../nbs/serving/05_predictor.ipynb #d0ca4283
 class Predictor:
     "From checked rows to logged answers of one bundle"
@@ -212,7 +279,7 @@ class Predictor:
         self._times = {f.name for f in bundle.request if f.type == "time"}
         self._fields = [f.name for f in (*bundle.request, DECISION_TIME)]
 
-    counts, problem = {}, None  # of what goes on beside the requests: nothing
+    counts, problem, arms = {}, None, None  # of what goes on beside the requests: nothing
 
     @property
     def versions(self) -> dict[str, str]:
@@ -224,21 +291,35 @@ class Predictor:
         rows: Rows,  # n
     ) -> list[Answer]:  # n
         "The logged answers; raises `Refusal`"
-        ids = request_ids(len(rows))
-        answers, records = self.score(rows, entity_keys(self.bundle.entity, rows.request) or ids, ids)
-        log_first(self.log.append, records)
-        return answers
+        return log_rows(self.log, [self.score_rows(rows, request_ids(len(rows)))])
 
     def table(
         self,
         rows: Rows,  # n, of a table
     ) -> tuple:  # pyarrow.RecordBatch, the fields of `Answer`; who has answered how many rows
         "The logged answers; raises `Refusal`"
-        started, ids, said = time.perf_counter(), request_ids(len(rows)), self.said(rows)
+        return log_tables(self.log, [self.score_table(rows, request_ids(len(rows)))])
+
+    def score_rows(
+        self,
+        rows: Rows,  # n
+        ids: list[str],  # n
+        arms: None = None,  # a router has several
+    ) -> Scored:
+        "What is answered and logged; raises `Refusal`"
+        return Scored(*self.score(rows, entity_keys(self.bundle.entity, rows.request) or ids, ids))
+
+    def score_table(
+        self,
+        rows: Rows,  # n, of a table
+        ids: list[str],  # n
+        arms: None = None,  # a router has several
+    ) -> Scored:
+        "What is answered and logged; raises `Refusal`"
+        started, said = time.perf_counter(), self.said(rows)
         entities = entity_keys(self.bundle.entity, rows.request) or ids
         answers, batch = tables_of(rows, entities, ids, rows.sent, said, started)
-        log_first(self.log.append_table, batch)
-        return answers, rows_by([(range(len(rows)), said)])
+        return Scored(answers, [batch], rows_by([(range(len(rows)), said)]))
 
     def stop(self):
         "Close the log"
@@ -283,7 +364,7 @@ class Predictor:
         "The context of each row with its moment and age in seconds; a `Refusal` where there is none or it is too old"
         if not self.bundle.needs_context:
             return {}, None, None
-        context, moments = self.bundle.context(rows.request, rows.decisions, self.store.newest)
+        context, moments = self.bundle.context(rows.request, rows.decisions, rows.newest or self.store.newest)
         ages = (rows.decisions - moments).astype(np.int64)
         bad = np.isnat(moments) | (ages > self.limit)
         if bad.any():

@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from hashlib import blake2b
 from types import SimpleNamespace
 from typing import Annotated
@@ -23,12 +24,13 @@ from zlib import crc32
 import msgspec
 import numpy as np
 
+from ..data.context import NotInMemory
 from ..models.bundle import DECISION_TIME, Bundle, columns_of, entity_keys
 from ..models.watcher import Releases, Version, check_versions, ensure_watcher, fit, followed, looked_at, read_releases, releases_folder
 from ..project.errors import ServingError, SettingError
 from ..project.files import write_whole
-from .predictor import CHALLENGER, CHAMPION, Answer, Predictor, Refusal, Rows, Said
-from .predictor import log_first, places_of, request_ids, rows_by, tables_of
+from .predictor import CHALLENGER, CHAMPION, Answer, Predictor, Refusal, Rows, Said, Scored
+from .predictor import log_rows, log_tables, places_of, request_ids, rows_by, tables_of
 from .shadow import Shadow
 
 # %% ../../nbs/serving/07_routing.ipynb #396b1c04
@@ -183,6 +185,8 @@ def _tried(arms: Arms, asked: Asked, places: Sequence[int], score: Callable) -> 
         return [(places, score(arms.champion, asked, places))]
     try:
         found = score(arms.challenger, asked, places)
+    except NotInMemory:
+        raise
     except Refusal:  # of the context, and no fault of a model
         return [(places, score(arms.champion, asked, places))]
     except Exception as e:  # whatever a model may raise
@@ -272,9 +276,8 @@ def proved(
     return bundle
 
 # %% ../../nbs/serving/07_routing.ipynb #e8c4f823
-def _asked(arms: Arms, rows: Rows) -> Asked:
+def _asked(arms: Arms, rows: Rows, ids: list[str]) -> Asked:
     "A request with the keys by which it is routed and logged: of the entity, or its ids where the model has none"
-    ids = request_ids(len(rows))
     return Asked(rows, entity_keys(arms.champion.bundle.entity, rows.request) or ids, ids)
 
 
@@ -292,7 +295,7 @@ class Router:
     ):
         self.settings, self.routing, self._arms = settings, Routing.of(settings), None
         self._problems, self._counts = {}, dict.fromkeys(COUNTS, 0)
-        self._store, self.log = places_of(settings)
+        self.store, self.log = places_of(settings)
         self._arms = self._assembled(champion, challenger, self.routing)
 
     def __call__(
@@ -300,26 +303,43 @@ class Router:
         rows: Rows,  # n
     ) -> list[Answer]:  # n, in their order
         "The logged answers; raises `Refusal`"
-        arms = self._arms
-        asked = _asked(arms, rows)
-        answers, records = _score(arms, asked)
-        log_first(self.log.append, records)
-        if arms.shadow:
-            _cast(arms.shadow, asked, [answer.arm for answer in answers])
-        return answers
+        return log_rows(self.log, [self.score_rows(rows, request_ids(len(rows)), self._arms)])
 
     def table(
         self,
         rows: Rows,  # n, of a table
     ) -> tuple:  # pyarrow.RecordBatch, the fields of `Answer`, in the order of the rows; who has answered how many rows
         "The logged answers; raises `Refusal`"
-        arms = self._arms
-        asked = _asked(arms, rows)
+        return log_tables(self.log, [self.score_table(rows, request_ids(len(rows)), self._arms)])
+
+    @property
+    def arms(self) -> Arms:
+        "What answers now"
+        return self._arms
+
+    def score_rows(
+        self,
+        rows: Rows,  # n
+        ids: list[str],  # n
+        arms: Arms,  # the same for all parts of a request
+    ) -> Scored:
+        "What is answered, in the order of the rows, and logged; raises `Refusal`"
+        asked = _asked(arms, rows, ids)
+        answers, records = _score(arms, asked)
+        after = arms.shadow and partial(_cast, arms.shadow, asked, [answer.arm for answer in answers])
+        return Scored(answers, records, after=after)
+
+    def score_table(
+        self,
+        rows: Rows,  # n, of a table
+        ids: list[str],  # n
+        arms: Arms,  # the same for all parts of a request
+    ) -> Scored:
+        "What is answered, in the order of the rows, and logged; raises `Refusal`"
+        asked = _asked(arms, rows, ids)
         answers, batches, who = _score_table(arms, asked)
-        log_first(self.log.append_tables, batches)
-        if arms.shadow:
-            _cast(arms.shadow, asked, answers["arm"].to_pylist())
-        return answers, who
+        after = arms.shadow and partial(_cast, arms.shadow, asked, answers["arm"].to_pylist())
+        return Scored(answers, batches, who, after)
 
     @property
     def bundle(self) -> Bundle:
@@ -350,7 +370,7 @@ class Router:
         self.log.close()
 
     def _assembled(self, champion: Bundle, challenger: Bundle | None, routing: Routing) -> Arms:
-        make = lambda bundle, arm: Predictor(bundle, self._store, self.log, self.settings.context_limit_minutes, arm)
+        make = lambda bundle, arm: Predictor(bundle, self.store, self.log, self.settings.context_limit_minutes, arm)
         if challenger is None:
             return Arms(make(champion, CHAMPION))
         split = Split(challenger.version, routing.challenger_percent) if routing.challenger_percent else None

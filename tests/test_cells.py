@@ -262,6 +262,7 @@ def test_undeclared_parameter(notebook):
         ("%%time\ny = 1", "__magic__('%%time')\ny = 1"),
         ("\n%%time\ny = 1", "__magic__('%%time')\ny = 1"),
         ("%time import a", "__magic__('%time import a')\nimport a"),
+        ("%time %run s.py", "__magic__('%time %run s.py')\n__magic__('%run s.py')"),
         ("%timeit -n 3 -r 2 f(x)", "__magic__('%timeit -n 3 -r 2 f(x)')\nf(x)"),
         ("%%timeit import a\na.f()", "__magic__('%%timeit import a')\nimport a\na.f()"),
         ("%%capture out\nimport a\n%time a.f()", "__magic__('%%capture out')\nimport a\n__magic__('%time a.f()')\na.f()"),

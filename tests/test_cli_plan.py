@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from pipeline_project import done, edit, make
+from pipeline_project import done, edit, make, notebook
 
 
 @pytest.fixture
@@ -77,3 +77,21 @@ def test_without_a_place_to_remember(tmp_path):
     shown = mlnb(root, "plan")
     assert shown.returncode == 0 and "3 of 3 tasks would run" in shown.stdout
     assert "cannot be written" in shown.stderr and len(shown.stderr.splitlines()) == 1
+
+
+def test_code_that_is_not_watched_is_named_with_its_tasks(tmp_path):
+    root = make(tmp_path / "project")
+    notebook(root / "nbs" / "other.ipynb", "upstream = None\nproduct = None", "%run scripts/s.py", "exec(text)")
+    (root / "scripts").mkdir()
+    (root / "scripts" / "s.py").write_text("x = 1\n")
+    done(root)
+    note = (
+        "it runs code whose changes are not seen: exec of a text that is not literal; name the files that it may be as inputs of the task"
+    )
+    text = mlnb(root, "plan").stdout
+    assert f"  note on other: {note}" in text and text.count("note on") == 1 and "Nothing to do" in text
+    (root / "scripts" / "s.py").write_text("x = 2\n")
+    assert "script scripts/s.py changed" in mlnb(root, "plan").stdout
+    edit(root / "pipeline.yaml", "product: out/other.ipynb", "product: out/other.ipynb\n    inputs: [scripts/*.py]")
+    text = mlnb(root, "plan").stdout
+    assert "note on" not in text and "input scripts/s.py is new" in text

@@ -340,18 +340,158 @@ def test_what_counts_as_a_whole_is_said(project, code, why):
     assert found.code[f"planes.{module}"][0] == "module"
 
 
+SCRIPT = {"scripts/clean.py", "scripts/helper.py", *OUTER}
+
+
+@pytest.fixture
+def scripts(project):
+    "A project with code that is no module: scripts, a shell script, a notebook, a folder for sys.path, plugins"
+    finds = """
+        import importlib, pkgutil, runpy
+        from pathlib import Path
+        HERE = Path(__file__).resolve().parent
+        class Base: pass
+        def beside(): exec((HERE.parent / "scripts" / "clean.py").read_text())
+        def plugins(): return [c() for c in Base.__subclasses__()]
+        def named(name): return importlib.import_module(f"{__name__}.{name}")
+        def added(name): return importlib.import_module(__package__ + "." + name)
+        def anything(name): return importlib.import_module(name)
+        def run(path): return runpy.run_path(path)
+    """
+    plug = "from planes.finds import Base\nclass One(Base):\n    x = 1\n"
+    root = project(work=BASE, finds=finds, plug=plug)
+    files = {
+        "scripts/clean.py": "import helper\nfrom planes.work import outer\nouter(1)\n",
+        "scripts/helper.py": "LEVEL = 1\n",
+        "scripts/all.sh": "set -e\npython scripts/clean.py\n",
+        "scripts/odd.R": "x <- 1\n",
+        "lib/tool.py": "def f(): return 1\n",
+        "lib/kit/__init__.py": "from . import inner\n",
+        "lib/kit/inner.py": "x = 1\n",
+        "nbs/part.ipynb": '{"nbformat": 4, "cells": [{"cell_type": "code", "source": "from planes.work import outer\\nouter(1)"}]}',
+    }
+    for name, text in files.items():
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text(text)
+    return root
+
+
 @pytest.mark.parametrize(
-    ("code", "why"),
+    ("code", "found"),
     [
-        ("from planes import work\nwork.Base.__subclasses__()", "__subclasses__() may be classes that it does not name"),
-        ("!python made.py", "what a Python program runs is not followed"),
-        ("import os\nos.system('python made.py')", "what a Python program runs is not followed"),
-        ("%run made.py", "what %run runs is not followed"),
+        ("%run scripts/clean.py", SCRIPT),
+        ("%run -i scripts/clean 3", SCRIPT),
+        ("x = %run scripts/clean.py", SCRIPT),
+        ("%time %run scripts/clean.py", SCRIPT),
+        ("get_ipython().run_line_magic('run', 'scripts/clean.py')", SCRIPT),
+        ("%run nbs/part.ipynb", {"nbs/part.ipynb", *OUTER}),
+        ("%load scripts/clean.py", SCRIPT),
+        ("!python scripts/clean.py --fast", SCRIPT),
+        ("!cd . && python -u scripts/clean.py", SCRIPT),
+        ("%%bash\npython scripts/clean.py", SCRIPT),
+        ("!bash scripts/all.sh", {"scripts/all.sh", *SCRIPT}),
+        ("!Rscript scripts/odd.R", {"scripts/odd.R"}),
+        ("%%script python\nfrom planes.work import outer\nouter(1)", OUTER),
+        ("!python -c 'from planes.work import outer; outer(1)'", OUTER),
+        ("exec(open('scripts/clean.py').read())", SCRIPT),
+        ("with open('scripts/clean.py') as f:\n    exec(compile(f.read(), 'x', 'exec'))", SCRIPT),
+        ("from pathlib import Path\ncode = Path('scripts', 'clean.py').read_text()\nexec(code)", SCRIPT),
+        ("import runpy\nrunpy.run_path('scripts/clean.py')", SCRIPT),
+        ("import importlib.util as u\nu.spec_from_file_location('m', 'scripts/clean.py')", SCRIPT),
+        ("import importlib.util as u\nu.spec_from_file_location('m', location='scripts/clean.py')", SCRIPT),
+        ("import subprocess, sys\nWHAT = 'scripts/clean.py'\nsubprocess.run([sys.executable, WHAT, '-v'])", SCRIPT),
+        ("import os\nos.system('python scripts/clean.py')", SCRIPT),
+        ("import papermill\npapermill.execute_notebook('nbs/part.ipynb', 'out.ipynb')", {"nbs/part.ipynb", *OUTER}),
+        ("STEPS = ['scripts/clean.py']", SCRIPT),
+        ("from planes.finds import beside", {"planes.finds.beside", "planes.finds.HERE", *SCRIPT}),
+        ("import sys\nsys.path.insert(0, 'lib')\nimport tool", {"lib/tool.py"}),
+        (
+            "import sys, os\nsys.path.append(os.path.join(os.getcwd(), 'lib'))\nfrom kit import inner",
+            {"lib/kit/__init__.py", "lib/kit/inner.py"},
+        ),
+        ("import sys\nsys.path += ['lib']\nimport tool", {"lib/tool.py"}),
+        ("import site\nsite.addsitedir('lib')\nimport tool", {"lib/tool.py"}),
+        ("import pkgutil\nlist(pkgutil.iter_modules(['lib']))", {"lib/tool.py", "lib/kit/__init__.py", "lib/kit/inner.py"}),
+        ("import planes.plug\nfrom planes.finds import plugins", {"planes.finds.plugins", "planes.finds.Base", "planes.plug.One"}),
+        ("import planes.plug\nfrom planes.finds import Base\nBase.__subclasses__()", {"planes.finds.Base", "planes.plug.One"}),
     ],
 )
-def test_what_a_notebook_does_not_name_is_said(project, code, why):
-    note = f"the notebook counts as a whole, and what it does not name is not followed: {why}"
-    assert note in survey(code, project(work="class Base: pass")).notes
+def test_code_that_is_reached_by_its_path_is_watched(scripts, code, found):
+    reached = survey(code, scripts)
+    assert set(reached.code) == found and reached.unwatched == ()
+
+
+@pytest.mark.parametrize(
+    ("code", "what"),
+    [
+        ("%run $name", "%run of a path that is not literal"),
+        ("%run {name}.py", "%run of a path that is not literal"),
+        ("%run made.py", "made.py, which is not there"),
+        ("!python made.py", "made.py, which is not there"),
+        ("!python {name}", "a Python program that is not named literally"),
+        ("import os\nos.system('python made.py')", "made.py, which is not there"),
+        ("import subprocess, sys\nsubprocess.run([sys.executable, name])", "a Python program that is not named literally"),
+        ("import subprocess\nsubprocess.run(command)", "a command that is not literal"),
+        ("exec(text)", "exec of a text that is not literal"),
+        ("exec(open(name).read())", "exec of a text that is not literal"),
+        ("import runpy\nrunpy.run_path(name)", "run_path of a path that is not literal"),
+        ("import importlib.util as u\nu.spec_from_file_location('m', name)", "spec_from_file_location of a path that is not literal"),
+        ("import importlib\nimportlib.import_module(name)", "import_module with a name that is not literal"),
+        ("__import__(name)", "__import__ with a name that is not literal"),
+        ("import sys\nsys.path.insert(0, folder)", "modules of a folder on sys.path that is not literal"),
+        ("from importlib.metadata import entry_points\nentry_points(group='planes')", "what entry points load"),
+        ("import pkgutil\nlist(pkgutil.walk_packages(folders))", "modules that walk_packages finds"),
+        ("from planes.finds import run", "run_path of a path that is not literal, in planes.finds"),
+        ("from planes.finds import anything", "import_module with a name that is not literal, in planes.finds"),
+    ],
+)
+def test_code_that_only_a_run_could_tell_is_named(scripts, code, what):
+    assert what in survey(code, scripts).unwatched
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "!ls *.py",
+        "!pip install x",
+        "!python -m pip install x",
+        "import subprocess\nsubprocess.run(['ls', folder])",
+        "import asyncio\nasyncio.run(main())",
+        "model.run(x)",
+        "%%writefile made.py\nx = 1",
+        "from planes.finds import named",
+        "from planes.finds import added",
+        "open('data.csv').read()",
+        "names = []\nnames.append(x)",
+        "eval('1 + 1')",
+    ],
+)
+def test_what_runs_no_code_of_its_own_is_not_named(scripts, code):
+    assert survey(code, scripts).unwatched == ()
+
+
+def test_a_name_that_begins_with_the_name_of_the_module(project):
+    init = "import importlib\ndef load(n): return importlib.import_module(f'{__name__}.{n}')\n"
+    assert "planes.work" in survey("from planes import load", project(work=BASE, __init__=init)).code
+
+
+def test_a_script_that_changes(scripts):
+    library = Library(["planes"], scripts)
+    notebook = scripts / "nbs" / "task.ipynb"
+    notebook.write_text('{"nbformat": 4, "cells": [{"cell_type": "code", "source": "%run ../scripts/clean.py"}]}')
+    before = library.notebook(notebook)  # by a path from the notebook's own folder
+    assert before.code["scripts/clean.py"][0] == "script" and before.unwatched == ()
+    (scripts / "scripts" / "helper.py").write_text("LEVEL = 2\n")
+    library.refresh()
+    after = library.notebook(notebook)
+    assert {n for n in after.code if after.code[n] != before.code[n]} == {"scripts/helper.py"}
+
+
+def test_a_product_is_no_code_that_is_watched(scripts):
+    library = Library(["planes"], scripts, written=[str(scripts / "scripts" / "clean.py")])
+    notebook = scripts / "task.ipynb"
+    notebook.write_text('{"nbformat": 4, "cells": [{"cell_type": "code", "source": "x = \'scripts/clean.py\'"}]}')
+    assert library.notebook(notebook).code == {}
 
 
 LAZY = "import importlib\nWHERE = {'outer': '.work'}\n"

@@ -26,6 +26,15 @@ def _line(
     return f"{click.style(mark, fg=colour, dim=colour is None)} {state.name:{width}}  {state.state:8}  {why}".rstrip()
 
 
+def _notes(states) -> dict[str, list[str]]:
+    "Each note, with the tasks that it is about"
+    found: dict[str, list[str]] = {}
+    for state in states:
+        for note in state.notes:
+            found.setdefault(note, []).append(state.name)
+    return found
+
+
 def _summary(states) -> str:
     "How many tasks would run"
     count = {s: sum(one.state == s for one in states) for s in MARKS}
@@ -84,6 +93,6 @@ def plan(tasks, params, to, from_, as_json):
         return click.echo(json.dumps({"tasks": [s.as_dict() for s in states]}, indent=2))
     for state in states:
         click.echo(_line(state, max(len(s.name) for s in states)))
-    for note in dict.fromkeys(n for s in states for n in s.notes):
-        click.echo(click.style(f"  note: {note}", dim=True))
+    for note, names in _notes(states).items():
+        click.echo(click.style(f"  note on {', '.join(names)}: {note}", dim=True))
     return click.echo(f"\n{_summary(states)}")

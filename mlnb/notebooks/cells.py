@@ -410,6 +410,8 @@ def _magic_call(node: ast.AST) -> tuple[str, str] | None:
 def _python_of(line: str) -> str:
     "The Python that a magic is given in its line, after its options; empty where it is none, or a word or a path alone"
     code = line[_options.match(line).end() :]
+    if code.startswith(("%", "!")):
+        return without_magics(code)
     if not _parses(code):
         return ""
     return code if any(isinstance(n, ast.Call | ast.Import | ast.ImportFrom) for n in ast.walk(ast.parse(code))) else ""

@@ -103,8 +103,9 @@ class _Places:
 
 # %% ../../nbs/notebooks/02_fingerprint.ipynb #63dd905a
 normalised = sources.normalised  # whoever asks for a fingerprint asks for this, too
-FORMAT = 3  # of what is kept in `memory`
+FORMAT = 4  # of what is kept in `memory`
 _ON_IMPORT = ""
+_FRAMEWORK = __name__.partition(".")[0]  # what it imports by name is named literally by whoever uses it, which is followed
 _of_any_module = {"__name__", "__file__", "__doc__", "__path__", "__package__", "__spec__", "__loader__"}
 
 
@@ -115,6 +116,17 @@ class _Node:
     edges: set[tuple] = field(default_factory=set)
     modules: set[str] = field(default_factory=set)  # third-party, top level
     notes: set[str] = field(default_factory=set)
+    unwatched: set[str] = field(default_factory=set)  # what is run and cannot be told
+    wanted: set[str] = field(default_factory=set)  # imported modules that are not ours, by their whole name
+    folders: set[str] = field(default_factory=set)  # put on sys.path
+    any_class: bool = False  # `__subclasses__` is asked for
+
+    def add(self, other: "_Node") -> None:
+        "Take in what another says, its edges aside"
+        for name in ("modules", "notes", "unwatched", "wanted", "folders"):
+            getattr(self, name).update(getattr(other, name))
+        self.code |= other.code
+        self.any_class |= other.any_class
 
 
 @dataclass(frozen=True)
@@ -124,6 +136,7 @@ class Reached:
     code: dict[str, tuple[str, str]]  # qualified name -> "function", "class", "global", "module" or "the effect of", and its hash
     modules: tuple[str, ...] = ()  # third-party and standard library, top level
     notes: tuple[str, ...] = ()  # modules that count as a whole, and why
+    unwatched: tuple[str, ...] = ()  # what is run and cannot be told, so that a change there goes unseen
     loaded: dict[str, str] = field(default_factory=dict, compare=False)  # first-party module that is imported -> hash of all of it
 
 
@@ -135,8 +148,10 @@ class Library:
         packages: Iterable[str],  # first-party top-level packages
         root: Path | None = None,  # the project, looked through before Python's path
         memory: dict | None = None,
+        written: Iterable[str] = (),  # paths that are no code of ours, wherever they are named: products
     ):
         self.places, self.memory = _Places(packages, root), {} if memory is None else memory
+        self.written = frozenset(written)
         if self.memory.get("format") != FORMAT:
             self.memory.clear()
             self.memory["format"] = FORMAT
@@ -185,6 +200,9 @@ class Library:
         return self.parsed[name]
 
     def read(self, name: str) -> dict | None:
+        if name.startswith("/"):
+            look = self.places.looks[name] if self.places.is_file(name) else None
+            return self.kept(f"@ {name}", look, lambda: _read_script(name)) if look else None
         path = self.places.file(name)
         if path is None:
             return None
@@ -205,31 +223,48 @@ class Library:
         read = self.kept(str(path), look, lambda: _read_notebook(path)) if look else _read_notebook(path)
         key = str(path), tuple(texts)
         if key not in self.known or self.known[key][0] is not read:
-            self.known[key] = read, self.reached(read, key[1])
+            self.known[key] = read, self.reached(read, key[1], os.path.dirname(os.path.abspath(path)))
         return self.known[key][1]
 
     def reached(
         self,
         read: dict,  # summary of some code
         texts: Iterable[str] = (),  # that it is given
+        folder: str | None = None,  # where the code lies
     ) -> Reached:
         "Everything that can be reached from some code"
         start = _Node()
-        resolver = _Resolver(self, NOTEBOOK, read, start)
+        resolver = _Resolver(self, NOTEBOOK, read, start, folder)
         resolver.everything(as_value=False)
         resolver.resolve(filter(None, map(mention_of, texts)))
-        code, modules, notes = {}, set(start.modules), set(start.notes)
-        todo, seen = list(start.edges), set()
-        while todo:
-            if (pair := todo.pop()) not in seen:
-                seen.add(pair)
-                node = self.node(*pair)
-                code |= node.code
-                modules |= node.modules
-                notes |= node.notes
-                todo += node.edges
-        loaded = {m: found["whole"][0] for m in sorted({m for m, _ in seen}) if (found := self.module(m))}
-        return Reached(read["whole"][0], dict(sorted(code.items())), tuple(sorted(modules)), tuple(sorted(notes)), loaded)
+        whole, nodes, seen = _Node(), [start], set()
+        while nodes:
+            for node in nodes:
+                whole.add(node)
+            todo = set().union(*(node.edges for node in nodes)) - seen
+            todo = todo or self.found_late(whole, seen) - seen
+            seen |= todo
+            nodes = [self.node(*pair) for pair in todo]
+        loaded = {self.shown(m): found["whole"][0] for m in sorted({m for m, _ in seen}) if (found := self.module(m))}
+        told = [tuple(sorted(found)) for found in (whole.modules, whole.notes, whole.unwatched)]
+        return Reached(read["whole"][0], dict(sorted(whole.code.items())), *told, loaded)
+
+    def found_late(self, whole: _Node, seen: set[tuple]) -> set[tuple]:
+        "What all that was reached leads to together: modules from folders on sys.path, subclasses in modules that are imported"
+        modules = {m for m, _ in seen}
+        folders = whole.folders | {os.path.dirname(m) for m in modules if m.startswith("/")}
+        names = {name for name in whole.wanted if name.partition(".")[0] not in sys.stdlib_module_names} if folders else ()
+        parts = {".".join(name.split(".")[:n]).replace(".", "/") for name in names for n in range(1, name.count(".") + 2)}
+        paths = (f"{folder}/{part}{end}" for folder in folders for part in parts for end in (".py", "/__init__.py"))
+        found = {(path, None) for path in map(os.path.normpath, paths) if self.places.is_file(path)}
+        if whole.any_class:
+            found |= {(m, name) for m in modules if not m.startswith("/") and (one := self.module(m)) for name in one["classes"]}
+        return found
+
+    def shown(self, module: str) -> str:
+        "A module by its name, a script by its path in the project"
+        root = self.places.root
+        return os.path.relpath(module, root) if module.startswith("/") and root and Path(module).is_relative_to(root) else module
 
     def node(self, module: str, name: str | None) -> _Node:
         "The node of a name, made when first asked for"
@@ -249,6 +284,18 @@ def _read_module(name: str, path: str) -> dict:
         return summary(name, False, "") | {"whole": [digest(data.decode("utf-8", "replace")), []], "broken": True}
 
 
+def _read_script(path: str) -> dict:
+    "The summary of a file that is run by its path; one that is not Python counts by its text"
+    text = Path(path).read_bytes().decode("utf-8", "replace")
+    try:
+        code = cells.code(cells.read(path)) if path.endswith(".ipynb") else cells.without_magics(text)
+        if path.endswith((".sh", ".bash")):
+            code = f"__magic__({'%%bash' + chr(10) + text!r})"
+        return summary(NOTEBOOK, False, code)
+    except (SyntaxError, ValueError, RecursionError, NotebookError):
+        return summary(NOTEBOOK, False, "") | {"whole": [digest(text), []]}
+
+
 def _read_notebook(path: str | Path) -> dict:
     return summary(NOTEBOOK, False, cells.code(cells.read(path)))
 
@@ -256,12 +303,16 @@ def _read_notebook(path: str | Path) -> dict:
 class _Resolver:
     "Finds where the mentions of one node lead"
 
-    def __init__(self, library: Library, module: str, summary: dict, node: _Node):
+    def __init__(self, library: Library, module: str, summary: dict, node: _Node, folder: str | None = None):
         self.library, self.module, self.summary, self.node = library, module, summary, node
+        self.folder = folder  # where the code lies; None: where its module does
 
     def fill(self, name: str | None) -> None:
         "Make the node of `name`"
-        if name is None or self.summary.get("broken"):
+        if self.module.startswith("/"):
+            self.node.code[self.library.shown(self.module)] = "script", self.summary["whole"][0]
+            self.everything(as_value=False)
+        elif name is None or self.summary.get("broken"):
             self.whole()
         elif name == _ON_IMPORT:
             self.on_import()
@@ -338,13 +389,18 @@ class _Resolver:
     def whole_of(self, module: str, why: str) -> None:
         "Count a module as a whole, and say why"
         self.node.edges.add((module, None))
-        if not (self.library.module(module) or {}).get("broken"):  # which says so itself
+        is_ours = module.partition(".")[0] != _FRAMEWORK
+        if is_ours and not (self.library.module(module) or {}).get("broken"):  # which says so itself
             self.node.notes.add(f"module {module} counts as a whole: {why or 'it is used as a value'}")
 
     def resolve(self, mentions: Iterable[str]) -> None:
         "Follow mentions, see `_Mentions`"
+        mentions = list(mentions)
+        written = {m[2:] for m in mentions if m.startswith("o:")}
         for mention in mentions:
             kind, text = mention[0], mention[2:]
+            if kind in "fr" and text in written:
+                continue
             if kind == "n":
                 self.name(text.split("."), "")
             elif kind == "d":
@@ -357,17 +413,60 @@ class _Resolver:
                 self.executed(text, kind)
             elif kind == "t":
                 self.text(text.split("."))
+            elif kind in "frga":
+                self.path(kind, text)
+            elif kind == "s":
+                self.node.any_class = True
+            elif kind in "uo":
+                self.unwatched(text if kind == "u" else "")
             else:
                 self.unsaid(kind, text)
 
     def unsaid(self, kind: str, text: str) -> None:
         "What only a run could tell"
-        if kind == "w" and self.module == NOTEBOOK:
-            self.node.notes.add(f"the notebook counts as a whole, and what it does not name is not followed: {text}")
-        elif kind == "w":
+        if kind == "w" and (self.module == NOTEBOOK or self.module.startswith("/")):
+            return  # all of it counts anyway
+        if kind == "w":
             self.whole_of(self.module, text)
         else:
             self.all_below(text, f"import_module of a name that begins with {text}")
+
+    def unwatched(self, what: str) -> None:
+        "Note code that is run and cannot be told"
+        if what and self.module.partition(".")[0] != _FRAMEWORK:
+            self.node.unwatched.add(what if self.module == NOTEBOOK else f"{what}, in {self.library.shown(self.module)}")
+
+    def located(self, path: str) -> list[str]:
+        "Where a path may lead: from the folder that a kernel works in, the project's, or from the folder of the code"
+        here = self.folder or os.path.dirname(self.module if self.module.startswith("/") else self.library.places.file(self.module) or "")
+        root = str(self.library.places.root) if self.library.places.root else ""
+        bases = [here] if path.startswith("@") else [root, here]
+        path = os.path.expanduser(path.removeprefix("@").lstrip("/") if path.startswith("@") else path)
+        return [os.path.normpath(os.path.join(base, path)) for base in dict.fromkeys(bases) if base or path.startswith("/")]
+
+    def path(self, kind: str, path: str) -> None:
+        "A file that is run, or a folder that is imported from"
+        places = self.located(path)
+        if kind == "a":
+            self.node.folders.update(places)
+            return
+        if kind == "g":
+            found = [p for place in places for p in self.library.places.listing(f"{glob.escape(place)}/**/*.py")]
+        else:
+            found = [p for p in places if p not in self.library.written and self.library.places.is_file(p)][:1]
+        for one in found:
+            self.script(one)
+        if not found and kind != "f" and not set(places) & self.library.written:
+            self.unwatched(f"{path.replace('@/', '')}, which is not there")
+
+    def script(self, path: str) -> None:
+        "A file that is run by its path: a module of ours, or code of its own"
+        root = self.library.places.root
+        name = os.path.relpath(path, root).removesuffix(".py").replace("/", ".") if root and path.endswith(".py") else ""
+        if name and self.library.places.file(name) == path:
+            self.whole_of(name, "it is run by its path")
+        else:
+            self.node.edges.add((path, None))
 
     def all_below(self, prefix: str, why: str) -> None:
         "Count every module whose name begins so as a whole"
@@ -376,6 +475,8 @@ class _Resolver:
 
     def executed(self, name: str, kind: str) -> None:
         "An import statement that runs"
+        if self.library.places.base(name.split(".")[0]) is None:
+            self.node.wanted.add(name)
         if self.library.module(name):
             self.executes(name)
         elif kind == "x" and self.library.places.base(name.split(".")[0]) is None:

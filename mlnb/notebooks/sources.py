@@ -9,7 +9,11 @@ __all__ = ['NOTEBOOK', 'digest', 'normalised', 'mention_of', 'summary']
 import ast
 import hashlib
 import re
+import shlex
 from collections.abc import Iterable, Iterator
+from functools import cached_property
+
+from .paths import CODE, constants, literal
 
 # %% ../../nbs/notebooks/01_sources.ipynb #728f6e48
 _documented = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Module)
@@ -52,7 +56,9 @@ _functions = (ast.FunctionDef, ast.AsyncFunctionDef)
 _plain = (ast.Expr, ast.Assign, ast.AnnAssign, ast.AugAssign)  # statements that hold no other
 _dotted = re.compile(r"[A-Za-z_]\w*(?:[.:][A-Za-z_]\w*)+")
 _is_python = re.compile(r"\bi?python[\d.]*\s")
-_path = re.compile(r"(?<![\w./-])(?:\./)?([A-Za-z_]\w*(?:[./][A-Za-z_]\w*)*)")
+_program = re.compile(r"-c\s+(['\"])(.*?)\1", re.S)
+_module = re.compile(r"(?:^|\s)-m\s+([\w.]+)")
+_file = re.compile(rf"[^\s;|&'\"()<>`=,]+(?:{'|'.join(map(re.escape, CODE))})(?![\w.])")
 _word = re.compile(r"[A-Za-z_][\w.]*\w|[A-Za-z_]")
 
 
@@ -92,10 +98,17 @@ def _chain(node) -> list[str] | None:
     return [node.id, *names[::-1]] if isinstance(node, ast.Name) else None
 
 
+def _name_of(call: ast.Call) -> str:
+    "The last name of what is called"
+    return call.func.attr if isinstance(call.func, ast.Attribute) else call.func.id
+
+
 def mention_of(
     text: str,
 ) -> str | None:
-    "The mention that a text is if it is a dotted name, as `package.module.function` or `package.module:function`"
+    "The mention that a text is if it is the path of code, or a dotted name as `package.module.function` or `package.module:function`"
+    if text.endswith(CODE) and len(text) < 256 and "\n" not in text:
+        return f"f:{text}"
     return "t:" + text.replace(":", ".") if _dotted.fullmatch(text) else None
 
 
@@ -141,17 +154,36 @@ class _Mentions(ast.NodeVisitor):
     """What one syntax tree mentions, a text each:
     `n:a.b` a name of the module, `i:module:a.b` something imported here, `x:module` and `y:module.name` what is executed,
     `t:a.b` a dotted text, `d:a.b:why` a use that says only while it runs what it uses, `w:why` the same of its own module,
-    `p:prefix` every module whose name begins so, with a dot in it
+    `p:prefix` every module whose name begins so, with a dot in it,
+    `f:path` a file if it is there, `r:path` a file that is run, `g:folder` all code in a folder, `a:folder` one that is imported from,
+    `o:path` a file that is written, `s:` any class with a base, `u:what` code that is run and cannot be told
     """
 
-    def __init__(self, module: str, is_package: bool, tree):
-        self.module, self.is_package = module, is_package
+    def __init__(self, module: str, is_package: bool, tree, around: list | None = None):
+        self.module, self.is_package, self.around = module, is_package, [tree] if around is None else around
         self.local: dict[str, list] = {}
         self.hidden: list[set[str]] = []
         self.found: set[str] = set()
         for name, target in () if isinstance(tree, _plain) else self.bound(tree):
             self.local.setdefault(name, []).append(target)
         self.visit(tree)
+
+    @cached_property
+    def constants(self) -> dict[str, str]:
+        "Texts and paths that names are bound to, in all of the module"
+        return constants(self.around)
+
+    def path(self, node) -> str | None:
+        "The text or path that an expression is"
+        return literal(node, self.constants) if node is not None else None
+
+    def texts(self, node) -> Iterator[str]:
+        "The texts and paths in an expression"
+        if (text := self.path(node)) is not None:
+            yield text
+        else:
+            for child in ast.iter_child_nodes(node):
+                yield from self.texts(child)
 
     def bound(self, tree) -> Iterator[tuple[str, list]]:
         "What the import statements in a tree bind"
@@ -173,7 +205,7 @@ class _Mentions(ast.NodeVisitor):
 
     def visit_Attribute(self, node):
         if node.attr == "__subclasses__":
-            self.found.add("w:__subclasses__() may be classes that it does not name")
+            self.found.add("s:")
         if names := _chain(node):
             self.chain(names)
         else:
@@ -236,11 +268,37 @@ class _Mentions(ast.NodeVisitor):
         self.visit(tree)
         return True
 
-    def program(self, words: str, name: str = "a Python program") -> None:
-        "Note the modules that a command line names, as `-m pkg.mod` or as `pkg/mod.py`, and that there may be more"
-        for word in _path.findall(words):
-            self.found.add("t:" + word.removesuffix(".py").replace("/", "."))
-        self.found.add(f"w:what {name} runs is not followed")
+    def program(self, words: str) -> None:
+        "Note what a command line runs: modules after `-m`, code after `-c`, files of code"
+        files, modules = _file.findall(words), _module.findall(words)
+        code = [m[2] for m in _program.finditer(words)]
+        self.found |= {f"t:{name}" for name in modules}
+        self.found |= {f"r:{path.removeprefix('./')}" for path in files if not set("{}$*") & set(path)}
+        if re.match(r"\s*make\b", words):
+            self.found.add("f:Makefile")
+        for text in code:
+            self.source(text, "exec")
+        is_unknown = any(set("{}$*") & set(path) for path in files) or not (files or modules or code)
+        if _is_python.search(f"{words} ") and is_unknown:
+            self.found.add("u:a Python program that is not named literally")
+
+    def folders(self, nodes: Iterable, how: str) -> None:
+        "Note folders that modules are imported from"
+        for node in nodes:
+            text = self.path(node)
+            self.found.add("u:modules of a folder on sys.path that is not literal" if text is None else f"{how}:{text}")
+
+    def visit_AugAssign(self, node):
+        if _chain(node.target) == ["sys", "path"]:
+            self.folders(node.value.elts if isinstance(node.value, ast.List | ast.Tuple) else [node.value], "a")
+        self.generic_visit(node)
+
+    def visit_Assign(self, node):
+        for target in node.targets:
+            if _chain(target.value if isinstance(target, ast.Subscript) else target) == ["sys", "path"]:
+                items = [n for n in ast.walk(node.value) if isinstance(n, ast.List | ast.Tuple)]
+                self.folders([e for i in items for e in i.elts if not isinstance(e, ast.Starred)], "a")
+        self.generic_visit(node)
 
     def visit_Subscript(self, node):
         "`globals()['name']` is a name, `sys.modules['pkg.mod']` a module"
@@ -255,7 +313,7 @@ class _Mentions(ast.NodeVisitor):
             self.generic_visit(node)
 
     def visit_Call(self, node):
-        called = _chain(node.func) or [""]
+        called = _chain(node.func) or ([node.func.attr] if isinstance(node.func, ast.Attribute) else [""])
         special = _special.get(called[-1]) if called[-1] != "eval" or len(called) == 1 else None
         if not special or not special(self, node):
             self.generic_visit(node)
@@ -273,20 +331,40 @@ def _attribute(self: _Mentions, node: ast.Call) -> bool:
     return True
 
 
+def _beginning(node, module: str) -> str:
+    "What a text begins with that is put together, `f'{__name__}.{n}'` or `'pkg.' + n`; empty where that is not literal"
+    if isinstance(node, ast.JoinedStr):
+        parts = node.values
+    elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        parts = [*([node.left] if not isinstance(node.left, ast.BinOp) else [node.left.left, node.left.right]), node.right]
+    else:
+        return ""
+    text = ""
+    for part in parts:
+        inner = part.value if isinstance(part, ast.FormattedValue) else part
+        known = module if isinstance(inner, ast.Name) and inner.id in ("__name__", "__package__") else _literal(inner)
+        if known is None:
+            break
+        text += known
+    return text
+
+
 def _imported(self: _Mentions, node: ast.Call) -> bool:
     "`import_module('pkg.mod')` is the module, `import_module(f'pkg.{name}')` every module of that beginning"
     given = node.args[0] if node.args else None
-    first = given.values[0] if isinstance(given, ast.JoinedStr) and given.values else None
-    text = _literal(given) if _literal(given) is not None else _literal(first) or ""
+    text = _literal(given) if _literal(given) is not None else _beginning(given, self.module)
     if text.startswith("."):  # relative to the package that is given, which mostly is the one that it is written in
         level = len(text) - len(text.lstrip("."))
         package = next(filter(None, map(_literal, [*node.args[1:2], *(k.value for k in node.keywords if k.arg == "package")])), None)
         base = (package or self.module).split(".")
         text = ".".join([*base[: len(base) - level + bool(package or self.is_package)], text.lstrip(".")])
+    name = _name_of(node)
     if _literal(given) is not None:
         self.found.add(f"i:{text}::it is imported by its name")
+    elif "." in text:
+        self.found.add(f"p:{text}")
     else:
-        self.found.add(f"p:{text}" if "." in text else f"w:{_chain(node.func)[-1]} with a name that is not literal")
+        self.found |= {f"w:{name} with a name that is not literal", f"u:{name} with a name that is not literal"}
     return False
 
 
@@ -297,20 +375,103 @@ def _globals(self: _Mentions, node: ast.Call) -> bool:
 
 
 def _evaluated(self: _Mentions, node: ast.Call) -> bool:
-    "`eval('outer(1)')` is its code"
-    text = _literal(node.args[0]) if node.args else None
-    if isinstance(node.func, ast.Name) and not (text and self.source(text, "exec")):
+    "`eval('outer(1)')` is its code, `exec(open('s.py').read())` that of a file"
+    if not isinstance(node.func, ast.Name):
+        return False
+    given = node.args[0] if node.args else None
+    text = self.path(given)
+    is_read = text is not None and any(isinstance(n, ast.Call) for n in ast.walk(given))
+    if is_read or (text or "").endswith(CODE):
+        self.found.add(f"r:{text}")
+    elif text is None or not self.source(text, "exec"):
         self.found.add(f"w:{node.func.id} of a text that is not literal")
+        if node.func.id == "exec":
+            self.found.add("u:exec of a text that is not literal")
     return False
 
 
 def _command(self: _Mentions, node: ast.Call) -> bool:
-    "`os.system('python -m pkg.mod')` runs a program: the modules that it names count, and what a run would tell is not known"
-    said = list(ast.walk(node))
-    words = " ".join(filter(None, map(_literal, said)))
-    if _is_python.search(words) or any(_chain(n) == ["sys", "executable"] for n in said):
+    "`os.system('python -m pkg.mod')` and `subprocess.run([sys.executable, 's.py'])` run a program: what they name counts"
+    parts = list(ast.walk(node))
+    words = " ".join(text for a in [*node.args, *(k.value for k in node.keywords if k.arg in ("args", "cmd"))] for text in self.texts(a))
+    if any(_chain(n) == ["sys", "executable"] for n in parts):
+        self.program(f"python {words}")
+    elif _is_python.search(f"{words} ") or re.search(rf"^\s*(?:\S*sh\s|\./|\S*(?:{'|'.join(map(re.escape, CODE))})\b)", words):
         self.program(words)
+    elif not words and node.args and (_chain(node.func) or [""])[0] == "subprocess":
+        self.found.add("u:a command that is not literal")
     return False
+
+
+_paths = {"run_path": 0, "spec_from_file_location": 1, "SourceFileLoader": 1, "load_source": 1, "execute_notebook": 0, "execfile": 0}
+_path_keywords = {"path_name", "location", "path", "pathname", "input_path"}
+
+
+def _by_path(self: _Mentions, node: ast.Call) -> bool:
+    "`runpy.run_path('s.py')` and `spec_from_file_location('s', 's.py')` run a file"
+    name = _name_of(node)
+    given = [k.value for k in node.keywords if k.arg in _path_keywords] or node.args[_paths[name] : _paths[name] + 1]
+    if given:
+        text = self.path(given[0])
+        self.found.add(f"u:{name} of a path that is not literal" if text is None else f"r:{text}")
+    return False
+
+
+def _walked(self: _Mentions, node: ast.Call) -> bool:
+    "`pkgutil.iter_modules(['plugins'])` is all code in a folder; of a `__path__`, the modules of a package"
+    if any("__path__" in (getattr(n, "id", ""), getattr(n, "attr", "")) for n in ast.walk(node)):
+        return False
+    given = node.args[:1] or [k.value for k in node.keywords if k.arg == "path"]
+    items = [e for g in given for e in (g.elts if isinstance(g, ast.List | ast.Tuple) else [g])]
+    for text in map(self.path, items) if items else [None]:
+        self.found.add(f"u:modules that {_name_of(node)} finds" if text is None else f"g:{text}")
+    return False
+
+
+def _entry_points(self: _Mentions, node: ast.Call) -> bool:
+    self.found.add("u:what entry points load")
+    return False
+
+
+def _on_path(self: _Mentions, node: ast.Call) -> bool:
+    "`sys.path.insert(0, 'lib')`: modules are imported from there"
+    chain = _chain(node.func) or [""]
+    if chain[:2] == ["sys", "path"] or chain[-1] == "addsitedir":
+        given = node.args[-1:]
+        items = given[0].elts if given and isinstance(given[0], ast.List | ast.Tuple) else given
+        self.folders(items, "a")
+    return False
+
+
+def _run_magic(self: _Mentions, line: str) -> None:
+    "`%run -i scripts/s.py 3` runs a file, `%run -m pkg.mod` a module"
+    try:
+        words = shlex.split(line)
+    except ValueError:
+        words = line.split()
+    if "-m" in words[:-1]:
+        self.found.add(f"t:{words[words.index('-m') + 1]}")
+        return
+    named = next((w for w in words if not w.startswith("-")), "")
+    if not named or set("{}$*") & set(named):
+        self.found.add("u:%run of a path that is not literal")
+    else:
+        self.found.add(f"r:{named if named.endswith(('.py', '.ipy', '.ipynb')) else named + '.py'}")
+
+
+def _line_magic(self: _Mentions, name: str, line: str) -> None:
+    "What one magic runs"
+    words = line.split()
+    if name == "run":
+        _run_magic(self, line)
+    elif name in ("load", "loadpy"):
+        self.found |= {f"f:{w}" for w in words if w.endswith(CODE)}
+    elif name in ("load_ext", "reload_ext", "aimport"):
+        self.found |= {f"i:{w.strip(',-')}::it is loaded by a magic" for w in words}
+    elif name in ("writefile", "file"):
+        self.found |= {f"o:{w}" for w in words}
+    elif name in ("sx", "system", "bash", "sh", "cmd") or (name == "script" and not _is_python.match(line)):
+        self.program(line)
 
 
 def _magic(self: _Mentions, node: ast.Call) -> bool:
@@ -318,25 +479,42 @@ def _magic(self: _Mentions, node: ast.Call) -> bool:
     for text in filter(None, map(_literal, node.args)):
         for word in _word.findall(text):
             self.chain(word.split("."))
-        if re.match(r"\s*%%?run\b", text):
-            self.program(text, "%run")
-        elif _is_python.search(text):
-            self.program(text)
+        if magic := re.match(r"\s*%%?(\w+)[ \t]*(.*)", text, re.S):
+            _line_magic(self, magic[1], magic[2])
+        if re.match(r"\s*!", text):
+            self.program(text.lstrip("! "))
     return True
 
 
+def _ipython(self: _Mentions, node: ast.Call) -> bool:
+    "`get_ipython().run_line_magic('run', 's.py')`"
+    if not (given := [_literal(a) for a in node.args]) or None in given:
+        return False
+    name, line = (given[0], " ".join(given[1:])) if len(given) > 1 else given[0].lstrip("%").partition(" ")[::2]
+    _line_magic(self, name, line)
+    return False
+
+
+_commands = ["system", "popen", "run", "Popen", "call", "check_call", "check_output", "getoutput", "getstatusoutput"]
+_commands += ["execv", "execvp", "execve", "spawnv", "spawnvp", "spawn", "create_subprocess_exec", "create_subprocess_shell"]
 _special = {
     **dict.fromkeys(["getattr", "setattr", "hasattr", "delattr"], _attribute),
     **dict.fromkeys(["import_module", "__import__"], _imported),
     **dict.fromkeys(["globals"], _globals),
     **dict.fromkeys(["eval", "exec"], _evaluated),
-    **dict.fromkeys(["system", "popen", "run", "Popen", "call", "check_call", "check_output", "getoutput"], _command),
+    **dict.fromkeys(_commands, _command),
+    **dict.fromkeys(_paths, _by_path),
+    **dict.fromkeys(["iter_modules", "walk_packages"], _walked),
+    **dict.fromkeys(["entry_points", "iter_entry_points"], _entry_points),
+    **dict.fromkeys(["insert", "append", "extend", "addsitedir"], _on_path),
+    **dict.fromkeys(["run_line_magic", "run_cell_magic", "magic"], _ipython),
+    "run_module": _imported,
     **dict.fromkeys(["__magic__", "__unparsed__"], _magic),
 }
 
 
-def _mentioned(tree, module: str = "m", is_package: bool = False) -> set[str]:
-    return _Mentions(module, is_package, tree).found
+def _mentioned(tree, module: str = "m", is_package: bool = False, around: list | None = None) -> set[str]:
+    return _Mentions(module, is_package, tree, around).found
 
 # %% ../../nbs/notebooks/01_sources.ipynb #11ebeca2
 _nested = (ast.If, ast.Try, ast.TryStar, ast.With, ast.For, ast.While, ast.Match)
@@ -516,7 +694,7 @@ def summary(
     body = _body(ast.parse(code))
     reading = _Reading(name, is_package, body)
     texts = [_text(s) for s in body]
-    mentions = [_mentioned(s, name, is_package) for s in body]
+    mentions = [_mentioned(s, name, is_package, body) for s in body]
     is_notebook = name == NOTEBOOK  # all of it counts, and nobody imports it
     effects = [] if is_notebook else [i for i, s in enumerate(body) if _affects(s, reading.imports)]
     made = {} if is_notebook else reading.made()
@@ -524,6 +702,7 @@ def summary(
     return {
         "whole": [digest(f"Module(body=[{','.join(texts)}])" if texts else "Module()"), joined(range(len(body)))[1]],
         "names": {n: [_kind([body[i] for i in places], n), *joined(places)] for n, places in made.items()},
+        "classes": [s.name for b in body for s in _statements(b) if isinstance(s, ast.ClassDef) and s.bases and s.name in made],
         "registers": [n for n, places in made.items() if _registers([body[i] for i in places if hasattr(body[i], "name")], set(made))],
         "registered": [] if is_notebook else [list(pair) for s in body for pair in _registered(s, reading.imports)],
         "imports": reading.imports,

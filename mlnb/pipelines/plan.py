@@ -17,6 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ..notebooks import fingerprint
+from ..notebooks.paths import CODE
 from . import manifest
 from .changes import in_words
 from .manifest import TaskState
@@ -95,6 +96,13 @@ def counted(
     return {k: p for k, p in task.products.items() if k != "nb" or len(task.products) == 1}
 
 
+def _unwatched(what: Iterable[str], inputs: Iterable[str]) -> list[str]:
+    "A note for each piece of code that a task runs and nobody watches; none for a task that names files of code as its inputs"
+    if any(name.endswith((*CODE, ".ipynb")) for name in inputs):
+        return []
+    return [f"it runs code whose changes are not seen: {one}; name the files that it may be as inputs of the task" for one in what]
+
+
 class _Looks:
     "What files, folders and patterns hold, each looked at once between two calls of `refresh`"
 
@@ -142,7 +150,8 @@ class _Fingerprints:
         self.settings, self.spec, self.folder = settings, spec, manifest.folder(settings)
         self.memory = _Memory(self.folder / "@memory.json")
         self.looks = _Looks(self.memory.part("contents"), spec.path.parent)
-        self.library = fingerprint.Library([settings.package], settings.root, self.memory.part("sources"))
+        written = (str(p) for t in spec.tasks.values() for p in t.products.values())
+        self.library = fingerprint.Library([settings.package], settings.root, self.memory.part("sources"), written)
         self.packages = Packages(self.memory.part("packages"))
         self.records: dict[str, tuple] = {}  # task -> look of its record, the record
 
@@ -215,7 +224,7 @@ class _Fingerprints:
             "inputs": inputs,
             "packages": self.packages.versions(reached.modules),
             "upstream": {t.name: {k: self.content(t, k) for k in counted(t)} for t in needed},
-        }, [*reached.notes, *notes]
+        }, [*reached.notes, *_unwatched(reached.unwatched, inputs), *notes]
 
 # %% ../../nbs/pipelines/04_plan.ipynb #a78dada2
 def _product(found: _Fingerprints, task: TaskSpec, key: str, kept: dict | None) -> str:

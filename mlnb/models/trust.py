@@ -56,7 +56,7 @@ class Trust:
 
 # %% ../../nbs/models/08_trust.ipynb #ee8f1242
 def _refused(name: str, why: str) -> BundleError:
-    right = "name what the project's package, or one of the setting 'trusted_packages', defines"
+    right = "a bundle may name what `package` in [tool.mlnb], or one of `trusted_packages` there, defines"
     return BundleError(f"the bundle names {name!r}, {why}; {right}")
 
 
@@ -68,7 +68,7 @@ def _check_name(name: str, trust: Trust):
     if any(part.startswith("__") for part in parts):
         raise _refused(name, "which begins with two underscores")
     if not trust.covers(name.rpartition(".")[0]):
-        listed = ", ".join(trust.packages) or "none"
+        listed = ", ".join(trust.packages) or "none, since this folder is in no project"
         raise _refused(name, f"which is outside of the trusted packages ({listed})")
 
 

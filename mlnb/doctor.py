@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GOOD', 'NOTE', 'MISSING', 'CHECKS', 'READ', 'Finding', 'check', 'python', 'machine', 'device', 'libraries', 'kernel',
-           'lab', 'container_tools', 'project', 'prediction_log', 'git', 'places', 'variables', 'examine']
+           'lab', 'container_tools', 'project', 'prediction_log', 'git', 'places', 'privacy', 'variables', 'examine']
 
 # %% ../nbs/03_doctor.ipynb #f0631cf4
 import importlib.metadata
@@ -17,6 +17,7 @@ import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
+from .models.tracker import problem_of
 from .project.errors import MlnbError, did_you_mean
 from .project.settings import Settings, load_settings
 from .project.secrets import redacted
@@ -255,7 +256,20 @@ def places(settings):
         return
     yield _answers(settings.url(settings.records), "Records", "records")
     yield _answers(settings.url(settings.tracking), "Tracking", "tracking")
+    if problem := problem_of(settings):
+        yield Finding("Tracking", NOTE, f"MLflow lacks a run: {problem}", "the next mlnb run logs it")
     yield _opens(settings.url(settings.storage))
+
+
+@check
+def privacy(settings):
+    "Who can read the prediction log, which repeats every request"
+    if settings is None:
+        return
+    log = settings.path(settings.predictions)
+    if log.is_dir() and log.stat().st_mode & 0o005:
+        mend = 'if requests hold personal data, write file_mode = "group" or "private" in [tool.mlnb]'
+        yield Finding("Prediction log", NOTE, f"every user of this machine can read {settings.predictions}", mend)
 
 
 @check

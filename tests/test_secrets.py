@@ -15,6 +15,7 @@ from pipeline_project import make, notebook
 from plain_server import MLNB, plain
 from waiting import until
 
+from mlnb.cli.main import _in_words
 from mlnb.doctor import places, variables
 from mlnb.pipelines import manifest
 from mlnb.project.errors import MlnbError, TrackingError
@@ -42,7 +43,7 @@ kind = "webhook"
 url = "$OPS_WEBHOOK"
 """
 IMPORTS = "from mlnb.models.registry import Tracking\nfrom mlnb.project.settings import load_settings"
-SHOWS = "settings = load_settings()\nsettings"
+SHOWS = "import os\nprint('keys:', os.environ.get('MLNB_KEYS'))\nsettings = load_settings()\nsettings"
 FAILS = "Tracking(settings.url(settings.tracking)).version_of('flights', 'champion')"
 
 
@@ -84,6 +85,7 @@ def test_a_run_writes_no_secret_and_leaves_nothing_open(project):
     assert stat.S_IMODE((project / "out" / "data.txt").stat().st_mode) == 0o666, "products follow the umask"
     kept = next(project.glob(".mlnb/runs/*/other.ipynb")).read_text()
     assert "http://ada:***@127.0.0.1:9" in kept and "tracking='http://ada:***@" in kept
+    assert "keys: None" in kept, "a task has no use for the keys of the service"
 
 
 @pytest.mark.parametrize(
@@ -224,6 +226,12 @@ def test_credentials_are_hidden_wherever_they_stand(text):
 )
 def test_ordinary_sentences_stay_as_they_are(text):
     assert redacted(text) == text
+
+
+@pytest.mark.parametrize("error", [PermissionError, FileNotFoundError])
+def test_what_belongs_to_another_user_is_explained(error):
+    text = _in_words(error(13 if error is PermissionError else 2, "Refused", "/p/.mlnb/locks/pipeline.lock"))
+    assert text.startswith("Refused: /p/.mlnb/locks/pipeline.lock") and ("run mlnb as that user" in text) == (error is PermissionError)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")

@@ -88,8 +88,8 @@ def _notes(drift, limit: int) -> list[str]:
         shown = f"{len(small)} windows" if len(small) > 3 else ", ".join(small)
         notes.append(f"Too small to judge: {shown}. So few rows move as far by chance alone (noise).")
     notes += _one_sided(drift)
-    notes += [f"{w.window}: {c.name} is not compared, {c.note}." for w in drift.windows for c in w.columns[:limit] if c.note][:5]
-    return notes
+    apart = [f"{w.window}: {c.name} is not compared, {c.note}." for w in drift.windows for c in w.columns[:limit] if c.note]
+    return [*notes, *apart[:5], *([f"{len(apart) - 5} more are not compared, see --json."] if len(apart) > 5 else [])]
 
 
 def _one_sided(drift) -> list[str]:

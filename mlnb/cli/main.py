@@ -95,6 +95,17 @@ def _say(text: str) -> None:
     click.echo(f"{click.style('Error', fg='red', bold=True)}: {printable(text, multiline=True)}", err=True)
 
 
+def _in_words(error: OSError) -> str:
+    "What the system refuses, and why another user's files below .mlnb are out of reach"
+    from mlnb.project.permissions import is_private
+
+    if not error.filename:
+        return error.strerror
+    own = "; what lies below .mlnb is for the user who made it: run mlnb as that user, or in a checkout of your own"
+    others = error.errno in (errno.EACCES, errno.EPERM) and is_private(os.fsdecode(error.filename))
+    return f"{error.strerror}: {os.fsdecode(error.filename)}{own if others else ''}"
+
+
 def _show_bug(kind, error, trace) -> None:
     "A traceback, which may repeat a URL or a variable with a secret"
     import traceback
@@ -118,7 +129,7 @@ def main():
     except OSError as e:
         if e.errno not in SURROUNDINGS:
             raise
-        _say(f"{e.strerror}: {e.filename}" if e.filename else e.strerror)
+        _say(_in_words(e))
         sys.exit(1)
 
 # %% ../../nbs/cli/00_main.ipynb #20f613e6

@@ -30,6 +30,7 @@ from ..data.context import Columns, Snapshot
 from .hooks import Model
 from .trust import Trust, check_signature, sign, trusted_context, trusted_function, trusted_predictor
 from ..project.errors import BundleError, ContractError, did_you_mean
+from ..project.permissions import current_umask
 
 # %% ../../nbs/models/03_bundle.ipynb #a8d3af2b
 class Field(msgspec.Struct, frozen=True):
@@ -642,7 +643,7 @@ def _exchange(one: Path, other: Path) -> bool:
 
 def _place(draft: Path, folder: Path):
     "Rename `draft` to `folder`; what stood there is removed after the new one is in place"
-    draft.chmod(0o755)
+    draft.chmod(0o777 & ~current_umask())
     if folder.is_dir() and not folder.is_symlink() and _exchange(draft, folder):
         shutil.rmtree(draft)
     elif folder.exists():

@@ -8,6 +8,7 @@ __all__ = ['LONGEST_LINE', 'Worker', 'Crew']
 # %% ../../nbs/pipelines/09_workers.ipynb #f3d7298e
 import asyncio
 import json
+import os
 import signal
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,6 +20,11 @@ from ..project.permissions import make_folder, opener
 
 # %% ../../nbs/pipelines/09_workers.ipynb #43e9c5fc
 LONGEST_LINE = 2**22  # bytes of a message
+
+
+def _without_keys(environment) -> dict[str, str]:
+    "Variables for a task, without API keys of the service: a notebook that shows its variables would keep them in its output"
+    return {name: value for name, value in environment.items() if name != "MLNB_KEYS"}
 
 
 class Worker:
@@ -36,7 +42,8 @@ class Worker:
         "A new worker, forked or cold"
         make_folder(said.parent)
         with open(said, "ab", opener=opener) as file:
-            process = await asyncio.to_thread(kernels.fork_worker, "mlnb.notebooks.worker:serve", cwd=cwd, stdout=file, stderr=file)
+            what = {"cwd": cwd, "env": _without_keys(os.environ), "stdout": file, "stderr": file}
+            process = await asyncio.to_thread(kernels.fork_worker, "mlnb.notebooks.worker:serve", **what)
         process.socket.setblocking(False)
         return cls(process, *await asyncio.open_connection(sock=process.socket, limit=LONGEST_LINE))
 

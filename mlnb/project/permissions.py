@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['HOME', 'SHARED', 'UMASKS', 'is_private', 'opener', 'make_folder', 'make_private_folder', 'make_private_file',
-           'tighten', 'tighten_all', 'use_file_mode', 'protect']
+           'tighten', 'tighten_all', 'current_umask', 'use_file_mode', 'protect']
 
 # %% ../../nbs/project/06_permissions.ipynb #392459cc
 import os
@@ -117,6 +117,17 @@ def tighten_all(
             tighten(entry.path)
         elif entry.is_file(follow_symlinks=False) and (mode := entry.stat(follow_symlinks=False).st_mode) & 0o077:
             _close(entry.path, mode)
+
+# %% ../../nbs/project/06_permissions.ipynb #2ba8fb5b
+def current_umask() -> int:
+    "The umask of this process; where the system tells it, without changing it for a moment"
+    try:
+        with open("/proc/self/status") as file:
+            return next(int(line.split()[1], 8) for line in file if line.startswith("Umask:"))
+    except (OSError, StopIteration):
+        mask = os.umask(0o077)
+        os.umask(mask)
+        return mask
 
 # %% ../../nbs/project/06_permissions.ipynb #9bfe28a3
 UMASKS = {"private": 0o077, "group": 0o007}  # by value of the setting; anything else leaves the umask as it is

@@ -18,6 +18,7 @@ from tempfile import mkdtemp
 
 import mlnb
 from .errors import SettingError
+from .permissions import current_umask
 
 # %% ../../nbs/project/02_template.ipynb #9373f333
 PIECES = {  # where it stands here: where it goes in the new project
@@ -120,7 +121,7 @@ def new_project(
             to.parent.mkdir(parents=True, exist_ok=True)
             to.write_text(renamed((root / source).read_text(), name, package))
         _export(draft)
-        draft.chmod(0o755)
+        draft.chmod(0o777 & ~current_umask())
         draft.rename(place)
     finally:
         shutil.rmtree(draft, ignore_errors=True)

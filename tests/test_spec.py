@@ -272,7 +272,7 @@ def test_ambiguous_values_are_refused_with_the_right_form(project, text, right):
     says = f'{text} can be read in two ways; write {right}, or "{text}" in quotes for the text'
     with pytest.raises(PipelineError) as e:
         from_text(load_settings(project), [f"a=[{text}]"])
-    assert str(e.value) == f"parameter 'a': {says}"
+    assert str(e.value) == f"parameter 'a': {says}; in a shell: --param 'a=\"...\"'"
     rewrite(project, "[A]", f"[{text}]")
     assert sentence(project) == f"{project}/pipeline.yaml, line 13: {says}"
     rewrite(project, f"[{text}]", f'["{text}"]')
@@ -317,8 +317,16 @@ def test_annotations_decide_what_a_value_is(project):
     for wrong, says in {"x=a": "write a value of type float, such as 0", "k=0.5": "write a value of type int, such as 0"}.items():
         with pytest.raises(PipelineError, match=says):
             spec(project, **from_text(load_settings(project), [wrong]))
-    with pytest.raises(PipelineError, match="parameter 'k' has no value; write k=null for None, or k='\"\"' for an empty text"):
+    with pytest.raises(PipelineError, match="parameter 'k' has no value; write for example: k=0"):
         from_text(load_settings(project), ["k="])
+
+
+def test_no_value_is_refused_where_nothing_says_what_it_is(project):
+    notebook(project / "nbs" / "other.ipynb", "upstream = None\nproduct = None\na = None", "1")
+    for text in ("a=", "a=  "):
+        with pytest.raises(PipelineError, match="parameter 'a' has no value; write a=null for None, or a='\"\"' for an empty text"):
+            from_text(load_settings(project), [text])
+    assert from_text(load_settings(project), ["a=null"]) == {"a": None}
 
 
 def test_a_whole_number_of_env_yaml_may_become_a_float(project):

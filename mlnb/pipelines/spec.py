@@ -618,8 +618,9 @@ def _as_written(name: str, text: str, replaced: cells.Parameter):
     if cells.takes_text(replaced):
         return None if text == "null" and not isinstance(replaced.default, str) else text
     if not text.strip():
-        empty = "'" + '""' + "'"
-        raise PipelineError(f"parameter '{name}' has no value; write {name}=null for None, or {name}={empty} for an empty text")
+        right = f"{name}=null for None, or {name}='\"\"' for an empty text"
+        right = right if replaced.default is None else f"for example: {name}={replaced.default}"
+        raise PipelineError(f"parameter '{name}' has no value; write {right}")
     return _plain(yaml_reader.parse(text))
 
 
@@ -642,7 +643,8 @@ def from_text(
         try:
             found[name] = _as_written(name, text, replaced[0] if replaced else cells.Parameter(name))
         except yaml_reader.Refused as e:
-            raise PipelineError(f"parameter '{name}': {e}") from None
+            hint = f"; in a shell: --param '{name}=\"...\"'" if '"' in str(e) else ""
+            raise PipelineError(f"parameter '{name}': {e}{hint}") from None
         except (YAMLError, RecursionError):
             raise PipelineError(f"parameter '{name}' has value {text!r}, which is not a YAML value; write for example: {name}=1") from None
     return found

@@ -106,7 +106,7 @@ def new_project(
 ) -> Path:
     "Make project `name` below `parent` and return its folder; raises `SettingError` for a name or a place that is taken"
     package, place = package_name(name), Path(parent).resolve() / name
-    if place.exists():
+    if os.path.lexists(place):
         raise SettingError(f"{place} exists already; choose another name, or remove it")
     if not place.parent.is_dir():
         raise SettingError(f"there is no folder {place.parent} to make {name} in")

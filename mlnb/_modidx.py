@@ -1566,6 +1566,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'mlnb/notebooks/cells.py'),
                                       'mlnb.notebooks.cells.read': ('notebooks/cells.html#read', 'mlnb/notebooks/cells.py'),
                                       'mlnb.notebooks.cells.same_form': ('notebooks/cells.html#same_form', 'mlnb/notebooks/cells.py'),
+                                      'mlnb.notebooks.cells.scrub_magics': ('notebooks/cells.html#scrub_magics', 'mlnb/notebooks/cells.py'),
                                       'mlnb.notebooks.cells.tagged': ('notebooks/cells.html#tagged', 'mlnb/notebooks/cells.py'),
                                       'mlnb.notebooks.cells.takes_text': ('notebooks/cells.html#takes_text', 'mlnb/notebooks/cells.py'),
                                       'mlnb.notebooks.cells.without_magics': ( 'notebooks/cells.html#without_magics',

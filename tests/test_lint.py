@@ -183,8 +183,8 @@ def test_a_line_that_only_looks_like_a_magic(project):
     messages = [m for c, _, m in found(project) if c == "syntax"]
     assert sorted(m.partition(",")[0] for m in messages) == ["exported cell 2 loses `% 3`", "exported cell 3 loses `% 3)`"]
     text = (project / "pyproject.toml").read_text()
-    (project / "pyproject.toml").write_text(text.replace('export_procs = ["nbdev.scrubmagics:scrub_magics"]', ""))
-    export(project, "tools", "x = 1")
+    (project / "pyproject.toml").write_text(text.replace("nbdev.scrubmagics", "mlnb.notebooks.cells"))
+    export(project, "tools", "%precision 3\nx = 1", "if x:\n    %time x\n    x = 7 \\\n      % 3")
     assert {m for c, _, m in found(project) if c == "syntax"} == set()
 
 

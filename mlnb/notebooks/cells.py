@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PYTHON_MAGICS', 'read', 'Parameter', 'tagged', 'parameters_cell', 'parameters', 'as_declared', 'takes_text',
-           'same_form', 'check_parameters', 'without_magics', 'code']
+           'same_form', 'check_parameters', 'without_magics', 'scrub_magics', 'code']
 
 # %% ../../nbs/notebooks/00_cells.ipynb #0e59d355
 import ast
@@ -451,6 +451,26 @@ def without_magics(
     if not _parses(code):
         return source
     return ast.unparse(ast.fix_missing_locations(_Magics().visit(ast.parse(code))))
+
+# %% ../../nbs/notebooks/00_cells.ipynb #8dd72419
+def scrub_magics(
+    cell,  # of nbdev
+) -> None:
+    "Take the magics out of a code cell that is exported, for `export_procs = [\"mlnb.notebooks.cells:scrub_magics\"]` in [tool.nbdev]"
+    if cell.cell_type != "code" or _parses(cell.source):
+        return
+    from IPython.core.inputtransformer2 import EscapedCommand, find_end_of_continued_line, make_tokens_by_line
+
+    lines, dropped = cell.source.splitlines(keepends=True), set()
+    rest = list(lines)
+    while found := EscapedCommand.find(make_tokens_by_line(rest)):
+        span = range(found.start_line, find_end_of_continued_line(rest, found.start_line) + 1)
+        line = rest[found.start_line]
+        if line.lstrip().startswith("%"):  # `!ls` stays, for `mlnb check` to find
+            dropped.update(span)
+        for i in span:
+            rest[i] = line[: len(line) - len(line.lstrip())] + "pass\n"
+    cell.set_source("".join(line for i, line in enumerate(lines) if i not in dropped))
 
 # %% ../../nbs/notebooks/00_cells.ipynb #1e834218
 def _python(source: str) -> str:

@@ -406,9 +406,10 @@ def _scrubbed(project: Project) -> Iterator[tuple[Path, int, str]]:
     for path, one in project.exported.items():
         for n, made in (pair for code in one.cells.values() for pair in code.items()):
             source = project.notebooks[path]["cells"][n - 1]["source"]
+            mend = 'write export_procs = ["mlnb.notebooks.cells:scrub_magics"] in [tool.nbdev]'
             lost = [line.strip() for line in source.splitlines() if re.match(r"\s*%", line)]
             if lost and _meaning(source) not in (None, _meaning(made)):
-                yield path, n, f"exported cell {n} loses `{lost[0]}`, which nbdev takes for a magic; do not begin a line with %"
+                yield path, n, f"exported cell {n} loses `{lost[0]}`, which nbdev takes for a magic; {mend}"
 
 
 def _meaning(source: str) -> str | None:

@@ -147,7 +147,7 @@ def test_a_worker_that_is_killed(project):
     finally:
         kernels.fork_worker = fork
     assert statuses(report) == {"first": "executed", "second": "executed", "other": "failed"}
-    assert "the process that executed it ended by signal SIGKILL" in error_of(report)
+    assert "the process that executed it ended by SIGKILL" in error_of(report)
     until(lambda: not Path(f"/proc/{kernel}").exists(), "the end of its kernel")
 
 

@@ -7,6 +7,7 @@ __all__ = ['without_address_grammar', 'execute', 'PapermillEngine']
 
 # %% ../../nbs/notebooks/04_execute.ipynb #61ae7f80
 import os
+import re
 import signal
 import sys
 import threading
@@ -18,6 +19,7 @@ from tempfile import TemporaryDirectory
 
 from . import cells
 from .checkpoints import forget
+from .languages import is_python, kernel_of, language_of
 from ..project.errors import NotebookError
 from ..project.permissions import make_folder, opener
 
@@ -95,10 +97,10 @@ def _reason(error: BaseException, last_words: str) -> str:
     kind = type(error).__name__
     if kind == "PapermillExecutionError":
         return f"{error.ename}: {error.evalue.strip()}" if error.evalue.strip() else error.ename
-    if kind in {"CellTimeoutError", "NotebookError"}:
+    if kind in {"CellTimeoutError", "KernelHung", "NotebookError"}:
         return str(error)
     if kind == "DeadKernelError":
-        return "its kernel died" + (f" with the words: {last_words}" if last_words else " without a word; is memory short?")
+        return f"its kernel died: {error}" + (f"; it wrote: {last_words}" if last_words else "")
     if isinstance(error, OSError):
         return f"{error.strerror or error}: {error.filename}" if error.filename else str(error)
     return f"{kind}: {error}"
@@ -107,6 +109,8 @@ def _reason(error: BaseException, last_words: str) -> str:
 def _message(execution: _Execution, last_words: str) -> str:
     "One sentence that names notebook, cell, reason and the executed copy"
     error, live = execution.error, getattr(execution.client, "nb_man", None)
+    if live is None and isinstance(error, NotebookError):
+        return str(error)
     if live is None or live.index is None:
         return f"{execution.source} could not be started: {type(error).__name__}: {error} {last_words}".rstrip()
     cell = live.numbers.get(getattr(error, "cell_index", live.index))
@@ -114,11 +118,20 @@ def _message(execution: _Execution, last_words: str) -> str:
     return f"{execution.source}{where}: {_reason(error, last_words)}; the executed copy is {execution.output}"
 
 # %% ../../nbs/notebooks/04_execute.ipynb #34e6a3e0
-def _kernel_of(notebook: dict) -> tuple[str, str]:
-    "Kernel and language: this interpreter's own kernel for Python, whatever the kernel was called where the notebook was written"
-    spec = notebook.get("metadata", {}).get("kernelspec", {})
-    language = spec.get("language", "python")
-    return ("mlnb" if language.lower() == "python" else spec["name"]), language
+def _check_parameters(path: Path, notebook: dict, language: str, values: dict) -> None:
+    "Refuse values that the notebook does not declare; in another language than Python a name must stand in the parameters cell"
+    if is_python(language):
+        cells.check_parameters(path, values, cells.parameters(path, notebook))
+        return
+    source = notebook["cells"][cells.parameters_cell(notebook, path)]["source"]
+    if missing := [name for name in values if not re.search(rf"\b{re.escape(name)}\b", source)]:
+        raise NotebookError(f"{path} declares no parameter '{missing[0]}' in its parameters cell")
+
+
+def _last_words(log) -> str:
+    "The end of what the process of a kernel has said"
+    log.seek(max(0, log.seek(0, os.SEEK_END) - 1000))
+    return log.read().decode(errors="replace").strip()
 
 
 @contextmanager
@@ -153,10 +166,11 @@ def execute(
     "Execute `notebook` in a new kernel; a `NotebookError` names notebook, cell, reason, executed copy, and has `checkpoint`, `why_not`"
     notebook, output, parameters = Path(notebook), Path(output), parameters or {}
     read = cells.read(notebook)
+    metadata = read.get("metadata") or {}
+    chosen, language = (kernel, language_of(metadata, notebook)) if kernel else kernel_of(metadata, notebook)
     if parameters:
-        cells.check_parameters(notebook, parameters, cells.parameters(notebook, read))
-    own, language = _kernel_of(read)
-    options = {"parameters": parameters, "kernel_name": kernel or own, "language": language, "cwd": str(cwd or Path.cwd())}
+        _check_parameters(notebook, read, language, parameters)
+    options = {"parameters": parameters, "kernel_name": chosen, "language": language, "cwd": str(cwd or Path.cwd())}
     options |= {"env": env, "execution_timeout": timeout, "notebook_timeout": notebook_timeout, "on_cell": on_cell}
     options |= {"checkpoints": checkpoints, "resume": resume}
     with _log(Path(log) if log else None) as (file, sockets):
@@ -168,9 +182,7 @@ def execute(
             execution.noted_in(e)
             raise
         if execution.error is not None:
-            file.seek(0)
-            last_words = file.read()[-1000:].decode(errors="replace").strip()
-            raise execution.noted_in(NotebookError(_message(execution, last_words))) from execution.error
+            raise execution.noted_in(NotebookError(_message(execution, _last_words(file)))) from execution.error
         forget(getattr(execution.client, "kept", None))  # `raise SystemExit` ends a notebook, and well
     return output
 

@@ -13,6 +13,7 @@ import _io  # its classes are plain: `io` would ask each of their relatives abou
 import atexit
 import gc
 import importlib
+import importlib.machinery
 import importlib.util
 import io
 import json
@@ -278,6 +279,12 @@ def _runs(process) -> bool:
         return False
 
 
+def _compiled(name: str):
+    "The code of a file beside this one, for a module `mlnb_{name}`: compiled once for all kernels"
+    path = os.path.join(os.path.dirname(__file__), f"{name}.py")
+    return importlib.machinery.SourceFileLoader(f"mlnb_{name}", path).get_code(f"mlnb_{name}")
+
+
 @cache
 def application():
     "ipykernel's application as a class, made once: what the server has made, no kernel has to make"
@@ -307,6 +314,7 @@ def application():
 
     class Lossless(IPKernelApp):
         kernel_class = Type(Kernel, klass="ipykernel.kernelbase.Kernel").tag(config=True)
+        unattended = _compiled("unattended")  # what the engine has a kernel run before the first cell
 
         def parse_command_line(self, argv=None):
             "Without a parser, which knows hundreds of options, where only the connection file is given"

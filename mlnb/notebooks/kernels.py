@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['log', 'LONGEST_SOCKET', 'PATIENCE', 'PATIENCE_LOADING', 'UNKNOWN', 'ColdStart', 'ServerEnded', 'Options',
-           'options_of', 'find_options', 'keyed', 'server_file', 'key', 'runtime_folder', 'Place', 'place',
-           'WarmProcess', 'fork_kernel', 'Worker', 'fork_worker', 'status', 'stop']
+           'options_of', 'find_options', 'find_settings', 'keyed', 'server_file', 'key', 'runtime_folder', 'Place',
+           'place', 'WarmProcess', 'fork_kernel', 'Worker', 'fork_worker', 'status', 'stop']
 
 # %% ../../nbs/notebooks/06_kernels.ipynb #32a62d51
 import fcntl
@@ -61,11 +61,18 @@ def find_options(
     folder: str | Path | None = None,  # inside a project; default: the working folder
 ) -> Options:
     "The options of the project around `folder`; where there is none, the defaults and the variables"
+    return options_of(find_settings(folder))
+
+
+def find_settings(
+    folder: str | Path | None = None,  # inside a project; default: the working folder
+) -> Settings:
+    "The settings of the project around `folder`; where there is none or it has a mistake, the defaults"
     try:
-        return options_of(load_settings(folder) if _has_project(folder) else default_settings())
+        return load_settings(folder) if _has_project(folder) else default_settings()
     except SettingError as e:
-        log.warning("settings about warm kernels are the defaults: %s", e)
-        return Options()
+        log.warning("settings about kernels are the defaults: %s", e)
+        return Settings(root=Path.cwd(), name="")
 
 
 def _has_project(folder) -> bool:
@@ -97,8 +104,9 @@ def server_file() -> str:
 
 @cache
 def _program() -> tuple:
-    "What never changes in this process: interpreter and server"
-    return sys.executable, sys.version, hashlib.blake2b(Path(server_file()).read_bytes()).hexdigest()
+    "What never changes in this process: interpreter, server, and what the server has compiled"
+    files = [Path(server_file()), Path(server_file()).with_name("unattended.py")]
+    return sys.executable, sys.version, hashlib.blake2b(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _installed() -> list:

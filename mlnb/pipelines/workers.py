@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..notebooks import kernels
+from ..notebooks.liveness import how_it_ended, out_of_memory_kills
 from ..project.errors import PipelineError
 from ..project.permissions import make_folder, opener
 
@@ -32,6 +33,7 @@ class Worker:
 
     def __init__(self, process: kernels.Worker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter):
         self.process, self.reader, self.writer = process, reader, writer
+        self.kills = out_of_memory_kills()
 
     @classmethod
     async def start(
@@ -64,8 +66,7 @@ class Worker:
             code = await asyncio.to_thread(self.process.wait, 10)
         except TimeoutError:
             raise PipelineError("the process that executed it does not answer any more") from None
-        ended = f"by signal {signal.Signals(-code).name}" if -65 < code < 0 else f"with exit code {code}"
-        raise PipelineError(f"the process that executed it ended {ended}; is memory short?")
+        raise PipelineError(f"the process that executed it {how_it_ended(code, self.kills)}")
 
     def end(self) -> None:
         "Let it go; one that is at work is killed"

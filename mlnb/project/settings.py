@@ -73,6 +73,8 @@ class Settings:
     warm_kernels: bool = _setting(True, "warm_kernels = false, true or false")
     kernel_preload: tuple = _setting(_PRELOAD, 'kernel_preload = ["ipykernel", "numpy"], names of packages')
     kernel_idle_minutes: int = _setting(30, "kernel_idle_minutes = 30, whole minutes", range(1 << 20))
+    output_limit_mb: int = _setting(100, "output_limit_mb = 100, megabytes that the cells of a notebook may show together", _FROM_ONE_ON)
+    captured_commands_may_fail: bool = _setting(False, "captured_commands_may_fail = true, or false: whether `x = !cmd` may fail")
     kernel_pool: int = _setting(1, "kernel_pool = 1, a whole number of kernels", range(1 << 10))
     log_sync: str = _setting("interval", 'log_sync = "none", "interval" (every second) or "always"', ("none", "interval", "always"))
     log_full: str = _setting("refuse", 'log_full = "refuse" or "serve"', ("refuse", "serve"))

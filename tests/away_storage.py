@@ -56,6 +56,14 @@ class Away(AbstractFileSystem):
         self._obey()
         Path(path).write_bytes(value)
 
+    def rm_file(self, path):
+        self._obey()
+        os.remove(path)
+
+    def _open(self, path, mode="rb", **_):
+        self._obey()
+        return open(path, mode)
+
     def makedirs(self, path, exist_ok=False):
         self._obey()
         os.makedirs(path, exist_ok=exist_ok)

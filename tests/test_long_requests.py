@@ -18,7 +18,9 @@ from away_storage import ERRORS
 from waiting import until
 
 from mlnb.data.context import NotInMemory, SnapshotStore
+from mlnb.project.errors import ServingError
 from mlnb.project.files import find_files, open_url, publish
+from mlnb.serving.compactor import Part, PartStore
 from mlnb.serving.predictions import read
 from mlnb.serving.tables import ARROW, as_arrow
 
@@ -199,6 +201,13 @@ def test_calls_of_a_storage_fail_with_an_oserror_alone(tmp_path, monkeypatch, er
     for call in calls:
         with pytest.raises(OSError, match=f"the storage says {error}"):
             call()
+    parts = PartStore(f"away://{tmp_path}/log")
+    part = Part(f"{place}/x", 1, "v1", "2013-07-01T00", "log", "stamp", "1")
+    for call in (lambda: parts.remove(["x"]), lambda: parts.read(part)):
+        with pytest.raises(OSError):
+            call()
+    with pytest.raises(ServingError, match=f"the storage says {error}"):
+        parts.parts()
     with pytest.raises(NotInMemory):
         store.newest_in_memory(np.datetime64("now"))
     os.mkdir(place)

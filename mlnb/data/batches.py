@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .profiles import Profile
 from ..project.errors import ProfileError, did_you_mean
-from ..project.files import open_url
+from ..project.files import open_url, storage_errors
 
 # %% ../../nbs/data/04_batches.ipynb #3c7c317e
 _HELD, _MERGED = 10_000, 32  # rows, profiles that wait
@@ -67,10 +67,11 @@ def _dataset(path):
     import pyarrow.dataset as ds
 
     try:
-        files, place = open_url(path, "file")
-        found = ds.dataset(place, format="parquet", filesystem=files)
-        parts = found.get_fragments() if len(found.files) > 1 else ()
-        schemas = dict.fromkeys(part.physical_schema.remove_metadata() for part in parts)
+        with storage_errors():
+            files, place = open_url(path, "file")
+            found = ds.dataset(place, format="parquet", filesystem=files)
+            parts = found.get_fragments() if len(found.files) > 1 else ()
+            schemas = dict.fromkeys(part.physical_schema.remove_metadata() for part in parts)
         return ds.dataset(found.files, _schema_of_all(schemas), "parquet", files) if len(schemas) > 1 else found
     except FileNotFoundError:
         raise ProfileError(f"{path} is not there; give a Parquet file, or a folder of them") from None

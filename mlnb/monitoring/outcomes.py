@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from ..models.bundle import Field, entity_keys
 from ..project.errors import ServingError, did_you_mean
+from ..project.files import storage_errors
 from ..serving.batches import PROBLEMS, Batch, batches, check_columns, checked, open_input, problem_table
 from ..serving.log_reader import LogReader, Where
 from ..serving.outcomes import FORM, GRACE, LONGEST_KEY, OutcomeStore, gather, microseconds, schema
@@ -49,6 +50,7 @@ def _slim(table: pa.Table, segment: str | None) -> pa.Table:
     return found.append_column("segment", pc.fill_null(texts, "missing"))
 
 
+@storage_errors()
 def _read_part(reader: LogReader, path: str, segment: str | None, names: set[str]) -> pa.Table:
     "The columns of a part that are wanted; those that it has are added to `names`"
     local = "file" in reader.store.files.protocol

@@ -26,7 +26,7 @@ from uuid import uuid4
 import numpy as np
 
 from ..project.errors import ServingError
-from ..project.files import find_files, open_url, publish, write_whole
+from ..project.files import find_files, open_url, publish, storage_errors, write_whole
 from .predictions import lost_in, sync_folder, tables
 
 # %% ../../nbs/serving/03_compactor.ipynb #2d118cfc
@@ -78,14 +78,16 @@ class PartStore:
 
     def parts(self) -> list[Part]:
         "Every part that is there, in the order of hours; raises `ServingError` where a folder cannot be read"
-        self.files.invalidate_cache()
         try:
+            with storage_errors():
+                self.files.invalidate_cache()
             found = find_files(self.files, self.folder)
         except OSError as e:
             raise ServingError(f"the compacted log in {self.folder} cannot be read: {e}; mend that and try again") from None
         parts = (_part(path, info["size"]) for path, info in found.items())
         return sorted(filter(None, parts), key=lambda part: (part.hour, part.path))
 
+    @storage_errors()
     def read(self, part: Part, where=None):  # an Arrow expression
         "The rows of a part; raises `FileNotFoundError` where it is gone"
         import pyarrow.dataset as ds
@@ -102,7 +104,8 @@ class PartStore:
         with pq.ParquetWriter(buffer, table.schema, compression="zstd") as writer:
             writer.write_table(table, row_group_size=_ROW_GROUP)
             writer.add_key_value_metadata({_REPLACES: "\n".join(replaces)})
-        self.files.makedirs(folder, exist_ok=True)
+        with storage_errors():
+            self.files.makedirs(folder, exist_ok=True)
         publish(self.files, f"{folder}/{name}.parquet", buffer.getvalue().to_pybytes())
         self._new.add(folder)
 
@@ -110,6 +113,7 @@ class PartStore:
         "What a kill in the middle of a part has left on a disk"
         return [path for path in find_files(self.files, self.folder) if f"/.{log}-" in path and path.endswith(".part")]
 
+    @storage_errors()
     def remove(self, paths: Iterable[str]):
         for path in paths:
             with suppress(FileNotFoundError):
@@ -127,6 +131,7 @@ _ROW_GROUP = 1 << 14  # rows
 _REPLACES = "mlnb.replaces"
 
 
+@storage_errors()
 def _replaced(store: PartStore, part: Part) -> list[str]:
     "The paths of the parts that a merged one stands for"
     import pyarrow.parquet as pq

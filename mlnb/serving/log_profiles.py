@@ -23,7 +23,7 @@ from ..data.hourly import Hourly, from_bytes, to_bytes
 from ..data.profiles import Profile
 from ..data.segments import OTHER, named_value, segments
 from ..project.errors import ProfileError
-from ..project.files import open_url, publish
+from ..project.files import open_url, publish, storage_errors
 from .compactor import Compaction, Compactor, parts_url
 from .log_reader import LogReader, Snapshot
 from .predictions import tables
@@ -148,6 +148,7 @@ class HourStore:
     def _path(self, place: str, period: str, kind: str = "profile") -> str:
         return f"{self.folder}/{place}/{period}.{kind}"
 
+    @storage_errors()
     def _list(self) -> _List:
         try:
             found = _List(**json.loads(self.files.cat_file(f"{self.folder}/{_LIST}")))
@@ -155,6 +156,7 @@ class HourStore:
             return _List()
         return found if all(type(value) is type(vars(_List())[name]) for name, value in vars(found).items()) else _List()
 
+    @storage_errors()
     def _note(self, found: _List):
         self.files.makedirs(self.folder, exist_ok=True)
         publish(self.files, f"{self.folder}/{_LIST}", json.dumps(found.written()).encode())
@@ -162,21 +164,25 @@ class HourStore:
     def _write(self, place: str, period: str, profile: Profile, hourly: Hourly | None = None):
         "Write a profile, and its hours beside it where it is of more than one"
         path = self._path(place, period)
-        self.files.makedirs(path.rpartition("/")[0], exist_ok=True)
+        with storage_errors():
+            self.files.makedirs(path.rpartition("/")[0], exist_ok=True)
         publish(self.files, path, profile.to_bytes())
         if hourly:
             publish(self.files, self._path(place, period, "hourly"), to_bytes(hourly))
 
+    @storage_errors()
     def _remove(self, gone: set[tuple[str, str]]):
         "Remove profiles that no list names any more"
         for path in (self._path(*name, kind) for name in gone for kind in ("profile", "hourly")):
             with suppress(FileNotFoundError):
                 self.files.rm_file(path)
 
+    @storage_errors()
     def _read(self, place: str, period: str) -> Profile:
         path = self._path(place, period)
         return Profile.from_bytes(self.files.cat_file(path), path)
 
+    @storage_errors()
     def _read_hourly(self, found: _List, number: int, period: str) -> Hourly:
         "The hours of a profile; from their own profiles where they are not beside it, or damaged"
         place = found.places[number]

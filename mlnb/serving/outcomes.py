@@ -22,7 +22,7 @@ import numpy as np
 
 from ..models.bundle import Bundle, Field, entity_keys, columns_of
 from ..project.errors import ServingError
-from ..project.files import find_files, open_url, publish, write_whole
+from ..project.files import find_files, open_url, publish, storage_errors, write_whole
 from .predictions import PredictionLog, sync_folder
 from .requests import MOST, YEARS, JsonObject, RequestError, not_fields, parse, problem_of, request_error, right_form
 
@@ -337,12 +337,14 @@ class OutcomeStore:
         import pyarrow.parquet as pq
 
         pq.write_table(table.cast(schema()), buffer := pa.BufferOutputStream(), compression="zstd")
-        self.files.makedirs(self.place, exist_ok=True)
+        with storage_errors():
+            self.files.makedirs(self.place, exist_ok=True)
         name = name or f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{uuid4().hex[:8]}"
         publish(self.files, f"{self.place}/{name}.parquet", buffer.getvalue().to_pybytes())
         if "file" in self.files.protocol:
             sync_folder(Path(self.place))
 
+    @storage_errors()
     def _part(self, path: str):
         import pyarrow.parquet as pq
 
@@ -440,4 +442,5 @@ def _merge(store: OutcomeStore):
     with suppress(FileNotFoundError):  # another machine has merged them
         store.write(distinct(pa.concat_tables(map(store._part, paths))))
         for path in paths:
-            store.files.rm_file(path)
+            with storage_errors():
+                store.files.rm_file(path)

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from mlnb.models.metrics import Cost, calibration_error, log_loss
-from mlnb.monitoring.performance import join, measure
+from mlnb.models.metrics import Cost, calibration_error, log_loss, scores
+from mlnb.monitoring.performance import intervals, join, measure, realised
 from mlnb.project.errors import ModelError
 from mlnb.serving.outcomes import current
 
@@ -214,6 +214,50 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
         truth = 0.2936  # of 2,000,000 rows drawn alike
         covered += low <= truth <= high
     assert covered >= 15
+
+
+SCORES = {  # as many distinct ones, and as unevenly spread, as models give
+    "one": lambda rng, n: np.full(n, 0.3),
+    "two": lambda rng, n: rng.choice([0.1, 0.8], n, p=[0.999, 0.001]),
+    "as many as bins": lambda rng, n: rng.choice(np.linspace(0.05, 0.95, 15), n),
+    "one more than bins": lambda rng, n: rng.choice(np.linspace(0.05, 0.95, 16), n),
+    "nearly all alike": lambda rng, n: np.where(rng.random(n) < 0.95, 0.2, rng.random(n)),
+    "rounded": lambda rng, n: np.round(rng.beta(2, 5, n), 2),
+    "all different": lambda rng, n: rng.beta(2, 5, n),
+    "nearly certain": lambda rng, n: rng.beta(0.01, 2, n),
+    "the best at the very top": lambda rng, n: np.where(rng.random(n) < 0.001, 0.99, rng.random(n) * 0.01),
+    "0 and 1": lambda rng, n: (rng.random(n) < 0.3).astype(float),
+}
+
+
+@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("truth", [lambda p: p, lambda p: p**2 / (p**2 + (1 - p) ** 2), lambda p: 0.5 + 0 * p], ids=["a", "b", "c"])
+def test_an_interval_contains_the_figure_that_it_is_of(name, truth):
+    "Whichever way scores are spread, the figure and its interval are made of the same bins, losses, costs and ties"
+    rng = np.random.default_rng(1)
+    p = SCORES[name](rng, 6000)
+    y, day = (rng.random(6000) < truth(p)).astype(float), np.arange(6000) // 200
+    alerts = COST.decide(p)
+    found, spans = realised(y, p, alerts, COST), intervals(day, y, p, alerts, COST)
+    plain = scores(y.astype(int), p, COST)
+    for figure, (low, high) in spans.items():
+        assert low <= found[figure] <= high, (figure, low, found[figure], high)
+        assert abs(plain[figure] - found[figure]) < 1e-12 * max(1, abs(found[figure]))
+    assert set(spans) == {figure for figure, value in found.items() if value == value}
+
+
+def test_the_interval_of_the_calibration_error_covers_the_truth():
+    "Also a true error of 0, which no observed error reaches"
+    gaps = {0.0: lambda p: p, 0.05: lambda p: p + 0.05}
+    covered = dict.fromkeys(gaps, 0)
+    for truth, of in gaps.items():
+        for seed in range(40):
+            rng = np.random.default_rng(seed)
+            p = 0.9 * rng.beta(2, 5, 3000)
+            y = (rng.random(3000) < of(p)).astype(float)
+            low, high = intervals(np.arange(3000) // 100, y, p, COST.decide(p), COST)["ece"]
+            covered[truth] += low <= truth <= high
+    assert min(covered.values()) >= 36, covered
 
 
 def test_decisions_before_an_outcome_that_came_back_in_time():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LONGEST_TEXT', 'WHOLE', 'YEARS', 'WRITTEN_AS_TEXT', 'FORMS', 'RIGHT_FORM', 'MOST', 'TOO_DEEP', 'LONGEST_RAW',
-           'right_form', 'RequestError', 'request_error', 'problem_of', 'JsonObject', 'not_fields', 'parse',
+           'in_years', 'right_form', 'RequestError', 'request_error', 'problem_of', 'JsonObject', 'not_fields', 'parse',
            'RequestSchema']
 
 # %% ../../nbs/serving/00_requests.ipynb #246bf73b
@@ -12,7 +12,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 from itertools import islice
 from operator import attrgetter
 from typing import Annotated
@@ -43,6 +43,16 @@ RIGHT_FORM = {
     "number": "a finite number",
     "time": "an ISO-8601 time with its offset",
 }
+
+
+def in_years(
+    moment: datetime,  # aware
+) -> bool:
+    "Whether a moment lies within `YEARS` of UTC, whatever its offset"
+    year = moment.year
+    if YEARS[0] < year < YEARS[1] - 1:
+        return True
+    return YEARS[0] - 1 <= year <= YEARS[1] and YEARS[0] <= moment.astimezone(UTC).year < YEARS[1]
 
 
 def right_form(field: Field) -> str:
@@ -84,7 +94,7 @@ def problem_of(field: Field, value) -> str | None:
         msgspec.json.encode(found)  # half of a surrogate pair is no text
     except (msgspec.ValidationError, UnicodeEncodeError):
         return f"{_short(value)} is not {RIGHT_FORM[field.type]}"
-    if field.type == "time" and not YEARS[0] <= found.year < YEARS[1]:
+    if field.type == "time" and not in_years(found):
         return f"{_short(value)} is not between the years {YEARS[0]} and {YEARS[1]}"
     return None
 
@@ -184,7 +194,7 @@ class RequestSchema:
         rows = found if isinstance(found, list) else [found]
         if not rows:
             raise RequestError("the array is empty; send at least one object")
-        if not all(YEARS[0] <= t(row).year < YEARS[1] for row in rows for t in self._times) or not _plausible(rows):
+        if not all(in_years(t(row)) for row in rows for t in self._times) or not _plausible(rows):
             raise self.explain(body, "a time is out of range")
         if not self._each_key_once(body, rows):
             raise self.explain(body, "a key is there more than once")
@@ -252,4 +262,4 @@ class RequestSchema:
 def _plausible(rows: list) -> bool:
     "Whether every decision time is in the range of years"
     unset = msgspec.UNSET
-    return all(row.decision_time is unset or YEARS[0] <= row.decision_time.year < YEARS[1] for row in rows)
+    return all(row.decision_time is unset or in_years(row.decision_time) for row in rows)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -228,6 +229,60 @@ def test_old_parts_expire_by_hour_and_by_age(place):
         Path(part.path).rename(part.path.replace(part.stamp, past))
     log_files(place[0], 1, start=10)
     assert compactor.run().expired > 0 and ids_in_parquet(place[1]) == expected(20)[10:]
+
+
+def part(hour: str, stamp: str = ""):
+    "A part of an hour of decisions, compacted on a day, by default that of the decisions"
+    return c.Part(f"version=v/hour={hour}/{stamp}", 1, "v", hour, "a" * 8, f"{stamp or hour[:10].replace('-', '')}T130000000000", "00000")
+
+
+def days(first: str, number: int) -> list[str]:
+    return [str(np.datetime64(first) + i) for i in range(number)]
+
+
+YEAR = days("2026-01-01", 365)
+NOW = "20261230"  # when all of a replay was compacted
+
+
+@pytest.mark.parametrize(
+    ("parts", "gone", "later"),
+    [
+        pytest.param([part(f"{day}T05") for day in YEAR], YEAR[:36], 328, id="a year of traffic"),
+        pytest.param([part(f"{day}T05", NOW) for day in YEAR], YEAR[:36], 328, id="a year of decisions compacted on one day"),
+        pytest.param(
+            [*(part(f"{day}T05") for day in YEAR), part("2028-01-01T05")], YEAR[:36], 329, id="the service goes on under the wrong clock"
+        ),
+        pytest.param([*(part(f"{day}T05") for day in YEAR), part("2199-01-01T05", NOW)], YEAR[:36], 328, id="a decision far ahead"),
+        pytest.param([part(f"{day}T05") for day in YEAR[:3]], YEAR[:1], 1, id="three days"),
+        pytest.param([part(f"{YEAR[0]}T{hour:02}") for hour in range(24)], [], 0, id="one day"),
+        pytest.param([], [], 0, id="nothing"),
+        pytest.param([part("2027-12-31T05"), part("2028-01-01T05")], [], 0, id="nothing old"),
+    ],
+)
+def test_a_wrong_clock_removes_a_tenth_of_the_days_and_never_the_newest(parts, gone, later):
+    old, rest = c.expired(parts, datetime(2027, 12, 1, tzinfo=UTC))
+    assert sorted({p.hour[:10] for p in old}) == gone and rest == later
+
+
+@pytest.mark.parametrize("ahead", [366, 36_600, -36_600])
+def test_a_pass_by_a_wrong_clock_is_logged(place, monkeypatch, caplog, ahead):
+    log, rows = PredictionLog(place[0]), [prediction(i) for i in range(23)]
+    log.append([msgspec.structs.replace(row, time=f"2013-07-{day:02}T05:00:00Z") for day, row in enumerate(rows, 1)])
+    log.close()
+    c.Compactor(*place).run()
+
+    class Wrong(datetime):
+        @classmethod
+        def now(cls, zone=None):
+            return datetime.now(zone) + timedelta(days=ahead)
+
+    monkeypatch.setattr(c, "datetime", Wrong)
+    for _ in range(2):
+        assert c.Compactor(*place, keep_days=30).run().expired == (2 if ahead > 0 else 0)
+    assert ids_in_parquet(place[1]) == expected(23)[4 if ahead > 0 else 0 :]
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == (2 if ahead > 0 else 0)
+    assert all("2 parts of 2 days were removed; this clock says" in text and "more days follow" in text for text in said)
 
 
 def test_parts_may_be_in_any_file_system(place):

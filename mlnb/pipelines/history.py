@@ -71,11 +71,11 @@ def forgettable(
     keep: int | None = None,  # how many of the newest runs stay
     days: float | None = None,  # runs that began since so many days stay
 ) -> list[dict]:
-    "The runs of a pipeline that may go: those that no given limit keeps"
+    "The runs of a pipeline that may go: those that no given limit keeps. The newest one never goes by its age alone: a clock may be wrong"
     if keep is None and days is None:
         raise RecordError("say which runs may go: how many stay (keep), or from which age on (days)")
     runs = records.runs(None, pipeline)
-    old = runs[keep or 0 :]
+    old = runs[max(keep or 0, 1 if days else 0) :]
     limit = now() - dt.timedelta(days=days) if days is not None else None
     return [r for r in old if r["status"] != "running" and (limit is None or r["started"] < limit)]
 

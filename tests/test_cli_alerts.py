@@ -4,13 +4,21 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
 
 import pytest
 from listener import Listener
 
+from mlnb.monitoring.alerts import Alerts
+from mlnb.monitoring.rules import Looked, rules_of
 from mlnb.pipelines import recorder as recorders
 from mlnb.project.settings import load_settings
-from mlnb.records import Records
+from mlnb.records import Records, now
+from mlnb.serving.outcomes import Outcome, OutcomeLog
+from mlnb.serving.predictions import Prediction, PredictionLog
 
 TOML = """
 [tool.mlnb]
@@ -25,6 +33,22 @@ kind = "log"
 [tool.mlnb.channels.hook]
 kind = "webhook"
 url = "$HOOK"
+"""
+RULES = """
+[tool.mlnb.alerts.days]
+kind = "drift"
+[tool.mlnb.alerts.hours]
+kind = "drift"
+window = "hour"
+[tool.mlnb.alerts.auc]
+kind = "performance"
+below = 0.6
+[tool.mlnb.alerts.coverage]
+kind = "performance"
+metric = "coverage"
+below = 0.0
+[tool.mlnb.alerts.up]
+kind = "service"
 """
 
 
@@ -57,7 +81,7 @@ def test_a_trouble_from_its_first_check_to_its_end(project):
     assert shown.returncode == 1 and "there is no context yet" in shown.stdout and shown.stderr == ""  # nothing new is to be told
     done = alerts(project, "ack", "1", "--note", "on it", "--by", "ada")
     assert done.stdout == "Alert 1 is acknowledged by ada: there is no context yet\n"
-    assert document(project, "check")[1] == 0  # somebody has it in hand
+    assert document(project, "check")[1] == 3  # somebody has it in hand, and no run has ended yet
     events = document(project, "show", "1")[0]["events"]
     assert [(e["what"], e["who"]) for e in events] == [("firing", None), ("acknowledged", "ada")]
     assert alerts(project, "resolve", "1", "--by", "ada").returncode == 0 and document(project, "list")[0] == []
@@ -97,7 +121,74 @@ def test_a_failed_run_that_only_its_journal_knows_of(project, monkeypatch):
 def test_a_project_without_rules(tmp_path):
     (tmp_path / "pyproject.toml").write_text("[tool.mlnb]\n")
     done = alerts(tmp_path, "check")
-    assert (done.returncode, done.stdout) == (0, "Nothing is wrong: 2 rules looked.\n") and done.stderr == ""
+    said = [line.strip() for line in done.stdout.splitlines()]
+    assert (done.returncode, done.stderr) == (3, "")
+    assert said == [
+        "Not examined by 2 of 2 rules:",
+        "● inputs: no day of predictions has ended yet",
+        f"● pipeline: no run of pipeline '{tmp_path.name}' has ended yet",
+    ]
+
+
+@contextmanager
+def idle_service():
+    "The port of a server that is ready and has counted nothing"
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_port
+        server.shutdown()
+
+
+def test_what_was_not_examined_comes_first_and_is_not_green(tmp_path):
+    "Rules of every kind without anything to judge; of those that look, `age` alone finds something"
+    toml = TOML.replace("context_minutes = 60", "context_minutes = 60\nprediction_minutes = 60") + RULES
+    (tmp_path / "pyproject.toml").write_text(toml.replace("[tool.mlnb]\n", "[tool.mlnb]\ncost_missed = 3.0\n", 1))
+    settings = load_settings(tmp_path)
+    with idle_service() as port, Listener() as hook:
+        variables = {"MLNB_PORT": str(port), "HOOK": hook.url}
+        checked, code = document(tmp_path, "check", **variables)
+        reasons = {one["rule"]: one["unexamined"] for one in checked["rules"]}
+        assert code == 1 and checked["unexamined"] == 6 and reasons["age"] is None
+        assert reasons["hours"] == "no hour of predictions has ended yet" and reasons["auc"] == reasons["coverage"]
+        assert reasons["coverage"] == "the label window of no day of decisions has closed yet"
+        assert "first look" in reasons["up"] and "no run" in reasons["pipeline"]
+        for alert in document(tmp_path, "list")[0]:
+            assert alert["rule"] == "age"
+            alerts(tmp_path, "ack", str(alert["id"]))
+        shown = alerts(tmp_path, "check", **variables)
+    assert shown.returncode == 3 and shown.stdout.startswith("Not examined by 6 of 7 rules:\n  ● pipeline: no run of pipeline")
+    assert "had 0 requests since an earlier check, fewer than 50 are not judged" in shown.stdout
+    assert shown.stdout.index("● up") < shown.stdout.index("acknowledged")
+    log, day = PredictionLog.of(settings), "2013-07-01T05:00:00Z"
+    said = ("v1", "champion", "", 1.0, 0.5, True)
+    log.append([Prediction(f"r{i}", f"e{i}", day, day, *said, {}, {"x": 1.0}) for i in range(20)])
+    log.close()
+    reasons = {one["rule"]: one["unexamined"] for one in document(tmp_path, "check")[0]["rules"]}
+    assert reasons["auc"] == "none of the decisions from 2013-07-01 to 2013-07-01 has an outcome" and reasons["coverage"] is None
+    now = datetime.now(UTC)
+    OutcomeLog.of(settings).append([Outcome(f"e{i}", 1.0, now, now, "service") for i in range(20)])
+    reasons = {one["rule"]: one["unexamined"] for one in document(tmp_path, "check")[0]["rules"]}
+    assert reasons["auc"] == "the outcomes of the decisions from 2013-07-01 to 2013-07-01 are all the same, so there is no auc"
+
+
+def test_a_rule_with_nothing_to_judge_ends_no_alert(tmp_path):
+    "An alert on drift stays when the log that showed it has been removed"
+    (tmp_path / "pyproject.toml").write_text('[tool.mlnb]\n[tool.mlnb.alerts.hours]\nkind = "drift"\nclear_after = 1\n')
+    store = Alerts.of(load_settings(tmp_path))
+    (rule,) = rules_of(load_settings(tmp_path))
+    store.note([Looked(rule, now(), [rule.finding("x", "x moved")], {})], [])
+    store.close()
+    checked, code = document(tmp_path, "check")
+    assert code == 1 and [alert["subject"] for alert in checked["alerts"]] == ["x"] and checked["rules"][0]["unexamined"]
 
 
 def test_open(project):

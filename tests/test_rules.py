@@ -195,6 +195,24 @@ def test_context_and_predictions_age(project, toy):
     assert found(old, project) == {} and "outcome" in found(old, project, now() + dt.timedelta(minutes=61))
 
 
+@pytest.mark.parametrize("ahead", [dt.timedelta(hours=1), dt.timedelta(days=366), dt.timedelta(days=36_500)])
+def test_what_is_dated_ahead_of_the_clock_is_not_fresh(project, toy, ahead):
+    "A clock that was ahead, or a decision_time that a caller made up, must not hide for a year that nothing comes any more"
+    settings, _ = project
+    fresh = rule("freshness", context_minutes=60, prediction_minutes=60, outcome_minutes=60)
+    snapshot = SnapshotStore(str(toy / ".mlnb/storage/context"))
+    later = now() + ahead
+    SnapshotStore.of(settings).write(replace(snapshot.newest(snapshot.moments()[-1]), moment=np.datetime64(later, "s")))
+    log, t = PredictionLog.of(settings), f"{later:%Y-%m-%dT%H:%M:%S}Z"
+    log.append([Prediction("a", "k", t, t, "v1", "champion", t, 1.0, 0.1, False, {}, {"x": 1.0})])
+    OutcomeLog.of(settings).append([Outcome("k", 1.0, dt.datetime(2013, 7, 2, tzinfo=dt.UTC), later.replace(tzinfo=dt.UTC), "service")])
+    assert sorted(found(fresh, project)) == ["context", "outcome", "prediction"]
+    t = f"{now():%Y-%m-%dT%H:%M:%S}Z"
+    log.append([Prediction("b", "k", t, t, "v1", "champion", t, 1.0, 0.1, False, {}, {"x": 1.0})])
+    log.close()
+    assert sorted(found(fresh, project)) == ["context", "outcome"]
+
+
 def test_runs(project):
     settings, records = project
     runs = rule("runs")

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import click
 
 from .console import Group, local_time, plain, print_json, terminal
+from ..project.text import printable
 
 # %% ../../nbs/cli/18_alerts.ipynb #1b2b5a23
 COLOURS = {"firing": "bold red", "acknowledged": "yellow", "resolved": "green"}
@@ -69,12 +70,16 @@ def _checked_document(done) -> dict:
     from mlnb.monitoring.notify import document
 
     rules = [
-        {"rule": one.rule.name, "kind": one.rule.kind, "found": [f.subject for f in one.findings], "blind": one.blind}
+        {
+            "rule": one.rule.name, "kind": one.rule.kind, "found": [f.subject for f in one.findings],
+            "blind": one.blind, "unexamined": one.unexamined,
+        }
         for one in done.looks
     ]  # fmt: skip
     told = {name: {"alerts": one.alerts, "error": one.error, "note": one.note} for name, one in done.told.items()}
+    counts = {"firing": len(done.firing), "unexamined": len(done.unexamined)}
     changes = {"fired": done.changes.fired, "resolved": done.changes.resolved}
-    return {"firing": len(done.firing), **changes, "rules": rules, "told": told, "alerts": [document(row) for row in done.current]}
+    return {**counts, **changes, "rules": rules, "told": told, "alerts": [document(row) for row in done.current]}
 
 
 @alerts.command()
@@ -82,7 +87,8 @@ def _checked_document(done) -> dict:
 def check(as_json):
     """Let every rule look, note what it finds, tell the channels.
 
-    The exit code is 1 where something fires that nobody has acknowledged, 0 where nothing does, 2 where a setting is wrong.
+    The exit code is 1 where something fires that nobody has acknowledged, 2 where a setting is wrong, 3 where nothing fires but a rule had
+    nothing to examine, such as no traffic yet, and 0 where every rule looked and nothing fires.
     It may run as often as you like and beside another: each trouble is told once.
 
     \b
@@ -103,11 +109,26 @@ def check(as_json):
             click.echo(f"channel {name!r} was told, but {told.note}", err=True)
     if as_json:
         print_json(_checked_document(done))
-    elif done.current:
-        _show(done.current, terminal())
     else:
-        click.echo(f"Nothing is wrong: {(n := len(done.looks)):,} rule{'' if n == 1 else 's'} looked.")
-    sys.exit(1 if done.firing else 0)
+        _show_check(done, terminal())
+    sys.exit(1 if done.firing else 3 if done.unexamined else 0)
+
+
+def _rules(number: int) -> str:
+    return f"{number:,} rule{'' if number == 1 else 's'}"
+
+
+def _show_check(done, console):
+    "What could not be examined, then what is wrong"
+    if done.unexamined:
+        console.print(f"[yellow]Not examined by {len(done.unexamined):,} of {_rules(len(done.looks))}:[/]")
+    for one in done.unexamined:
+        console.print(f"  [yellow]●[/] {plain(one.rule.name)}: {plain(one.unexamined)}", soft_wrap=True)
+    looked = len(done.looks) - len(done.unexamined)
+    if done.current:
+        _show(done.current, console)
+    elif looked:
+        console.print(f"Nothing is wrong{' otherwise' if done.unexamined else ''}: {_rules(looked)} looked.")
 
 # %% ../../nbs/cli/18_alerts.ipynb #a969d969
 @alerts.command(name="list")
@@ -163,18 +184,18 @@ def _show_more(found: dict, console):
     figures = {"severity": found["severity"], "value": found["value"], "limit": found["bound"], "last seen": local_time(found["last_seen"])}
     for name, value in (figures | found["details"]).items():
         if value not in (None, ""):
-            console.print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}", markup=False)
+            console.print(plain(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}"))
     console.print("\n[bold]what happened[/]")
     for event in found["events"]:
         who = f" by {event['who']}" if event["who"] else ""
         note = f": {event['note']}" if event["note"] else ""
-        console.print(f"{local_time(event['at'])}  {event['what']}{who}{note}", markup=False)
+        console.print(f"{local_time(event['at'])}  {event['what']}{plain(who + note)}")
     if found["deliveries"]:
         console.print("\n[bold]who was told[/]")
     for one in found["deliveries"]:
         tries = f", {one['attempts']} tries" if one["attempts"] > 1 or one["status"] == "waiting" else ""
         why = f": {one['error']}" if one["error"] else ""
-        console.print(f"{local_time(one['sent']):16}  {one['channel']}: {one['what']}, {one['status']}{tries}{why}", markup=False)
+        console.print(f"{local_time(one['sent']):16}  {plain(one['channel'])}: {one['what']}, {one['status']}{tries}{plain(why)}")
 
 # %% ../../nbs/cli/18_alerts.ipynb #14ccd934
 def _user() -> str:
@@ -199,7 +220,7 @@ def ack(alert, note, by):
     """
     with _opened() as (_, store):
         found = store.acknowledge(alert, by or _user(), note)
-    click.echo(f"Alert {alert} is acknowledged by {by or _user()}: {found['words']}")
+    click.echo(printable(f"Alert {alert} is acknowledged by {by or _user()}: {found['words']}"))
 
 
 @alerts.command()
@@ -217,7 +238,7 @@ def resolve(alert, note, by):
     """
     with _opened() as (_, store):
         found = store.resolve(alert, by or _user(), note)
-    click.echo(f"Alert {alert} is resolved by {by or _user()}: {found['words']}")
+    click.echo(printable(f"Alert {alert} is resolved by {by or _user()}: {found['words']}"))
 
 # %% ../../nbs/cli/18_alerts.ipynb #b4632c28
 @alerts.command(name="open")
@@ -244,7 +265,7 @@ def open_(alert, again, only_print, as_json):
         told = lambda k, n: status.update(f"collecting the evidence: cell {k} of {n}")
         path, new, failed = evidence.open_alert(found, settings, again, told)
     if failed:
-        click.echo(f"a cell failed, the notebook says which: {failed}", err=True)
+        click.echo(printable(f"a cell failed, the notebook says which: {failed}", multiline=True), err=True)
     if as_json:
         print_json({"alert": alert, "notebook": str(path), "new": new, "failed": failed})
         return

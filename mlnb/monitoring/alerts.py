@@ -76,7 +76,7 @@ def steps(
         elif not _is_settled(row, finding):
             begin.append({"id": row["id"]} | columns | _begun(at, row["episode"] + 1))
     for subject, row in rows.items():
-        if row["state"] == "resolved" or subject in found or looked.blind is not None:
+        if row["state"] == "resolved" or subject in found or not looked.ends_alerts:
             continue
         missed = {"id": row["id"], "missed": row["missed"] + 1}
         (end if missed["missed"] >= looked.rule.clear_after else go_on).append(missed)

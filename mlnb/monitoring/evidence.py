@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MOST', 'CELLS', 'FOLDER', 'requests_of', 'reference_of', 'drift_of', 'plot_columns', 'history', 'plot_history',
            'hours_of', 'plot_hours', 'scores_of', 'plot_scores', 'worst_segments', 'affected_requests', 'service_now',
-           'plot_traffic', 'ages', 'runs_of', 'tasks_of', 'notebook_of', 'place_of', 'open_alert']
+           'plot_traffic', 'ages', 'runs_of', 'tasks_of', 'show_as_text', 'notebook_of', 'place_of', 'open_alert']
 
 # %% ../../nbs/monitoring/09_evidence.ipynb #419b31b7
 import json
@@ -18,13 +18,14 @@ import numpy as np
 
 from ..data.profiles import ColumnProfile, Profile
 from ..project.errors import MlnbError, NotebookError
+from ..project.text import markdown_text, printable
 
 # %% ../../nbs/monitoring/09_evidence.ipynb #b41a0e98
 MOST = 200_000  # requests that a notebook loads
 
 
 def _say(what: str, why) -> None:
-    print(f"{what}: {' '.join(str(why).split())}")
+    print(printable(f"{what}: {' '.join(str(why).split())}"))
 
 
 def requests_of(
@@ -92,6 +93,12 @@ def drift_of(
     return table.sort_values("level", key=lambda level: level == TOO_SMALL, kind="stable").set_index("column")
 
 # %% ../../nbs/monitoring/09_evidence.ipynb #c2914119
+def _label(text: str, most: int = 60) -> str:
+    "A text from a request as matplotlib draws it: no mathematics between two `$`, no control character, not too long"
+    shown = printable(text)
+    return (shown if len(shown) <= most else shown[: most - 1] + "…").replace("$", r"\$")
+
+
 def plot_columns(
     requests,  # DataFrame
     reference: Profile,
@@ -111,7 +118,7 @@ def plot_columns(
         axis.remove()
     for axis, name in zip(axes.flat, names, strict=False):
         _draw(axis, reference.columns[name], now.columns[name])
-        axis.set_title(name, loc="left", fontsize=10)
+        axis.set_title(_label(name), loc="left", fontsize=10)
     axes.flat[0].legend(frameon=False, fontsize=8)
     plt.show()
 
@@ -129,7 +136,7 @@ def _draw(axis, then: ColumnProfile, now: ColumnProfile):
         names = sorted(set(shares[0]) | set(shares[1]), key=lambda name: -max(side.get(name, 0) for side in shares))[:12]
         for side, move, colour, label in zip(shares, (-0.2, 0.2), ("0.8", "tab:red"), ("reference", "window"), strict=True):
             axis.bar(np.arange(len(names)) + move, [side.get(name, 0) for name in names], 0.4, color=colour, label=label)
-        axis.set_xticks(range(len(names)), [name[:12] for name in names], rotation=45, ha="right", fontsize=8)
+        axis.set_xticks(range(len(names)), [_label(name, 12) for name in names], rotation=45, ha="right", fontsize=8)
     axis.set_ylabel("share", fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
 
@@ -393,14 +400,14 @@ def ages(
 
     from mlnb.monitoring.rules import _NEWEST
 
-    rows = []
+    rows, now = [], pd.Timestamp.now("UTC").tz_localize(None)
     for what, newest in _NEWEST.items():
         try:
-            rows.append({"what": what, "newest": newest(settings)})
+            rows.append({"what": what, "newest": newest(settings, now.to_pydatetime())})
         except (MlnbError, OSError) as e:
             _say(f"No newest {what}", e)
     table = pd.DataFrame(rows, columns=["what", "newest"]).set_index("what")
-    return table.assign(age=pd.Timestamp.now("UTC").tz_localize(None) - pd.to_datetime(table["newest"]))
+    return table.assign(age=now - pd.to_datetime(table["newest"]))
 
 
 def runs_of(
@@ -441,10 +448,23 @@ def tasks_of(
     return pd.DataFrame(rows, columns=["name", "status", "seconds", "cell", "error", "notebook"]).set_index("name")
 
 # %% ../../nbs/monitoring/09_evidence.ipynb #676cd976
+def show_as_text():
+    "In this notebook, show what callers sent in tables as text: no mathematics, and controls as escapes"
+    import pandas as pd
+    from IPython import get_ipython
+
+    pd.set_option("display.html.use_mathjax", False)
+    if shell := get_ipython():
+        shown = shell.display_formatter.formatters
+        shown["text/html"].for_type(pd.DataFrame, lambda table: printable(table._repr_html_() or "", multiline=True))
+        shown["text/plain"].for_type(pd.DataFrame, lambda table, page, _: page.text(printable(repr(table), multiline=True)))
+
+
 _LOAD = """from mlnb.monitoring import evidence
 from mlnb.project.settings import load_settings
 
 settings = load_settings({env})
+evidence.show_as_text()
 alert = {alert}
 requests = evidence.requests_of(alert, settings)
 reference = evidence.reference_of(settings, alert.get("segment", ""))
@@ -506,16 +526,11 @@ def _facts(alert: dict) -> str:
     facts |= {name: str(details[name]) for name in ("version", "segment") if details.get(name)}
     if alert["value"] is not None and alert["bound"] is not None:
         facts["value"] = f"{alert['value']:.4g}, the limit is {alert['bound']:.4g}"
-    rows = "".join(f"| {name} | {_cell(text)} |\n" for name, text in facts.items())
+    rows = "".join(f"| {name} | {markdown_text(text)} |\n" for name, text in facts.items())
     told = "In variables: `requests` (the window, a row a request, with what the model saw and said), `reference` (the profile of the\n"
     told += "training rows), `drift` (a row a column)."
     took = f"Take it: `mlnb alerts ack {alert['id']} --note ...`; when it is over: `mlnb alerts resolve {alert['id']}`."
-    return f"# Alert {alert['id']}: {_cell(alert['words'])}\n\n| | |\n|---|---|\n{rows}\n{told}\n\n{took}"
-
-
-def _cell(text: str) -> str:
-    "Text in a table or headline of markdown, whatever a column is called"
-    return " ".join(text.split()).translate(str.maketrans({c: f"\\{c}" for c in "\\|<>*_[]`"}))
+    return f"# Alert {alert['id']}: {markdown_text(alert['words'])}\n\n| | |\n|---|---|\n{rows}\n{told}\n\n{took}"
 
 
 def _literal(values: dict) -> str:

@@ -25,6 +25,7 @@ from .alerts import Alerts, Changes
 from .rules import Looked, ask, from_variable, look, of_table, rules_of, setting
 from ..project.errors import AlertError, SettingError, did_you_mean
 from ..project.permissions import make_folder, opener
+from ..project.text import printable
 from ..records import Records, now
 
 # %% ../../nbs/monitoring/08_notify.ipynb #4ee68140
@@ -82,7 +83,8 @@ class Message:
 def _line(alert: dict) -> str:
     "An alert in one line"
     urgent = "CRITICAL " if alert["severity"] == "critical" and alert["what"] == "firing" else ""
-    return " ".join(f"{'over: ' if alert['what'] == 'resolved' else urgent}{alert['words']} [{alert['rule']}, alert {alert['id']}]".split())
+    words = f"{'over: ' if alert['what'] == 'resolved' else urgent}{alert['words']} [{alert['rule']}, alert {alert['id']}]"
+    return printable(" ".join(words.split()))
 
 # %% ../../nbs/monitoring/08_notify.ipynb #2bbc3d31
 CHANNELS: dict[str, type] = {}  # kind -> channel
@@ -167,6 +169,9 @@ class Webhook(Channel):
             raise AlertError(f"the server answers {status}")
 
 
+_IN_CHAT = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "@\u200b", "](": "]\u200b("}  # an unseen space ends a mention and a link
+
+
 @channel("slack")
 @dataclass(frozen=True, kw_only=True)
 class Slack(Webhook):
@@ -177,7 +182,9 @@ class Slack(Webhook):
         "What is sent"
         lines = message.lines() if len(message.alerts) != 1 else message.lines()[0].splitlines()[1:]
         text = "\n".join([f"*{message.headline()}*", *lines])
-        return {"text": text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")}
+        for acts, shown in _IN_CHAT.items():
+            text = text.replace(acts, shown)
+        return {"text": text}
 
 # %% ../../nbs/monitoring/08_notify.ipynb #5aff86b0
 @channel("email")
@@ -244,7 +251,7 @@ class Log(Channel):
         path = settings.path(self.file)
         make_folder(path.parent)
         with open(path, "ab", buffering=0, opener=opener) as file:
-            file.write(json.dumps(message.document(), ensure_ascii=False, default=str).encode("utf-8", "replace") + b"\n")
+            file.write(json.dumps(message.document(), default=str).encode() + b"\n")
 
 # %% ../../nbs/monitoring/08_notify.ipynb #4cfdb436
 def channels_of(
@@ -332,6 +339,11 @@ class Checked:
     changes: Changes
     told: dict[str, Told]
     current: list[dict]  # alerts that are not resolved
+
+    @property
+    def unexamined(self) -> list[Looked]:
+        "The rules that had nothing to judge, or not enough"
+        return [one for one in self.looks if one.unexamined]
 
     @property
     def firing(self) -> list[dict]:

@@ -11,6 +11,8 @@ import sys
 
 import click
 
+from .console import plain
+
 # %% ../../nbs/cli/02_doctor.ipynb #70a4a25c
 MARKS = {"good": "[green]●[/]", "note": "[yellow]●[/]", "missing": "[red]●[/]"}
 
@@ -18,19 +20,18 @@ MARKS = {"good": "[green]●[/]", "note": "[yellow]●[/]", "missing": "[red]●
 def _show(report: dict):
     "The findings as a table, what to mend at the end"
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     console, table = Console(), Table(box=None, pad_edge=False, show_header=False)
     fine = [f for f in report["findings"] if f["item"].startswith("Library ") and f["state"] == "good"]
     for f in report["findings"]:
         if f not in fine:
-            table.add_row(MARKS[f["state"]], f["item"], escape(f["found"]))
+            table.add_row(MARKS[f["state"]], f["item"], plain(f["found"]))
     table.add_row(MARKS["good"], "Libraries", ", ".join(f"{f['item'].removeprefix('Library ')} {f['found']}" for f in fine))
     console.print(table)
     for f in report["findings"]:
         if f["mend"]:
-            console.print(f"\n{MARKS[f['state']]} {f['item']}: {escape(f['found'])}\n  [bold]{escape(f['mend'])}[/]", highlight=False)
+            console.print(f"\n{MARKS[f['state']]} {f['item']}: {plain(f['found'])}\n  [bold]{plain(f['mend'])}[/]", highlight=False)
     console.print("\nAll is well." if report["healthy"] else "\nSomething is missing, see above.", highlight=False)
 
 # %% ../../nbs/cli/02_doctor.ipynb #c8f8ca3b

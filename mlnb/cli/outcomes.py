@@ -12,6 +12,8 @@ from pathlib import Path
 
 import click
 
+from ..project.text import printable
+
 # %% ../../nbs/cli/16_outcomes.ipynb #3ade351d
 @click.group()
 def outcomes():
@@ -80,7 +82,7 @@ def add(file, entity, outcome, observed, json):
     with watching(Console(stderr=True)) as watch:
         decisions = files.read_decisions(LogReader.of(settings))
         added = files.add(file, OutcomeStore.of(settings), decisions, _entity(settings), entity, outcome, observed, watch)
-    click.echo(json_format.dumps(asdict(added)) if json else "\n".join(_said(file, added)))
+    click.echo(json_format.dumps(asdict(added)) if json else "\n".join(map(printable, _said(file, added))))
     if added.rows and added.rejected == added.rows:
         raise SystemExit(1)
 
@@ -108,7 +110,7 @@ def show(entity, json):
     elif not rows:
         click.echo(f"No outcome of {entity!r} is known.")
     for row in [] if json else rows:
-        click.echo(f"{row['value']:g}  known since {row['observed_at']}, received {row['received_at']} from {row['source']}")
+        click.echo(printable(f"{row['value']:g}  known since {row['observed_at']}, received {row['received_at']} from {row['source']}"))
 
 
 def status_of(store) -> dict:

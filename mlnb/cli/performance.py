@@ -49,7 +49,7 @@ def _table(groups, first: str):
     table = Table(box=None, pad_edge=False, header_style="bold")
     heads = [head for told, _ in FIGURES.values() for head in (told, "expected")]
     for name in (first, "decisions", "coverage", *heads, "ECE", ""):
-        table.add_column(name, justify="left" if name in (first, "") else "right", no_wrap=True)
+        table.add_column(plain(name), justify="left" if name in (first, "") else "right", no_wrap=True)
     for group in groups:
         cells = _cells(group)
         table.add_row(plain(cells[0]), *cells[1:])
@@ -182,7 +182,7 @@ def performance(as_of, since, until, by, segment, json, html):
         if html:
             _write(found, html)
     if json:
-        click.echo(json_format.dumps(found.to_dict(), allow_nan=False, ensure_ascii=False))
+        click.echo(json_format.dumps(found.to_dict(), allow_nan=False))
     else:
         _print(found, by)
         if html:

@@ -12,6 +12,9 @@ from pathlib import Path
 
 import click
 
+from .console import plain
+from ..project.text import printable, spreadsheet_safe
+
 # %% ../../nbs/cli/12_predictions.ipynb #0aad11a7
 SHOWN = ("time", "entity", "model_version", "arm", "probability", "decision", "latency_ms", "request_id")
 
@@ -22,14 +25,13 @@ def _text(value) -> str:
 
 def _table(frame):
     "The newest last, as in any log"
-    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in SHOWN:
         table.add_column(name, no_wrap=True, justify="right" if name in ("probability", "latency_ms") else "left")
     for row in frame[list(SHOWN)].itertuples(index=False):
-        table.add_row(*(escape(_text(value)) for value in row))
+        table.add_row(*(plain(_text(value)) for value in row))
     return table
 
 
@@ -51,7 +53,7 @@ def _plain(value):
 
 def _documents(frame) -> str:
     "A JSON array, a row an object"
-    return json_format.dumps([{k: _plain(v) for k, v in row.items()} for row in frame.to_dict("records")], ensure_ascii=False)
+    return json_format.dumps([{k: _plain(v) for k, v in row.items()} for row in frame.to_dict("records")])
 
 # %% ../../nbs/cli/12_predictions.ipynb #b9159e7d
 def _parquet(frame) -> bytes:
@@ -72,6 +74,12 @@ _WRITERS = {
 }
 
 
+def _spreadsheet_safe(frame):
+    "The same rows without a text or a name that a spreadsheet would run as a formula"
+    safe = lambda value: spreadsheet_safe(value) if isinstance(value, str) else value
+    return frame.map(safe).rename(columns=safe)
+
+
 def _write(frame, file: Path):
     "Write every column to a file, whole; a place that cannot be written to is the caller's mistake"
     from mlnb.project.files import write_whole
@@ -82,7 +90,9 @@ def _write(frame, file: Path):
         raise click.BadParameter(f"{file} cannot be written: {e.strerror}", param_hint="'--output'") from None
 
 
-def _check_output(file: Path | None):
+def _check_output(file: Path | None, safe: bool):
+    if safe and (file is None or file.suffix != ".csv"):
+        raise click.UsageError("--spreadsheet-safe is for a CSV file; write --output NAME.csv, or leave it out")
     if file and file.suffix not in _WRITERS:
         raise click.BadParameter(f"{file} is neither a .parquet nor a .csv file", param_hint="'--output'")
 
@@ -113,7 +123,8 @@ def _versions(reader, version: str | None) -> str:
 @click.option("--limit", type=click.IntRange(min=1), help="The newest so many; default: 20, and all with --output.")
 @click.option("--json", is_flag=True, help="Print one JSON document with every column.")
 @click.option("--output", metavar="FILE", type=click.Path(dir_okay=False, path_type=Path), help="Write every column to .parquet or .csv.")
-def predictions(since, until, version, entity, arm, limit, json, output):
+@click.option("--spreadsheet-safe", "safe", is_flag=True, help="Put ' before what a spreadsheet would run as a formula; CSV only.")
+def predictions(since, until, version, entity, arm, limit, json, output, safe):
     """Show what was predicted: the newest rows of the prediction log.
 
     \b
@@ -128,12 +139,12 @@ def predictions(since, until, version, entity, arm, limit, json, output):
     from mlnb.serving.log_reader import LogReader, Where
     from mlnb.serving.predictions import say_unread, unread
 
-    _check_output(output)
+    _check_output(output, safe)
     settings = load_settings()
     reader, where = LogReader.of(settings), Where(since, until, version, entity, arm)
     found = reader.frame(where) if output and not limit else reader.newest(limit or 20, where)
     if output:
-        _write(found, output)
+        _write(_spreadsheet_safe(found) if safe else found, output)
     if json:
         click.echo(_documents(found))
     elif output:
@@ -141,7 +152,7 @@ def predictions(since, until, version, entity, arm, limit, json, output):
     elif len(found):
         _print(found)
     else:
-        click.echo(f"No such prediction is in the log{_versions(reader, version)}.")
+        click.echo(printable(f"No such prediction is in the log{_versions(reader, version)}."))
     if count := unread(settings.path(settings.predictions)):
         click.echo(f"mlnb predictions: {say_unread(count, settings.path(settings.predictions))}", err=True)
         sys.exit(1)

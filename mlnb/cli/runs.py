@@ -17,6 +17,7 @@ from pathlib import Path
 import click
 
 from .console import Group, local_time, plain, print_json, terminal
+from ..project.text import printable
 
 # %% ../../nbs/cli/10_runs.ipynb #067714be
 @contextmanager
@@ -238,11 +239,12 @@ def _show_notebooks(run: dict, tasks: list[dict], console):
     width = max((len(t["name"]) for t in tasks), default=0)
     for t in tasks:
         if t["notebook"]:
-            console.print(f"{t['name']:{width}}  {os.path.relpath(t['notebook'])}", markup=False, soft_wrap=True)
+            console.print(printable(f"{t['name']:{width}}  {os.path.relpath(t['notebook'])}"), markup=False, soft_wrap=True)
     for t in tasks:
         if t["error"]:
             where = f" in cell {t['cell']}" if t["cell"] else ""
-            console.print(f"\nTask {t['name']} {t['status']}{where}: {t['error']}", markup=False, soft_wrap=True)
+            error = printable(f"Task {t['name']} {t['status']}{where}: {t['error']}", multiline=True)
+            console.print(f"\n{error}", markup=False, soft_wrap=True)
 
 # %% ../../nbs/cli/10_runs.ipynb #b0587abf
 @runs.command()
@@ -299,7 +301,7 @@ def _show_code(found: dict, console):
     console.print(f"Code: {commits[0]} → {commits[1]}" if commits[0] != commits[1] else f"Code: {commits[0] or 'no git repository'}")
     for t in found["tasks"]:
         for words in t["code"]:
-            console.print(f"  {t['name']}: {words}", markup=False, soft_wrap=True)
+            console.print(printable(f"  {t['name']}: {words}"), markup=False, soft_wrap=True)
 
 # %% ../../nbs/cli/10_runs.ipynb #b23498b2
 def _show_tasks(found: dict, names: list[str], console):
@@ -328,7 +330,7 @@ def _show_compared_metrics(found: dict, names: list[str], console, everything: b
         console.print()
         console.print(table)
     if alone:
-        console.print("\n" + "\n".join(alone), markup=False, soft_wrap=True)
+        console.print("\n" + "\n".join(map(printable, alone)), markup=False, soft_wrap=True)
     if same:
         console.print(f"\n{_count(same, 'more metric')} without a difference: --all shows them.")
 

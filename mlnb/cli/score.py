@@ -81,13 +81,17 @@ def _moment(context, parameter, text):
 @click.option("--log", is_flag=True, help="Write the predictions to the prediction log, too.")
 @click.option("--strict", is_flag=True, help="Fail at the first row that is wrong, and write nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it is there.")
+@click.option("--spreadsheet-safe", "safe", is_flag=True, help="Put ' before what a spreadsheet would run as a formula; CSV only.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def score(input, output, bundle, at, log, strict, overwrite, as_json):
+def score(input, output, bundle, at, log, strict, overwrite, safe, as_json):
     """Answer every row of a Parquet or CSV file.
 
     OUTPUT holds the rows of INPUT with the model's answers beside them, and appears when all are there. Rows that the service would refuse
     are explained in a file beside it; where it would refuse every row, the exit code is 1. A run that was interrupted goes on when the same
     command is given again.
+
+    What callers wrote stands in a CSV file byte for byte. Use --spreadsheet-safe where somebody opens it in Excel: a text or a name that
+    begins with = + - @, a tab or a line break gets an apostrophe, numbers stay.
 
     \b
     Example:
@@ -110,7 +114,7 @@ def score(input, output, bundle, at, log, strict, overwrite, as_json):
     logs = PredictionLog(settings.path(settings.predictions), settings.log_sync) if log else None
     with watching(Console(stderr=True)) as watch:
         limit = settings.context_limit_minutes
-        done = scoring.score(input, output, model, store.newest, limit, at, logs, overwrite, strict, watch)
+        done = scoring.score(input, output, model, store.newest, limit, at, logs, overwrite, strict, safe, watch)
     if logs:
         logs.close()
     _report(output, model, done, as_json)
@@ -123,6 +127,7 @@ def _report(output: Path, model, done, as_json: bool):
     import json
 
     from mlnb.cli.progress import duration
+    from mlnb.project.text import printable
     from mlnb.serving.scoring import rejected_file
 
     explained = rejected_file(output) if done.rejected else None
@@ -135,4 +140,4 @@ def _report(output: Path, model, done, as_json: bool):
     click.echo(f"Scored {done.rows - done.rejected:,} rows with model {model.name} {model.version} in {duration(done.seconds)}: {output}")
     if explained:
         click.echo(f"  {done.rejected:,} of {done.rows:,} rows were set aside and are explained in {explained}")
-        click.echo(f"  the first is {done.problem}")
+        click.echo(f"  the first is {printable(done.problem)}")

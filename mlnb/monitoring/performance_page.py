@@ -7,7 +7,6 @@ __all__ = ['days_chart', 'table', 'page', 'write_page']
 
 # %% ../../nbs/monitoring/10_performance_page.ipynb #ad146668
 import datetime as dt
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from .performance import ASSUMPTION, FIGURES, LEVEL, SEED, Group, Performance
 from .report import STYLE
 from ..project.files import write_whole
+from ..project.text import html_text
 
 # %% ../../nbs/monitoring/10_performance_page.ipynb #1fd0c1bc
 _WIDTH, _HEIGHT, _LEFT, _FOOT = 940, 170, 52, 22
@@ -64,7 +64,7 @@ def days_chart(
     drawn += [f'<path class="hoped" d="{_line(x[known], y(hoped[known]))}"/>']
     for i in np.flatnonzero(found):
         said = f"{days[i].name}: {came[i]:{form}}, expected {hoped[i]:{form}}, coverage {days[i].coverage:.0%}"
-        drawn.append(f'<circle class="came" cx="{x[i]:.1f}" cy="{y(came[i]):.1f}" r="2.4"><title>{escape(said)}</title></circle>')
+        drawn.append(f'<circle class="came" cx="{x[i]:.1f}" cy="{y(came[i]):.1f}" r="2.4"><title>{html_text(said)}</title></circle>')
     for at, anchor, i in ((_LEFT, "start", 0), (_WIDTH - 8, "end", -1)):
         drawn.append(f'<text x="{at}" y="{_HEIGHT - 4}" text-anchor="{anchor}">{days[i].name}</text>')
     title = f"{told} by day, realised and expected"
@@ -93,8 +93,8 @@ def table(
         cells += f"<td><b>{error:.3f}</b></td>" if np.isfinite(error) else "<td>–</td>"
         note = "" if group.closed else "waits for labels"
         counted = f"<td>{group.decisions:,}</td><td>{group.coverage:.1%}</td>"
-        lines.append(f"<tr><td>{escape(group.name)}</td>{counted}{cells}<td>{note}</td></tr>")
-    head = f"<tr><th>{escape(first)}</th><th>decisions</th><th>coverage</th>{heads}<th>ECE</th><th></th></tr>"
+        lines.append(f"<tr><td>{html_text(group.name)}</td>{counted}{cells}<td>{note}</td></tr>")
+    head = f"<tr><th>{html_text(first)}</th><th>decisions</th><th>coverage</th>{heads}<th>ECE</th><th></th></tr>"
     return f'<div class="scroll"><table><thead>{head}</thead><tbody>{"".join(lines)}</tbody></table></div>'
 
 # %% ../../nbs/monitoring/10_performance_page.ipynb #8cfbd5ef
@@ -105,8 +105,8 @@ def _tables(found: Performance) -> str:
     parts = [("Months", "month", found.months), ("Versions", "version", found.versions), ("Arms", "arm", found.arms)]
     parts += [(f"By {found.segment}", found.segment, found.segments)] if found.segment else []
     shown = [part for part in parts if len(part[2]) > 1 or part[1] in ("month", found.segment)]
-    told = f'<p class="mute">{escape(found.left_out)}</p>' if found.left_out else ""
-    return "".join(f"<h2>{escape(title)}</h2>{table(groups, first)}" for title, first, groups in shown) + told
+    told = f'<p class="mute">{html_text(found.left_out)}</p>' if found.left_out else ""
+    return "".join(f"<h2>{html_text(title)}</h2>{table(groups, first)}" for title, first, groups in shown) + told
 
 
 def _verdict(found: Performance) -> str:
@@ -142,11 +142,11 @@ def page(
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <title>Performance as of {found.as_of}</title><style>{STYLE}{_DRAWN}</style></head><body><main>
 <h1>Performance: {found.days[0].name} to {found.days[-1].name}</h1>
-<p class="say {_verdict(found)}">{escape(headline)}</p>
+<p class="say {_verdict(found)}">{html_text(headline)}</p>
 {_key(found)}
 {charts}
 {_tables(found)}
-<footer><p class="mute">{window} {how}</p><p class="mute">{escape(ASSUMPTION)}</p>
+<footer><p class="mute">{window} {how}</p><p class="mute">{html_text(ASSUMPTION)}</p>
 <p class="mute">As of {found.as_of}Z. {cost} Written by mlnb performance on {date}.</p></footer>
 </main></body></html>
 """

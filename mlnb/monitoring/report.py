@@ -8,7 +8,6 @@ __all__ = ['STYLE', 'heat_map', 'size_bars', 'alarm_map', 'histogram_edges', 'hi
 
 # %% ../../nbs/monitoring/11_report.ipynb #012bd40a
 import datetime as dt
-from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from .drift import LEVELS, NOT_COMPARED, TOO_SMALL, ColumnDrift, Drift, Window, 
 from .judgement import Alarm, Course, sentences
 from .null import WORDS
 from ..project.files import write_whole
+from ..project.text import html_text
 
 # %% ../../nbs/monitoring/11_report.ipynb #e6839992
 def _number(value: float | None, form: str = ".2f") -> str:
@@ -36,16 +36,16 @@ def _cut(text: str, length: int) -> str:
 
 def _svg(width: float, height: float, body: list[str], title: str, kind: str = "") -> str:
     "A drawing with its title for those who cannot see it"
-    inner = f"<title>{escape(title)}</title>{''.join(body)}"
-    return f'<svg class="{kind}" viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{escape(title)}">{inner}</svg>'
+    inner = f"<title>{html_text(title)}</title>{''.join(body)}"
+    return f'<svg class="{kind}" viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{html_text(title)}">{inner}</svg>'
 
 
 def _text(x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> str:
-    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html_text(text)}</text>'
 
 
 def _box(x: float, y: float, width: float, height: float, kind: str, title: str = "") -> str:
-    inside = f"<title>{escape(title)}</title>" if title else ""
+    inside = f"<title>{html_text(title)}</title>" if title else ""
     return f'<rect class="{kind}" x="{x:.1f}" y="{y:.1f}" width="{max(width, 0):.1f}" height="{max(height, 0):.1f}">{inside}</rect>'
 
 # %% ../../nbs/monitoring/11_report.ipynb #e5b2ed7c
@@ -185,19 +185,19 @@ _ALARM_HEADS = ("alarm", "family", "statistic", "effect", "threshold", "times ov
 def _alarms(drift: Drift, window: Window) -> str:
     "The part of the page with the alarms"
     if drift.rate is None:
-        return f'<p class="mute">{escape(sentences(drift)[0])}</p>'
+        return f'<p class="mute">{html_text(sentences(drift)[0])}</p>'
     rows = []
     for a in window.judgement.alarms:
         figures = [_number(a.effect, ".3g"), _number(a.threshold, ".2g"), _over(a), _number(a.move, "+.3f")]
-        words = "".join(f"<td>{escape(text)}</td>" for text in (a.family, WORDS[a.statistic], *figures))
-        rows.append(f"<tr><td><b>{escape(a.column)}</b></td>{words}</tr>")
+        words = "".join(f"<td>{html_text(text)}</td>" for text in (a.family, WORDS[a.statistic], *figures))
+        rows.append(f"<tr><td><b>{html_text(a.column)}</b></td>{words}</tr>")
     head = "".join(f"<th>{name}</th>" for name in _ALARM_HEADS)
     table = f'<div class="scroll"><table class="alarms"><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
     several = len(drift.windows) > 1
     any_alarm = any(w.judgement.alarms for w in drift.windows)
     drawn = f'{_alarm_key()}<div class="scroll">{alarm_map(drift)}</div>' if several and any_alarm else ""
-    table = f"<h3>{escape(window.window)}</h3>{table}" if several else table
-    said = "".join(f'<p class="mute calm">{escape(text)}</p>' for text in sentences(drift))
+    table = f"<h3>{html_text(window.window)}</h3>{table}" if several else table
+    said = "".join(f'<p class="mute calm">{html_text(text)}</p>' for text in sentences(drift))
     return f'<h2>Alarms</h2><section class="card">{drawn}{table if rows else ""}{said}</section>'
 
 # %% ../../nbs/monitoring/11_report.ipynb #f8ea231f
@@ -340,8 +340,8 @@ def _story(column: ColumnDrift, reference: ColumnProfile, current: ColumnProfile
 def _card(column: ColumnDrift, reference: ColumnProfile, current: ColumnProfile, course: Course | None) -> str:
     "A column with its two distributions, and its hours where they gave an alarm"
     chart = two_bars if reference.kind == "category" and current.kind in ("category", "empty") else two_histograms
-    head = f"<h3>{escape(column.name)} {_pill(column)}</h3>"
-    story = f'<p class="mute">{escape(_story(column, reference, current))}</p>'
+    head = f"<h3>{html_text(column.name)} {_pill(column)}</h3>"
+    story = f'<p class="mute">{html_text(_story(column, reference, current))}</p>'
     hours = from_hour_to_hour(column.name, course) if course else ""
     return f'<section class="card">{head}{story}{chart(column.name, reference, current)}{hours}</section>'
 
@@ -418,7 +418,7 @@ def _five_numbers(drift: Drift, window: Window) -> str:
     ]
     if window.judgement and window.judgement.judged:
         figures[:2] = first
-    return "<dl>" + "".join(f"<div><dt>{a}</dt><dd>{b}<small>{escape(c)}</small></dd></div>" for a, b, c in figures) + "</dl>"
+    return "<dl>" + "".join(f"<div><dt>{a}</dt><dd>{b}<small>{html_text(c)}</small></dd></div>" for a, b, c in figures) + "</dl>"
 
 
 def _key() -> str:
@@ -443,7 +443,7 @@ def _map(drift: Drift) -> str:
     shown = f'{_key()}<div class="scroll">{drawn}</div>' if loud else ""
     if shown and drift.rate is not None:
         shown = f'<p class="mute">{_SIZES}</p>{shown}'
-    calm = f'<p class="mute calm">Quiet throughout: {escape(", ".join(quiet))}.</p>' if quiet else ""
+    calm = f'<p class="mute calm">Quiet throughout: {html_text(", ".join(quiet))}.</p>' if quiet else ""
     return f'<h2>{title}</h2><section class="card">{shown}{calm}</section>'
 
 
@@ -457,7 +457,7 @@ def _distributions(drift: Drift, window: Window, most: int) -> str:
         return ""
     now = drift.profiles[window.window].columns
     cards = "".join(_card(c, drift.reference.columns[c.name], now[c.name], alarms.get(c.name)) for c in columns)
-    key = '<i style="background:var(--then)"></i>reference</span><span><i style="background:var(--a)"></i>' + escape(window.window)
+    key = '<i style="background:var(--then)"></i>reference</span><span><i style="background:var(--a)"></i>' + html_text(window.window)
     return f'<h2>The columns that moved most</h2><p class="key"><span>{key}</span></p><div class="cards">{cards}</div>'
 
 # %% ../../nbs/monitoring/11_report.ipynb #ddc02a9b
@@ -471,10 +471,10 @@ def _table(window: Window) -> str:
         figures = [_number(c.psi, ".3f"), _number(c.noise, ".4f"), _number(c.ks, ".3f"), _number(c.js, ".3f"), _number(c.shift, "+z.2f")]
         figures += [_number(share, ".1%") for share in (c.total_variation, c.unseen, *c.missing)] + [f"{c.rows[1]:,}"]
         cells = "".join(f"<td>{figure}</td>" for figure in figures)
-        rows.append(f'<tr><td>{escape(c.name)}</td><td><span class="pill {c.level.replace(" ", "-")}">{c.level}</span></td>{cells}</tr>')
+        rows.append(f'<tr><td>{html_text(c.name)}</td><td><span class="pill {c.level.replace(" ", "-")}">{c.level}</span></td>{cells}</tr>')
     head = "".join(f"<th>{name}</th>" for name in _HEADS)
     body = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
-    return f'<h2>All figures of {escape(window.window)}</h2><section class="card">{body}</section>'
+    return f'<h2>All figures of {html_text(window.window)}</h2><section class="card">{body}</section>'
 
 
 def _reading(drift: Drift, window: Window) -> str:
@@ -493,7 +493,7 @@ def _reading(drift: Drift, window: Window) -> str:
         said.append(f"Only in the reference: {', '.join(window.lost)}.")
     if window.new:
         said.append(f"Not in the reference: {', '.join(window.new)}.")
-    return "<footer>" + "".join(f'<p class="mute">{escape(text)}</p>' for text in said)
+    return "<footer>" + "".join(f'<p class="mute">{html_text(text)}</p>' for text in said)
 
 # %% ../../nbs/monitoring/11_report.ipynb #ca2ab9cb
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # the browser may fetch nothing
@@ -511,13 +511,14 @@ def page(
     worst = next((word for word in ("large", "moderate") if word in levels), "none")
     if window.judgement and window.judgement.judged:
         worst = "large" if window.judgement.alarms else "none"
+    span = " to ".join(dict.fromkeys((drift.windows[0].window, drift.windows[-1].window)))
     date = f"{written or dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC"
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<title>{escape(title)}: {escape(window.window)}</title><style>{STYLE}</style></head><body><main>
-<h1>{escape(title)}: {escape(drift.windows[0].window)}{f" to {escape(drift.windows[-1].window)}" if len(drift.windows) > 1 else ""}</h1>
-<p class="say {worst}">{escape(headline(drift))}</p>
+<title>{html_text(title)}: {html_text(window.window)}</title><style>{STYLE}</style></head><body><main>
+<h1>{html_text(title)}: {html_text(span)}</h1>
+<p class="say {worst}">{html_text(headline(drift))}</p>
 {_five_numbers(drift, window)}
 {_alarms(drift, window)}
 {_map(drift)}

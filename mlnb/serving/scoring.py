@@ -20,6 +20,7 @@ from uuid import uuid4
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
@@ -29,8 +30,10 @@ from ..models.bundle import DECISION_TIME, Bundle, are_probabilities, context_co
 from ..pipelines.products import lock
 from ..project.errors import ServingError
 from ..project.files import write_whole
+from ..project.text import FORMULA_BEGINS, spreadsheet_safe
 from .batches import PROBLEMS, Batch, batches, check_columns, checked, file_format, open_input, problem_table
 from .predictions import PredictionLog, as_batch
+from .tables import is_text
 
 # %% ../../nbs/serving/15_scoring.ipynb #42d302f3
 def _take(columns: Columns, rows: np.ndarray | slice) -> Columns:
@@ -263,17 +266,31 @@ def _writer(file: Path, kind: str, schema: pa.Schema):
     return pa.csv.CSVWriter(file, schema) if kind == ".csv" else pq.ParquetWriter(file, schema, compression="zstd")
 
 
+def _spreadsheet_safe(table: pa.Table) -> pa.Table:
+    "A table without a text or a name that a spreadsheet would run as a formula"
+    columns = [_safe_texts(column) if is_text(column.type) else column for column in table.columns]
+    return pa.table(columns, names=list(map(spreadsheet_safe, table.column_names)))
+
+
+def _safe_texts(column: pa.ChunkedArray) -> pa.Array:
+    texts = column.cast(pa.large_string()).combine_chunks()
+    suspect = pc.fill_null(pc.match_substring_regex(texts, f"^{FORMULA_BEGINS}"), False)
+    safe = [spreadsheet_safe(text) for text in texts.filter(suspect).to_pylist()]
+    return pc.replace_with_mask(texts, suspect, pa.array(safe, pa.large_string())) if safe else texts
+
+
 def join(
     parts: list[Path],  # Parquet files
     schema: pa.Schema,  # of each
     target: Path,
     folder: Path,  # for the draft, on the same disk as `target`
+    safe: bool = False,  # a text that a spreadsheet would run as a formula gets an apostrophe before it
 ):
     "Write `parts` as one file, which appears whole or not at all"
-    draft = folder / "draft"
-    with _writer(draft, file_format(target), schema) as writer:
+    draft, prepared = folder / "draft", _spreadsheet_safe if safe else lambda table: table
+    with _writer(draft, file_format(target), prepared(schema.empty_table()).schema) as writer:
         for part in parts:
-            writer.write_table(pq.ParquetFile(part).read())
+            writer.write_table(prepared(pq.ParquetFile(part).read()))
     with draft.open("rb") as file:
         os.fsync(file.fileno())
     draft.replace(target)
@@ -414,12 +431,15 @@ def score(
     log: PredictionLog | None = None,  # where to log the predictions; default: nowhere
     overwrite: bool = False,  # replace an output that is there
     strict: bool = False,  # fail at the first row that would be set aside
+    safe: bool = False,  # write no text to a CSV file that a spreadsheet would run as a formula
     watch: Callable = lambda progress: None,  # is told each Progress, and a sentence on an interrupted run
 ) -> Progress:
     "Answer the rows of a file, or go on where a killed run was; raises `ServingError`, and leaves no output then"
     opened, decided = open_input(source), np.datetime64(int(time.time()), "s") if at is None else at
     check_columns(source, opened.schema, _fields(source, bundle, opened.schema, at), opened.text)
     _check_output(source, output, opened.schema)
+    if safe and file_format(output) != ".csv":
+        raise ServingError(f"{output} is not a CSV file, which alone can hold formulas; leave --spreadsheet-safe out, or write NAME.csv")
     folder = output.with_name(f".{output.name}.parts")
     try:
         with lock(folder / "lock", f"the scoring of {output}"):
@@ -431,7 +451,7 @@ def score(
                 watch(parts.note)
             scorer = replace(scorer, decided=np.datetime64(parts.decided, "s"))
             progress, count = Run(scorer, parts, log, strict)(batches(opened, source), watch)
-            _finish(parts, count, pa.schema([*opened.schema, *ANSWERS]), output)
+            _finish(parts, count, pa.schema([*opened.schema, *ANSWERS]), output, safe)
     except OSError as e:
         raise ServingError(f"{output} cannot be written: {e.strerror or e}; mend that, and the same command goes on where it was") from None
     return progress
@@ -446,13 +466,13 @@ def _fields(source: Path, bundle: Bundle, schema: pa.Schema, at: np.datetime64 |
     return (*bundle.request, DECISION_TIME)
 
 
-def _finish(parts: Parts, count: int, schema: pa.Schema, output: Path):
+def _finish(parts: Parts, count: int, schema: pa.Schema, output: Path, safe: bool):
     "Make the output of the parts, and remove them"
     wrong = [file for number in range(count) if (file := parts.rejected(number)).is_file()]
     if wrong:
         (parts.folder / _EXPLAINED).touch()
-        join(wrong, PROBLEMS, rejected_file(output), parts.folder)
+        join(wrong, PROBLEMS, rejected_file(output), parts.folder, safe)
     else:
         rejected_file(output).unlink(missing_ok=True)
-    join([parts.answered(number) for number in range(count)], schema, output, parts.folder)
+    join([parts.answered(number) for number in range(count)], schema, output, parts.folder, safe)
     shutil.rmtree(parts.folder)

@@ -239,7 +239,7 @@ def _opens(storage: str) -> Finding:
         except (ValueError, ImportError) as e:  # an unknown kind, or its library is not installed: fsspec says which
             mend = "install what it asks for, or change setting 'storage'"
             return Finding("Storage", MISSING, redacted(f"{storage} cannot be opened: {e}"), mend)
-        return Finding("Storage", GOOD, redacted(storage))
+        return Finding("Storage", NOTE, f"{redacted(storage)}, which was not contacted", "see whether it answers: mlnb compact")
     nearest = next(p for p in (Path(storage), *Path(storage).parents) if p.exists())
     if not os.access(nearest, os.W_OK):
         return Finding("Storage", MISSING, f"{nearest} is not writable", "change setting 'storage'")
@@ -289,6 +289,15 @@ def _no_settings(why: str) -> Finding:
     return Finding("Settings", MISSING, why, "correct pyproject.toml or the variable")
 
 
+def _findings(look, settings) -> list[Finding]:
+    "What a check finds; one that fails is a finding too, for what was not examined is not good"
+    try:
+        return list(look(settings))
+    except Exception as e:  # whatever a damaged machine makes a library raise, the other checks must look
+        told = f"not examined, {type(e).__name__}: {e}"
+        return [Finding(look.__name__.replace("_", " ").capitalize(), MISSING, redacted(told), "mend that and look again: mlnb doctor")]
+
+
 def examine() -> dict:
     "Every finding on this machine and the project around the working folder: {'healthy', 'findings': [{item, state, found, mend}]}"
     try:
@@ -296,5 +305,5 @@ def examine() -> dict:
     except MlnbError as e:
         settings, findings = None, [_no_settings(str(e))]
     for look in CHECKS:
-        findings += look(settings)
+        findings += _findings(look, settings)
     return {"healthy": all(f.state != MISSING for f in findings), "findings": [asdict(f) for f in findings]}

@@ -89,6 +89,22 @@ def test_doctor_names_what_nothing_reads_and_what_cannot_be_opened(tmp_path):
     assert found["Package"]["found"] == "no folder plnaes"
 
 
+def test_doctor_calls_nothing_good_that_it_did_not_examine(monkeypatch, tmp_path):
+    from mlnb import doctor
+
+    def broken(settings):
+        yield doctor.Finding("First half", doctor.GOOD, "fine")
+        raise RuntimeError("the rest\u202e cannot be seen")
+
+    (tmp_path / "pyproject.toml").write_text('[tool.mlnb]\nstorage = "memory://bucket"\n')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(doctor, "CHECKS", [broken, doctor.places])
+    report = doctor.examine()
+    found = {f["item"]: f for f in report["findings"]}
+    assert not report["healthy"] and found["Broken"]["found"].startswith("not examined, RuntimeError: the rest")
+    assert found["Storage"]["state"] == "note" and found["Storage"]["found"] == "memory://bucket, which was not contacted"
+
+
 def test_doctor_knows_every_variable_that_the_library_reads(monkeypatch):
     from mlnb import doctor
 

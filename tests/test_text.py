@@ -44,8 +44,9 @@ def project(tmp_path_factory):
     said = ("v1", "champion", "", 1.0, 0.5, True)
     log.append([Prediction(f"r{i}{text[:900]}", text[:900], t, t, *said, {}, {"c": text}) for i, text in enumerate(HOSTILE * 20)])
     log.close()
-    reference = Profile.of(pd.DataFrame({"c": np.array(["a", "b"])[np.arange(5000) % 2]}))
-    reference.write(root / "products/bundle/reference.profile")
+    Profile.of(pd.DataFrame({"c": np.array(["a", "b"])[np.arange(5000) % 2]})).write(root / "reference.profile")
+    code = "from plain.bundle import build; build('products/bundle', reference=open('reference.profile', 'rb').read())"
+    assert (done := toy_project.run(root, "-c", code)).returncode == 0, done.stderr
     return root
 
 

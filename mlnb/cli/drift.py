@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 
 from .console import plain
+from ..project.text import printable
 
 # %% ../../nbs/cli/07_drift.ipynb #e604bb2d
 COLOURS = {"large": "bold red", "moderate": "yellow", "slight": "cyan", "none": "green", "too small": "dim", "not compared": "dim"}
@@ -52,7 +53,7 @@ def _side_by_side(drift, limit: int, width: int):
     table = Table(box=None, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
     table.add_column("column", no_wrap=True, max_width=width // 2, overflow="ellipsis")
     for head in [f"{windows[0].window} … {windows[-1].window}"] if blocks else [w.window for w in windows]:
-        table.add_column(head, justify="left" if blocks else "right", no_wrap=True)
+        table.add_column(plain(head), justify="left" if blocks else "right", no_wrap=True)
     if not blocks:
         table.add_row("[dim]rows[/]", *(f"[dim]{w.rows:,}[/]" for w in windows))
     found = [{c.name: c for c in w.columns} for w in windows]
@@ -127,10 +128,15 @@ def _alarms_by_window(drift, width: int):
         shown = f"[dim]{note}[/]" if note else plain(", ".join(f"{a.column} ({a.over:.1f}x)" for a in alarms[:5]))
         more = f" and {len(alarms) - 5} more" if len(alarms) > 5 else ""
         count = "[dim]-[/]" if note else f"[bold red]{len(alarms)}[/]" if alarms else "[green]0[/]"
-        table.add_row(window.window, f"{window.rows:,}", count, shown + more)
+        table.add_row(plain(window.window), f"{window.rows:,}", count, shown + more)
     return table
 
 # %% ../../nbs/cli/07_drift.ipynb #2ab1f8db
+def _quoted(value: str) -> str:
+    "A label's value in Prometheus' text format"
+    return '"' + printable(value).replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
 def metrics_of(drift, now: float) -> str:
     "The newest judged window as metrics in Prometheus' text format"
     window = drift.judged()
@@ -154,7 +160,7 @@ def metrics_of(drift, now: float) -> str:
             found += [f"# HELP {name} {text}", f"# TYPE {name} gauge"]
             said.add(name)
         labels = {"window": window.window} | labels
-        found.append(f"{name}{{{','.join(f'{k}=%s' % json_format.dumps(v, ensure_ascii=False) for k, v in labels.items())}}} {value}")
+        found.append(f"{name}{{{','.join(f'{k}={_quoted(v)}' for k, v in labels.items())}}} {value}")
     return "\n".join(found) + "\n"
 
 # %% ../../nbs/cli/07_drift.ipynb #a0fcd45c
@@ -263,7 +269,7 @@ def drift(current, reference, by, time, version, arm, segment, columns, limit, j
         if metrics:
             _write("--metrics", metrics, metrics_of(found, clock.time()))
     if json:
-        click.echo(json_format.dumps(found.to_dict(), allow_nan=False, ensure_ascii=False))
+        click.echo(json_format.dumps(found.to_dict(), allow_nan=False))
     else:
         _print(found, limit)
         if html:

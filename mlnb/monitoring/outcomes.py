@@ -209,10 +209,15 @@ def columns_of_file(
     return Layout((*entity, *rest), entity, key, value, observed)
 
 # %% ../../nbs/monitoring/04_outcomes.ipynb #a21784ef
-def _plain_types(batch: pa.RecordBatch) -> pa.RecordBatch:
-    "Truth values as 0 and 1"
-    columns = [c.cast(pa.int8()) if pa.types.is_boolean(c.type) else c for c in batch.columns]
-    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+def _plain_types(batch: pa.RecordBatch, value: str) -> pa.RecordBatch:
+    "Labels that are truth values as 0 and 1; as a text `true` of JSON, `True` of pandas and `TRUE` of R and Excel are such"
+    place = batch.schema.get_field_index(value)
+    column = batch.column(place)
+    if pa.types.is_boolean(column.type):
+        column = column.cast(pa.int8())
+    for word, number in (("true", "1"), ("false", "0")) if is_text(column.type) else ():
+        column = pc.replace_substring_regex(column, f"(?i)^{word}$", number)
+    return batch.set_column(place, value, column)
 
 
 def _good_keys(column: pa.Array) -> np.ndarray:
@@ -233,7 +238,7 @@ def _of_labels(wrong: pa.Table, value: str) -> pa.Table:
 
 def _checked(batch: Batch, columns: Layout) -> tuple[np.ndarray, dict, pa.Table]:
     "Positions of the rows that have the right form, their keys, values and moments, and what is wrong with the others"
-    batch = Batch(_plain_types(batch.table), batch.numbers, batch.malformed, batch.done)
+    batch = Batch(_plain_types(batch.table, columns.value), batch.numbers, batch.malformed, batch.done)
     found, good, wrong = checked(batch, columns.fields)
     wrong = _of_labels(wrong, columns.value)
     if columns.entity:

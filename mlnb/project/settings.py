@@ -79,7 +79,7 @@ class Settings:
     log_sync: str = _setting("interval", 'log_sync = "none", "interval" (every second) or "always"', ("none", "interval", "always"))
     log_full: str = _setting("refuse", 'log_full = "refuse" or "serve"', ("refuse", "serve"))
     log_rotate_mb: int = _setting(64, "log_rotate_mb = 64, megabytes of a file of the prediction log", range(1, 1 << 20))
-    log_keep_days: int = _setting(0, "log_keep_days = 90, whole days; 0: for ever", range(1 << 20))
+    log_keep_days: int = _setting(0, "log_keep_days = 90, whole days up to 36500; 0: for ever", range(36_501))
     profile_segments: tuple = _setting((), 'profile_segments = ["origin"], columns by whose values the log is profiled too')
     log_compact_minutes: int = _setting(10, "log_compact_minutes = 10, whole minutes; 0: not beside the service", range(1 << 20))
     serve_from: str = _setting("bundle", 'serve_from = "bundle", the project\'s own, or "models:/flights", as its aliases say')

@@ -24,7 +24,7 @@ from ..models.bundle import Bundle, Field, entity_keys, columns_of
 from ..project.errors import ServingError
 from ..project.files import find_files, open_url, publish, storage_errors, write_whole
 from .predictions import PredictionLog, sync_folder
-from .requests import MOST, YEARS, JsonObject, RequestError, not_fields, parse, problem_of, request_error, right_form
+from .requests import MOST, JsonObject, RequestError, in_years, not_fields, parse, problem_of, request_error, right_form
 
 # %% ../../nbs/serving/19_outcomes.ipynb #07d90f18
 class Outcome(msgspec.Struct, gc=False):
@@ -92,7 +92,7 @@ def read_outcomes(
 
 def _plausible(row: _Sent, now: datetime) -> bool:
     moment = row.observed_at
-    return row.value in (0, 1) and (moment is msgspec.UNSET or (moment.year >= YEARS[0] and moment <= now + GRACE))
+    return row.value in (0, 1) and (moment is msgspec.UNSET or (in_years(moment) and moment <= now + GRACE))
 
 
 def _each_key_once(body: bytes, rows: list[_Sent]) -> bool:

@@ -155,6 +155,12 @@ def test_modules_that_cannot_be_imported(project, code, says):
     assert says in {c: m for c, _, m in found(project)}["syntax"]
 
 
+def test_every_cell_that_cannot_be_imported_is_reported(project):
+    export(project, "fresh", "x = 1", "x?", "y = 2", "!ls", "return 3")
+    messages = [m.partition(" in line")[0] for c, _, m in found(project) if c == "syntax"]
+    assert sorted(messages) == ["exported cell 3 is not Python", "exported cell 5 is not Python"]  # the next, once these are mended
+
+
 @pytest.mark.parametrize(
     "code",
     [

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PYTHON_MAGICS', 'read', 'Parameter', 'tagged', 'parameters_cell', 'parameters', 'as_declared', 'takes_text',
-           'same_form', 'check_parameters', 'without_magics', 'scrub_magics', 'code']
+           'same_form', 'check_parameters', 'is_python', 'without_magics', 'scrub_magics', 'code']
 
 # %% ../../nbs/notebooks/00_cells.ipynb #0e59d355
 import ast
@@ -371,7 +371,9 @@ _options = re.compile(r"(?:\s*-{1,2}\w\S*(?:\s+[\d.]+)?)*\s*")  # of a magic, in
 _other_languages = {"bash", "sh", "script", "html", "javascript", "js", "latex", "markdown", "svg", "perl", "ruby", "sql", "R", "cmd"}
 
 
-def _parses(code: str) -> bool:
+def is_python(
+    code: str,
+) -> bool:
     "Whether `code` is Python; a `return` or an `await` outside of a function is"
     try:
         ast.parse(code)
@@ -412,7 +414,7 @@ def _python_of(line: str) -> str:
     code = line[_options.match(line).end() :]
     if code.startswith(("%", "!")):
         return without_magics(code)
-    if not _parses(code):
+    if not is_python(code):
         return ""
     return code if any(isinstance(n, ast.Call | ast.Import | ast.ImportFrom) for n in ast.walk(ast.parse(code))) else ""
 
@@ -420,7 +422,7 @@ def _python_of(line: str) -> str:
 def _run_by(given: str) -> str:
     "The Python that a magic runs: the body of a cell, or what it is given in its line"
     code = without_magics(given) if "\n" in given else _python_of(given)
-    return code if _parses(code) else ""
+    return code if is_python(code) else ""
 
 
 class _Magics(ast.NodeTransformer):
@@ -445,10 +447,10 @@ def without_magics(
     source: str,  # of one code cell
 ) -> str:
     "`source` as Python, magic and shell lines as calls of `__magic__`; as it is where it is neither Python nor IPython"
-    if _parses(source) and not _prompt.search(source):
+    if is_python(source) and not _prompt.search(source):
         return source
     code = _as_ipython(source)
-    if not _parses(code):
+    if not is_python(code):
         return source
     return ast.unparse(ast.fix_missing_locations(_Magics().visit(ast.parse(code))))
 
@@ -457,7 +459,7 @@ def scrub_magics(
     cell,  # of nbdev
 ) -> None:
     "Take the magics out of a code cell that is exported, for `export_procs = [\"mlnb.notebooks.cells:scrub_magics\"]` in [tool.nbdev]"
-    if cell.cell_type != "code" or _parses(cell.source):
+    if cell.cell_type != "code" or is_python(cell.source):
         return
     from IPython.core.inputtransformer2 import EscapedCommand, find_end_of_continued_line, make_tokens_by_line
 
@@ -476,7 +478,7 @@ def scrub_magics(
 def _python(source: str) -> str:
     "The cell as Python; one that does not parse counts by its text"
     code = without_magics(source)
-    return code if _parses(code) else f"__unparsed__({source!r})"
+    return code if is_python(code) else f"__unparsed__({source!r})"
 
 
 def code(

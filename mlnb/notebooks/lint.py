@@ -420,22 +420,41 @@ def _meaning(source: str) -> str | None:
         return None
 
 
-def _mistake(project: Project, module: Path, text: str, error: SyntaxError) -> tuple[Path, int, str]:
-    "A syntax error of a module as one of a notebook: path, position of the cell, message"
-    path, n, where = _cell_of(project, module, text, error.lineno or 0)
-    source = project.notebooks[path]["cells"][n - 1]["source"] if n else ""
+def _message(project: Project, path: Path, n: int, where: str, line: str, error: SyntaxError) -> str:
+    "What is wrong with an exported cell"
+    source = project.notebooks[path]["cells"][n - 1]["source"]
     if cells.without_magics(source) != source:
-        line = text.split("\n")[(error.lineno or 1) - 1].strip()
-        return path, n, f"exported cell {n} is not Python{where}: `{line}` is for IPython; move it to a cell that is not exported"
-    return path, n, f"{f'exported cell {n}' if n else project.name(module)} has a syntax error{where}: {error.msg}"
+        return f"exported cell {n} is not Python{where}: `{line.strip()}` is for IPython; move it to a cell that is not exported"
+    return f"exported cell {n} has a syntax error{where}: {error.msg}"
+
+
+def _broken_cells(project: Project) -> Iterator[tuple[Path, int, str]]:
+    "Exported cells that are not Python by themselves: notebook, position, message"
+    for path, one in project.exported.items():
+        for n, code in (pair for made in one.cells.values() for pair in made.items()):
+            if not cells.is_python(code) and (error := _compiled(code, path.name)):
+                line = code.split("\n")[(error.lineno or 1) - 1]
+                source = project.notebooks[path]["cells"][n - 1]["source"].split("\n")
+                where = next((f" in line {i}" for i, own in enumerate(source, 1) if own.strip() == line.strip()), "")
+                yield path, n, _message(project, path, n, where, line, error)
+
+
+def _broken_modules(project: Project) -> Iterator[tuple[Path, int, str]]:
+    "What keeps a module from being compiled: notebook, position of the cell, message"
+    for module, text, error in project.broken:
+        path, n, where = _cell_of(project, module, text, error.lineno or 0)
+        line = text.split("\n")[(error.lineno or 1) - 1]
+        message = _message(project, path, n, where, line, error) if n else f"{project.name(module)} has a syntax error: {error.msg}"
+        yield path, n, message
 
 
 @check("exported cells are Python", "modules")
 def syntax(project):
-    changed = list(_scrubbed(project))
-    mistakes = [_mistake(project, *found) for found in project.broken]
-    reported = {(path, n) for path, n, _ in changed}
-    yield from ((path, message) for path, n, message in [*changed, *(m for m in mistakes if m[:2] not in reported)])
+    reported = {}
+    for look in (_scrubbed, _broken_cells, _broken_modules):
+        for path, n, message in look(project):
+            reported.setdefault((path, n), message)
+    yield from ((path, message) for (path, _), message in reported.items())
 
 # %% ../../nbs/notebooks/03_lint.ipynb #8641b82c
 _of_any_module = {"__file__", "__path__", "__builtins__", "__annotations__", "__module__", "__qualname__"}

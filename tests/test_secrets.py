@@ -17,6 +17,7 @@ from waiting import until
 
 from mlnb.cli.main import _in_words
 from mlnb.doctor import places, variables
+from mlnb.notebooks import kernels
 from mlnb.pipelines import manifest
 from mlnb.project.errors import MlnbError, TrackingError
 from mlnb.project.permissions import UMASKS, protect
@@ -226,6 +227,28 @@ def test_credentials_are_hidden_wherever_they_stand(text):
 )
 def test_ordinary_sentences_stay_as_they_are(text):
     assert redacted(text) == text
+
+
+@pytest.mark.parametrize("planted_by", ["another user", "a link", "wide modes", "a file"])
+@pytest.mark.parametrize("variable", ["MLNB_RUNTIME_DIR", "XDG_RUNTIME_DIR", "TMPDIR"])
+def test_a_folder_for_sockets_that_somebody_planted_is_not_used(tmp_path, planted_by, variable):
+    folder = {"MLNB_RUNTIME_DIR": tmp_path, "XDG_RUNTIME_DIR": tmp_path / "mlnb", "TMPDIR": tmp_path / f"mlnb-{os.getuid()}"}[variable]
+    folder = folder / "sockets" if variable == "MLNB_RUNTIME_DIR" else folder
+    environment = {variable: str(folder if variable == "MLNB_RUNTIME_DIR" else tmp_path)}
+    if planted_by == "a link":
+        (tmp_path / "real").mkdir(0o700)
+        folder.symlink_to(tmp_path / "real")
+    elif planted_by == "a file":
+        folder.touch()
+    else:
+        folder.mkdir(0o700)
+        folder.chmod(0o777 if planted_by == "wide modes" else 0o700)
+    if planted_by == "another user":
+        if os.getuid() != 0:
+            pytest.skip("only root can give a folder away")
+        os.chown(folder, 65534, 65534)
+    with pytest.raises(kernels.ColdStart):
+        kernels.runtime_folder(environment)
 
 
 @pytest.mark.parametrize("error", [PermissionError, FileNotFoundError])

@@ -67,9 +67,11 @@ def test_a_name_that_will_not_do(name, tmp_path):
 
 def test_a_place_that_is_taken(tmp_path):
     (tmp_path / "delays").mkdir()
-    with pytest.raises(SettingError, match="exists already"):
-        new_project("delays", tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["delays"]
+    (tmp_path / "dangling").symlink_to("nowhere")
+    for name in ("delays", "dangling"):
+        with pytest.raises(SettingError, match="exists already"):
+            new_project(name, tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["dangling", "delays"]
 
 
 def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):

@@ -276,3 +276,20 @@ def test_the_pipeline_signs_and_every_reader_asks_for_it(toy, tmp_path, keys, mo
     monkeypatch.setenv("MLNB_BUNDLE_SIGNERS", str(tmp_path / "nowhere"))
     with pytest.raises(BundleError, match="which is not there"):
         Bundle.load(tmp_path / "signed")
+
+
+def test_a_bento_finds_the_signers_that_were_packed_with_it(tmp_path, monkeypatch):
+    source = tmp_path / "src"
+    source.mkdir()
+    (tmp_path / "bento.yaml").touch()
+    (source / "pyproject.toml").write_text('[tool.mlnb]\npackage = "toy"\nbundle_signers = "allowed"\n')
+    monkeypatch.chdir(source)
+    assert Trust.here().packages[0] == "toy" and Trust.here().signers == source / "allowed"
+    monkeypatch.setenv("MLNB_BUNDLE_SIGNERS", "/etc/allowed")
+    assert str(Trust.here().signers) == "/etc/allowed"
+
+
+def test_wrong_settings_are_named_and_open_nothing(tmp_path, monkeypatch):
+    (tmp_path / "pyproject.toml").write_text("[tool.mlnb]\nbundle_signers = 3\n")
+    with pytest.raises(SettingError, match="bundle_signers"):
+        Trust.here()

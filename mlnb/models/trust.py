@@ -19,7 +19,7 @@ from types import FunctionType
 
 from ..data.context import Context
 from ..project.errors import BundleError, SettingError
-from ..project.settings import Settings, default_settings, load_settings
+from ..project.settings import Settings, default_settings, find_root, load_settings
 
 # %% ../../nbs/models/08_trust.ipynb #3f1b6833
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Trust:
         settings: Settings,
     ) -> "Trust":
         "The rules of a project"
-        place = lambda value: settings.path(value) if value else None
+        place = lambda value: settings.root / value if value else None  # not `settings.path`: a Bento has them in its own folder
         packages = (settings.package, *settings.trusted_packages)
         return cls(tuple(filter(None, packages)), place(settings.bundle_signers), place(settings.bundle_signing_key))
 
@@ -43,9 +43,10 @@ class Trust:
     def here(cls) -> "Trust":
         "The rules of the project around the working folder; outside of any project no package is trusted but by `MLNB_TRUSTED_PACKAGES`"
         try:
-            return cls.of(load_settings())
-        except SettingError:
+            find_root()
+        except SettingError:  # there is no project
             return cls.of(default_settings())
+        return cls.of(load_settings())
 
     def covers(
         self,

@@ -3644,8 +3644,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'mlnb.serving.plain.Protocol.data_received': ( 'serving/plain.html#protocol.data_received',
                                                                                    'mlnb/serving/plain.py'),
                                     'mlnb.serving.plain.Protocol.on_body': ('serving/plain.html#protocol.on_body', 'mlnb/serving/plain.py'),
-                                    'mlnb.serving.plain.Protocol.on_header': ( 'serving/plain.html#protocol.on_header',
-                                                                               'mlnb/serving/plain.py'),
                                     'mlnb.serving.plain.Protocol.on_headers_complete': ( 'serving/plain.html#protocol.on_headers_complete',
                                                                                          'mlnb/serving/plain.py'),
                                     'mlnb.serving.plain.Protocol.on_message_begin': ( 'serving/plain.html#protocol.on_message_begin',

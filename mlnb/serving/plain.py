@@ -97,22 +97,18 @@ class Protocol(HttpToolsProtocol):
         super().on_message_begin()
         self._in_head = True
 
-    def on_header(self, name, value):
-        if not self._in_head:
-            return  # a trailer
-        if len(self.headers) == MOST_HEADERS:
-            self._refuse(431, f"the request has more than {MOST_HEADERS} headers")
-        super().on_header(name, value)
-
     def on_headers_complete(self):
         self._in_head, self._head_clock = False, _stopped(self._head_clock)
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
                 self._refuse(405, "this is no proxy; CONNECT is not answered")
             return  # it comes again, without the wish for another protocol
+        if len(self.headers) > MOST_HEADERS:
+            self._refuse(431, f"the request has more than {MOST_HEADERS} headers")
         if not self.url.startswith(b"/"):
             self._take_absolute_form()
         super().on_headers_complete()
+        self.headers = []  # of trailers, which nobody reads
         if len(self.pipeline) > PIPELINED:
             self._refuse(400, f"more than {PIPELINED} requests were sent before the first answer")
 

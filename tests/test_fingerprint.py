@@ -715,11 +715,12 @@ import mlnb
 from mlnb.notebooks.fingerprint import closure
 
 code, package, ran = sys.argv[1], Path(mlnb.__file__).parent, set()
+ours = f"{package}/"
 
-def call(frame, event, argument):
-    file, here = Path(frame.f_code.co_filename), frame.f_code
-    if event == "call" and file.is_relative_to(package) and here.co_flags & inspect.CO_OPTIMIZED:  # a function, not a body of a class
-        parts = file.relative_to(package.parent).with_suffix("").parts
+def call(frame, event, argument):  # millions of times: texts, not paths
+    here = frame.f_code
+    if event == "call" and here.co_filename.startswith(ours) and here.co_flags & inspect.CO_OPTIMIZED:  # a function, not a body of a class
+        parts = Path(here.co_filename).relative_to(package.parent).with_suffix("").parts
         ran.add((".".join(p for p in parts if p != "__init__"), here.co_qualname.split(".")[0]))
 
 sys.setprofile(call)

@@ -4,9 +4,11 @@ import json
 
 import pytest
 from echo_kernel import install
+from pipeline_project import make, planner
 
 from mlnb.notebooks import cells
 from mlnb.notebooks.execute import execute
+from mlnb.notebooks.fingerprint import Library
 from mlnb.notebooks.languages import kernel_of
 from mlnb.project.errors import NotebookError
 
@@ -96,3 +98,36 @@ def test_the_kernel_is_named_before_anything_starts(tmp_path):
     with pytest.raises(NotebookError, match=r"report\.ipynb needs the kernel 'ir' \(R\)"):
         execute(write(tmp_path / "report.ipynb", R, "print(1)"), tmp_path / "out.ipynb")
     assert not (tmp_path / "out.ipynb").exists()
+
+
+def test_a_task_in_another_language_counts_by_its_text(installed, tmp_path):
+    root = make(tmp_path / "p")
+    cells_of = ('upstream <- c("first")\nproduct <- NULL\nextra <- 1', "x <- 1", "%in%", "!x", "import planes.work")
+    write(root / "nbs" / "second.ipynb", R, *cells_of)
+    plan = planner(root)
+    task, made_from = plan.spec.tasks["second"], plan.begin("second").made_from
+    reached = Library(["planes"], root).notebook(root / "nbs" / "second.ipynb")
+    assert task.upstream == ("first",) and list(task.declared) == ["upstream", "product", "extra"]
+    assert not reached.code and reached.unwatched == ("what the notebook loads, which is written in R",)
+    write(root / "nbs" / "second.ipynb", R, *cells_of[:1], "x <- 2", *cells_of[2:])
+    assert planner(root).begin("second").made_from["notebook"] != made_from["notebook"]
+
+
+@pytest.mark.parametrize(
+    ("cell", "upstream"),
+    [
+        ("upstream = list('a', 'b')\nproduct = NULL", ["a", "b"]),
+        ('upstream = ["a"]  # Julia\nproduct = nothing', ["a"]),
+        ('val upstream = Seq("a");\nval product = null', ["a"]),
+        ("upstream <- NULL", None),
+        ("upstream = c()", None),
+    ],
+)
+def test_upstream_tasks_in_other_languages(tmp_path, cell, upstream):
+    declared = cells.parameters(write(tmp_path / "t.ipynb", R, cell))
+    assert declared["upstream"].default == upstream and declared["upstream"].literal
+
+
+def test_upstream_tasks_that_only_a_run_could_tell(tmp_path):
+    assert not cells.parameters(write(tmp_path / "t.ipynb", R, "upstream <- all_tasks('a')[-1]"))["upstream"].literal
+    assert not cells.parameters(write(tmp_path / "t.ipynb", R, "upstream <- c(\n  'a')"))["upstream"].literal

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+from . import languages
 from ..project.errors import NotebookError, did_you_mean
 
 # %% ../../nbs/notebooks/00_cells.ipynb #27bb8cf6
@@ -207,6 +208,22 @@ def _parameter(name: str, value: ast.expr, annotation: str) -> Parameter:
     except ValueError:
         return Parameter(name, None, literal=False, annotation=annotation)
 
+# %% ../../nbs/notebooks/00_cells.ipynb #18526587
+_assignment = re.compile(r"^[ \t]*(?:\w+[ \t]+)*\$?(\w+)[ \t]*(?::[^=\n]*)?(?:<<?-|=(?!=))[ \t]*([^\n]*)", re.M)
+_texts = r"""(?:(?:"[^"]*"|'[^']*')[\s,]*)"""
+_upstream_names = re.compile(rf"(?:\w*[\[({{]\s*{_texts}*[\])}}]|{_texts})\s*;?\s*")
+_nothing = re.compile(r"(?:NULL|null|None|nothing|nil|\[\])\s*;?\s*")
+
+
+def _other_parameters(source: str) -> dict[str, Parameter]:
+    "The parameters that a cell of another language declares; a default is known for `upstream` alone"
+    found = {name: Parameter(name, literal=False) for name, _ in _assignment.findall(source)}
+    for name, value in _assignment.findall(source):
+        value = value.partition("#")[0]
+        if name == "upstream" and (_nothing.fullmatch(value) or _upstream_names.fullmatch(value)):
+            found[name] = Parameter(name, re.findall(r"""["']([^"']*)["']""", value) or None)
+    return found
+
 # %% ../../nbs/notebooks/00_cells.ipynb #6c32cbe2
 def parameters(
     path: str | Path,  # of a task notebook
@@ -215,6 +232,8 @@ def parameters(
     "The parameters that a notebook declares, `upstream` and `product` among them"
     notebook = notebook or read(path)
     source = notebook["cells"][parameters_cell(notebook, path)]["source"]
+    if not languages.is_python(languages.language_of(notebook.get("metadata") or {}, path)):
+        return _other_parameters(source)
     try:
         statements = ast.parse(source).body
     except SyntaxError as e:
@@ -484,7 +503,10 @@ def _python(source: str) -> str:
 def code(
     notebook: dict,
 ) -> str:
-    "The Python of all code cells that a run executes"
+    "The Python of all code cells that a run executes; cells of another language as calls of `__other_language__`"
     skipped = set(tagged(notebook, "skip-execution"))
     cells = [c["source"] for i, c in enumerate(notebook["cells"]) if c["cell_type"] == "code" and i not in skipped]
-    return "\n".join(map(_python, cells))
+    language = languages.language_of(notebook.get("metadata") or {})
+    if languages.is_python(language):
+        return "\n".join(map(_python, cells))
+    return "\n".join(f"__other_language__({language!r}, {source!r})" for source in cells)

@@ -486,6 +486,12 @@ def _magic(self: _Mentions, node: ast.Call) -> bool:
     return True
 
 
+def _other_language(self: _Mentions, node: ast.Call) -> bool:
+    "A cell of another language may load whatever it names"
+    self.found.add(f"u:what the notebook loads, which is written in {_literal(node.args[0])}")
+    return False
+
+
 def _ipython(self: _Mentions, node: ast.Call) -> bool:
     "`get_ipython().run_line_magic('run', 's.py')`"
     if not (given := [_literal(a) for a in node.args]) or None in given:
@@ -510,6 +516,7 @@ _special = {
     **dict.fromkeys(["run_line_magic", "run_cell_magic", "magic"], _ipython),
     "run_module": _imported,
     **dict.fromkeys(["__magic__", "__unparsed__"], _magic),
+    "__other_language__": _other_language,
 }
 
 

@@ -148,12 +148,34 @@ def test_of_many_unknown_names_only_those_that_are_told_are_looked_up(monkeypatc
     body = json.dumps({f"departure{i}": 0 for i in range(42_000)}).encode()
     for decode in (columns, RequestSchema(FIELDS).decode, read_outcomes):
         assert len(wrong(decode, body)) == requests.MOST
-    assert len(looked_up) == 3 * requests.MOST
+    assert len(looked_up) == 3 * (requests.MOST + 1)
 
 
-def test_the_first_wrong_rows_are_named():
+@pytest.mark.parametrize("rows", [3, 1000])
+def test_the_first_wrong_rows_of_a_column_are_named_and_whether_there_are_more(rows):
     many = {name: pa.concat_arrays([column] * 500) for name, column in RIGHT.items()}
-    assert wrong(arrow, stream(many | {"distance": pa.array([float("nan")] * 1000)})) == [(i, "distance") for i in range(3)]
+    distances = np.where(np.arange(1000) < rows, np.nan, 1.0)
+    in_arrow = stream(many | {"distance": pa.array(distances)})
+    in_json = json.dumps({name: column * 500 for name, column in JSON.items()} | {"distance": distances.tolist()}).encode()
+    for decode, body in ((arrow, in_arrow), (columns, in_json)):
+        with pytest.raises(RequestError) as e:
+            decode(body)
+        assert [(p["row"], p["field"]) for p in e.value.fields] == [(i, "distance") for i in range(3)]
+        assert ["further rows" in p["problem"] for p in e.value.fields] == [False, False, rows > 3]
+
+
+@pytest.mark.parametrize("problems", [requests.MOST, requests.MOST + 1, 4 * requests.MOST])
+def test_an_answer_that_names_the_first_problems_says_whether_there_are_more(problems):
+    row = {name: column[0] for name, column in JSON.items()}
+    bodies = {
+        columns: JSON | {f"other{i}": [1, 2] for i in range(problems)},
+        RequestSchema(FIELDS).decode: [row | {"flight": "x"}] * problems,
+        read_outcomes: [{"entity": "UA/1", "value": 2}] * problems,
+    }
+    for decode, document in bodies.items():
+        with pytest.raises(RequestError) as e:
+            decode(json.dumps(document).encode())
+        assert len(e.value.fields) == requests.MOST and ("there are more" in str(e.value)) == (problems > requests.MOST)
 
 
 def test_batches_whose_dictionaries_differ_are_one_column():

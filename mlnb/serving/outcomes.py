@@ -109,13 +109,13 @@ def _explained(body: bytes, now: datetime, why: object) -> RequestError:
         document, found = parse(body), []
         for number, row in enumerate(document if isinstance(document, list) else [document]):
             found += _row_problems(number, row, now)
-            if len(found) >= MOST:
+            if len(found) > MOST:
                 break
     except RequestError as e:
         return e
     except RecursionError:
         return RequestError("the body is nested too deeply; send one object, or an array of objects")
-    return request_error(found[:MOST], why)
+    return request_error(found, why)
 
 
 def _row_problems(number: int, row, now: datetime) -> list[dict]:

@@ -68,15 +68,20 @@ class RequestError(ServingError):
         self.fields = list(fields)
 
 
+MOST = 50  # problems named in one answer
+
+
 def request_error(
-    problems: list[dict],  # wrong fields
+    problems: list[dict],  # wrong fields, of which no more than the first `MOST` + 1 need be given
     why: object,  # what is said where none is known
 ) -> RequestError:
-    "The error that names all of `problems`"
+    "The error that names the first `MOST` of `problems`, and says so where there are more"
     if not problems:
         return RequestError(f"the body is not a valid request: {why}")
-    names = ", ".join(dict.fromkeys(str(p["field"]) for p in problems if p["field"] is not None)) or "the body"
-    return RequestError(f"the request is wrong in: {names}", problems)
+    shown = problems[:MOST]
+    names = ", ".join(dict.fromkeys(str(p["field"]) for p in shown if p["field"] is not None)) or "the body"
+    more = f"; these are the first {MOST} problems, there are more" if len(problems) > MOST else ""
+    return RequestError(f"the request is wrong in: {names}{more}", shown)
 
 # %% ../../nbs/serving/00_requests.ipynb #e7c7cb38
 def _short(value) -> str:
@@ -99,9 +104,6 @@ def problem_of(field: Field, value) -> str | None:
     return None
 
 # %% ../../nbs/serving/00_requests.ipynb #28a507a9
-MOST = 50  # problems named in one answer
-
-
 class JsonObject(dict):
     "A JSON object that knows which of its keys stood more than once"
 
@@ -123,8 +125,8 @@ def not_fields(
     names: Iterable[str],  # that were sent
     fields: dict[str, Field],
 ) -> list[tuple[str, str, str]]:  # name, problem, right form
-    "What is said of the first `MOST` names that no field has; the similar one is looked for, so no more are looked at than are told"
-    unknown = islice((name for name in names if name not in fields), MOST)
+    "What is said of the first `MOST` + 1 names that no field has; the similar one is looked for, so no more are looked at than are needed"
+    unknown = islice((name for name in names if name not in fields), MOST + 1)
     return [(name, f"is not a field{did_you_mean(name, fields)}", f"only {', '.join(fields)}") for name in unknown]
 
 
@@ -234,13 +236,13 @@ class RequestSchema:
         return request_error(problems, why)
 
     def _problems(self, body: bytes) -> list[dict]:
-        "The first `MOST` wrong fields of `body`"
+        "The wrong fields of `body`, as far as the row in which they become more than `MOST`"
         document, found = parse(body), []
         for number, row in enumerate(document if isinstance(document, list) else [document]):
             found += _row_problems(self._by_name, number, row)
-            if len(found) >= MOST:
+            if len(found) > MOST:
                 break
-        return found[:MOST]
+        return found
 
     def columns(
         self,

@@ -17,7 +17,6 @@ from ..models.bundle import DECISION_TIME, TYPES, Field
 from mlnb.serving.requests import (
     FORMS,
     LONGEST_TEXT,
-    MOST,
     RIGHT_FORM,
     TOO_DEEP,
     WHOLE,
@@ -108,13 +107,20 @@ class JsonColumns:
                 return RequestError('the body is not an object of columns; send for example {"carrier": ["UA", "B6"], ...}')
             problems = _wrong_names(self._by_name, [*document, *document.twice])
             problems += [p for name in document if name in self._by_name for p in _column_problems(self._by_name[name], document[name])]
-            return request_error((problems or _unequal(document))[:MOST], why)
+            return request_error(problems or _unequal(document), why)
         except RequestError as e:
             return e
         except RecursionError:
             return RequestError(TOO_DEEP)
 
 # %% ../../nbs/serving/01_tables.ipynb #c2221611
+def _first_rows(problems: list[dict]) -> list[dict]:
+    "The problems of a column's first `FIRST` wrong rows, the last of which says whether there are more"
+    if len(problems) > FIRST:
+        problems[FIRST - 1]["problem"] += "; further rows of the column are wrong too"
+    return problems[:FIRST]
+
+
 def _column_problems(field: Field, values) -> list[dict]:
     "What is wrong with a column of JSON, with its first wrong rows"
     if not isinstance(values, list):
@@ -123,9 +129,9 @@ def _column_problems(field: Field, values) -> list[dict]:
     for row, value in enumerate(values):
         if problem := problem_of(field, value):
             found.append(_wrong(field, problem, row))
-            if len(found) == FIRST:
+            if len(found) > FIRST:
                 break
-    return found
+    return _first_rows(found)
 
 
 def _unequal(document: dict[str, list]) -> list[dict]:
@@ -338,7 +344,7 @@ class ArrowColumns:
             if field := self._by_name.get(name):
                 problems += _read_column(field, array, found)
         if problems:
-            raise request_error(problems[:MOST], "")
+            raise request_error(problems, "")
         return found
 
 
@@ -368,7 +374,7 @@ def _decoded(array):
 
 def _wrong_rows(field: Field, array, wrong: np.ndarray) -> list[dict]:
     "The first wrong rows of a column"
-    return [_wrong(field, _told(field, array, row), row) for row in np.flatnonzero(wrong)[:FIRST].tolist()]
+    return _first_rows([_wrong(field, _told(field, array, row), row) for row in np.flatnonzero(wrong)[: FIRST + 1].tolist()])
 
 
 def _told(field: Field, array, row: int) -> str:

@@ -1,8 +1,10 @@
 import json
+import os
 import shutil
 import signal
 import sys
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -66,7 +68,7 @@ def test_a_truncated_manifest(folder, cut):
 
 def test_a_manifest_that_is_no_object(folder):
     (folder / "bundle.json").write_text("[]")
-    refused(folder, "bundle.json is damaged")
+    refused(folder, "bundle.json is damaged: it is no JSON object")
 
 
 def test_a_value_of_a_wrong_type(folder):
@@ -281,6 +283,15 @@ build({str(folder)!r}, "v2")
         ("request_features", "toy.features.nothing", "cannot be imported"),
         ("numeric", ["hour", "backlogs"], "feature 'backlogs' comes from neither"),
         ("samples", Samples({}, []), "the samples have no 'carrier'"),
+        ("entity", "carrier", r"entity is 'carrier'; write a list of names: \['carrier'\]"),
+        ("categorical", "origin", "write a list of names"),
+        ("version", 1.1, "version is 1.1; write text of 1 to 250 printable characters"),
+        ("version", "", "version is ''; write text"),
+        ("name", "toy\n", "name is 'toy.n'; write text"),
+        ("threshold", "high", "threshold is 'high'; write a number from 0 to 1"),
+        ("threshold", None, "write a number from 0 to 1"),
+        ("threshold", float("nan"), "write a number from 0 to 1"),
+        ("training", {"model": object()}, "training holds <object .*>, of type object; give texts, numbers, lists and dicts"),
     ],
 )
 def test_wrong_arguments(toy, tmp_path, argument, value, says):
@@ -289,6 +300,30 @@ def test_wrong_arguments(toy, tmp_path, argument, value, says):
     with pytest.raises(BundleError, match=says):
         build(tmp_path / "bundle", **{argument: value})
     assert not list(tmp_path.iterdir())
+
+
+def _link(target: str):
+    return lambda path: path.symlink_to(target)
+
+
+@pytest.mark.parametrize("make", [_link("nowhere"), _link("bundle"), _link("."), Path.touch, os.mkfifo])
+def test_whatever_stands_in_the_place_of_a_bundle_is_replaced_and_no_link_is_followed(toy, tmp_path, make):
+    from toy.bundle import build
+
+    make(tmp_path / "bundle")
+    assert build(tmp_path / "bundle").version == "v1"
+    assert [(p.name, p.is_symlink()) for p in tmp_path.iterdir()] == [("bundle", False)]
+
+
+def test_a_bundle_below_a_file_and_numbers_of_numpy_in_its_training(toy, tmp_path):
+    from toy.bundle import build
+
+    (tmp_path / "file").touch()
+    with pytest.raises(BundleError, match="no bundle can be written in "):
+        build(tmp_path / "file/bundle")
+    scores = {"auc": np.float64(0.5), "by_fold": np.array([0.5, 0.25]), "rows": np.int64(3)}
+    build(tmp_path / "bundle", training={"scores": scores})
+    assert Bundle.load(tmp_path / "bundle").manifest.training == {"scores": {"auc": 0.5, "by_fold": [0.5, 0.25], "rows": 3}}
 
 
 def test_records_and_columns_are_inverse(toy):

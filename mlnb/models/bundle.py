@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from math import floor
+from numbers import Real
 from pathlib import Path, PurePosixPath
 from tempfile import mkdtemp
 from typing import Annotated
@@ -137,7 +138,7 @@ class Function(msgspec.Struct, frozen=True):
     fingerprint: str
 
 
-_Text = Annotated[str, msgspec.Meta(min_length=1, max_length=250, pattern="^[^\\x00-\\x1f\\x7f-\\x9f]+$")]  # without control characters
+_Text = Annotated[str, msgspec.Meta(min_length=1, max_length=250, pattern="^[^\\x00-\\x1f\\x7f-\\x9f]+\\Z")]  # without control characters
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -201,13 +202,15 @@ def _read_manifest(file: Path, signers: Path | None = None) -> Manifest:
         data, stated = _read_json(file)
         if signers:
             check_signature(file, data, signers)
+        if not isinstance(stated, dict):
+            raise ValueError("it is no JSON object")
         if (number := stated.get("format")) != FORMAT:
-            raise BundleError(f"{file} has format {number!r}, this mlnb reads format {FORMAT}; make the bundle again with: mlnb run")
+            raise BundleError(f"{file} has format {number!r:.50}, this mlnb reads format {FORMAT}; make the bundle again with: mlnb run")
         manifest = msgspec.convert(stated, type=Manifest)
         _check_fields(manifest.request, manifest.entity)
         _check_output(manifest.output)
         return manifest
-    except (msgspec.MsgspecError, ValueError, AttributeError, OSError, BundleError) as e:
+    except (msgspec.MsgspecError, ValueError, OSError, BundleError) as e:
         if isinstance(e, BundleError) and str(file) in str(e):
             raise
         raise BundleError(f"{file} is damaged: {e}; make the bundle again with: mlnb run") from None
@@ -579,6 +582,27 @@ def _check_samples(request: Sequence[Field], features: Sequence[str], samples: S
             raise BundleError(f"the samples' features have no column {name!r}; give every feature of the model, or no features at all")
 
 
+def _check_arguments(texts: dict, lists: dict, threshold):
+    "Raise a `BundleError` for an argument of `write_bundle` that has the wrong type"
+    for what, value in texts.items():
+        try:
+            msgspec.convert(value, _Text)
+        except msgspec.ValidationError:
+            raise BundleError(f"{what} is {value!r}; write text of 1 to 250 printable characters") from None
+    for what, value in lists.items():
+        if isinstance(value, str):
+            raise BundleError(f"{what} is {value!r}; write a list of names: [{value!r}]")
+    if not isinstance(threshold, Real) or not 0 <= threshold <= 1:
+        raise BundleError(f"threshold is {threshold!r}; write a number from 0 to 1")
+
+
+def _value_of_json(value):
+    "A number or an array of numpy in `training`, such as a score, as JSON has it; a `BundleError` for anything else"
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    raise BundleError(f"training holds {value!r:.100}, of type {type(value).__name__}; give texts, numbers, lists and dicts")
+
+
 def _check_hooks(predictor, name: str, request_features: str | None):
     "Raise a `BundleError` where features would come from nowhere, or from two places"
     if isinstance(predictor, Model) and request_features:
@@ -646,7 +670,7 @@ def _place(draft: Path, folder: Path):
     draft.chmod(0o777 & ~current_umask())
     if folder.is_dir() and not folder.is_symlink() and _exchange(draft, folder):
         shutil.rmtree(draft)
-    elif folder.exists():
+    elif os.path.lexists(folder):  # a file, or a link that may lead nowhere
         old = Path(mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
         folder.rename(old / "bundle")
         draft.rename(folder)
@@ -677,15 +701,17 @@ def write_bundle(
     "Write, test, sign and place a bundle; raises `BundleError` and leaves the old one untouched if any part is wrong"
     folder, kind, trust = Path(folder), type(predictor), Trust.here()
     called, functions = f"{kind.__module__}.{kind.__qualname__}", (request_features, context_features)
+    _check_arguments({"name": name, "version": version}, {"entity": entity, "categorical": categorical, "numeric": numeric}, threshold)
     _check_fields(request, entity)
     _check_samples(request, [*categorical, *numeric], samples, context_features is not None)
     _check_hooks(predictor, called, request_features)
-    if not 0 <= threshold <= 1:
-        raise BundleError(f"threshold is {threshold}; write a number from 0 to 1")
     unsigned = Trust(trust.packages)  # what is only being made has no signature yet
     code = _Code.of(*functions, called, unsigned)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        draft = Path(mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    except OSError as e:
+        raise BundleError(f"no bundle can be written in {folder.parent}: {e.strerror or e}") from None
     try:
         if isinstance(predictor, Model):
             (draft / "model").mkdir()
@@ -703,7 +729,7 @@ def write_bundle(
         _write_references(draft, {"": (reference, drift)} | dict(segments or {}))
         files = {str(p.relative_to(draft)): _digest(p) for p in sorted(draft.rglob("*")) if p.is_file()}
         whole = msgspec.structs.replace(manifest, files=files)
-        (draft / "bundle.json").write_bytes(msgspec.json.format(msgspec.json.encode(whole), indent=1))
+        (draft / "bundle.json").write_bytes(msgspec.json.format(msgspec.json.encode(whole, enc_hook=_value_of_json), indent=1))
         Bundle.load(draft, trust=unsigned).self_test()
         if trust.signing_key:
             sign(draft / "bundle.json", trust.signing_key)

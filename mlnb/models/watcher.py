@@ -85,9 +85,13 @@ def releases_folder(
     return settings.path(settings.versions) / f"{followed(settings.serve_from)}-{store}"
 
 # %% ../../nbs/models/07_watcher.ipynb #8a0cbed6
+def _entity_of(bundle: Bundle) -> str:
+    return f"the entity {', '.join(bundle.manifest.entity)}" if bundle.manifest.entity else "no entity"
+
+
 def _same_requests(bundle: Bundle, standing: Bundle):
     "Raise a `BundleError` if callers of one version would be wrong with the other"
-    shape = lambda b: f"{', '.join(f'{f.name} ({f.type})' for f in b.request)} of the entity {', '.join(b.manifest.entity)}"
+    shape = lambda b: f"{', '.join(f'{f.name} ({f.type})' for f in b.request)} of {_entity_of(b)}"
     if shape(bundle) != shape(standing):
         raise BundleError(
             f"version {bundle.version} takes {shape(bundle)}, but {standing.version}, which is served, takes {shape(standing)}; "

@@ -35,6 +35,8 @@ def mlnb(root, *arguments):
 def built(toy, tmp_path_factory):
     "A project with a built Bento, and what `mlnb build --json` said"
     root = shutil.copytree(toy, tmp_path_factory.mktemp("built") / "project")
+    (root / "toy/.#model.py").symlink_to("me@machine.1234:5678")  # as Emacs locks a file
+    os.mkfifo(root / "toy/pipe")
     done = mlnb(root, "build", "--json")
     assert done.returncode == 0, done.stderr
     return root, json.loads(done.stdout)
@@ -77,7 +79,7 @@ def test_what_a_bento_holds(built):
         "bundle", "mlnb", "pyproject.toml", "requirements.lock", "toy",
     ]  # fmt: skip
     assert Bundle.load(source / "bundle").self_test() == 12
-    assert not [p for p in source.rglob("*") if p.name == "__pycache__"]
+    assert {p.name for p in source.glob("toy/*")} == {"__init__.py", "bundle.py", "features.py", "model.py"}
 
 
 def test_building_again_does_not_pack_the_first(built):

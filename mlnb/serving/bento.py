@@ -98,7 +98,13 @@ class Model:
             end_worker(e)
 
 # %% ../../nbs/serving/13_bento.ipynb #2d0d52aa
-_unwanted = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "template")
+_PATTERNS = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "template")
+
+
+def _unwanted(folder: str, names: list[str]) -> set[str]:
+    "What a Bento does not need, and what is neither file nor folder: editors leave links that lead nowhere, programs their sockets"
+    odd = {name for name in names if not os.path.isfile(path := os.path.join(folder, name)) and not os.path.isdir(path)}
+    return _PATTERNS(folder, names) | odd
 
 
 def _package_folder(name: str) -> Path:
@@ -135,8 +141,10 @@ def build_bento(
         raise ServingError(f"BentoML cannot build {file}: {e}") from e
     try:
         _complete(settings, bundle, bento, packages)
-    except BaseException:  # Ctrl-C too
+    except BaseException as e:  # Ctrl-C too
         shutil.rmtree(bento.path, ignore_errors=True)
+        if isinstance(e, OSError):
+            raise ServingError(f"the Bento cannot be completed: {e}") from e
         raise
     return bento
 

@@ -107,7 +107,10 @@ def plot_columns(
     "The distributions of columns: reference and window"
     import matplotlib.pyplot as plt
 
-    names = [name for name in names if name in requests and name in reference.columns][:8]
+    every = [name for name in names if name in requests and name in reference.columns]
+    names = every[:8]
+    if len(every) > len(names):
+        _say("Not drawn", f"{', '.join(every[8:])}; eight columns are drawn at once")
     if not names:
         _say("No drawing", "no such column is in the requests and in the reference")
         return
@@ -133,7 +136,10 @@ def _draw(axis, then: ColumnProfile, now: ColumnProfile):
         axis.stairs(histogram(now, edges), edges, color="tab:red", label="window")
     else:
         shares = [_shares(side) for side in (then, now)]
-        names = sorted(set(shares[0]) | set(shares[1]), key=lambda name: -max(side.get(name, 0) for side in shares))[:12]
+        every = sorted(set(shares[0]) | set(shares[1]), key=lambda name: -max(side.get(name, 0) for side in shares))
+        names = every[:12]
+        if len(every) > len(names):
+            axis.set_xlabel(f"and {len(every) - len(names)} more", fontsize=8)
         for side, move, colour, label in zip(shares, (-0.2, 0.2), ("0.8", "tab:red"), ("reference", "window"), strict=True):
             axis.bar(np.arange(len(names)) + move, [side.get(name, 0) for name in names], 0.4, color=colour, label=label)
         axis.set_xticks(range(len(names)), [_label(name, 12) for name in names], rotation=45, ha="right", fontsize=8)

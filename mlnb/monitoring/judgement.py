@@ -183,7 +183,7 @@ def judge_window(
             alarms.append(found)
     alarms = sorted(_unexplained(alarms, null.consistency), key=lambda alarm: (-alarm.excess, alarm.column))
     movers.sort(key=lambda pair: (-abs(pair[1]), pair[0]))
-    return Judgement(days, alarms, "", null.rate * 7 / days, movers[:10], _score_moved(reference, now, null))
+    return Judgement(days, alarms, "", null.rate * 7 / days, movers, _score_moved(reference, now, null))
 
 
 def _unexplained(alarms: list[Alarm], consistency: Consistency) -> list[Alarm]:

@@ -211,7 +211,7 @@ def _parameter(name: str, value: ast.expr, annotation: str) -> Parameter:
 # %% ../../nbs/notebooks/00_cells.ipynb #18526587
 _assignment = re.compile(r"^[ \t]*(?:\w+[ \t]+)*\$?(\w+)[ \t]*(?::[^=\n]*)?(?:<<?-|=(?!=))[ \t]*([^\n]*)", re.M)
 _texts = r"""(?:(?:"[^"]*"|'[^']*')[\s,]*)"""
-_upstream_names = re.compile(rf"(?:\w*[\[({{]\s*{_texts}*[\])}}]|{_texts})\s*;?\s*")
+_upstream_names = re.compile(rf"(?:(?:c|list|List|Seq|Array)?[\[({{]\s*{_texts}*[\])}}]|{_texts})\s*;?\s*")
 _nothing = re.compile(r"(?:NULL|null|None|nothing|nil|\[\])\s*;?\s*")
 
 

@@ -190,6 +190,14 @@ def test_a_bento_on_another_machine_writes_where_its_variables_say(built, tmp_pa
     assert not (elsewhere / "src/.mlnb").exists()
 
 
+def test_servers_of_one_store_count_apart(built, serve):
+    counts = lambda url: toy_project.get(f"{url}/metrics").text.count('mlnb_requests_total{status="200",validity="valid"} 1.0')
+    _, first, _ = serve()
+    assert toy_project.post(f"{first}/predict", json=toy_project.example(built[0])).status_code == 200
+    _, second, _ = serve()
+    assert (counts(first), counts(second)) == (1, 0)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_no_process_is_left_behind(serve, number):
     process, _, everyone = serve()

@@ -125,13 +125,13 @@ def _answers(url: str) -> bool:
 def test_everything_that_a_service_writes_is_on_a_full_disk(toy, tmp_path, disk, server, how):
     root = shutil.copytree(toy, tmp_path / "project")
     disk(root / ".mlnb/metrics", "8k")
-    disk(root / ".mlnb/bentoml/prometheus_multiproc_dir", "8k")
+    temporary = disk(tmp_path / "temporary", "40k")
     full = disk(tmp_path / "full", "8k")
     with (full / "rest").open("wb") as rest, pytest.raises(OSError, match="No space left"):
         rest.write(bytes(1 << 16))
         rest.flush()
     places = {f"MLNB_{name.upper()}": str(full / name) for name in ("predictions", "outcomes")}
-    process, url = server(root, how, **places)
+    process, url = server(root, how, TMPDIR=str(temporary), **places)
     row = toy_project.example(root)
     assert toy_project.get(f"{url}/readyz").status_code == 503 == toy_project.post(f"{url}/predict", json=row).status_code
     (full / "rest").unlink()

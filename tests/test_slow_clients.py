@@ -187,6 +187,8 @@ def test_the_head_of_an_answer_does_not_tell_what_serves(patient):
         ("/", "Host: localhost\r\nX-Forwarded-For: 10.1.2.3, 127.0.0.1", b"403"),
         ("/", "Host: localhost\r\nX-Forwarded-For: unknown", b"403"),
         ("/", "Host: localhost\r\nX-Forwarded-Host: example.org", b"403"),
+        ("/", "Host: localhost\r\nX-Real-IP: 10.1.2.3", b"403"),
+        ("/" + "a" * 70_000, "Host: localhost", b"400"),
     ],
 )
 def test_without_keys_who_comes_by_another_name_or_through_a_proxy_is_refused(patient, target, headers, status):

@@ -226,7 +226,7 @@ def _admit_local(scope: dict, headers: dict[bytes, bytes]):
     "Refuse a caller who is not on this machine, or who comes through a page or a proxy of another one"
     if scope.get("server") and not is_loopback(scope["server"][0]):
         raise Refusal(403, "this service has no API keys, so it answers on its own machine alone")
-    for name in (b"host", b"origin", b"x-forwarded-for", b"x-forwarded-host"):
+    for name in (b"host", b"origin", b"x-forwarded-for", b"x-forwarded-host", b"x-real-ip"):
         if name in headers and not all(_is_here(part.strip()) for part in headers[name].split(b",")):
             told = f"{name.decode()} {headers[name].decode('latin-1')[:100]!r} is not of this machine"
             raise Refusal(403, f"{told}, and this service has no API keys; ask at 127.0.0.1, or set MLNB_KEYS")

@@ -12,7 +12,7 @@ import multiprocessing
 from pathlib import Path
 
 import uvicorn
-from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser, parse_url
+from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser, parse_url
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.supervisors import Multiprocess
 
@@ -29,6 +29,7 @@ MOST_HEADERS = 100  # of a request
 PIPELINED = 100  # requests that wait behind the one that is being answered
 UNREAD = 1 << 20  # bytes of a body beyond the limit, for an answer to reach who sends it
 HEAD_SECONDS = 10.0  # for the head of a request to arrive, and for an answer to be taken
+_LINE = "write for example: POST /predict HTTP/1.1"
 
 
 class Protocol(HttpToolsProtocol):
@@ -67,8 +68,10 @@ class Protocol(HttpToolsProtocol):
         "Have the parser read what came; the status and message of the refusal where it is wrong or too much"
         try:
             self._feed(data)
+        except HttpParserCallbackError:
+            return self._refusal or (400, f"the URL of the request is malformed or too long; {_LINE}")
         except HttpParserError as e:
-            return self._refusal or (400, f"this is not an HTTP/1.1 request: {e}")
+            return 400, f"this is not an HTTP/1.1 request: {e}"
         if self._other_bytes > LONGEST_HEAD + CHUNKING * self._body_bytes:
             return 431, f"the request has more than {LONGEST_HEAD} bytes beside its body"
         if self._body_bytes > self.body_limit + UNREAD:
@@ -118,7 +121,7 @@ class Protocol(HttpToolsProtocol):
             return
         url = parse_url(self.url)
         if url.schema not in (b"http", b"https") or not url.host:
-            self._refuse(400, "the request line has no path; write for example: POST /predict HTTP/1.1")
+            self._refuse(400, f"the request line has no path; {_LINE}")
         host = url.host if url.port is None else b"%b:%d" % (url.host, url.port)
         self.headers[:] = [(name, host if name == b"host" else value) for name, value in self.headers]
         self.url = (url.path or b"/") + (b"?" + url.query if url.query else b"")

@@ -29,7 +29,7 @@ def notebook(tmp_path):
         ('{"cells": [', "is not a notebook"),
         ("[]", "is not a notebook of format 4"),
         ('{"nbformat": 4}', "is not a notebook of format 4"),
-        ('{"cells": [], "nbformat": 3}', "is not a notebook of format 4, it is one of format 3"),
+        ('{"cells": [], "nbformat": 3}', "is not a notebook of format 4: nbformat is 3"),
         ('{"cells": [{"cell_type": "code"}], "nbformat": 4}', "cell 1: source is missing"),
         ('{"cells": [{"cell_type": "poem", "source": ""}], "nbformat": 4}', 'cell 1: cell_type is "poem"'),
         ("\x00\xff", "is not a notebook"),
@@ -95,7 +95,9 @@ def test_odd_cells_are_named_by_their_number(notebook, cell, says):
         ({"cells": {}}, "needs a list of cells"),
         ({"cells": [None]}, "cell 1: null is no cell"),
         ({"cells": ["x = 1"]}, "cell 1: a text is no cell"),
-        ({"nbformat": "4"}, "format 4"),
+        ({"nbformat": "4"}, 'format 4: nbformat is "4"'),
+        ({"nbformat": 4.0}, "format 4: nbformat is 4.0"),
+        ({"nbformat": True}, "format 4: nbformat is true"),
     ],
 )
 def test_odd_notebooks_are_named(notebook, changes, says):

@@ -76,7 +76,7 @@ def test_not_a_notebook(project):
 
 def test_against_the_format(project):
     change(project / "nbs" / "other.ipynb", lambda d: d["cells"][1].update(outputs=[{"output_type": "poem"}]))
-    assert "is not a valid notebook" in {c: m for c, _, m in found(project)}["valid"]
+    assert "is not a valid notebook: cell 2: " in {c: m for c, _, m in found(project)}["valid"]
 
 
 @pytest.mark.parametrize(
@@ -128,6 +128,12 @@ def test_no_module_named(project):
 def test_a_renamed_module_leaves_the_old_one(project):
     export(project, "tool", "x = 1", name="tools")
     assert {(c, p) for c, p, _ in found(project)} == {("stale", "planes/tools.py"), ("in_sync", "nbs/tools.ipynb")}
+
+
+@pytest.mark.parametrize("cell", ["x = 1\n#| export", "x = 1", "#| exprot\nx = 1"])
+def test_a_module_that_is_still_named_is_not_to_be_deleted(project, cell):
+    notebook(project / "nbs" / "tools.ipynb", None, "#| default_exp tools", cell)
+    assert "nbs/tools.ipynb names this module and exports no cell to it" in {c: m for c, _, m in found(project)}["stale"]
 
 
 def test_a_syntax_error_in_an_exported_cell(project):

@@ -137,9 +137,10 @@ def _parsed(text: str, path: Path) -> dict:
         why = "it is nested too deeply" if isinstance(e, RecursionError) else str(e) if text.strip() else "it is empty"
         raise NotebookError(f"{path} is not a notebook: {why}") from None
     form = notebook.get("nbformat") if isinstance(notebook, dict) else None
-    if form != 4 or not isinstance(notebook.get("cells"), list):
-        older = f", it is one of format {form}" if isinstance(form, int) and form in (1, 2, 3) else ": it needs a list of cells"
-        raise NotebookError(f"{path} is not a notebook of format 4{older}; open and save it in JupyterLab")
+    is_four = form == 4 and isinstance(form, int)  # not 4.0
+    if not is_four or not isinstance(notebook.get("cells"), list):
+        why = "it needs a list of cells" if is_four or form is None else f"nbformat is {json.dumps(form)}"
+        raise NotebookError(f"{path} is not a notebook of format 4: {why}; open and save it in JupyterLab")
     if wrong := next(_wrong_in_metadata(notebook), None):
         raise NotebookError(f"{path} is not a valid notebook: {wrong}")
     for number, cell in enumerate(notebook["cells"], 1):

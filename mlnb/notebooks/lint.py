@@ -302,7 +302,9 @@ def valid(project):
         except NotebookError as e:
             yield path, str(e).removeprefix(f"{path} ")
         except nbformat.ValidationError as e:
-            yield path, f"is not a valid notebook: {str(e).splitlines()[0]}"
+            where = [*e.absolute_path, None, None]  # such as "cells", 1, "outputs", 0
+            place = f"cell {where[1] + 1}: " if where[0] == "cells" and isinstance(where[1], int) else ""
+            yield path, f"is not a valid notebook: {place}{str(e).splitlines()[0]}"
 
 # %% ../../nbs/notebooks/03_lint.ipynb #67e5a159
 def _cleaned(notebook: dict) -> dict:
@@ -528,7 +530,10 @@ def stale(project):
         source = (path.parent / _generated_from(path)).resolve()
         one = project.exported.get(source, Exported(error="it cannot be read, or nbdev does not look there"))
         if path not in project.modules and path not in elsewhere and not (source.exists() and one.error):
-            yield path, "no notebook exports this module any more; delete it, or name it in a notebook's default_exp"
+            if named := [project.name(p) for p, one in project.exported.items() if one.module and project.module_file(one.module) == path]:
+                yield path, f"{named[0]} names this module and exports no cell to it; write #| export at the top of its cells"
+            else:
+                yield path, "no notebook exports this module any more; delete it, or name it in a notebook's default_exp"
 
 # %% ../../nbs/notebooks/03_lint.ipynb #76e7e1a7
 def _said(text: str) -> list[str]:

@@ -12,8 +12,10 @@ import os
 import platform
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from .models.tracker import problem_of
 from .project.errors import MlnbError, did_you_mean
 from .project.settings import Settings, load_settings
 from .project.secrets import redacted
+from .records import file_of
 
 # %% ../nbs/03_doctor.ipynb #7a9f06eb
 GOOD, NOTE, MISSING = "good", "note", "missing"
@@ -210,6 +213,18 @@ def git(settings):
 _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mariadb": 3306, "mssql": 1433, "oracle": 1521}
 
 
+def _damage(file: Path) -> str | None:
+    "What SQLite says of a file that it cannot read; None where it can, where there is none yet, and where another process writes"
+    if not os.path.lexists(file):
+        return None
+    try:
+        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=1)) as connection:
+            connection.execute("SELECT count(*) FROM sqlite_master")
+    except sqlite3.DatabaseError as e:
+        return None if "locked" in str(e) else str(e)
+    return None
+
+
 def _answers(url: str, item: str, setting: str) -> Finding:
     "A finding on the server or file behind `url`"
     from urllib.parse import urlsplit
@@ -219,6 +234,9 @@ def _answers(url: str, item: str, setting: str) -> Finding:
         host, port = parts.hostname, parts.port or _PORTS.get(parts.scheme.partition("+")[0])
     except ValueError:  # its text may hold the password
         return Finding(item, MISSING, f"{redacted(url)} is no URL", f"correct setting '{setting}'")
+    if (file := file_of(url)) and (why := _damage(file)):
+        mend = "what to do about it says: mlnb runs" if setting == "records" else f"put back a copy of it, or change setting '{setting}'"
+        return Finding(item, MISSING, f"{file} cannot be read: {why}", mend)
     if not (host and port):
         return Finding(item, GOOD, redacted(url))
     place = f"{parts.scheme}://{host}:{port}"
@@ -247,6 +265,7 @@ def _opens(storage: str) -> Finding:
 
 
 READ = ("MLNB_ROOT", "MLNB_ENV", "MLNB_WORKERS", "MLNB_KEYS", "MLNB_KEYS_FILE", "MLNB_RUNTIME_DIR")  # variables that are no settings
+_OWN = ("MLNB_CHECKED", "MLNB_SUPERVISOR")  # that mlnb sets for processes which it starts
 
 
 @check
@@ -275,7 +294,7 @@ def privacy(settings):
 @check
 def variables(settings):
     "Every MLNB_ variable is one that is read"
-    known = [*READ, *(f"MLNB_{f.name.upper()}" for f in fields(Settings) if "form" in f.metadata)]
+    known = [*READ, *_OWN, *(f"MLNB_{f.name.upper()}" for f in fields(Settings) if "form" in f.metadata)]
     for name in sorted(set(os.environ) - set(known)):
         hint = did_you_mean(name, known)
         if name.startswith("MLNB_") and hint:

@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,34 @@ def test_doctor_names_what_nothing_reads_and_what_cannot_be_opened(tmp_path):
     assert done.returncode == 1 and found["Storage"]["state"] == "missing" and "nowhere" in found["Storage"]["found"]
     assert found["Variables"]["found"] == "MLNB_STORGE is set and nothing reads it (did you mean 'MLNB_STORAGE'?)"
     assert found["Package"]["found"] == "no folder plnaes"
+
+
+def _garbage(file):
+    file.write_bytes(b"garbage")
+
+
+def _cut(file):
+    file.write_bytes(file.read_bytes()[:6000])
+
+
+def _folder(file):
+    file.unlink()
+    file.mkdir()
+
+
+@pytest.mark.parametrize("spoil", [_garbage, _cut, _folder])
+def test_doctor_reads_the_files_of_records_and_tracking(tmp_path, spoil):
+    from mlnb.doctor import places
+    from mlnb.project.settings import load_settings
+
+    with closing(sqlite3.connect(file := tmp_path / "it.db")) as connection:
+        connection.executescript("CREATE TABLE t (x); CREATE TABLE u (x); INSERT INTO t VALUES (1)")
+    (tmp_path / "pyproject.toml").write_text('[tool.mlnb]\nrecords = "sqlite:///it.db"\ntracking = "sqlite:///it.db"\n')
+    found = lambda: {f.item: (f.state, f.found) for f in places(load_settings(tmp_path)) if f.item in ("Records", "Tracking")}
+    assert {state for state, _ in found().values()} == {"good"}
+    spoil(file)
+    for state, words in found().values():
+        assert state == "missing" and words.startswith(f"{file} cannot be read: ")
 
 
 def test_doctor_calls_nothing_good_that_it_did_not_examine(monkeypatch, tmp_path):

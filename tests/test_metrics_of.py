@@ -23,7 +23,7 @@ def product(tmp_path):
 @pytest.mark.parametrize(
     ("document", "metrics"),
     [
-        ({"auc": 0.5, "n": 3, "flag": True, "text": "x", "none": None, "list": [1, 2]}, {"auc": 0.5, "n": 3.0}),
+        ({"auc": 0.5, "n": 3, "flag": True, "text": "x", "none": None, "list": ["a", "b"]}, {"auc": 0.5, "n": 3.0}),
         ({"a": {"b": {"c": 1}}, "z": 2}, {"z": 2.0, "a.b.c": 1.0}),
         ([1, 2, 3], {}),
         ("7", {}),
@@ -39,6 +39,13 @@ def test_numbers_by_dotted_names(product, document, metrics, caplog):
 def test_what_is_not_finite_is_said(product, value):
     found = metrics_of({"scores": product(f'{{"a": {value}, "d": 1}}')})
     assert found.values == {"a": None, "d": 1.0} and found.notes[0].startswith("no finite number is in the metrics 'a'")
+
+
+@pytest.mark.parametrize("inner", [[0.8, 0.9], [{"auc": 1}], [[1]], ["x", 2]])
+def test_numbers_in_lists_are_not_recorded_and_that_is_said(product, inner):
+    found = metrics_of({"scores": product({"auc": 1, "folds": {"k" * 100: inner}})})
+    assert found.values == {"auc": 1.0}
+    assert found.notes == (f"what stands in the lists 'folds.{'k' * 54}...' is not recorded; give each number a name",)
 
 
 @pytest.mark.parametrize("text", ["", "auc = 0.5", '{"auc": 0.5', "[" * 100_000, "\udcff"])

@@ -77,7 +77,7 @@ def _table(*columns: str, right: tuple[str, ...] = ()):
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in columns:
-        wraps = name in ("parameters", "reason", "name", "value", "")
+        wraps = name in ("parameters", "reason", "name", "metric", "")
         table.add_column(name, justify="right" if name in right else "left", no_wrap=not wraps, overflow="fold")
     return table
 

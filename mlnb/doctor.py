@@ -288,7 +288,7 @@ def privacy(settings):
     log = settings.path(settings.predictions)
     if log.is_dir() and log.stat().st_mode & 0o005:
         mend = 'if requests hold personal data, write file_mode = "group" or "private" in [tool.mlnb]'
-        yield Finding("Prediction log", NOTE, f"every user of this machine can read {settings.predictions}", mend)
+        yield Finding("File mode", NOTE, f"every user of this machine can read {settings.predictions}", mend)
 
 
 @check

@@ -292,7 +292,12 @@ def _listen(path: str) -> socket.socket:
 # %% ../../nbs/notebooks/08_copies.ipynb #bc52ac9c
 def _positions() -> dict[int, int]:
     "File descriptor -> position, of the regular files that are only read"
-    return {fd: os.lseek(fd, 0, os.SEEK_CUR) for fd, what, writes in _descriptors() if fd > 2 and not writes and _is_seekable(fd, what)}
+    positions = {}
+    for fd, what, writes in _descriptors():
+        with suppress(OSError):  # a thread has closed it meanwhile
+            if fd > 2 and not writes and _is_seekable(fd, what):
+                positions[fd] = os.lseek(fd, 0, os.SEEK_CUR)
+    return positions
 
 
 def _is_seekable(fd: int, what: str) -> bool:

@@ -265,7 +265,7 @@ def _opens(storage: str) -> Finding:
 
 
 READ = ("MLNB_ROOT", "MLNB_ENV", "MLNB_WORKERS", "MLNB_KEYS", "MLNB_KEYS_FILE", "MLNB_RUNTIME_DIR")  # variables that are no settings
-_OWN = ("MLNB_CHECKED", "MLNB_SUPERVISOR")  # that mlnb sets for processes which it starts
+_OWN = ("MLNB_CHECKED", "MLNB_COUNTS", "MLNB_SUPERVISOR")  # that mlnb sets for processes which it starts
 
 
 @check

@@ -350,6 +350,7 @@ def _json_columns(answers) -> bytes:
 
 # %% ../../nbs/serving/10_app.ipynb #ce5fd128
 PROBES = ("/livez", "/readyz")
+_NO_METHODS: dict = {}
 _UNREADABLE = b"""# HELP mlnb_unreadable Lines and tables of the prediction log that were answered and could not be read back
 # TYPE mlnb_unreadable gauge
 mlnb_unreadable %d
@@ -410,7 +411,8 @@ class App:
     async def _http(self, scope, receive, send):
         try:
             headers = headers_of(scope)
-            status, body, headers = await self._handler(scope)(scope, headers, receive)
+            handler = self.handlers.get(scope["path"], _NO_METHODS).get(scope["method"]) or self._other_handler(scope)
+            status, body, headers = await handler(scope, headers, receive)
         except Refusal as e:
             status, body, headers = _error(e.status, str(e), **e.more)
         except Exception:
@@ -420,8 +422,8 @@ class App:
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
-    def _handler(self, scope: dict) -> Callable:
-        "What answers a request; a `Refusal` where nothing does"
+    def _other_handler(self, scope: dict) -> Callable:
+        "What answers a request whose path has a prefix, or has no such method; a `Refusal` where nothing does"
         path, method = scope["path"], scope["method"]
         handlers = self.handlers.get(path) or self._below_root(scope, path)
         if handlers is None:

@@ -67,7 +67,13 @@ class Protocol(HttpToolsProtocol):
     def _read(self, data: bytes) -> tuple[int, str] | None:
         "Have the parser read what came; the status and message of the refusal where it is wrong or too much"
         try:
-            self._feed(data)
+            while data:
+                try:
+                    self.parser.feed_data(data)
+                    break
+                except HttpParserUpgrade as e:
+                    data = self._in_http1() + data[e.args[0] :]
+                    self._other_bytes = len(data)
         except HttpParserCallbackError:
             return self._refusal or (400, f"the URL of the request is malformed or too long; {_LINE}")
         except HttpParserError as e:
@@ -77,15 +83,6 @@ class Protocol(HttpToolsProtocol):
         if self._body_bytes > self.body_limit + UNREAD:
             return 413, f"the body is longer than {self.body_limit} bytes"
         return None
-
-    def _feed(self, data: bytes):
-        while data:
-            try:
-                self.parser.feed_data(data)
-                data = b""
-            except HttpParserUpgrade as e:
-                data = self._in_http1() + data[e.args[0] :]
-                self._other_bytes = len(data)
 
     def _in_http1(self) -> bytes:
         "The head of a request that asks for another protocol, without that, for a parser that has not seen it"

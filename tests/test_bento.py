@@ -35,10 +35,12 @@ def mlnb(root, *arguments):
 def built(toy, tmp_path_factory):
     "A project with a built Bento, and what `mlnb build --json` said"
     root = shutil.copytree(toy, tmp_path_factory.mktemp("built") / "project")
-    (root / "toy/.#model.py").symlink_to("me@machine.1234:5678")  # as Emacs locks a file
-    os.mkfifo(root / "toy/pipe")
+    (lock := root / "toy/.#model.py").symlink_to("me@machine.1234:5678")  # as Emacs locks a file
+    os.mkfifo(pipe := root / "toy/pipe")
     done = mlnb(root, "build", "--json")
     assert done.returncode == 0, done.stderr
+    lock.unlink()
+    pipe.unlink()
     return root, json.loads(done.stdout)
 
 

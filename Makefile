@@ -6,7 +6,7 @@ READY := .venv/.ready
 WORKERS ?= 2
 PEERS := litserve mlserver evidently
 
-.PHONY: demo test check notebooks pytest products test-container bench bench-peers wheel clean help
+.PHONY: demo test test-long check notebooks pytest products test-container bench bench-peers wheel clean help
 
 demo: $(READY)  ## the whole road on real flights: pipeline, Bento, service, drift
 	python demo.py
@@ -38,7 +38,10 @@ products: $(READY)  ## the reference pipeline, only what changed
 	MLNB_KERNEL_IDLE_MINUTES=1 mlnb run
 
 pytest: $(READY) products  ## everything that crosses a process, a socket or a fault
-	pytest -n $(WORKERS)
+	pytest -n $(WORKERS) -m "not long"
+
+test-long: $(READY) products  ## the tests that take longest, minutes
+	pytest -n $(WORKERS) -m long
 
 test-container: $(READY)  ## a real image, made without a container engine, and asked; minutes, as root
 	command -v buildah && command -v mmdebstrap || apt-get install --yes --no-install-recommends buildah mmdebstrap

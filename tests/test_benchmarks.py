@@ -181,6 +181,7 @@ def test_a_bar_from_above(serving, ours, holds):
 
 
 @needs_wrk
+@pytest.mark.long
 def test_the_service_is_measured_with_everything_on(tmp_path):
     short = ["--seconds", "1", "--rounds", "1", "--requests", "2000"]
     parts = ["--only", "memory", "--only", "swap"]

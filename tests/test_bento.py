@@ -263,6 +263,7 @@ def test_the_guard_stands_under_bentoml_too(built, serve):
             caller.sendall(b"X-Trailer: aaaaaaaaaaaaaaaaaa\r\n" * 2000)
 
 
+@pytest.mark.long
 def test_bentoml_cuts_off_no_slow_body(serve):
     _, url, _ = serve(MLNB_REQUEST_SECONDS="60")
     body = b'{"entity": "UA/1", "value": 1}'
@@ -273,6 +274,7 @@ def test_bentoml_cuts_off_no_slow_body(serve):
         assert caller.recv(65536).startswith(b"HTTP/1.1 200")
 
 
+@pytest.mark.long
 def test_callers_who_stall_are_cut_off_under_bentoml_too(serve, built):
     _, url, _ = serve(MLNB_REQUEST_SECONDS="10")
     row, where = toy_project.example(built[0]), urlsplit(url)
@@ -289,6 +291,7 @@ def test_callers_who_stall_are_cut_off_under_bentoml_too(serve, built):
         assert endless.recv(65536).startswith(b"HTTP/1.1 431")
 
 
+@pytest.mark.long
 def test_idle_connections_do_not_keep_others_out_of_bentoml_for_long(serve, built):
     process, url, _ = serve(MLNB_REQUEST_SECONDS="20")
     where = urlsplit(url)

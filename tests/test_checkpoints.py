@@ -143,6 +143,7 @@ def test_success_leaves_nothing(task):
     assert ".copy" in names and list(task.copies.iterdir()) == []
 
 
+@pytest.mark.long
 def test_threads_of_libraries_come_back(task):
     setup = (
         "import os, numpy as np, torch\nfrom sklearn.ensemble import HistGradientBoostingRegressor\n"

@@ -242,6 +242,7 @@ def test_wrong_calls(engines, built, toy, tmp_path):
     refused(mlnb(toy, "containerize"), "no Bento has been built yet; run: mlnb build")
 
 
+@pytest.mark.long
 def test_a_bento_without_our_template(toy, tmp_path):
     root = shutil.copytree(toy, tmp_path / "project")
     parts = (root / "bentofile.yaml").read_text().partition("docker:")

@@ -337,6 +337,7 @@ def test_the_command(tmp_path, known, reference, null):
     assert "no column 'model_version'" in mlnb(tmp_path, "today.parquet", "--version", "v1").stderr
 
 
+@pytest.mark.long
 def test_the_command_knows_the_hours_of_a_table(tmp_path, knows_weather):
     (tmp_path / "pyproject.toml").write_text("[tool.mlnb]\n")
     Profile.of(weather(140, 0)).write(tmp_path / "products/bundle/reference.profile")

@@ -123,6 +123,7 @@ def test_a_cell_that_may_raise(task, tmp_path):
     assert text(cells.read(execute(path, tmp_path / "out.ipynb"))) == "after\n"
 
 
+@pytest.mark.long
 def test_time_is_limited_for_the_notebook_too(task, tmp_path):
     with pytest.raises(NotebookError, match=r"cell \[2\]: the notebook took longer than 10 seconds"):
         task("1", "import time\nfor _ in range(600):\n    time.sleep(0.1)", notebook_timeout=10)

@@ -73,6 +73,7 @@ def test_a_failing_shell_line_and_a_failing_magic(notebook, tmp_path):
         execute(notebook(f"!true\nx = 1 != 2\n%run {script}"), out)
 
 
+@pytest.mark.long
 def test_time_out_and_dead_kernel(notebook, tmp_path):
     out = tmp_path / "out.ipynb"
     with pytest.raises(NotebookError, match=r"cell \[2\]: took longer than 10 seconds; the executed copy"):

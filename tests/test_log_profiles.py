@@ -418,6 +418,7 @@ print(step, "steps")
 """
 
 
+@pytest.mark.long
 def test_killed_at_every_step(tmp_path):
     "kill -9 at each change of the file system, at every other one twice"
     (root := tmp_path / "place").mkdir()

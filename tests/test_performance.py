@@ -52,6 +52,7 @@ def july():
     )
 
 
+@pytest.mark.long
 def test_hour_by_hour_no_day_is_scored_early_and_the_end_equals_the_batch(july):
     asked, told = july
     observed = told["observed_at"].to_numpy()

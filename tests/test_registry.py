@@ -125,6 +125,7 @@ def closed():
         yield f"http://127.0.0.1:{taken.getsockname()[1]}"
 
 
+@pytest.mark.long
 def test_a_server_does_the_same(bundle, tmp_path):
     server = _server(tmp_path)
     try:

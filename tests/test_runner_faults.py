@@ -151,6 +151,7 @@ def test_a_worker_that_is_killed(project):
     until(lambda: not Path(f"/proc/{kernel}").exists(), "the end of its kernel")
 
 
+@pytest.mark.long
 def test_a_fork_server_that_is_killed(project, tmp_path, monkeypatch):
     "What runs goes on, what comes later starts cold or from a new server"
     from mlnb.notebooks import kernels

@@ -390,6 +390,7 @@ def test_two_at_once(toy, model, newest, rows, tmp_path):
     assert first.communicate()[0].endswith("kept 0\n") and pq.read_table(output).num_rows == 40
 
 
+@pytest.mark.long
 def test_memory_does_not_grow_with_the_file(toy, rows, tmp_path):
     "Twenty times the rows, in a single row group, take the same memory but for a tenth"
     peaks = []

@@ -111,6 +111,7 @@ def answer_of(caller: socket.socket, status: bytes):
     assert found.startswith(b"HTTP/1.1 " + status)
 
 
+@pytest.mark.long
 def test_what_follows_an_answer_may_not_stall_either(patient):
     cases = {GET + b"GET /li": b"", GET: b"\r\n", UNREAD: b"{"}
     callers = [connect(patient[0]) for _ in cases]
@@ -132,6 +133,7 @@ def test_who_sends_the_rest_of_a_body_that_nobody_reads_may_ask_again(patient):
             answer_of(caller, b"200")
 
 
+@pytest.mark.long
 def test_two_hundred_slow_callers_keep_nobody_from_an_answer(patient, row):
     body = json.dumps(row).encode()
     slow = [connect(patient[0]) for _ in range(200)]

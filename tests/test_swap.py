@@ -169,6 +169,7 @@ def test_versions_change_under_load_without_an_error(store, tmp_path):
     assert logged.groupby("model_version")["probability"].nunique().to_dict() == {"v1": 1, "v2": 1, "v3": 1}
 
 
+@pytest.mark.long
 def test_what_is_not_fit_stays_out_and_the_store_may_go(store, tmp_path):
     store.release("v1")
     row = toy_project.example(store.project)
@@ -253,6 +254,7 @@ def challenged(store):
     store.tracking.client.delete_registered_model_alias("toy", "challenger")
 
 
+@pytest.mark.long
 def test_an_administrator_changes_the_routing_of_all_workers_and_a_restart_keeps_it(challenged, tmp_path):
     row = toy_project.example(challenged.project)
     more = KEYS | {"MLNB_VERSIONS": str(tmp_path / "versions"), "MLNB_CHALLENGER_PERCENT": "10"}
@@ -288,6 +290,7 @@ def test_an_administrator_changes_the_routing_of_all_workers_and_a_restart_keeps
         until(lambda: share(url, row) == 1)
 
 
+@pytest.mark.long
 def test_a_change_of_the_routing_under_load_loses_nothing_and_two_at_once_leave_one_whole(challenged, tmp_path):
     row, versions = toy_project.example(challenged.project), tmp_path / "versions"
     with serving(challenged, tmp_path / "log", workers=2, MLNB_VERSIONS=str(versions)) as (_, url), Load(url, row) as load:

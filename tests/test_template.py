@@ -122,6 +122,7 @@ def test_make_test_is_green_only_for_what_was_tested(tmp_path, test, code, said)
     assert done.returncode == code and said in done.stdout + done.stderr, done
 
 
+@pytest.mark.long
 def test_a_wheel_makes_a_project_that_runs_and_passes_its_tests(tmp_path):
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path)]
     run(*pip, str(source_copy(tmp_path / "source")), cwd=tmp_path)

@@ -184,6 +184,7 @@ def test_going_on_is_exact_under_other_settings(tmp_path, change):
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler to compile graphs with")
+@pytest.mark.long
 def test_going_on_is_exact_with_compiled_graphs(tmp_path):
     config = replace(SMALL, compiled=True, bf16=True)
     _interrupted(tmp_path / "last", config)

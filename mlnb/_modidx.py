@@ -3207,7 +3207,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'mlnb.serving.app.App._predict': ('serving/app.html#app._predict', 'mlnb/serving/app.py'),
                                   'mlnb.serving.app.App._ready': ('serving/app.html#app._ready', 'mlnb/serving/app.py'),
                                   'mlnb.serving.app.App._routing': ('serving/app.html#app._routing', 'mlnb/serving/app.py'),
-                                  'mlnb.serving.app.App._rows_answered': ('serving/app.html#app._rows_answered', 'mlnb/serving/app.py'),
+                                  'mlnb.serving.app.App._rows_in_slices': ('serving/app.html#app._rows_in_slices', 'mlnb/serving/app.py'),
                                   'mlnb.serving.app.App._table_answered': ('serving/app.html#app._table_answered', 'mlnb/serving/app.py'),
                                   'mlnb.serving.app.App._take_outcomes': ('serving/app.html#app._take_outcomes', 'mlnb/serving/app.py'),
                                   'mlnb.serving.app.App.ready': ('serving/app.html#app.ready', 'mlnb/serving/app.py'),

@@ -496,7 +496,10 @@ class App:
             if isinstance(rows, Rows):
                 answers, who = await self._table_answered(rows, since)
             else:
-                answers = await self._rows_answered(rows, since)
+                try:
+                    answers = await (self.rows if len(rows) <= self.slices.most else self._rows_in_slices)(rows, since)
+                except NotInMemory:  # it waits for the storage, and nobody waits with it
+                    answers = await self._rows_in_slices(rows, since)
                 who = answered_by(answers)
             found = 200, write(answers), _is(ARROW if write is as_arrow else JSON)
             self.metrics.took(who, time.perf_counter() - whole)
@@ -536,13 +539,8 @@ class App:
         "A long body, read in a thread"
         return await asyncio.get_running_loop().run_in_executor(self._decoder, read, body)
 
-    async def _rows_answered(self, read: list[tuple], since: float) -> list[Answer]:
-        "The logged and counted answers to the decoded rows of a request"
-        if len(read) <= self.slices.most:
-            try:
-                return await self.rows(read, since)
-            except NotInMemory:
-                pass  # it waits for the storage, and nobody waits with it
+    async def _rows_in_slices(self, read: list[tuple], since: float) -> list[Answer]:
+        "The logged and counted answers to many rows, or to some whose context is not in memory"
         parts = await self.slices(self.forms.rows_of(read), partial(self.predictor.score_rows, arms=self.predictor.arms), since)
         return self._counted_rows(log_rows(self.predictor.log, parts))
 

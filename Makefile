@@ -11,7 +11,7 @@ PEERS := litserve mlserver evidently
 demo: $(READY)  ## the whole road on real flights: pipeline, Bento, service, drift
 	python demo.py
 
-test: check notebooks products pytest  ## everything that must hold
+test: check notebooks products pytest  ## everything that must hold, but the tests of test-long
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12

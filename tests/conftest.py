@@ -20,6 +20,8 @@ for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):  # what a program prints into a f
 for name in ("no_proxy", "NO_PROXY"):  # every server is on this machine
     os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1", "localhost")))
 
+collect_ignore = ["data"]  # projects with tests of their own, which are data here
+
 IS_FIRST = "PYTEST_XDIST_WORKER" not in os.environ  # the process that starts the others
 if IS_FIRST:
     os.environ["MLNB_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="mlnb-")  # one fork server for all tests, which ends with them

@@ -1,0 +1,257 @@
+"""Files of earlier releases: what release 0.1 wrote (tests/data/make_release.py) is read by the code of today."""
+
+import ast
+import asyncio
+import importlib
+import json
+import shutil
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import pytest
+from click.testing import CliRunner
+
+from mlnb.cli.main import cli
+from mlnb.data import hourly
+from mlnb.data.context import SnapshotStore
+from mlnb.data.profiles import Profile
+from mlnb.models.bundle import Bundle
+from mlnb.models.watcher import fit, read_releases, releases_folder
+from mlnb.monitoring.notify import channels_of
+from mlnb.monitoring.null import Null
+from mlnb.monitoring.rules import rules_of
+from mlnb.project.settings import load_settings
+from mlnb.serving.app import create_app
+from mlnb.serving.log_profiles import HourStore, profiles_url, update_profiles
+from mlnb.serving.predictions import PredictionLog
+from mlnb.serving.routing import Routing, RoutingFile
+
+RELEASE = Path(__file__).parent / "data" / "release-0.1"
+FOLLOWED = {"serve_from": "models:/toy"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def packages(tmp_path_factory):
+    "The packages that the bundles name, importable from a copy"
+    folder = tmp_path_factory.mktemp("packages")
+    for project, package in (("service", "shipped"), ("scorecard", "scorecard")):
+        shutil.copytree(RELEASE / project / package, folder / package)
+    sys.path.insert(0, str(folder))
+    yield
+    sys.path.remove(str(folder))
+
+
+@pytest.fixture
+def project(request, tmp_path, monkeypatch):
+    "A copy of the project named by the parameter, by default of `service`; it is the working folder"
+    root = tmp_path / getattr(request, "param", "service")
+    shutil.copytree(RELEASE / root.name, root)
+    for file in root.glob(".mlnb/**/*.json"):
+        file.write_text(file.read_text().replace(f"/project/{root.name}", str(root)))
+    monkeypatch.chdir(root)
+    return root
+
+
+@pytest.fixture
+def settings(project):
+    "Of the copy, in which profiles and versions are moved to where this machine and folder have them"
+    settings = load_settings(project)
+    moves = {".mlnb/storage/profiles/*": Path(profiles_url(settings)), ".mlnb/versions/*": releases_folder(replace(settings, **FOLLOWED))}
+    for pattern, target in moves.items():
+        (folder,) = project.glob(pattern)
+        folder.rename(target)
+        for file in target.glob("*.json"):
+            file.write_text(file.read_text().replace(str(folder), str(target)))
+    return settings
+
+
+def mlnb(*words: str, code: int = 0) -> str:
+    "What a command prints in the working folder, run in this process"
+    done = CliRunner(env={"COLUMNS": "160"}).invoke(cli, words)
+    assert done.exit_code == code, done.output + repr(done.exception)
+    return done.stdout
+
+
+def document(*words: str, code: int = 0):
+    return json.loads(mlnb(*words, "--json", code=code))
+
+
+projects = lambda *names: pytest.mark.parametrize("project", names, indirect=True)
+
+
+# --- bundles ---------------------------------------------------------------------------------------------------------------------------
+
+
+@projects("service", "scorecard")
+def test_a_bundle_answers_its_samples_bit_for_bit(project):
+    assert Bundle.load(project / "products/bundle").self_test() == 12
+
+
+def test_reference_and_null_of_a_bundle(project):
+    bundle = Bundle.load(project / "products/bundle")
+    null = Null.from_bytes(bundle.drift)
+    assert null.families["distance"] == "input" and len(null.ordinary) > 1
+    jfk = Profile.from_bytes((bundle.folder / "segments/origin=JFK/reference.profile").read_bytes())
+    assert 0 < jfk.rows < Profile.from_bytes(bundle.reference).rows == 420
+
+
+def answered(project: Path, *rows: dict) -> list[dict]:
+    settings, bundle = load_settings(project), Bundle.load(project / "products/bundle")
+    log = PredictionLog.of(settings)
+    app = create_app(bundle, SnapshotStore.of(settings), log, settings.context_limit_minutes)
+
+    async def ask():
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
+            return await client.post("/predict", json=rows)
+
+    answer = asyncio.run(ask())
+    log.close()
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+@projects("service", "scorecard")
+def test_a_bundle_is_served(project):
+    samples = Bundle.load(project / "products/bundle").samples
+    answers = answered(project, *samples["requests"])
+    assert [answer["probability"] for answer in answers] == samples["probability"]
+    assert [answer["decision"] for answer in answers] == samples["decision"]
+
+
+# --- log, profiles and outcomes --------------------------------------------------------------------------------------------------------
+
+
+def test_predictions_are_read_and_compacted(project, settings):
+    before = document("predictions", "--limit", "1000", code=1)  # a line is damaged
+    assert len(before) == 12 + 4 + 10 + 4
+    assert {(row["model_version"], row["arm"]) for row in before} == {("v1", "champion"), ("v1", "batch"), ("v2", "challenger")}
+    row = next(row for row in before if row["entity"] == "B6/1/JFK/2013-07-01T05:30:00Z")
+    assert (row["time"], row["distance"] > 0, row["hour"]) == ("2013-07-31T05:05:00Z", True, 5)
+    done = document("compact", code=1)
+    assert (done["files"], done["rows"], done["damaged"]) == (2, 14, 1)
+    assert document("predictions", "--limit", "1000", code=1) == before
+
+
+def test_profiles_of_hours_are_taken_as_they_are(project, settings):
+    assert update_profiles(settings, lines=False) == []
+    store = HourStore(profiles_url(settings))
+    assert store.hours() == ["2013-07-31T05", "2013-08-01T05", "2013-08-01T06"]
+    assert store.merged("2013-07").rows == 6 and store.merged(segment=("origin", "JFK")).rows == 10
+    archives = [hourly.from_bytes(file.read_bytes()) for file in Path(profiles_url(settings)).rglob("2013-07.hourly")]
+    assert sum(archive.rows.sum() for archive in archives) == 2 * 6  # all, and by origin
+    assert store.hourly("2013-07").rows.sum() == 6
+
+
+def test_drift_of_the_log(project, settings):
+    drift = document("drift", "log", "--by", "month")
+    assert [window["rows"] for window in drift["windows"]] == [6, 24]
+    assert "columns" in mlnb("drift", "log:2013-08-01", "--html", "drift.html", "--metrics", "drift.prom")
+
+
+def test_outcomes_are_read_and_gathered(project, settings):
+    status = document("outcomes", "status")
+    found = document("performance", "--as-of", "2013-08-10")["overall"]
+    assert (found["decisions"], found["known"]) == (20, 16)
+    from_file, from_service = mlnb("outcomes", "show", "B6/4/EWR/2013-07-01T07:00:00Z").splitlines()  # a part, and a line
+    assert from_file.startswith("0  known since 2013-08-04") and from_file.endswith("from y.csv")
+    assert from_service.startswith("1  known since 2013-08-04") and from_service.endswith("from service")
+    mlnb("compact", code=1)
+    assert document("outcomes", "status")["outcomes"] == status["outcomes"]
+    assert document("performance", "--as-of", "2013-08-10")["overall"] == found
+
+
+# --- records ---------------------------------------------------------------------------------------------------------------------------
+
+
+def test_runs(project):
+    newest, oldest = document("runs")
+    assert (newest["status"], oldest["status"], newest["changed"]) == ("failed", "succeeded", {"seed": [0, 1]})
+    shown = mlnb("runs", "show", "bbbb02")
+    assert "Task register failed in cell 4: KeyError: 'gone'" in shown and "auc" in shown
+    assert "seed" in mlnb("runs", "compare")
+
+
+def test_alerts(project):
+    listed = document("alerts", "list")
+    assert {(alert["rule"], alert["state"]) for alert in listed} == {("age", "firing"), ("pipeline", "acknowledged")}
+    acknowledged = next(alert["id"] for alert in listed if alert["state"] == "acknowledged")
+    shown = mlnb("alerts", "show", str(acknowledged))
+    assert "acknowledged by ada: on it" in shown and "HOOK is not set" in shown and "file: firing, sent" in shown
+    assert mlnb("alerts", "resolve", str(acknowledged)).startswith(f"Alert {acknowledged} is resolved")
+
+
+# --- releases --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_releases_and_routing(project, settings):
+    settings = replace(settings, **FOLLOWED)
+    releases = read_releases(releases_folder(settings))
+    assert releases.problem is None and (releases.champion.number, releases.challenger.number) == (1, 2)
+    champion = fit(releases.champion.folder)
+    assert (champion.version, fit(releases.challenger.folder, champion).version) == ("v1", "v2")
+    assert RoutingFile(settings).read() == (Routing(25, True), "request")
+
+
+# --- projects --------------------------------------------------------------------------------------------------------------------------
+
+
+@projects("planes")
+def test_tasks_that_ran_need_not_run_again(project):
+    assert {task["name"]: task["state"] for task in document("plan")["tasks"]} == dict.fromkeys(("first", "second", "other"), "current")
+
+
+@projects("flight-delays")
+def test_a_project_is_planned_and_its_settings_are_read(project):
+    states = {task["name"]: task["state"] for task in document("plan")["tasks"]}
+    assert len(states) == 8 and states["ingest"] == "outdated" and set(states.values()) <= {"outdated", "waiting"}
+    settings = load_settings(project)
+    assert (settings.cost_alert, settings.cost_missed, settings.context_limit_minutes, settings.waiting_limit) == (1.0, 3.0, 90, 32)
+    assert (settings.request_seconds, settings.log_full, settings.log_keep_days, settings.keys_required) == (5, "serve", 400, False)
+    assert (settings.outcomes, settings.versions, settings.image_base) == (".mlnb/outcomes", ".mlnb/versions", "cpu")
+    production = load_settings(project, "production")
+    assert (production.outcomes, production.cost_missed, production.keys_required) == ("/project/outcomes", 4.0, True)
+
+
+@projects("flight-delays")
+def test_rules_and_channels_are_read(project):
+    settings = load_settings(project)
+    rules = {rule.name: rule for rule in rules_of(settings)}
+    assert (rules["costs"].apart, rules["up"].error_share, rules["up"].requests) == (50.0, 0.02, 100)
+    assert (rules["age"].context_minutes, rules["age"].outcome_minutes) == (60, 2880)
+    assert {name: channel.quiet for name, channel in channels_of(settings).items()} == {"ops": "22:00-07:00", "file": "00:00-05:00"}
+
+
+def variables(project: Path) -> dict[str, str]:
+    "Those of its job"
+    lines = (project / ".github/workflows/monitor.yml").read_text().splitlines()
+    pairs = (line.strip().partition(": ") for line in lines if line.strip().startswith("MLNB_"))
+    return {name: value.strip('"') for name, _, value in pairs}
+
+
+@projects("flight-delays")
+def test_variables_are_read(project, monkeypatch):
+    for name, value in variables(project).items():
+        monkeypatch.setenv(name, value)
+    settings = load_settings(project)
+    assert (settings.outcomes, settings.versions, settings.keys_required) == ("/project/outcomes", "/project/versions", True)
+
+
+def imported(notebook: Path):
+    "The names that the cells of a notebook import from mlnb, as (module, name)"
+    for cell in json.loads(notebook.read_text())["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        for node in ast.walk(ast.parse("".join(cell["source"]))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "mlnb":
+                yield from ((node.module, alias.name) for alias in node.names)
+
+
+@projects("flight-delays")
+def test_what_notebooks_import_is_there(project):
+    every = {pair for notebook in (*project.glob("nbs/*.ipynb"), *project.glob("alerts/*.ipynb")) for pair in imported(notebook)}
+    assert {("mlnb.monitoring", "evidence"), ("mlnb.models.bundle", "write_bundle"), ("mlnb.data.context", "Context")} <= every
+    for module, name in every:
+        found = importlib.import_module(module)
+        assert hasattr(found, name) or importlib.util.find_spec(f"{module}.{name}"), f"{module}.{name}"

@@ -25,19 +25,19 @@ from rich.table import Table
 
 ROOT = Path(__file__).parent
 FLIGHTS = ROOT / "products" / "flights"
-say = Console(highlight=False)
+console = Console(highlight=False)
 
 
-def mlnb(*words: str, fine: tuple[int, ...] = (0,)):
+def mlnb(*words: str, accepted_codes: tuple[int, ...] = (0,)):
     """A command of mlnb; the demo ends where it fails, which is every exit code that is not fine."""
-    say.print(f"[dim]$ mlnb {' '.join(words)}[/]")
+    console.print(f"[dim]$ mlnb {' '.join(words)}[/]")
     done = subprocess.run([sys.executable, "-m", "mlnb.cli.main", *words], cwd=ROOT)
-    if done.returncode not in fine:
+    if done.returncode not in accepted_codes:
         sys.exit(done.returncode)
 
 
 def heading(text: str):
-    say.print(f"\n[bold]{text}[/]")
+    console.print(f"\n[bold]{text}[/]")
 
 
 def show_scores():
@@ -50,7 +50,7 @@ def show_scores():
         s = scores["overall"]
         figures = [f"{s[k]:.3f}" for k in ("auc", "pr_auc", "log_loss", "ece")]
         table.add_row(name, *figures, f"{s['cost_per_1000']:.0f}")
-    say.print(table)
+    console.print(table)
 
 
 def free_port() -> int:
@@ -91,7 +91,7 @@ def wait_until_ready(url: str, process: subprocess.Popen, log: Path, seconds: fl
     sys.exit(f"the service did not get ready; its log ({log}) ends with:\n{log.read_text()[-2000:]}")
 
 
-def later_flights() -> pd.DataFrame:
+def sample_later_flights() -> pd.DataFrame:
     """The flights that are decided on one whole day of each month from July to December, drawn at random."""
     flights = pd.read_parquet(FLIGHTS / "features.parquet")
     flights = flights[flights.month >= 7]
@@ -100,7 +100,7 @@ def later_flights() -> pd.DataFrame:
     return flights[days.isin(chosen)].sort_values("decision_time")
 
 
-def scored_flights() -> str:
+def scored_flights_file() -> str:
     """Every flight of July to December with the score and the decision that the pipeline gave it, as a file."""
     flights, scores = (pd.read_parquet(FLIGHTS / f"{name}.parquet") for name in ("features", "predictions"))
     scores["scheduled_departure"] = scores["scheduled_departure"].dt.tz_localize(None)
@@ -110,27 +110,27 @@ def scored_flights() -> str:
     return str(path.relative_to(ROOT))
 
 
-def outcomes_of(flights: pd.DataFrame) -> str:
+def labels_file(flights: pd.DataFrame) -> str:
     """What happened to the flights, and when that was known, as a file."""
     columns = {name: name for name in ("carrier", "flight", "origin", "scheduled_departure")}
     columns |= {"disrupted": "value", "label_time": "observed_at"}
-    told = flights[list(columns)].rename(columns=columns)
+    labels = flights[list(columns)].rename(columns=columns)
     for name in ("scheduled_departure", "observed_at"):
-        told[name] = told[name].dt.tz_localize("UTC")
-    told.to_parquet(path := ROOT / ".mlnb" / "outcomes.parquet", index=False)
+        labels[name] = labels[name].dt.tz_localize("UTC")
+    labels.to_parquet(path := ROOT / ".mlnb" / "outcomes.parquet", index=False)
     return str(path.relative_to(ROOT))
 
 
-def write_context(moments: np.ndarray):
+def publish_snapshots(as_of_times: np.ndarray):
     """What was known at each moment, where the service looks for it."""
-    from mlnb.data.context import SnapshotStore
-    from mlnb.flights.context import write_snapshots
+    from mlnb.data.point_in_time import SnapshotStore
     from mlnb.flights.features import read_history
+    from mlnb.flights.snapshots import write_snapshots
     from mlnb.project.settings import load_settings
 
     settings = load_settings(ROOT)
     history = read_history(str(FLIGHTS / "flights.parquet"), str(FLIGHTS / "weather.parquet"))
-    write_snapshots(history, moments, SnapshotStore.of(settings))
+    write_snapshots(history, as_of_times, SnapshotStore.of(settings))
 
 
 def send(url: str, flights: pd.DataFrame) -> list[dict]:
@@ -153,16 +153,16 @@ def show_answers(flights: pd.DataFrame, answers: list[dict]):
     table = Table(box=None, pad_edge=False)
     for name in ("flight", "scheduled (UTC)", "probability", "alert", "what happened", "context age"):
         table.add_column(name)
-    shown = flights.assign(answer=answers).groupby("month").sample(1, random_state=1)
-    for row in shown.itertuples():
+    examples = flights.assign(answer=answers).groupby("month").sample(1, random_state=1)
+    for row in examples.itertuples():
         happened = "disrupted" if row.disrupted else "on time"
         age = f"{row.answer['context_age_seconds'] // 60} min"
         route = f"{row.carrier} {row.flight} {row.origin}-{row.dest}"
-        alert = "yes" if row.answer["decision"] else "no"
-        table.add_row(route, f"{row.scheduled_departure:%d %b %H:%M}", f"{row.answer['probability']:.2f}", alert, happened, age)
-    say.print(table)
-    alerts, disrupted = sum(a["decision"] for a in answers), int(flights.disrupted.sum())
-    say.print(f"{len(answers):,} flights answered, {alerts:,} alerts, {disrupted:,} were disrupted; all of it is in the log.")
+        positive = "yes" if row.answer["decision"] else "no"
+        table.add_row(route, f"{row.scheduled_departure:%d %b %H:%M}", f"{row.answer['probability']:.2f}", positive, happened, age)
+    console.print(table)
+    positives, disrupted = sum(a["decision"] for a in answers), int(flights.disrupted.sum())
+    console.print(f"{len(answers):,} flights answered, {positives:,} alerts, {disrupted:,} were disrupted; all of it is in the log.")
 
 
 @contextmanager
@@ -183,11 +183,11 @@ def main():
     started = time.monotonic()
     (ROOT / ".mlnb").mkdir(exist_ok=True)
     with no_process_left():
-        show_the_road()
-    say.print(f"\nDone in {time.monotonic() - started:.0f} s; no process is left behind.")
+        walk_through()
+    console.print(f"\nDone in {time.monotonic() - started:.0f} s; no process is left behind.")
 
 
-def show_the_road():
+def walk_through():
     heading("1  The pipeline: notebooks from raw data to a model bundle")
     mlnb("run")
     heading("2  Scores beside the baselines")
@@ -195,24 +195,24 @@ def show_the_road():
     heading("3  The bundle becomes a Bento")
     mlnb("build")
     heading("4  The Bento is served and asked about later flights")
-    flights = later_flights()
-    with say.status("writing what was known at each moment ..."):
-        write_context(flights.moment.unique())
-    with say.status("starting the service ...") as status, service() as url:
+    flights = sample_later_flights()
+    with console.status("writing what was known at each moment ..."):
+        publish_snapshots(flights.moment.unique())
+    with console.status("starting the service ...") as status, service() as url:
         status.update("sending flights ...")
         answers = send(url, flights)
     show_answers(flights, answers)
     heading("5  What moved farther than it does where nothing is wrong? The days that were served, then every flight by month")
     mlnb("drift", "log", "--by", "day")
-    mlnb("drift", scored_flights(), "--by", "month", "--html", str(FLIGHTS.relative_to(ROOT) / "drift.html"))
+    mlnb("drift", scored_flights_file(), "--by", "month", "--html", str(FLIGHTS.relative_to(ROOT) / "drift.html"))
     heading("6  What happened in the end, and how good the decisions were")
-    mlnb("outcomes", "add", outcomes_of(flights))
+    mlnb("outcomes", "add", labels_file(flights))
     mlnb("performance", "--segment", "origin", "--html", str(FLIGHTS.relative_to(ROOT) / "performance.html"))
     heading("7  Is anything wrong? One look of every rule, as cron would have it")
-    say.print("Rules look at recent traffic, and the flights of 2013 are no longer that: a rule may say just so.")
-    mlnb("alerts", "check", fine=(0, 1))
+    console.print("Rules look at recent traffic, and the flights of 2013 are no longer that: a rule may say just so.")
+    mlnb("alerts", "check", accepted_codes=(0, 1))
     heading("Where to look next")
-    for what, where in {
+    for description, where in {
         "executed notebooks": "products/flights/*.ipynb",
         "this run and earlier ones": "mlnb runs",
         "what would run, and why": "mlnb plan",
@@ -223,7 +223,7 @@ def show_the_road():
         "write in JupyterLab": "jupyter lab nbs/flights",
         "a project of your own": "cd .. && mlnb new delays",
     }.items():
-        say.print(f"  {what:28}{where}", soft_wrap=True)
+        console.print(f"  {description:28}{where}", soft_wrap=True)
 
 
 if __name__ == "__main__":

@@ -26,16 +26,16 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from mlnb.data.hourly import Figures, Hourly
+from mlnb.data.hourly_profiles import HourlyProfile, HourlyStats
 from mlnb.data.profiles import Profile
 from mlnb.flights.features import CATEGORICAL, NUMERIC, REQUEST
 from mlnb.flights.train import between, inputs
 from mlnb.models.metrics import Cost
 from mlnb.models.tabular import TabularPredictor
-from mlnb.monitoring.consistency import Apart, effects
-from mlnb.monitoring.drift import compare, hourly_of, is_moment, split
-from mlnb.monitoring.judgement import WindowHours, judge, judge_window
-from mlnb.monitoring.null import Null, calibrate, null_of_days
+from mlnb.monitoring.alarms import WindowResiduals, assess_drift, assess_window
+from mlnb.monitoring.cross_column import Residuals, effects
+from mlnb.monitoring.drift import compare, hourly_from_table, is_timestamp, split
+from mlnb.monitoring.drift_thresholds import DriftThresholds, calibrate, thresholds_from_days
 
 ROOT = Path(__file__).parents[1]
 FLIGHTS = ROOT / "products" / "flights"
@@ -90,16 +90,16 @@ def evidently(before: pd.DataFrame, now: pd.DataFrame, times: int) -> float:
     return json.loads(done.stdout)
 
 
-def cost(table: pd.DataFrame, null: Null, times: int) -> list[dict]:
+def cost(table: pd.DataFrame, thresholds: DriftThresholds, times: int) -> list[dict]:
     """A report of July against January to May, 30 features."""
     names = [*CATEGORICAL, *NUMERIC][:30]
     before, now = (table.loc[table.month.isin(months), names] for months in (range(1, 6), [7]))
     profiles = [Profile.of(frame).to_bytes() for frame in (before, now)]
-    hours = hourly_of(table[table.month.isin([6, 7])], TIME)
+    hours = hourly_from_table(table[table.month.isin([6, 7])], TIME)
 
     def report():
         reference, current = map(Profile.from_bytes, profiles)
-        judge(compare(reference, {"2013-07": current}, by="month"), null, "month", hourly=hours)
+        assess_drift(compare(reference, {"2013-07": current}, by="month"), thresholds, "month", hourly=hours)
 
     ours, peer = cpu_seconds(report, 2 * times + 1), evidently(before, now, times)
     rows = [row("drift report of two profiles, 30 features, CPU s", ours, "<= 0.5", ours <= 0.5)]
@@ -113,9 +113,9 @@ def cost(table: pd.DataFrame, null: Null, times: int) -> list[dict]:
 # --- how often it cries wolf ------------------------------------------------------------------------------------------------------
 
 
-def wolves(known: pd.DataFrame, null: Null, draws: int) -> list[dict]:
+def false_alarm_rates(known: pd.DataFrame, thresholds: DriftThresholds, draws: int) -> list[dict]:
     """The share of reports with an alarm where nothing is wrong, over several seeds."""
-    days, hourly = split(known, "day", TIME), hourly_of(known, TIME)
+    days, hourly = split(known, "day", TIME), hourly_from_table(known, TIME)
     labels = sorted(days)[7:-1]
     weeks = [labels[at : at + 7] for at in range(0, len(labels) - 6, 7)]
     unseen = [unseen_blocks(days, hourly, weeks, draws, seed) for seed in range(SEEDS)]  # of each: days, weeks, months
@@ -123,10 +123,10 @@ def wolves(known: pd.DataFrame, null: Null, draws: int) -> list[dict]:
     of_days, of_weeks, of_months = (np.concatenate([found[kind] for found in unseen]) for kind in range(3))
     blocks = np.concatenate([of_days, of_weeks])
     reference = Profile.merged(days.values())
-    drawn = [drawn_months(days, hourly, weeks, reference, null, draws, seed) for seed in range(SEEDS)]
-    said = f"1 day {share(of_days.mean())}, 7 days {share(of_weeks.mean())}; seeds {', '.join(map(share, seeds))}"
+    drawn = [drawn_months(days, hourly, weeks, reference, thresholds, draws, seed) for seed in range(SEEDS)]
+    summary = f"1 day {share(of_days.mean())}, 7 days {share(of_weeks.mean())}; seeds {', '.join(map(share, seeds))}"
     months = ", ".join(share(np.mean(found)) for found in drawn)
-    name = f"false alarms, {len(blocks)} blocks of days of weeks the null has not seen, mean of {SEEDS} seeds ({said}), share of reports"
+    name = f"false alarms, {len(blocks)} blocks of days of weeks the null has not seen, mean of {SEEDS} seeds ({summary}), share of reports"
     rows = [row(name, float(blocks.mean()), "<= 0.05", blocks.mean() <= 0.05)]
     name = f"false alarms, {np.size(drawn)} months of four weeks of the reference, mean of {SEEDS} seeds ({months}), share of reports"
     rows.append(row(name, float(np.mean(drawn)), "<= 0.05", np.mean(drawn) <= 0.05))
@@ -134,7 +134,9 @@ def wolves(known: pd.DataFrame, null: Null, draws: int) -> list[dict]:
     return [*rows, row(name, float(of_months.mean()), "", True)]
 
 
-def unseen_blocks(days: dict[str, Profile], hourly: Hourly, weeks: list[list[str]], draws: int, seed: int) -> tuple[list, list, list]:
+def unseen_blocks(
+    days: dict[str, Profile], hourly: HourlyProfile, weeks: list[list[str]], draws: int, seed: int
+) -> tuple[list, list, list]:
     """Whether reports of days, weeks and months have alarms, by nulls that have seen none of their days."""
     rng = np.random.default_rng(seed)
     order, found = rng.permutation(len(weeks)), ([], [], [])
@@ -142,20 +144,20 @@ def unseen_blocks(days: dict[str, Profile], hourly: Hourly, weeks: list[list[str
         held = [weeks[at] for at in order[part::FOLDS]]
         unseen = [day for week in held for day in week]
         learnt = {day: days[day] for day in days if day not in unseen}
-        null = null_of_days(learnt, hourly=without(hourly, unseen), **NAMES)
-        reference, apart = Profile.merged(learnt.values()), null.consistency.apart(hourly)
-        judged = lambda window, of=(reference, null, apart): alarmed(days, window, *of)
+        thresholds = thresholds_from_days(learnt, hourly=without(hourly, unseen), **NAMES)
+        reference, residuals = Profile.merged(learnt.values()), thresholds.consistency.residuals(hourly)
+        judged = lambda window, of=(reference, thresholds, residuals): alarmed(days, window, *of)
         found[0].extend(judged([day]) for day in rng.choice(unseen, draws // FOLDS, replace=False))
         found[1].extend(map(judged, held))
         found[2].append(judged(unseen))
     return found
 
 
-def without(hourly: Hourly, days: list[str]) -> Hourly:
+def without(hourly: HourlyProfile, days: list[str]) -> HourlyProfile:
     """The hours of all other days."""
-    kept = ~np.isin(day_of(hourly.hours), days)
-    columns = {name: Figures(*(values[kept] for values in vars(figures).values())) for name, figures in hourly.columns.items()}
-    return Hourly(hourly.hours[kept], hourly.rows[kept], columns)
+    remaining = ~np.isin(day_of(hourly.hours), days)
+    columns = {name: HourlyStats(*(values[remaining] for values in vars(figures).values())) for name, figures in hourly.columns.items()}
+    return HourlyProfile(hourly.hours[remaining], hourly.rows[remaining], columns)
 
 
 def day_of(hours: np.ndarray) -> np.ndarray:
@@ -163,40 +165,54 @@ def day_of(hours: np.ndarray) -> np.ndarray:
     return np.datetime_as_string(hours.astype("datetime64[D]"))
 
 
-def drawn_months(days: dict, hourly: Hourly, weeks: list[list[str]], reference: Profile, null: Null, draws: int, seed: int) -> list[bool]:
+def drawn_months(
+    days: dict,
+    hourly: HourlyProfile,
+    weeks: list[list[str]],
+    reference: Profile,
+    thresholds: DriftThresholds,
+    draws: int,
+    seed: int,
+) -> list[bool]:
     """Whether reports of months of four weeks, drawn with replacement from the reference, have alarms."""
-    chosen, apart = np.random.default_rng(seed).integers(len(weeks), size=(draws, 4)), null.consistency.apart(hourly)
-    return [alarmed(days, [day for at in four for day in weeks[at]], reference, null, apart) for four in chosen]
+    chosen, residuals = np.random.default_rng(seed).integers(len(weeks), size=(draws, 4)), thresholds.consistency.residuals(hourly)
+    return [alarmed(days, [day for at in four for day in weeks[at]], reference, thresholds, residuals) for four in chosen]
 
 
-def alarmed(days: dict[str, Profile], window: list[str], reference: Profile, null: Null, apart: Apart) -> bool:
+def alarmed(days: dict[str, Profile], window: list[str], reference: Profile, thresholds: DriftThresholds, residuals: Residuals) -> bool:
     """Whether a report of these days has an alarm."""
     merged = Profile.merged([days[day] for day in window]).columns
-    timeless = Profile({name: column for name, column in merged.items() if not is_moment(column)})  # drawn days span what they like
-    return bool(judge_window(reference, timeless, null, "day" if len(window) == 1 else None, hours=of_days(apart, window)).alarms)
+    timeless = Profile({name: column for name, column in merged.items() if not is_timestamp(column)})  # drawn days span what they like
+    return bool(
+        assess_window(
+            reference, timeless, thresholds, "day" if len(window) == 1 else None, hours=of_days(residuals, window)
+        ).alarms
+    )
 
 
-def of_days(apart: Apart, window: list[str]) -> dict[str, dict[str, float]]:
+def of_days(residuals: Residuals, window: list[str]) -> dict[str, dict[str, float]]:
     """What the hours of some days say."""
-    of_day = {day: np.flatnonzero(day_of(apart.hours) == day) for day in set(window)}
-    found = effects(apart, [np.concatenate([of_day[day] for day in window])])
+    of_day = {day: np.flatnonzero(day_of(residuals.hours) == day) for day in set(window)}
+    found = effects(residuals, [np.concatenate([of_day[day] for day in window])])
     return {name: {statistic: values[0] for statistic, values in of.items()} for name, of in found.items()}
 
 
 # --- what it finds ----------------------------------------------------------------------------------------------------------------
 
 
-def months(table: pd.DataFrame, reference: Profile, null: Null) -> list[dict]:
+def months(table: pd.DataFrame, reference: Profile, thresholds: DriftThresholds) -> list[dict]:
     """July, September and December alarm by score or label rates, August by none of them."""
-    said, holds = [], True
-    hours = WindowHours(null, hourly_of(table[COLUMNS], TIME))
+    summary, holds = [], True
+    hours = WindowResiduals(thresholds, hourly_from_table(table[COLUMNS], TIME))
     for month, name in {7: "July", 8: "August", 9: "September", 12: "December"}.items():
         now = Profile.of(table.loc[table.month == month, COLUMNS])
-        alarms = judge_window(reference, now, null, "month", hours=hours.effects(f"2013-{month:02}")).alarms
-        most = {alarm.family: alarm.over for alarm in reversed(alarms) if alarm.family in OUTPUTS}  # the most unusual of each family
-        said.append(f"{name} {' and '.join(f'{family} {over:.2f}x' for family, over in sorted(most.items())) or 'none'}")
-        holds &= bool(most) == (month != 8)
-    name = f"alarms of score, decision or label rates, and how many times the threshold: {', '.join(said)}"
+        alarms = assess_window(reference, now, thresholds, "month", hours=hours.effects(f"2013-{month:02}")).alarms
+        family_excess = {
+            alarm.family: alarm.over for alarm in reversed(alarms) if alarm.family in OUTPUTS
+        }  # the most unusual of each family
+        summary.append(f"{name} {' and '.join(f'{family} {over:.2f}x' for family, over in sorted(family_excess.items())) or 'none'}")
+        holds &= bool(family_excess) == (month != 8)
+    name = f"alarms of score, decision or label rates, and how many times the threshold: {', '.join(summary)}"
     return [row(name, "as it must be" if holds else "wrong", "all but August", holds)]
 
 
@@ -217,33 +233,35 @@ def faults(spread: dict[str, float], seed: int = 0) -> dict[str, tuple[str, obje
     return found | {"origin LGA lost": ("origin", lambda f: f[f["origin"] != "LGA"])}
 
 
-def steady(table: pd.DataFrame, reference: Profile, null: Null, every: int) -> list[dict]:
+def steady(table: pd.DataFrame, reference: Profile, thresholds: DriftThresholds, every: int) -> list[dict]:
     """Every fault in several days; found and named first by that day alone."""
     spread = table.loc[table.month <= 5, ["distance", "minute_of_day"]].std().to_dict()
     days = days_of_table(table[table.month >= 6])
     labels = list(days)[1::every]
-    before = {label: hourly_of(table[before_of(table, label)], TIME) for label in labels}
-    hours = lambda label, rows: WindowHours(null, Hourly.merged([before[label], hourly_of(rows, TIME)])).effects(label)
+    before = {label: hourly_from_table(table[before_of(table, label)], TIME) for label in labels}
+    hours = lambda label, rows: WindowResiduals(
+        thresholds, HourlyProfile.merged([before[label], hourly_from_table(rows, TIME)])
+    ).effects(label)
     sound = {label: Profile.of(days[label][COLUMNS]) for label in labels}
     missed, named, caught = {}, {"": [], AS_NUMBER: []}, []
     for name, (column, change) in faults(spread).items():
         for label, whole in sound.items():
             changed = change(days[label])
-            found = judge_window(reference, with_fault(whole, changed, column), null, "day", hours=hours(label, changed))
+            found = assess_window(reference, with_fault(whole, changed, column), thresholds, "day", hours=hours(label, changed))
             alarms = [alarm.column for alarm in found.alarms]
             named[AS_NUMBER if column == AS_NUMBER else ""].append(alarms[:1] == [column])
             caught += [column in alarms] if column != AS_NUMBER else []
             if alarms[:1] != [column]:
                 missed[name] = missed.get(name, 0) + 1
-    judged = [judge_window(reference, whole, null, "day", hours=hours(label, days[label])) for label, whole in sound.items()]
+    judged = [assess_window(reference, whole, thresholds, "day", hours=hours(label, days[label])) for label, whole in sound.items()]
     loud = [[alarm.column for alarm in found.alarms] for found in judged]
     causes = ", ".join(f"{name} {n}" for name, n in Counter(name for alarms in loud for name in alarms).most_common(3))
-    said = f"; not: {', '.join(f'{name} {n}' for name, n in missed.items())}" if missed else ""
+    summary = f"; not: {', '.join(f'{name} {n}' for name, n in missed.items())}" if missed else ""
     many = sum(column != AS_NUMBER for column, _ in faults(spread).values())
-    what, first = f"{many} faults in distance, hour, carrier and origin on {len(labels)} days", np.mean(named[""])
+    prefix, first = f"{many} faults in distance, hour, carrier and origin on {len(labels)} days", np.mean(named[""])
     return [
-        row(f"{what}: caught within that day, share", float(np.mean(caught)), "1", all(caught)),
-        row(f"{what}: and named first, share{said}", float(first), "1", first == 1),
+        row(f"{prefix}: caught within that day, share", float(np.mean(caught)), "1", all(caught)),
+        row(f"{prefix}: and named first, share{summary}", float(first), "1", first == 1),
         row("the scheduled hour as a number (minute_of_day): named first, share", float(np.mean(named[AS_NUMBER])), "", True),
         row(f"the same {len(labels)} days without a fault: no alarm, share; alarms: {causes}", np.mean([not a for a in loud]), "", True),
     ]
@@ -268,7 +286,7 @@ def days_of_table(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return {day: rows for day, rows in days.items() if len(rows) > 500}
 
 
-def weather(table: pd.DataFrame, reference: Profile, null: Null) -> list[dict]:
+def weather(table: pd.DataFrame, reference: Profile, thresholds: DriftThresholds) -> list[dict]:
     """Days of faulty weather until its column alarms, where it does not without the fault; the median of several starts."""
     days, spread = days_of_table(table[table.month >= 6]), table.loc[table.month <= 5, list(WEATHER)].std()
     rng, labels, rows = np.random.default_rng(1), list(days), []
@@ -279,27 +297,30 @@ def weather(table: pd.DataFrame, reference: Profile, null: Null) -> list[dict]:
         "stuck": lambda v, name: v.where(v.isna(), v.dropna().iloc[0]),
     }
     for word, change in changes.items():
-        taken = {name: [until_caught(days, labels[at - 1 : at + 30], name, change, reference, null) for at in STARTS] for name in WEATHER}
+        taken = {
+            name: [until_caught(days, labels[at - 1 : at + 30], name, change, reference, thresholds) for at in STARTS]
+            for name in WEATHER
+        }
         known = {name: [days for days in found if days] for name, found in taken.items()}
-        said = [
+        summary = [
             f"{name} {statistics.median_high(d)} days ({len(d)} of {len(STARTS)})" if d else f"{name} never" for name, d in known.items()
         ]
         holds = all(len(found) > len(STARTS) / 2 for found in known.values())
-        rows.append(row(f"weather {word}: days until caught: {', '.join(said)}", None, "caught, reported", holds))
+        rows.append(row(f"weather {word}: days until caught: {', '.join(summary)}", None, "caught, reported", holds))
     return rows
 
 
-def until_caught(days: dict, labels: list[str], name: str, change, reference: Profile, null: Null) -> int | None:
+def until_caught(days: dict, labels: list[str], name: str, change, reference: Profile, thresholds: DriftThresholds) -> int | None:
     """1, 7 or 30: the first length of window whose column alarms with the fault and not without; the fault begins on the second day."""
     whole = pd.concat([days[label].assign(day=i) for i, label in enumerate(labels)])
     faulty = whole.assign(**{name: whole[name].where(whole["day"] == 0, change(whole[name], name))})
-    aparts = [null.consistency.apart(hourly_of(side[COLUMNS], TIME)) for side in (faulty, whole)]
+    residuals_of_sides = [thresholds.consistency.residuals(hourly_from_table(side[COLUMNS], TIME)) for side in (faulty, whole)]
     for length in (1, 7, 30):
         alarms = []
-        for side, apart in zip((faulty, whole), aparts, strict=True):
+        for side, residuals in zip((faulty, whole), residuals_of_sides, strict=True):
             now = Profile.of(side.loc[side["day"].between(1, length), [TIME, name]])
-            hours = of_days(apart, labels[1 : length + 1])
-            alarms.append(bool(judge_window(reference, now, null, "day" if length == 1 else "month", [name], hours).alarms))
+            hours = of_days(residuals, labels[1 : length + 1])
+            alarms.append(bool(assess_window(reference, now, thresholds, "day" if length == 1 else "month", [name], hours).alarms))
         if alarms == [True, False]:
             return length
     return None
@@ -331,15 +352,15 @@ def measure(times: int, draws: int, every: int) -> list[dict]:
     table = scored()
     known = table.loc[table.month <= 5, COLUMNS]
     start = time.process_time()
-    null = calibrate(known, TIME, **NAMES)
+    thresholds = calibrate(known, TIME, **NAMES)
     taken = time.process_time() - start
     reference = Profile.of(known)
-    rows = cost(table, null, times)
-    rows.append(row(f"drift null of {len(known):,} rows, {null.days} days, CPU s", taken, "", True))
-    rows += wolves(known, null, draws)
-    rows += months(table, reference, null)
-    rows += steady(table, reference, null, every)
-    return rows + weather(table, reference, null)
+    rows = cost(table, thresholds, times)
+    rows.append(row(f"drift null of {len(known):,} rows, {thresholds.days} days, CPU s", taken, "", True))
+    rows += false_alarm_rates(known, thresholds, draws)
+    rows += months(table, reference, thresholds)
+    rows += steady(table, reference, thresholds, every)
+    return rows + weather(table, reference, thresholds)
 
 
 if __name__ == "__main__":

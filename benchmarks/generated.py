@@ -9,12 +9,12 @@ PACKAGE = "generated_tasks"
 def notebook(path: Path, parameters: str, cells: list[str]) -> None:
     """Write a task notebook."""
     sources = [(parameters, {"tags": ["parameters"]}), *((cell, {}) for cell in cells)]
-    made = [
+    cell_list = [
         {"cell_type": "code", "id": f"c{i}", "source": source, "metadata": metadata, "outputs": [], "execution_count": None}
         for i, (source, metadata) in enumerate(sources)
     ]
     metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
-    path.write_text(json.dumps({"cells": made, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}, indent=1))
+    path.write_text(json.dumps({"cells": cell_list, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}, indent=1))
 
 
 def library(functions: int) -> str:

@@ -18,9 +18,9 @@ PEERS = {  # what is compared and has an environment of its own
 }
 
 
-def cannot_run(why: str, how: str) -> NoReturn:
+def cannot_run(problem: str, remedy: str) -> NoReturn:
     """End the program with 2."""
-    print(f"{Path(sys.argv[0]).name} cannot run: {why}; {how}", file=sys.stderr)
+    print(f"{Path(sys.argv[0]).name} cannot run: {problem}; {remedy}", file=sys.stderr)
     raise SystemExit(2)
 
 
@@ -30,10 +30,10 @@ def packages(names: tuple[str, ...] = PACKAGES):
         cannot_run(f"{', '.join(missing)} is not installed", "install with: pip install -r requirements.lock && pip install --no-deps -e .")
 
 
-def program(name: str, how: str):
+def program(name: str, remedy: str):
     """A program on the path."""
     if not shutil.which(name):
-        cannot_run(f"{name} is not installed", f"install with: {how}")
+        cannot_run(f"{name} is not installed", f"install with: {remedy}")
 
 
 def wrk():

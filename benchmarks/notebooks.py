@@ -55,9 +55,9 @@ def server(pool: int):
 def wait_ready(pool: int):
     """Wait until the server has imported everything and has as many kernels ahead as it should."""
     while True:
-        found = kernels.status()
-        ready = sum(child["ready"] for s in found for child in s.get("children", []) if child["kind"] == "pool")
-        if found and not found[0].get("waiting", True) and ready >= pool:
+        servers = kernels.status()
+        ready = sum(child["ready"] for s in servers for child in s.get("children", []) if child["kind"] == "pool")
+        if servers and not servers[0].get("waiting", True) and ready >= pool:
             return
         time.sleep(0.1)
 
@@ -72,22 +72,22 @@ def start(name: str, code: str) -> tuple[float, KernelManager]:
     client.start_channels(hb=False)
     client.execute(code)
     reply = client.get_shell_msg(timeout=120)
-    taken = time.perf_counter() - begin
+    elapsed = time.perf_counter() - begin
     assert reply["content"]["status"] == "ok", reply["content"]
     client.stop_channels()
-    return taken, manager
+    return elapsed, manager
 
 
 def seconds(name: str, code: str, times: int, pool: int = 0) -> float:
     """The median time until the first answer."""
-    taken = []
+    elapsed = []
     for _ in range(times):
         wait_ready(pool)
-        one, manager = start(name, code)
+        first_answer, manager = start(name, code)
         assert name != "mlnb" or manager.provisioner.how == ("pool" if pool else "forked"), manager.provisioner.how
         manager.shutdown_kernel(now=True)
-        taken.append(one)
-    return statistics.median(taken)
+        elapsed.append(first_answer)
+    return statistics.median(elapsed)
 
 
 def launch(title: str, code: str, bar: float, times: int, pool: int) -> dict:
@@ -111,12 +111,12 @@ def write(path: Path) -> Path:
 
 def median_of(times: int, function, *arguments, **options) -> float:
     """Seconds of a call, the median of several after one that does not count."""
-    taken = []
+    elapsed = []
     for _ in range(times + 1):
         begin = time.perf_counter()
         function(*arguments, **options)
-        taken.append(time.perf_counter() - begin)
-    return statistics.median(taken[1:])
+        elapsed.append(time.perf_counter() - begin)
+    return statistics.median(elapsed[1:])
 
 
 def own_time(times: int) -> float:
@@ -130,9 +130,9 @@ def whole_notebook(times: int) -> list[dict]:
     import papermill
 
     with server(1), tempfile.TemporaryDirectory() as folder:
-        path, out, own = write(Path(folder, "task.ipynb")), Path(folder, "out.ipynb"), own_time(times)
-        ours = median_of(4 * times, execute, path, out) - own
-        peer = median_of(times, papermill.execute_notebook, str(path), str(out), progress_bar=False) - own
+        path, out, cell_seconds = write(Path(folder, "task.ipynb")), Path(folder, "out.ipynb"), own_time(times)
+        ours = median_of(4 * times, execute, path, out) - cell_seconds
+        peer = median_of(times, papermill.execute_notebook, str(path), str(out), progress_bar=False) - cell_seconds
     name = "notebook that imports pandas and torch, beyond its cells' own time, s"
     row = {"name": f"{name}, against papermill", "ours": ours, "peer": peer, "ratio": peer / ours, "bar": 20, "holds": peer / ours >= 20}
     return [row, {"name": name, "ours": ours, "peer": None, "ratio": None, "bar": "at most 0.1 s", "holds": ours <= 0.1}]

@@ -22,9 +22,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mlnb.models.metrics import Cost
-from mlnb.monitoring.outcomes import add
-from mlnb.monitoring.performance import measure
-from mlnb.serving.outcomes import OutcomeStore
+from mlnb.monitoring.labels import add
+from mlnb.monitoring.performance import measure_performance
+from mlnb.serving.labels import LabelStore
 
 FLIGHTS = Path(__file__).parent.parent / "products" / "flights"
 COST, LABEL_HOURS, END = Cost(1, 3), 24, np.datetime64("2014-02-01")
@@ -40,52 +40,60 @@ def as_utc(times):
     return pa.array(np.asarray(times).astype("datetime64[us]")).cast(pa.timestamp("us", "UTC"))
 
 
-def tables(entity, decided, p, alerts, y, observed) -> tuple[pa.Table, pa.Table]:
+def tables(entity, decided, p, positive_decisions, y, observed) -> tuple[pa.Table, pa.Table]:
     """Decisions as the log has them, and outcomes as the store has them."""
     n, entity = len(p), pa.array(entity, pa.string())
-    asked = {"entity": entity, "time": as_utc(decided), "logged_at": as_utc(decided), "model_version": ["v1"] * n, "arm": ["champion"] * n}
-    told = {"entity": entity, "value": np.asarray(y, float), "observed_at": as_utc(observed), "received_at": as_utc(observed)}
-    return pa.table(asked | {"probability": np.asarray(p), "decision": np.asarray(alerts)}), pa.table(told | {"source": ["flights"] * n})
+    predictions = {
+        "entity": entity,
+        "time": as_utc(decided),
+        "logged_at": as_utc(decided),
+        "model_version": ["v1"] * n,
+        "arm": ["champion"] * n,
+    }
+    labels = {"entity": entity, "value": np.asarray(y, float), "observed_at": as_utc(observed), "received_at": as_utc(observed)}
+    return pa.table(predictions | {"probability": np.asarray(p), "decision": np.asarray(positive_decisions)}), pa.table(
+        labels | {"source": ["flights"] * n}
+    )
 
 
 def flights() -> tuple[pa.Table, pa.Table]:
     """The decisions on the flights of July to December, and when what became known."""
     key = ["carrier", "flight", "origin", "scheduled_departure"]
     known = pd.read_parquet(FLIGHTS / "features.parquet", columns=[*key, "decision_time", "label_time"])
-    made = pd.read_parquet(FLIGHTS / "predictions.parquet")
-    made["scheduled_departure"] = made["scheduled_departure"].dt.tz_convert(None)
-    rows = made.merge(known, on=key, validate="one_to_one")
+    prediction_rows = pd.read_parquet(FLIGHTS / "predictions.parquet")
+    prediction_rows["scheduled_departure"] = prediction_rows["scheduled_departure"].dt.tz_convert(None)
+    rows = prediction_rows.merge(known, on=key, validate="one_to_one")
     name = rows.carrier + "/" + rows.flight.astype(str) + "/" + rows.origin + "/" + rows.scheduled_departure.astype(str)
     return tables(name, rows.decision_time, rows.probability, rows.decision, rows.disrupted, rows.label_time)
 
 
-def expectations(asked: pa.Table, told: pa.Table) -> list[dict]:
+def expectations(predictions: pa.Table, labels: pa.Table) -> list[dict]:
     """Expected and realised figures of every month."""
-    found = measure(asked, told, COST, LABEL_HOURS, END, samples=0)
+    found = measure_performance(predictions, labels, COST, LABEL_HOURS, END, samples=0)
     months = [m for m in found.months if m.days > 1]
     return [
-        row(f"CBPE, {m.name}: {told}, expected against realised, error {m.error[name]:+{form}}", m.expected[name], m.realised[name])
-        for name, (told, form) in FIGURES.items()
+        row(f"CBPE, {m.name}: {labels}, expected against realised, error {m.error[name]:+{form}}", m.expected[name], m.realised[name])
+        for name, (labels, form) in FIGURES.items()
         for m in months
     ]
 
 
-def replayed(asked: pa.Table, told: pa.Table, weeks: int) -> list[dict]:
+def replayed(predictions: pa.Table, labels: pa.Table, weeks: int) -> list[dict]:
     """Labels by the hour for some weeks: days that were scored early, and the largest difference from all labels at once."""
     start, end = np.datetime64("2013-07-01T00:00"), np.datetime64("2013-07-01T00:00") + np.timedelta64(7 * weeks, "D")
-    asked = asked.filter(asked["time"].to_numpy() < end)
-    early, scored, observed = 0, {}, told["observed_at"].to_numpy()
+    predictions = predictions.filter(predictions["time"].to_numpy() < end)
+    early, scored, observed = 0, {}, labels["observed_at"].to_numpy()
     for hour in range(24, 24 * (7 * weeks + 3)):
         as_of = start + np.timedelta64(hour, "h")
-        days = measure(asked, told.filter(observed <= as_of), COST, LABEL_HOURS, as_of, samples=0).days
+        days = measure_performance(predictions, labels.filter(observed <= as_of), COST, LABEL_HOURS, as_of, samples=0).days
         early += sum(bool(d.realised is not None and np.datetime64(d.name) + np.timedelta64(24 + LABEL_HOURS, "h") > as_of) for d in days)
         scored |= {d.name: d for d in days if d.realised is not None and d.name not in scored}
-    batch = measure(asked, told, COST, LABEL_HOURS, END, samples=0).days
-    apart = max(abs(scored[d.name].realised[name] - value) for d in batch for name, value in d.realised.items())
-    what = f"labels of {weeks} weeks by the hour"
+    batch = measure_performance(predictions, labels, COST, LABEL_HOURS, END, samples=0).days
+    largest_difference = max(abs(scored[d.name].realised[name] - value) for d in batch for name, value in d.realised.items())
+    prefix = f"labels of {weeks} weeks by the hour"
     return [
-        row(f"{what}: days scored before their window had closed", early, None, "none", early == 0),
-        row(f"{what}: largest difference from all labels at once", apart, None, "at most 1e-9", apart <= 1e-9),
+        row(f"{prefix}: days scored before their window had closed", early, None, "none", early == 0),
+        row(f"{prefix}: largest difference from all labels at once", largest_difference, None, "at most 1e-9", largest_difference <= 1e-9),
     ]
 
 
@@ -95,16 +103,18 @@ def a_million(n: int = 1_000_000) -> list[dict]:
     decided = np.datetime64("2013-01-01T00:00") + np.sort(rng.integers(0, 180 * 1440, n)) * np.timedelta64(1, "m")
     p = np.round(rng.beta(1.5, 4, n), 9)
     observed = decided + np.timedelta64(5, "h")
-    asked, told = tables([f"UA/{i}/EWR/2013-07-01T09:15:00Z" for i in range(n)], decided, p, p >= 1 / 3, rng.random(n) < p, observed)
+    predictions, labels = tables(
+        [f"UA/{i}/EWR/2013-07-01T09:15:00Z" for i in range(n)], decided, p, p >= 1 / 3, rng.random(n) < p, observed
+    )
     with tempfile.TemporaryDirectory() as folder:
-        pq.write_table(told.select(["entity", "value", "observed_at"]), file := Path(folder) / "labels.parquet")
-        store = OutcomeStore(Path(folder) / "lines", f"{folder}/parts")
+        pq.write_table(labels.select(["entity", "value", "observed_at"]), file := Path(folder) / "labels.parquet")
+        store = LabelStore(Path(folder) / "lines", f"{folder}/parts")
         start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        assert add(file, store, asked).added == n
+        assert add(file, store, predictions).added == n
         kept, more = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         table = store.read()
         read = time.process_time()
-        found = measure(asked, table, COST, LABEL_HOURS, END)
+        found = measure_performance(predictions, table, COST, LABEL_HOURS, END)
         scored = time.process_time()
         size = sum(store.parts().values()) / n
     assert found.overall.known == n
@@ -123,8 +133,8 @@ def main():
     options.add_argument("--json", action="store_true", help="print a list of measurements")
     options.add_argument("--weeks", type=int, default=3, help="weeks of labels that are replayed by the hour")
     chosen = options.parse_args()
-    asked, told = flights()
-    rows = [*expectations(asked, told), *replayed(asked, told, chosen.weeks), *a_million()]
+    predictions, labels = flights()
+    rows = [*expectations(predictions, labels), *replayed(predictions, labels, chosen.weeks), *a_million()]
     if chosen.json:
         print(json.dumps(rows))
     else:

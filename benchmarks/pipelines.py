@@ -1,4 +1,4 @@
-"""Pipelines against `ploomber build`, on generated projects, each command a process of its own from start to end.
+"""Pipelines against `ploomber ploomber_build`, on generated projects, each command a process of its own from start to end.
 
 Both run the same 30 notebooks, each of which imports pandas and torch: in a chain, and side by side on two jobs. Beyond the cells' own
 time is what is left once the time is taken off that the same cells take in one process that has imported both. Kernels are warm: the
@@ -44,31 +44,31 @@ def timed(command: list[str], root: Path) -> tuple[float, str]:
     quiet = {**os.environ, "PLOOMBER_STATS_ENABLED": "false", "MLNB_TRACK_RUNS": "false"}
     started = time.perf_counter()
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, env=quiet)
-    taken = time.perf_counter() - started
+    elapsed = time.perf_counter() - started
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{done.stdout}{done.stderr}")
-    return taken, done.stdout
+    return elapsed, done.stdout
 
 
 def plan(root: Path) -> tuple[float, list[dict]]:
     """Seconds of `mlnb plan`, and its tasks."""
-    taken, text = timed([str(PROGRAMS / "mlnb"), "plan", "--json"], root)
-    return taken, json.loads(text)["tasks"]
+    elapsed, text = timed([str(PROGRAMS / "mlnb"), "plan", "--json"], root)
+    return elapsed, json.loads(text)["tasks"]
 
 
 def outdated(tasks: list[dict]) -> list[str]:
     return [t["name"] for t in tasks if t["state"] == "outdated"]
 
 
-def build(root: Path) -> float:
-    """Seconds of `ploomber build` when nothing is to do."""
-    taken, text = timed([str(PROGRAMS / "ploomber"), "build"], root)
+def ploomber_build(root: Path) -> float:
+    """Seconds of `ploomber ploomber_build` when nothing is to do."""
+    elapsed, text = timed([str(PROGRAMS / "ploomber"), "build"], root)
     if "True" in text:
         sys.exit(f"ploomber build ran tasks:\n{text}")
-    return taken
+    return elapsed
 
 
-def most(name: str, ours: float, bar: float, unit: str = "s") -> dict:
+def at_most(name: str, ours: float, bar: float, unit: str = "s") -> dict:
     """A row without a peer: at most `bar`."""
     return {"name": name, "ours": ours, "peer": None, "ratio": None, "bar": f"at most {bar:g} {unit}", "holds": ours <= bar}
 
@@ -94,37 +94,37 @@ for code in codes:
         exec(cell, names)
 print(time.perf_counter() - begin)
 """
-    taken = [float(timed([sys.executable, "-c", script], root)[1]) for _ in range(ROUNDS)]
+    elapsed = [float(timed([sys.executable, "-c", script], root)[1]) for _ in range(ROUNDS)]
     shutil.rmtree(root / "out")
-    return statistics.median(taken)
+    return statistics.median(elapsed)
 
 
 def mlnb_run(root: Path, *words: str) -> float:
     """Seconds of `mlnb run` from nothing; every task must have been executed."""
-    for made in ("out", ".mlnb"):
-        shutil.rmtree(root / made, ignore_errors=True)
-    taken, text = timed([str(PROGRAMS / "mlnb"), "run", "--json", *words], root)
+    for folder_name in ("out", ".mlnb"):
+        shutil.rmtree(root / folder_name, ignore_errors=True)
+    elapsed, text = timed([str(PROGRAMS / "mlnb"), "run", "--json", *words], root)
     assert {t["status"] for t in json.loads(text)["tasks"]} == {"executed"}
-    return taken
+    return elapsed
 
 
 def ploomber_run(root: Path) -> float:
-    """Seconds of `ploomber build` from nothing."""
+    """Seconds of `ploomber ploomber_build` from nothing."""
     shutil.rmtree(root / "out", ignore_errors=True)
-    taken, text = timed([str(PROGRAMS / "ploomber"), "build"], root)
+    elapsed, text = timed([str(PROGRAMS / "ploomber"), "build"], root)
     assert "False" not in text, text
-    return taken
+    return elapsed
 
 
 def notebooks(folder: Path, chain: bool, count: int = 30) -> list[dict]:
     """A chain, or side by side on two jobs, against Ploomber serial or parallel."""
     root = generated.make(folder / f"notebooks{chain}", count, chain=chain, imports=("pandas", "torch"))
-    own = own_time(root)
-    ours = statistics.median(mlnb_run(root, "--jobs", "1" if chain else "2") for _ in range(ROUNDS)) - own
+    cell_seconds = own_time(root)
+    ours = statistics.median(mlnb_run(root, "--jobs", "1" if chain else "2") for _ in range(ROUNDS)) - cell_seconds
     if not chain:
         text = "executor: {dotted_path: ploomber.executors.Parallel, processes: 2}\n" + (root / "pipeline.yaml").read_text()
         (root / "pipeline.yaml").write_text(text)
-    peer = statistics.median(ploomber_run(root) for _ in range(ROUNDS)) - own
+    peer = statistics.median(ploomber_run(root) for _ in range(ROUNDS)) - cell_seconds
     how = "in a chain" if chain else "side by side, 2 jobs"
     name = f"{count} notebooks that import pandas and torch, {how}, beyond cell time, s, against ploomber build"
     return [{"name": name, "ours": ours, "peer": peer, "ratio": peer / ours, "bar": 20, "holds": peer / ours >= 20}]
@@ -132,16 +132,16 @@ def notebooks(folder: Path, chain: bool, count: int = 30) -> list[dict]:
 
 def many_runs(folder: Path) -> list[dict]:
     """1,000 trivial tasks against 250, and the memory of the process that runs them."""
-    taken = {n: mlnb_run(generated.make(folder / f"run{n}", n, chain=False), "--jobs", "2") for n in (250, 1000)}
+    elapsed = {n: mlnb_run(generated.make(folder / f"run{n}", n, chain=False), "--jobs", "2") for n in (250, 1000)}
     root = generated.make(folder / "memory", 1000, chain=False)
     script = "import resource, sys; sys.argv = ['mlnb', 'run', '--json', '--jobs', '2']; from mlnb.cli.main import cli\ntry: cli()\n"
     script += "except SystemExit: print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
     peak = float(timed([sys.executable, "-c", script], root)[1].rsplit("PEAK", 1)[1])
     name = "run of 1,000 trivial tasks against 4 runs of 250: it grows linearly, s"
-    ratio = 4 * taken[250] / taken[1000]
+    ratio = 4 * elapsed[250] / elapsed[1000]
     return [
-        {"name": name, "ours": taken[1000], "peer": 4 * taken[250], "ratio": ratio, "bar": 0.75, "holds": ratio >= 0.75},
-        most("run of 1,000 tasks, memory of mlnb run, MB", peak, 500, "MB"),
+        {"name": name, "ours": elapsed[1000], "peer": 4 * elapsed[250], "ratio": ratio, "bar": 0.75, "holds": ratio >= 0.75},
+        at_most("run of 1,000 tasks, memory of mlnb run, MB", peak, 500, "MB"),
     ]
 
 
@@ -150,45 +150,45 @@ def nothing_changed(folder: Path) -> list[dict]:
     generated.complete(root)
     subprocess.run([sys.executable, "-c", UP_TO_DATE], cwd=root, check=True, capture_output=True)
     assert not outdated(plan(root)[1])
-    build(root)
-    ours, peer = (statistics.median(column) for column in zip(*((plan(root)[0], build(root)) for _ in range(ROUNDS)), strict=True))
+    ploomber_build(root)
+    ours, peer = (statistics.median(column) for column in zip(*((plan(root)[0], ploomber_build(root)) for _ in range(ROUNDS)), strict=True))
     name = f"nothing changed, {TASKS} tasks, whole process, s"
     row = {"name": f"{name}, against ploomber build", "ours": ours, "peer": peer, "ratio": peer / ours, "bar": 20}
-    return [row | {"holds": peer / ours >= 20}, most(name, ours, 0.2)]
+    return [row | {"holds": peer / ours >= 20}, at_most(name, ours, 0.2)]
 
 
 def one_function_changed(folder: Path) -> list[dict]:
     """Each round changes another function; just the tasks that use it, or a function that calls it, may be outdated."""
     root = generated.make(folder / "one", TASKS, chain=False, functions=4 * TASKS)
     generated.complete(root)
-    module, taken = root / generated.PACKAGE / "work.py", []
+    module, elapsed = root / generated.PACKAGE / "work.py", []
     for n in range(ROUNDS):
         before, changed = module.read_text(), 10 * n + 83
         module.write_text(before.replace(f" + {changed}\n", f" + {changed + 1000}\n"))
         callers = range(changed, 4 * TASKS, 10)  # the next in its column, and so on
         seconds, tasks = plan(root)
-        taken.append(seconds)
+        elapsed.append(seconds)
         assert outdated(tasks) == sorted({f"t{f // 4:04}" for f in callers}), outdated(tasks)
         module.write_text(before)
         plan(root)
-    return [most(f"one function changed of {4 * TASKS}, {TASKS} tasks, whole mlnb plan, s", statistics.median(taken), 0.5)]
+    return [at_most(f"one function changed of {4 * TASKS}, {TASKS} tasks, whole mlnb plan, s", statistics.median(elapsed), 0.5)]
 
 
 def many_tasks(folder: Path) -> list[dict]:
     """Cold: nothing of an earlier plan is left."""
-    taken = {}
+    elapsed = {}
     for n in (250, 1000):
         root = generated.make(folder / f"many{n}", n)
-        taken[n] = statistics.median(plan(root)[0] for _ in range(ROUNDS) if not subprocess.run(["rm", "-rf", root / ".mlnb"]).returncode)
-    ratio = taken[1000] / taken[250]
-    row = {"name": "plan of 1,000 tasks against 4 plans of 250: it grows linearly, s", "ours": taken[1000], "peer": 4 * taken[250]}
+        elapsed[n] = statistics.median(plan(root)[0] for _ in range(ROUNDS) if not subprocess.run(["rm", "-rf", root / ".mlnb"]).returncode)
+    ratio = elapsed[1000] / elapsed[250]
+    row = {"name": "plan of 1,000 tasks against 4 plans of 250: it grows linearly, s", "ours": elapsed[1000], "peer": 4 * elapsed[250]}
     return [
-        most("plan of 1,000 tasks, cold, whole process, s", taken[1000], 2),
+        at_most("plan of 1,000 tasks, cold, whole process, s", elapsed[1000], 2),
         row | {"ratio": 4 / ratio, "bar": 0.75, "holds": 4 / ratio >= 0.75},
     ]
 
 
-PARTS = {
+BENCHMARKS = {
     "nothing": nothing_changed,
     "one": one_function_changed,
     "plan": many_tasks,
@@ -201,17 +201,17 @@ PARTS = {
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print the rows as one JSON list")
-    parser.add_argument("--only", choices=PARTS, action="append", help="measure this part; default: all of them")
+    parser.add_argument("--only", choices=BENCHMARKS, action="append", help="measure this part; default: all of them")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        found = [row for name, measure in PARTS.items() if name in (arguments.only or PARTS) for row in measure(Path(folder))]
+        results = [row for name, measure in BENCHMARKS.items() if name in (arguments.only or BENCHMARKS) for row in measure(Path(folder))]
     if arguments.json:
-        print(json.dumps(found))
+        print(json.dumps(results))
     else:
-        for r in found:
+        for r in results:
             peer = f", peer {r['peer']:.3g}, {r['ratio']:.3g}x" if r["peer"] else ""
             print(f"{r['name']}: ours {r['ours']:.3g}{peer}, bar {r['bar']}: {'holds' if r['holds'] else 'FAILS'}")
-    sys.exit(0 if all(r["holds"] for r in found) else 1)
+    sys.exit(0 if all(r["holds"] for r in results) else 1)
 
 
 if __name__ == "__main__":

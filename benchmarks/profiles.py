@@ -24,11 +24,11 @@ import numpy as np
 import pandas as pd
 import whylogs
 
-from mlnb.data.batches import Profiler
+from mlnb.data.profiler import Profiler
 from mlnb.data.profiles import Profile
 from mlnb.serving.compactor import Compactor
 from mlnb.serving.log_profiles import profile_log
-from mlnb.serving.predictions import PredictionLog, as_batch
+from mlnb.serving.predictions import PredictionLog, to_record_batch
 
 BATCH = 1 << 18  # rows
 ROWS = {"1M": 1_000_000, "10M": 10_000_000, "30M": 30_000_000}
@@ -48,13 +48,13 @@ def continuous(rows: int, columns: int = 20) -> pd.DataFrame:
 
 def cpu_seconds(work, times: int) -> float:
     """The median CPU time of a piece of work."""
-    taken = []
+    elapsed = []
     for _ in range(times):
         gc.collect()
         start = time.process_time()
         work()
-        taken.append(time.process_time() - start)
-    return statistics.median(taken)
+        elapsed.append(time.process_time() - start)
+    return statistics.median(elapsed)
 
 
 def figures(stock, name: str) -> dict:
@@ -92,24 +92,32 @@ def equality(frames: list[pd.DataFrame]) -> list[dict]:
     both = [
         (c.distinct, stock.get_column(n).get_metric("cardinality").estimate) for _, ours, stock in made for n, c in ours.columns.items()
     ]
-    apart = max(abs(own / theirs - 1) for own, theirs in both)
+    largest_difference = max(abs(own / theirs - 1) for own, theirs in both)
     return [
-        alone("counts, types, nulls, min, max, mean, std that differ from whylogs", len(odd), "0", not odd),
-        alone("largest error of a rank", ranks, "<= 0.003", ranks <= 0.003),
-        alone("largest difference of distinct values (HLL) from whylogs', %", 100 * apart, "<= 2", apart <= 0.02),
-        alone(
+        reported("counts, types, nulls, min, max, mean, std that differ from whylogs", len(odd), "0", not odd),
+        reported("largest error of a rank", ranks, "<= 0.003", ranks <= 0.003),
+        reported(
+            "largest difference of distinct values (HLL) from whylogs', %",
+            100 * largest_difference,
+            "<= 2",
+            largest_difference <= 0.02,
+        ),
+        reported(
             "error of distinct values (HLL) against the rows, root mean square, %",
             float(100 * np.sqrt((errors**2).mean())),
             "reported",
             True,
         ),
-        alone(
-            "error of distinct values (HLL) against the rows, largest of 39 columns, %", float(100 * np.abs(errors).max()), "reported", True
+        reported(
+            "error of distinct values (HLL) against the rows, largest of 39 columns, %",
+            float(100 * np.abs(errors).max()),
+            "reported",
+            True,
         ),
     ]
 
 
-def alone(name: str, ours: float, bar: str, holds: bool) -> dict:
+def reported(name: str, ours: float, bar: str, holds: bool) -> dict:
     """One row of a measurement without a peer."""
     return {"name": name, "ours": ours, "peer": None, "ratio": None, "bar": bar, "holds": bool(holds)}
 
@@ -126,36 +134,36 @@ def logged(folder: Path, table: pd.DataFrame, hours: int):
     same = {"model_version": "v1", "arm": "champion", "latency_ms": 0.5}
     for part in (slice(at, at + 1000) for at in range(0, n, 1000)):
         columns = [{name: values[part] for name, values in group.items()} for group in (raw, features, own)]
-        log.append_table(as_batch(columns[0], columns[1], **columns[2], **same))
+        log.append_table(to_record_batch(columns[0], columns[1], **columns[2], **same))
     log.close()
 
 
 def served(table: pd.DataFrame, hours: int = 4) -> dict:
     """One row: CPU microseconds to profile a row of the compacted prediction log, reading it included."""
-    with tempfile.TemporaryDirectory() as place:
-        log, parts, profiles = (Path(place) / name for name in ("log", "parts", "profiles"))
+    with tempfile.TemporaryDirectory() as temp_folder:
+        log, parts, profiles = (Path(temp_folder) / name for name in ("log", "parts", "profiles"))
         logged(log, table, hours)
         Compactor(log, parts).run()
         start = time.process_time()
         profile_log(log, profiles, parts, lines=False)
         cost = (time.process_time() - start) / len(table) * 1e6
-    return alone(f"profile of the prediction log, {len(table):,} rows in {hours} hours, CPU us a row", cost, "<= 8", cost <= 8)
+    return reported(f"profile of the prediction log, {len(table):,} rows in {hours} hours, CPU us a row", cost, "<= 8", cost <= 8)
 
 
 def batches(rows: int) -> dict:
     """CPU seconds and peak memory (MB) of a profile of so many rows, which come by batches."""
-    rng, profiler, taken = np.random.default_rng(0), Profiler(), 0.0
+    rng, profiler, elapsed = np.random.default_rng(0), Profiler(), 0.0
     Profile.of({"x": [1.5], "y": ["text"]})  # what is imported once
     for start in range(0, rows, BATCH):
         n = min(BATCH, rows - start)
         batch = {"delay": rng.normal(size=n), "hour": rng.integers(0, 24, n), "origin": rng.choice(["EWR", "JFK", "LGA"], n)}
         begin = time.process_time()
         profiler.add(batch)
-        taken += time.process_time() - begin
+        elapsed += time.process_time() - begin
     begin = time.process_time()
     assert profiler.profile().rows == rows
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return {"seconds": taken + time.process_time() - begin, "memory": int(peak.split()[1]) / 1024}
+    return {"seconds": elapsed + time.process_time() - begin, "memory": int(peak.split()[1]) / 1024}
 
 
 def growth() -> list[dict]:
@@ -163,11 +171,11 @@ def growth() -> list[dict]:
     alone_with = lambda rows: json.loads(subprocess.check_output([sys.executable, __file__, "--batches", str(rows)]))
     found = {name: alone_with(rows) for name, rows in ROWS.items()}
     each = {name: one["seconds"] / ROWS[name] * 1e6 for name, one in found.items()}
-    least, most = min(one["memory"] for one in found.values()), max(one["memory"] for one in found.values())
-    time_holds, memory_holds = max(each.values()) <= 1.25 * each["1M"], most <= 1.1 * least
-    rows = [alone(f"{name} rows x 3 by merged batches, CPU us a row", cost, "within 25%", time_holds) for name, cost in each.items()]
+    min_memory, max_memory = min(one["memory"] for one in found.values()), max(one["memory"] for one in found.values())
+    time_holds, memory_holds = max(each.values()) <= 1.25 * each["1M"], max_memory <= 1.1 * min_memory
+    rows = [reported(f"{name} rows x 3 by merged batches, CPU us a row", cost, "within 25%", time_holds) for name, cost in each.items()]
     return rows + [
-        alone(f"{name} rows x 3 by merged batches, peak MB", one["memory"], "within 10%", memory_holds) for name, one in found.items()
+        reported(f"{name} rows x 3 by merged batches, peak MB", one["memory"], "within 10%", memory_holds) for name, one in found.items()
     ]
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import needs
 
-HERE = Path(__file__).parent
+BENCHMARK_FOLDER = Path(__file__).parent
 TEXT = """# Benchmarks
 
 Each program times mlnb and a peer in one run and prints the ratio of their medians; a bar is what must hold: the least ratio,
@@ -45,7 +45,7 @@ def machine() -> str:
 
 def measure(program: Path) -> tuple[str, list[dict]]:
     """Headline and rows of one benchmark; one that cannot run, or measures nothing, ends the whole run with 2."""
-    done = subprocess.run([sys.executable, str(program), "--json"], stdout=subprocess.PIPE, text=True, cwd=HERE.parent)
+    done = subprocess.run([sys.executable, str(program), "--json"], stdout=subprocess.PIPE, text=True, cwd=BENCHMARK_FOLDER.parent)
     try:
         rows = json.loads(done.stdout)
     except json.JSONDecodeError:
@@ -58,13 +58,20 @@ def measure(program: Path) -> tuple[str, list[dict]]:
 def table(measured: list[tuple[str, list[dict]]]) -> str:
     """Markdown rows, one a measurement."""
 
-    def shown(value) -> str:
+    def formatted(value) -> str:
         if value is None or isinstance(value, str):
             return value or ""
         return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
     def line(program: str, r: dict) -> str:
-        figures = " | ".join([shown(r["ours"]), shown(r["peer"]), f"{shown(r['ratio'])}x" if r["ratio"] else "", shown(r["bar"])])
+        figures = " | ".join(
+            [
+                formatted(r["ours"]),
+                formatted(r["peer"]),
+                f"{formatted(r['ratio'])}x" if r["ratio"] else "",
+                formatted(r["bar"]),
+            ]
+        )
         return f"| {program}: {r['name']} | {figures} | {'yes' if r['holds'] else '**no**'} |"
 
     return "\n".join(line(program, row) for program, rows in measured for row in rows)
@@ -75,13 +82,13 @@ def main():
     parser.add_argument("--json", action="store_true", help="print every row as one JSON list")
     arguments = parser.parse_args()
     needs.everything()
-    programs = sorted(p for p in HERE.glob("*.py") if p.name not in {"run.py", "generated.py", "needs.py", "servers.py"})
+    programs = sorted(p for p in BENCHMARK_FOLDER.glob("*.py") if p.name not in {"run.py", "generated.py", "needs.py", "servers.py"})
     measured = []
     for program in programs:
         print(f"{program.stem} ...", file=sys.stderr)
         measured.append(measure(program))
     page = TEXT.format(date=dt.date.today().isoformat(), machine=machine(), rows=table(measured))
-    file = HERE / "README.md"
+    file = BENCHMARK_FOLDER / "README.md"
     written = "".join(file.read_text().partition(f"\n{WRITTEN}")[1:]) if file.exists() else ""
     file.write_text(page + written)
     rows = [row for _, rows in measured for row in rows]

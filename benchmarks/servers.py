@@ -17,7 +17,7 @@ from pathlib import Path
 import needs
 import psutil
 
-HERE = Path(__file__).parent
+BENCHMARK_FOLDER = Path(__file__).parent
 SERVER_CORE, LOAD_CORE = "0", "1"
 JSON = {"content-type": "application/json"}
 
@@ -38,8 +38,8 @@ class Server:
     path: str = "/predict"
     ready: str = "/readyz"
     headers: dict[str, str] = field(default_factory=lambda: JSON)
-    asked: Callable = lambda row: row  # a row as this server wants it
-    said: Callable = lambda answer: answer["probability"]  # the probability in its answer
+    to_request: Callable = lambda row: row  # a row as this server wants it
+    to_probability: Callable = lambda answer: answer["probability"]  # the probability in its answer
 
 
 @dataclass(frozen=True)
@@ -50,16 +50,16 @@ class Running:
     process: psutil.Popen
     url: str  # without a path
 
-    def family(self) -> list[psutil.Process]:
+    def processes(self) -> list[psutil.Process]:
         return [self.process, *self.process.children(recursive=True)]
 
     def cpu(self) -> float:
         """CPU seconds of all its processes so far."""
-        return sum(sum(p.cpu_times()[:2]) for p in self.family())
+        return sum(sum(p.cpu_times()[:2]) for p in self.processes())
 
     def memory(self) -> float:
         """Resident megabytes of all its processes."""
-        return sum(p.memory_info().rss for p in self.family()) / 1e6
+        return sum(p.memory_info().rss for p in self.processes()) / 1e6
 
     def ask(self, path: str, body: bytes | None = None, headers: dict | None = None) -> bytes:
         """The body of the answer to a POST, or to a GET where nothing is sent."""
@@ -69,7 +69,7 @@ class Running:
 
     def probability(self, row: dict) -> float:
         """What it predicts for a row."""
-        return self.server.said(json.loads(self.ask(self.server.path, json.dumps(self.server.asked(row)).encode())))
+        return self.server.to_probability(json.loads(self.ask(self.server.path, json.dumps(self.server.to_request(row)).encode())))
 
 
 def free_port() -> int:
@@ -82,7 +82,7 @@ def environment(**more: str) -> dict[str, str]:
     """Variables of a server: none of the caller's settings, one thread for numpy, the model's package to import."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLNB_", "BENTOML_", "PROMETHEUS_", "MLFLOW_"))}
     quiet = {"BENTOML_DO_NOT_TRACK": "true", "DO_NOT_TRACK": "true", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    return kept | quiet | {"PYTHONPATH": f"{HERE}:{HERE / 'peers'}", "PYTHONUNBUFFERED": "1"} | more
+    return kept | quiet | {"PYTHONPATH": f"{BENCHMARK_FOLDER}:{BENCHMARK_FOLDER / 'peers'}", "PYTHONUNBUFFERED": "1"} | more
 
 
 @contextlib.contextmanager
@@ -115,10 +115,10 @@ def wait_ready(one: Running, log: Path, seconds: float = 120):
 
 def end(process: psutil.Popen):
     """Ask a process to end, and kill what is left of it and its children."""
-    family = [process, *process.children(recursive=True)] if process.is_running() else []
-    if family:
+    processes = [process, *process.children(recursive=True)] if process.is_running() else []
+    if processes:
         process.terminate()
-    _, alive = psutil.wait_procs(family, timeout=5)
+    _, alive = psutil.wait_procs(processes, timeout=5)
     for one in alive:
         one.kill()
     process.wait()
@@ -147,7 +147,7 @@ bundle = "products/v1"
 
 def project(folder: Path) -> Path:
     """A project with two versions of the model in its registry."""
-    shutil.copytree(HERE / "speed", folder / "speed", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(BENCHMARK_FOLDER / "speed", folder / "speed", ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "pyproject.toml").write_text(SETTINGS)
     done = subprocess.run(python("-m", "speed.build"), cwd=folder, env=of_ours(folder), capture_output=True, text=True)
     if done.returncode:
@@ -166,10 +166,10 @@ def registry(root: Path):
 
 def of_ours(root: Path, **variables: str) -> dict[str, str]:
     """Variables of a process in the project: its package and this mlnb are imported."""
-    return environment(PYTHONPATH=f"{root}:{HERE.parent}", MLNB_PREDICTIONS=str(root / "log" / str(free_port())), **variables)
+    return environment(PYTHONPATH=f"{root}:{BENCHMARK_FOLDER.parent}", MLNB_PREDICTIONS=str(root / "log" / str(free_port())), **variables)
 
 
-def plain(root: Path, **variables: str) -> Server:
+def under_uvicorn(root: Path, **variables: str) -> Server:
     """Ours under uvicorn alone."""
     command = python("-m", "mlnb.cli.main", "serve", "--plain", "--port", "{port}")
     return Server("mlnb serve --plain", command, root, of_ours(root, **(variables or EVERYTHING)), headers=WITH_KEY)
@@ -202,11 +202,11 @@ def fastapi(root: Path) -> Server:
 def bentoml(root: Path) -> Server:
     command = python("-m", "bentoml", "serve", "bentoml_service:Peer", "--port", "{port}", "--host", "127.0.0.1")
     store = with_model(root, BENTOML_HOME=str(root / "stock"))
-    return Server("a stock BentoML endpoint", [*command, "--working-dir", str(HERE / "peers")], root, store)
+    return Server("a stock BentoML endpoint", [*command, "--working-dir", str(BENCHMARK_FOLDER / "peers")], root, store)
 
 
 def litserve(root: Path) -> Server:
-    command = [str(needs.peer("litserve")), str(HERE / "peers/litserve_server.py"), "{port}"]
+    command = [str(needs.peer("litserve")), str(BENCHMARK_FOLDER / "peers/litserve_server.py"), "{port}"]
     return Server("LitServe", command, root, with_model(root), ready="/health")
 
 
@@ -217,7 +217,16 @@ def mlserver(root: Path) -> Server:
     settings |= {"PARALLEL_WORKERS": "0", "DEBUG": "false"}
     variables = with_model(root, **{f"MLSERVER_{name}": value for name, value in settings.items()})
     command = [str(needs.peer("mlserver")), "start", "."]
-    return Server("MLServer", command, folder, variables, "/v2/models/speed/infer", "/v2/health/ready", asked=as_v2, said=from_v2)
+    return Server(
+        "MLServer",
+        command,
+        folder,
+        variables,
+        "/v2/models/speed/infer",
+        "/v2/health/ready",
+        to_request=as_v2,
+        to_probability=from_v2,
+    )
 
 
 def as_v2(row: dict) -> dict:
@@ -231,9 +240,18 @@ def from_v2(answer: dict) -> float:
 
 def mlflow(root: Path) -> Server:
     if not (folder := root / "mlflow").exists():
-        command = python(str(HERE / "peers/mlflow_model.py"), str(folder))
+        command = python(str(BENCHMARK_FOLDER / "peers/mlflow_model.py"), str(folder))
         subprocess.run(command, cwd=root, env=with_model(root), check=True, stdout=sys.stderr)
     command = python("-m", "mlflow", "models", "serve", "--model-uri", str(folder), "--env-manager", "local", "--port", "{port}")
-    said = lambda answer: answer["predictions"][0]["probability"]
-    asked = lambda row: {"dataframe_records": [row]}
-    return Server("mlflow models serve", command, root, with_model(root), "/invocations", "/ping", asked=asked, said=said)
+    to_probability = lambda answer: answer["predictions"][0]["probability"]
+    to_request = lambda row: {"dataframe_records": [row]}
+    return Server(
+        "mlflow models serve",
+        command,
+        root,
+        with_model(root),
+        "/invocations",
+        "/ping",
+        to_request=to_request,
+        to_probability=to_probability,
+    )

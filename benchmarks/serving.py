@@ -63,16 +63,16 @@ class Load:
         """Requests, seconds, errors, p50 and p99 (ms) and CPU seconds of the server; an answer that is not 2xx ends the program."""
         headers = [f"{k}: {v}" for k, v in (self.headers or self.to.server.headers).items()]
         form = ["--threads", "1", "--connections", str(self.connections), "--duration", f"{seconds}s", "--timeout", "10s"]
-        script = ["--script", str(servers.HERE / "load.lua"), self.to.url + self.path, "--"]
+        script = ["--script", str(servers.BENCHMARK_FOLDER / "load.lua"), self.to.url + self.path, "--"]
         what = [str(self.bodies), self.each, str(self.pause), *headers]
         before = self.to.cpu()
         done = subprocess.run([*pinned(LOAD_CORE), "wrk", *form, *script, *what], capture_output=True, text=True)
         if done.returncode:
             sys.exit(f"wrk failed: {done.stdout}{done.stderr}")
-        found = json.loads(done.stdout.splitlines()[-1])
-        if found["errors"] or not found["requests"]:
-            sys.exit(f"{self.to.server.name} answered {found['requests']} requests, {found['errors']} of them with errors")
-        return found | {"rate": found["requests"] / found["seconds"], "cpu": self.to.cpu() - before}
+        results = json.loads(done.stdout.splitlines()[-1])
+        if results["errors"] or not results["requests"]:
+            sys.exit(f"{self.to.server.name} answered {results['requests']} requests, {results['errors']} of them with errors")
+        return results | {"rate": results["requests"] / results["seconds"], "cpu": self.to.cpu() - before}
 
 
 def one_row(bench: Bench, to: Running) -> Load:
@@ -83,7 +83,7 @@ def one_row(bench: Bench, to: Running) -> Load:
     if not np.allclose(answered, expected, atol=1e-6):
         sys.exit(f"{to.server.name} answers {answered}, the model gives {expected.tolist()}")
     bodies = to.server.folder / f"{to.process.pid}.jsonl"
-    bodies.write_text("".join(json.dumps(to.server.asked(row), separators=(",", ":")) + "\n" for row in rows))
+    bodies.write_text("".join(json.dumps(to.server.to_request(row), separators=(",", ":")) + "\n" for row in rows))
     return Load(to, to.server.path, bodies)
 
 
@@ -92,12 +92,12 @@ def take_turns(bench: Bench, *loads: Load) -> list[dict]:
     for load in loads:
         load.run(1)
     rounds = [[load.run(bench.seconds) for load in loads] for _ in range(bench.rounds)]
-    found = [{key: statistics.median(r[key] for r in of_one) for key in of_one[0]} for of_one in zip(*rounds, strict=True)]
-    for load, f in zip(loads, found, strict=True):
+    results = [{key: statistics.median(r[key] for r in of_one) for key in of_one[0]} for of_one in zip(*rounds, strict=True)]
+    for load, f in zip(loads, results, strict=True):
         cost = f"CPU {1e6 * f['cpu'] / f['requests']:,.0f} us a request"
-        told = f"{f['rate']:,.0f} requests/s, p50 {f['p50']:.2f} ms, p99 {f['p99']:.2f} ms, {cost}"
-        print(f"  {load.to.server.name}{load.path}: {told}", file=sys.stderr)
-    return found
+        summary = f"{f['rate']:,.0f} requests/s, p50 {f['p50']:.2f} ms, p99 {f['p99']:.2f} ms, {cost}"
+        print(f"  {load.to.server.name}{load.path}: {summary}", file=sys.stderr)
+    return results
 
 
 def compare(bench: Bench, *several: Server) -> list[dict]:
@@ -122,7 +122,7 @@ def no_more_than(name: str, ours: float, peer: float, bar: float) -> dict:
     return {"name": name, "ours": ours, "peer": peer, "ratio": ours / peer, "bar": f"at most {bar:g}x", "holds": ours <= bar * peer}
 
 
-def against(bench: Bench, peer: Callable, bar: float, ours: Callable = servers.plain, slowest: float | None = None) -> list[dict]:
+def against(bench: Bench, peer: Callable, bar: float, ours: Callable = servers.under_uvicorn, slowest: float | None = None) -> list[dict]:
     """Requests a second against a peer, and the bar of our own p99."""
     mine, theirs = ours(bench.root), peer(bench.root)
     a, b = compare(bench, mine, theirs)
@@ -138,7 +138,7 @@ def tables(bench: Bench) -> list[dict]:
     table = pa.Table.from_pylist(rows)
     with pa.ipc.new_stream(path.with_suffix(".arrow"), table.schema) as stream:
         stream.write_table(table)
-    with running(servers.plain(bench.root)) as ours, running(servers.fastapi(bench.root)) as peer:
+    with running(servers.under_uvicorn(bench.root)) as ours, running(servers.fastapi(bench.root)) as peer:
         arrow = Load(ours, servers.TABLES, path.with_suffix(".arrow"), "whole", servers.ARROW, 4)
         one, many, theirs = take_turns(
             bench, one_row(bench, ours), arrow, Load(peer, "/predict_rows", path.with_suffix(".json"), "whole", connections=4)
@@ -153,7 +153,7 @@ def tables(bench: Bench) -> list[dict]:
 
 def shadow(bench: Bench) -> list[dict]:
     """Half-way time with a challenger in the shadow and without."""
-    on, off = compare(bench, servers.plain(bench.root, **servers.SHADOW), servers.plain(bench.root, **servers.ALONE))
+    on, off = compare(bench, servers.under_uvicorn(bench.root, **servers.SHADOW), servers.under_uvicorn(bench.root, **servers.ALONE))
     return [no_more_than(f"shadow on, {CONNECTIONS} connections, p50, ms, against off", on["p50"], off["p50"], 1.3)]
 
 
@@ -166,7 +166,7 @@ def log(bench: Bench) -> list[dict]:
 
 def memory(bench: Bench) -> list[dict]:
     """Resident memory over a long run: at its end and after its first tenth."""
-    with running(servers.plain(bench.root)) as ours:
+    with running(servers.under_uvicorn(bench.root)) as ours:
         load, done, sizes = one_row(bench, ours), 0, []
         while done < bench.requests:
             done += load.run(bench.seconds)["requests"]
@@ -179,14 +179,14 @@ def memory(bench: Bench) -> list[dict]:
 def swap(bench: Bench) -> list[dict]:
     """Errors and seconds until the new version answers, while the champion changes twice."""
     registry = servers.registry(bench.root)
-    with running(servers.plain(bench.root, **servers.ALONE)) as ours, ThreadPoolExecutor() as pool:
+    with running(servers.under_uvicorn(bench.root, **servers.ALONE)) as ours, ThreadPoolExecutor() as pool:
         load = replace(one_row(bench, ours), pause=1000 * CONNECTIONS // RATE - 3)  # an answer takes its time too
         under_load = pool.submit(load.run, 2 * bench.seconds)
         time.sleep(bench.seconds / 2)
         waits = [seconds_until(registry, ours, number) for number in (2, 1)]
-        found = under_load.result()
-    what = f"swap under {found['rate']:.0f} requests/s"
-    return [at_most(f"{what}, errors", found["errors"], 0, ""), at_most(f"{what}, until the new version answers, s", max(waits), 1, "s")]
+        results = under_load.result()
+    what = f"swap under {results['rate']:.0f} requests/s"
+    return [at_most(f"{what}, errors", results["errors"], 0, ""), at_most(f"{what}, until the new version answers, s", max(waits), 1, "s")]
 
 
 def seconds_until(registry, ours: Running, number: int) -> float:
@@ -200,7 +200,7 @@ def seconds_until(registry, ours: Running, number: int) -> float:
     return time.perf_counter() - begin
 
 
-PARTS = {
+BENCHMARKS = {
     "fastapi": partial(against, peer=servers.fastapi, bar=1, slowest=12),
     "bentoml": partial(against, peer=servers.bentoml, bar=4, ours=servers.under_bentoml, slowest=60),
     "tables": tables,
@@ -217,26 +217,26 @@ PARTS = {
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print the rows as one JSON list")
-    parser.add_argument("--only", choices=PARTS, action="append", help="measure this part; default: all of them")
+    parser.add_argument("--only", choices=BENCHMARKS, action="append", help="measure this part; default: all of them")
     parser.add_argument("--seconds", type=int, default=5, help="of load, each time")
     parser.add_argument("--rounds", type=int, default=5, help="of which the median counts")
     parser.add_argument("--requests", type=int, default=300_000, help="of the run that watches memory")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers are ended all the same
-    chosen = {name: measure for name, measure in PARTS.items() if name in (arguments.only or PARTS)}
+    chosen = {name: measure for name, measure in BENCHMARKS.items() if name in (arguments.only or BENCHMARKS)}
     needs.wrk()
     for name in chosen.keys() & needs.PEERS.keys():
         needs.peer(name)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(servers.project(Path(folder)), arguments.seconds, arguments.rounds, arguments.requests)
-        found = [row for measure in chosen.values() for row in measure(bench)]
+        results = [row for measure in chosen.values() for row in measure(bench)]
     if arguments.json:
-        print(json.dumps(found))
+        print(json.dumps(results))
     else:
-        for r in found:
+        for r in results:
             peer = f", peer {r['peer']:,.3g}, {r['ratio']:.3g}x" if r["peer"] else ""
             print(f"{r['name']}: ours {r['ours']:,.4g}{peer}, bar {r['bar']}: {'holds' if r['holds'] else 'FAILS'}")
-    sys.exit(0 if all(r["holds"] for r in found) else 1)
+    sys.exit(0 if all(r["holds"] for r in results) else 1)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from mlnb.models.tabular import Encoder
-from mlnb.models.training import TabularNetwork, Trainer, TrainingConfig, on_device
+from mlnb.models.training import TabularNetwork, Trainer, TrainingConfig, to_device
 
 FEATURES = Path(__file__).parents[1] / "products" / "flights" / "features.parquet"
 ROUNDS = 5
@@ -50,8 +50,8 @@ def rows() -> tuple[str, dict, np.ndarray, tuple, tuple]:
 def ours(encoder: Encoder, columns: dict, labels: np.ndarray, config: TrainingConfig, device: torch.device, epochs: int) -> float:
     """Rows a second from columns in memory to a trained network."""
     started = time.perf_counter()
-    table = on_device(encoder, columns, labels, device)
-    trainer = Trainer(encoder, table, on_device(encoder, {k: v[:1] for k, v in columns.items()}, labels[:1], device), config)
+    table = to_device(encoder, columns, labels, device)
+    trainer = Trainer(encoder, table, to_device(encoder, {k: v[:1] for k, v in columns.items()}, labels[:1], device), config)
     for _ in range(epochs):
         trainer.run_epoch()
     return epochs * trainer.steps * trainer.batch / (time.perf_counter() - started)
@@ -83,7 +83,7 @@ def peer(encoder: Encoder, columns: dict, labels: np.ndarray, config: TrainingCo
 
 def measure(device: torch.device, epochs: int) -> dict:
     """One row of the table: medians over rounds in which both take turns."""
-    what, columns, labels, categorical, numeric = rows()
+    source, columns, labels, categorical, numeric = rows()
     config = TrainingConfig(device=device.type, epochs=epochs)
     encoder = Encoder.fit(columns, categorical, numeric)
     both = lambda n: [run(encoder, columns, labels, config, device, n) for run in (ours, peer)]
@@ -91,7 +91,7 @@ def measure(device: torch.device, epochs: int) -> dict:
     rounds = [both(epochs) for _ in range(ROUNDS)]
     mine, theirs = (statistics.median(column) for column in zip(*rounds, strict=True))
     where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU, one thread"
-    name = f"training, samples/s, {where}, {what}, batch {config.batch}"
+    name = f"training, samples/s, {where}, {source}, batch {config.batch}"
     return {"name": name, "ours": mine, "peer": theirs, "ratio": mine / theirs, "bar": BAR, "holds": mine / theirs >= BAR}
 
 
@@ -100,16 +100,16 @@ def main():
     parser.add_argument("--json", action="store_true", help="print the rows as one JSON list")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    found = [measure(torch.device("cpu"), epochs=2)]
+    results = [measure(torch.device("cpu"), epochs=2)]
     if torch.cuda.is_available():
-        found.append(measure(torch.device("cuda"), epochs=10))
+        results.append(measure(torch.device("cuda"), epochs=10))
     if arguments.json:
-        print(json.dumps(found))
+        print(json.dumps(results))
     else:
-        for r in found:
+        for r in results:
             verdict = "holds" if r["holds"] else "FAILS"
             print(f"{r['name']}: ours {r['ours']:,.0f}, peer {r['peer']:,.0f}, {r['ratio']:.2f}x, bar {r['bar']}x {verdict}")
-    sys.exit(0 if all(r["holds"] for r in found) else 1)
+    sys.exit(0 if all(r["holds"] for r in results) else 1)
 
 
 if __name__ == "__main__":

@@ -13,3 +13,7 @@ os.environ.update(
     RAY_USAGE_STATS_ENABLED="0",
     WHYLOGS_NO_ANALYTICS="1",
 )
+
+from .project import renames  # what has another name now can be imported by its old one
+
+renames.install()

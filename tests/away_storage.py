@@ -41,8 +41,8 @@ class Away(AbstractFileSystem):
 
     def ls(self, path, detail=True, **_):
         self._obey()
-        found = [{"name": f"{path}/{n}", "size": 0, "type": "file"} for n in os.listdir(path)]
-        return found if detail else [info["name"] for info in found]
+        entries = [{"name": f"{path}/{n}", "size": 0, "type": "file"} for n in os.listdir(path)]
+        return entries if detail else [info["name"] for info in entries]
 
     def find(self, path, detail=False, **_):
         self._obey()

@@ -47,7 +47,7 @@ def toy(tmp_path_factory):
 
 
 @pytest.fixture
-def one_hour(monkeypatch):
+def fixed_clock(monkeypatch):
     "No hour ends, and no file of a log with it"
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now)

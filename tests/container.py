@@ -25,7 +25,7 @@ PROGRAM = "/home/bentoml/bento/env/docker/entrypoint.sh"
 PYTHON = "python3,python3-venv,python3-pip,ca-certificates"
 
 
-def say(text: str):
+def log_line(text: str):
     print(f"{time.strftime('%H:%M:%S')} {text}", flush=True)
 
 
@@ -39,7 +39,7 @@ def run(*command, **more) -> str:
 
 def make_base(folder: Path):
     "An image of Debian with Python"
-    say("the base image, of Debian's packages")
+    log_line("the base image, of Debian's packages")
     run("mmdebstrap", "--quiet", "--variant=minbase", f"--include={PYTHON}", "bookworm", folder / "base.tar")
     container = run("buildah", "from", "scratch").strip()
     run("buildah", "add", "--quiet", container, folder / "base.tar", "/")
@@ -47,16 +47,16 @@ def make_base(folder: Path):
     run("buildah", "rm", container)
 
 
-def make_image(folder: Path) -> Path:
+def build_image(folder: Path) -> Path:
     "The project below `folder`, whose image is made"
     root = toy_project.make(folder / "project")
     shutil.copy(toy_project.REPOSITORY / "requirements.lock", root)
     environment = toy_project.environment(root)
     built = json.loads(run(*MLNB, "build", "--json", cwd=root, env=environment))
-    say("the Python packages")
-    wanted = Path(built["path"]) / "env/python/requirements.txt"
-    run(sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--dest", folder / "wheels", "-r", wanted)
-    say(f"the image, with {len(wanted.read_text().splitlines())} packages")
+    log_line("the Python packages")
+    requirements = Path(built["path"]) / "env/python/requirements.txt"
+    run(sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--dest", folder / "wheels", "-r", requirements)
+    log_line(f"the image, with {len(requirements.read_text().splitlines())} packages")
     where = ("--build-arg", "PIP_NO_INDEX=1", "--build-arg", "PIP_FIND_LINKS=/wheels", "--opt", f"volume={folder}/wheels:/wheels:ro")
     how = ("--engine", "buildah", "--base", BASE, "--image", IMAGE, "--opt", "isolation=chroot")
     print(run(*MLNB, "containerize", *how, *where, cwd=root, env=environment))
@@ -72,7 +72,7 @@ def ask(url: str, root: Path, data: Path):
     assert [a["probability"] for a in answers] == samples["probability"]
     logged = read(data / "predictions")
     assert sorted(logged["request_id"]) == sorted(a["request_id"] for a in answers)
-    say(f"{len(answers)} samples answered bit for bit, and logged")
+    log_line(f"{len(answers)} samples answered bit for bit, and logged")
 
 
 def check_rights(container: str):
@@ -81,7 +81,7 @@ def check_rights(container: str):
     tried = "; ".join(f"touch {place}/x 2>/dev/null && echo {place}" for place in places)
     inside = run("buildah", "run", "--isolation", "chroot", container, "--", "sh", "-c", f"id -u; {tried}; true").split()
     assert inside == ["1034", "/data", "/tmp"], inside
-    say("the user is 1034 and can write to /data and /tmp alone")
+    log_line("the user is 1034 and can write to /data and /tmp alone")
 
 
 def end(process: subprocess.Popen):
@@ -89,7 +89,7 @@ def end(process: subprocess.Popen):
     (service,) = [p for p in psutil.Process(process.pid).children(recursive=True) if "serve" in p.cmdline() and p.uids().real == 1034]
     service.terminate()
     assert process.wait(60) == 0, process.returncode
-    say("it ended in order when it was asked to")
+    log_line("it ended in order when it was asked to")
 
 
 def serve(root: Path, folder: Path):
@@ -104,11 +104,11 @@ def serve(root: Path, folder: Path):
     try:
         started = time.monotonic()
         url = toy_project.wait_until_ready(process, f"http://127.0.0.1:{port}", 120)
-        say(f"ready after {time.monotonic() - started:.1f} s")
+        log_line(f"ready after {time.monotonic() - started:.1f} s")
         ask(url, root, data)
         health = json.loads(run("buildah", "inspect", "--type", "image", IMAGE))["Docker"]["config"]["Healthcheck"]["Test"]
         run("buildah", "run", "--isolation", "chroot", "--env", f"PORT={port}", container, "--", *health[1:])
-        say("the health check of the image is content")
+        log_line("the health check of the image is content")
         end(process)
         check_rights(container)
     finally:
@@ -130,10 +130,10 @@ def main():
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mlnb-container-") as folder:
         make_base(Path(folder))
-        root = make_image(Path(folder))
-        made = time.monotonic() - started
+        root = build_image(Path(folder))
+        build_seconds = time.monotonic() - started
         serve(root, Path(folder))
-        say(f"image of {size()}, made in {made:.0f} s; all in {time.monotonic() - started:.0f} s")
+        log_line(f"image of {size()}, made in {build_seconds:.0f} s; all in {time.monotonic() - started:.0f} s")
         run("buildah", "rmi", IMAGE, BASE)
 
 

@@ -11,7 +11,7 @@ from waiting import until
 
 from mlnb.notebooks import kernels
 
-SMALL = kernels.Options(preload=("ipykernel",), pool=0, idle=120)  # comes up at once
+SMALL = kernels.KernelOptions(preload=("ipykernel",), pool=0, idle_timeout=120)  # comes up at once
 WORK = '''
 """What workers of the tests do."""
 import os, sys
@@ -49,7 +49,7 @@ def sleep(connection):
 def private_folder():
     "MLNB_RUNTIME_DIR is a new folder in here; whatever runs there afterwards is ended"
     before, folder = os.environ.get("MLNB_RUNTIME_DIR"), tempfile.mkdtemp(prefix="mlnb-")
-    kernels.PATIENCE = kernels.PATIENCE_LOADING = 120  # a busy machine must not turn a warm start into a cold one
+    kernels.SERVER_TIMEOUT = kernels.LOADING_TIMEOUT = 120  # a busy machine must not turn a warm start into a cold one
     os.environ["MLNB_RUNTIME_DIR"] = folder
     try:
         yield Path(folder)

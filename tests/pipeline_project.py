@@ -6,7 +6,7 @@ import textwrap
 from pathlib import Path
 
 from mlnb.pipelines.plan import Planner
-from mlnb.pipelines.spec import from_text, read
+from mlnb.pipelines.spec import parse_parameters, read
 from mlnb.project.settings import load_settings
 
 LIBRARY = '''
@@ -52,11 +52,11 @@ print(product["data"])
 
 def notebook(path: Path, parameters: str | None, *cells: str) -> Path:
     "Write a notebook: a parameters cell, if any, and code cells"
-    made = [] if parameters is None else [(parameters, ["parameters"])]
-    made += [(c, []) for c in cells]
+    cell_sources = [] if parameters is None else [(parameters, ["parameters"])]
+    cell_sources += [(c, []) for c in cells]
     empty = {"cell_type": "code", "outputs": [], "execution_count": None}
-    made = [(textwrap.dedent(s).strip(), {"tags": t} if t else {}) for s, t in made]
-    body = [{**empty, "id": f"c{i}", "source": s, "metadata": m} for i, (s, m) in enumerate(made)]
+    cell_sources = [(textwrap.dedent(s).strip(), {"tags": t} if t else {}) for s, t in cell_sources]
+    body = [{**empty, "id": f"c{i}", "source": s, "metadata": m} for i, (s, m) in enumerate(cell_sources)]
     metadata = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"cells": body, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}, indent=1) + "\n")
@@ -79,20 +79,20 @@ def make(root: Path) -> Path:
 
 def planner(root, *assignments):
     settings = load_settings(root)
-    return Planner(settings, read(settings, from_text(settings, assignments)), assignments)
+    return Planner(settings, read(settings, parse_parameters(settings, assignments)), assignments)
 
 
 def finish(plan, *names, text="1"):
     "Do what a run does: begin, write the products, commit"
     for name in names:
-        token = plan.begin(name)
+        start_fingerprint = plan.begin(name)
         plan.forget(name)
         for key, path in plan.spec.tasks[name].products.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             if key == "folder":
                 path.mkdir(exist_ok=True)
             (path / "part" if key == "folder" else path).write_text(f"{name} {key} {text}")
-        plan.commit(name, token, "run-1", 1.5)
+        plan.commit(name, start_fingerprint, "run-1", 1.5)
 
 
 def edit(path, old, new):

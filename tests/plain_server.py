@@ -15,7 +15,7 @@ MLNB = (sys.executable, "-c", "from mlnb.cli.main import main; main()")
 
 
 @contextmanager
-def plain(toy, predictions, *arguments, **variables):
+def run_server(toy, predictions, *arguments, **variables):
     "The process and the URL of a plain server of the toy project; everything has ended after the block"
     port = toy_project.free_port()
     env = toy_project.environment(toy) | {"MLNB_PREDICTIONS": str(predictions), **variables}
@@ -29,9 +29,9 @@ def plain(toy, predictions, *arguments, **variables):
     finally:
         everyone += psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         process.kill()
-        for one in everyone:
+        for child in everyone:
             with suppress(psutil.NoSuchProcess):
-                one.kill()
+                child.kill()
         process.communicate(timeout=60)  # until no process has its end of the pipe
 
 

@@ -14,8 +14,8 @@ import pytest
 import sqlalchemy as sa
 from listener import Listener
 
-from mlnb.monitoring.alerts import BLIND, LEASE, Alerts, Changes
-from mlnb.monitoring.rules import KINDS, Looked, of_table
+from mlnb.monitoring.alerts import CLAIM_LEASE, EVALUATION_FAILED, AlertChanges, AlertStore
+from mlnb.monitoring.rules import RULE_KINDS, RuleResult, from_table
 from mlnb.records import Records, now
 
 POSTGRESQL = os.environ.get("MLNB_TEST_POSTGRESQL", "")
@@ -24,7 +24,7 @@ PROJECT = """
 records = "{records}"
 [tool.mlnb.alerts.age]
 kind = "freshness"
-context_minutes = 60
+snapshot_minutes = 60
 clear_after = 1
 [tool.mlnb.channels.hook]
 kind = "webhook"
@@ -57,7 +57,7 @@ def project(tmp_path, request):
         pytest.skip("MLNB_TEST_POSTGRESQL names no server")
     records = f"sqlite:///{tmp_path}/records.db" if request.param == "sqlite" else emptied()
     (tmp_path / "pyproject.toml").write_text(PROJECT.format(records=records))
-    return tmp_path, Alerts(Records(records), tmp_path.name)
+    return tmp_path, AlertStore(Records(records), tmp_path.name)
 
 
 def start(root, hook):
@@ -125,20 +125,20 @@ def test_a_channel_that_comes_back_is_told(project):
     alerts.close()
 
 
-RULE = of_table(KINDS, "alerts", "inputs", {"kind": "drift"})
+RULE = from_table(RULE_KINDS, "alerts", "inputs", {"kind": "drift"})
 
 
-def look(alerts, *subjects, began=None, blind=None, window=None, rule=RULE, **details):
+def look(alerts, *subjects, began=None, evaluation_error=None, window=None, rule=RULE, **details):
     details |= {"since": window} if window else {}
     findings = [rule.finding(s, f"{s} moved", value=float("inf"), details=details) for s in subjects]
-    return alerts.note([Looked(rule, began or now(), findings, {"n": 1}, blind)], ["ops"])
+    return alerts.note([RuleResult(rule, began or now(), findings, {"n": 1}, evaluation_error)], ["ops"])
 
 
 def test_a_check_that_began_before_another_was_noted_changes_nothing(project):
     _, alerts = project
     early = now()
     look(alerts, "a")
-    assert look(alerts, began=early) == Changes([], []) and look(alerts, "b", began=early) == Changes([], [])
+    assert look(alerts, began=early) == AlertChanges([], []) and look(alerts, "b", began=early) == AlertChanges([], [])
     assert [(a["subject"], a["missed"]) for a in alerts.select()] == [("a", 0)]
     alerts.close()
 
@@ -148,17 +148,17 @@ def test_a_clock_that_was_set_back_holds_nothing_up(project):
     look(alerts, "a")
     with alerts.records.engine.begin() as connection:
         connection.execute(alerts.rule.update().values(checked=now() + dt.timedelta(days=300)))
-    assert look(alerts, "a", "b") == Changes([2], [])
+    assert look(alerts, "a", "b") == AlertChanges([2], [])
     alerts.close()
 
 
 def test_gone_and_back(project):
     _, alerts = project
-    assert look(alerts, "a") == Changes([1], []) and look(alerts) == Changes([], [])
-    assert look(alerts, "a") == Changes([], []) and alerts.get(1)["missed"] == 0  # it flickers
-    assert look(alerts) == Changes([], []) and look(alerts) == Changes([], [1])
-    assert look(alerts) == Changes([], []) and alerts.select() == []
-    assert look(alerts, "a") == Changes([1], [])
+    assert look(alerts, "a") == AlertChanges([1], []) and look(alerts) == AlertChanges([], [])
+    assert look(alerts, "a") == AlertChanges([], []) and alerts.get(1)["missed"] == 0  # it flickers
+    assert look(alerts) == AlertChanges([], []) and look(alerts) == AlertChanges([], [1])
+    assert look(alerts) == AlertChanges([], []) and alerts.select() == []
+    assert look(alerts, "a") == AlertChanges([1], [])
     alert = alerts.get(1)
     assert (alert["episode"], alert["seen"], alert["state"], alert["ended"]) == (2, 1, "firing", None)
     assert [e["what"] for e in alert["events"]] == ["firing", "resolved", "firing"]
@@ -170,10 +170,10 @@ def test_what_a_person_resolved_stays_so_for_its_window(project):
     _, alerts = project
     look(alerts, "a", window="2013-07-04")
     alerts.resolve(1, "ada", "a holiday")
-    assert look(alerts, "a", window="2013-07-04") == Changes([], []) and alerts.get(1)["state"] == "resolved"
-    assert look(alerts, "a", window="2013-07-05") == Changes([1], [])
+    assert look(alerts, "a", window="2013-07-04") == AlertChanges([], []) and alerts.get(1)["state"] == "resolved"
+    assert look(alerts, "a", window="2013-07-05") == AlertChanges([1], [])
     alerts.acknowledge(1, "ada")
-    assert look(alerts, "a", window="2013-07-06") == Changes([], []) and alerts.get(1)["state"] == "acknowledged"
+    assert look(alerts, "a", window="2013-07-06") == AlertChanges([], []) and alerts.get(1)["state"] == "acknowledged"
     alerts.close()
 
 
@@ -181,19 +181,25 @@ def test_what_a_person_resolved_stays_so_for_its_run(project):
     _, alerts = project
     look(alerts, "flights", run="R1")
     alerts.resolve(1, "ada", "the disk was full")
-    assert look(alerts, "flights", run="R1") == Changes([], []) and look(alerts, "flights", run="R2") == Changes([1], [])
+    assert look(alerts, "flights", run="R1") == AlertChanges([], []) and look(alerts, "flights", run="R2") == AlertChanges([1], [])
     alerts.close()
 
 
 def test_what_went_away_by_itself_comes_back_in_a_window_that_grows(project):
     _, alerts = project
     days = lambda n: {"window": "2026-01-01", "until": f"2026-01-{n:02}"}
-    assert look(alerts, "auc", **days(5)) == Changes([1], []) and look(alerts) == Changes([], []) and look(alerts) == Changes([], [1])
-    assert look(alerts, "auc", **days(5)) == Changes([1], [])  # nobody has said that this is settled
+    assert (
+        look(alerts, "auc", **days(5)) == AlertChanges([1], [])
+        and look(alerts) == AlertChanges([], [])
+        and look(alerts) == AlertChanges([], [1])
+    )
+    assert look(alerts, "auc", **days(5)) == AlertChanges([1], [])  # nobody has said that this is settled
     alerts.resolve(1, "ada")
-    assert look(alerts, "auc", **days(5)) == Changes([], []) and look(alerts, "auc", **days(6)) == Changes([1], [])
+    assert look(alerts, "auc", **days(5)) == AlertChanges([], []) and look(alerts, "auc", **days(6)) == AlertChanges([1], [])
     look(alerts)
-    assert look(alerts) == Changes([], [1]) and look(alerts, "auc", **days(6)) == Changes([1], [])  # a person's word was of before
+    assert look(alerts) == AlertChanges([], [1]) and look(alerts, "auc", **days(6)) == AlertChanges(
+        [1], []
+    )  # a person's word was of before
     alerts.close()
 
 
@@ -201,43 +207,43 @@ def test_a_blind_rule_forgets_nothing_and_sees_again(project):
     _, alerts = project
     look(alerts, "a")
     for _ in range(5):
-        look(alerts, blind="no log")
-    assert {a["subject"]: (a["state"], a["missed"]) for a in alerts.select()} == {"a": ("firing", 0), BLIND: ("firing", 0)}
+        look(alerts, evaluation_error="no log")
+    assert {a["subject"]: (a["state"], a["missed"]) for a in alerts.select()} == {"a": ("firing", 0), EVALUATION_FAILED: ("firing", 0)}
     look(alerts, "a")
-    assert look(alerts, "a") == Changes([], [2]) and alerts.memories() == {"inputs": {"n": 1}}
+    assert look(alerts, "a") == AlertChanges([], [2]) and alerts.memories() == {"inputs": {"n": 1}}
     alerts.close()
 
 
 def test_alerts_of_a_rule_that_is_gone_end(project):
     _, alerts = project
-    other = of_table(KINDS, "alerts", "other", {"kind": "runs"})
+    other = from_table(RULE_KINDS, "alerts", "other", {"kind": "runs"})
     look(alerts, "a")
-    assert look(alerts, "b", rule=other) == Changes([2], [1])
+    assert look(alerts, "b", rule=other) == AlertChanges([2], [1])
     assert alerts.get(1)["events"][-1]["note"] == "the rule is no longer in the settings"
     alerts.close()
 
 
 def test_deployments_do_not_see_each_other(project):
     _, alerts = project
-    others = Alerts(alerts.records, "others")
+    others = AlertStore(alerts.records, "others")
     look(alerts, "a")
     look(others, "a")
-    assert len(alerts.select()) == len(others.select()) == 1 and [a["id"] for a in others.claim("ops")] == [2]
-    assert look(others) == Changes([], []) and look(others) == Changes([], [2]) and len(alerts.select()) == 1
+    assert len(alerts.select()) == len(others.select()) == 1 and [a["id"] for a in others.claim_deliveries("ops")] == [2]
+    assert look(others) == AlertChanges([], []) and look(others) == AlertChanges([], [2]) and len(alerts.select()) == 1
     alerts.close()
 
 
 def test_a_claim_of_another_machine_ends(project):
     _, alerts = project
     look(alerts, "a")
-    assert len(alerts.claim("ops")) == 1
+    assert len(alerts.claim_deliveries("ops")) == 1
     table = alerts.delivery
     with alerts.records.engine.begin() as connection:
         connection.execute(table.update().values(claimed="1@elsewhere"))
-    assert alerts.claim("ops") == []
+    assert alerts.claim_deliveries("ops") == []
     with alerts.records.engine.begin() as connection:
-        connection.execute(table.update().values(claimed_at=now() - LEASE * 2))
-    assert len(alerts.claim("ops")) == 1
+        connection.execute(table.update().values(claimed_at=now() - CLAIM_LEASE * 2))
+    assert len(alerts.claim_deliveries("ops")) == 1
     alerts.close()
 
 
@@ -245,6 +251,6 @@ def test_odd_texts_and_many_subjects(project):
     _, alerts = project
     names = ["x" * 10**6, "ü\0\ud800", *map(str, range(3000))]
     began = time.process_time()
-    assert len(look(alerts, *names).fired) == len(names) and look(alerts, *names) == Changes([], [])
+    assert len(look(alerts, *names).fired) == len(names) and look(alerts, *names) == AlertChanges([], [])
     assert len(alerts.select()) == len(names) and time.process_time() - began < 60
     alerts.close()

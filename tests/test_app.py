@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import toy_project
 
-from mlnb.data.context import SnapshotStore
+from mlnb.data.point_in_time import SnapshotStore
 from mlnb.models.bundle import Bundle
 from mlnb.serving.app import create_app
 from mlnb.serving.predictions import PredictionLog, read
@@ -22,9 +22,9 @@ SERVER = """
 import sys
 import uvicorn
 from mlnb.project.settings import load_settings
-from mlnb.serving.app import app_of
+from mlnb.serving.app import load_app
 if __name__ == "__main__":
-    uvicorn.run(app_of(load_settings(".")), port=int(sys.argv[1]), log_level="warning")
+    uvicorn.run(load_app(load_settings(".")), port=int(sys.argv[1]), log_level="warning")
 """
 
 
@@ -173,7 +173,7 @@ def test_metrics(server, row):
 
 
 def test_the_context_limit_is_a_setting(toy, tmp_path, row):
-    with serving(toy, tmp_path, MLNB_CONTEXT_LIMIT_MINUTES="100000000") as (_, url):
+    with serving(toy, tmp_path, MLNB_SNAPSHOT_MAX_AGE_MINUTES="100000000") as (_, url):
         row.pop("decision_time")
         answer = toy_project.post(f"{url}/predict", json=row).json()
     assert answer["context_moment"] == "2013-07-01T09:45:00Z" and answer["context_age_seconds"] > 3e8
@@ -230,8 +230,8 @@ NOTED = """
 import sys
 from collections import Counter
 from types import SimpleNamespace
-from mlnb.serving.app import Metrics
-metrics = Metrics()
+from mlnb.serving.app import ServiceMetrics
+metrics = ServiceMetrics()
 metrics.answered(Counter(), int(sys.argv[1]), SimpleNamespace(log=SimpleNamespace(unlogged=0), counts={}))
 print(metrics.text().decode())
 """

@@ -28,7 +28,7 @@ DECLARED = "upstream = None\nproduct = None"
 
 
 def mlnb(root, *words, **variables):
-    "`mlnb WORDS` in the folder `root`"
+    "`mlnb STATISTIC_NAMES` in the folder `root`"
     return subprocess.run([*PROGRAM, *words], cwd=root, env=PLAIN | variables, capture_output=True, text=True)
 
 
@@ -227,7 +227,7 @@ def test_an_unknown_setting_is_found_by_the_doctor(project):
         f.write('recrods = "x"\n')
     done = mlnb(project, "doctor", "--json")
     findings = {f["item"]: f for f in json.loads(done.stdout)["findings"]}
-    assert done.returncode == 1 and "unknown setting 'recrods'" in findings["Settings"]["found"] and "Project" not in findings
+    assert done.returncode == 1 and "unknown setting 'recrods'" in findings["Settings"]["detail"] and "Project" not in findings
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import httpx
 import psutil
 import pytest
 import toy_project
-from plain_server import plain
+from plain_server import run_server
 from waiting import until
 
 from mlnb.models.bundle import Bundle
@@ -155,13 +155,13 @@ def test_bentoml_serve_does_not_start_where_it_would_write_into_the_bento(built,
     said = ended_by_hand(root, told["tag"], cwd=root)
     assert "storage, predictions, outcomes are relative to the Bento in" in said
     right = f"to absolute folders or URLs, or MLNB_ROOT to the project's folder, {root}"
-    assert f"set MLNB_STORAGE, MLNB_PREDICTIONS, MLNB_OUTCOMES {right}" in said
+    assert f"set MLNB_STORAGE, MLNB_PREDICTIONS, MLNB_LABELS {right}" in said
     elsewhere = shutil.copytree(told["path"], tmp_path / "another machine")
-    places = {"MLNB_STORAGE": "s3://team/toy", "MLNB_PREDICTIONS": "predictions", "MLNB_OUTCOMES": str(tmp_path)}
+    places = {"MLNB_STORAGE": "s3://team/toy", "MLNB_PREDICTIONS": "predictions", "MLNB_LABELS": str(tmp_path)}
     said = ended_by_hand(root, elsewhere, cwd=tmp_path, **places)
     assert "predictions is relative to the Bento in" in said and "set MLNB_PREDICTIONS to absolute" in said and str(root) not in said
     said = ended_by_hand(root, elsewhere, cwd=tmp_path, **places | {"MLNB_PREDICTIONS": "/x", "MLNB_SERVE_FROM": "models:/toy"})
-    assert "set MLNB_TRACKING, MLNB_VERSIONS to absolute" in said
+    assert "set MLNB_TRACKING, MLNB_MODEL_CACHE to absolute" in said
     assert not [p for p in (elsewhere / "src").iterdir() if p.name == ".mlnb"]
 
 
@@ -186,7 +186,7 @@ def test_bentoml_serve_writes_where_the_project_looks(built):
 def test_a_bento_on_another_machine_writes_where_its_variables_say(built, tmp_path):
     root, told = built
     elsewhere = shutil.copytree(told["path"], tmp_path / "bento")
-    places = {f"MLNB_{name.upper()}": str(tmp_path / name) for name in ("storage", "predictions", "outcomes")}
+    places = {f"MLNB_{name.upper()}": str(tmp_path / name) for name in ("storage", "predictions", "labels")}
     shutil.copytree(root / ".mlnb/storage", tmp_path / "storage")
     assert answered_by_hand(root, elsewhere, cwd=tmp_path, **places) in set(read(tmp_path / "predictions")["request_id"])
     assert not (elsewhere / "src/.mlnb").exists()
@@ -265,7 +265,7 @@ def test_the_guard_stands_under_bentoml_too(built, serve):
 
 @pytest.mark.long
 def test_bentoml_cuts_off_no_slow_body(serve):
-    _, url, _ = serve(MLNB_REQUEST_SECONDS="60")
+    _, url, _ = serve(MLNB_REQUEST_TIMEOUT_SECONDS="60")
     body = b'{"entity": "UA/1", "value": 1}'
     with socket.create_connection((urlsplit(url).hostname, urlsplit(url).port), timeout=60) as caller:
         caller.sendall(b"POST /outcomes HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:10])
@@ -276,7 +276,7 @@ def test_bentoml_cuts_off_no_slow_body(serve):
 
 @pytest.mark.long
 def test_callers_who_stall_are_cut_off_under_bentoml_too(serve, built):
-    _, url, _ = serve(MLNB_REQUEST_SECONDS="10")
+    _, url, _ = serve(MLNB_REQUEST_TIMEOUT_SECONDS="10")
     row, where = toy_project.example(built[0]), urlsplit(url)
     heads = (b"", b"POST /pre", b"POST /predict HTTP/1.1\r\nHost: localhost\r\n", b"GET /livez HTTP/1.1\r\nHost: x\r\nX: ")
     stalled = [socket.create_connection((where.hostname, where.port), timeout=60) for _ in range(200)]
@@ -293,7 +293,7 @@ def test_callers_who_stall_are_cut_off_under_bentoml_too(serve, built):
 
 @pytest.mark.long
 def test_idle_connections_do_not_keep_others_out_of_bentoml_for_long(serve, built):
-    process, url, _ = serve(MLNB_REQUEST_SECONDS="20")
+    process, url, _ = serve(MLNB_REQUEST_TIMEOUT_SECONDS="20")
     where = urlsplit(url)
     idle = [socket.create_connection((where.hostname, where.port), timeout=60) for _ in range(1010)]
     refused = idle[-5:]
@@ -312,7 +312,7 @@ def test_what_the_registry_releases_is_served_although_the_bundle_in_the_bento_i
     with tracking.run("toy") as run:
         number = tracking.register("toy", build(tmp_path / "v7", "v7").folder, run)
     tracking.set_alias("toy", "champion", number)
-    follow = {"MLNB_SERVE_FROM": "models:/toy", "MLNB_TRACKING": tracking.url, "MLNB_VERSIONS": str(tmp_path / "versions")}
+    follow = {"MLNB_SERVE_FROM": "models:/toy", "MLNB_TRACKING": tracking.url, "MLNB_MODEL_CACHE": str(tmp_path / "versions")}
     root, told = built
     samples = root / ".mlnb/bentoml/bentos" / told["tag"].replace(":", "/") / "src/bundle/samples.json"
     kept = samples.read_bytes()
@@ -325,7 +325,7 @@ def test_what_the_registry_releases_is_served_although_the_bundle_in_the_bento_i
         assert answer == wanted | {"said_by": "request", "versions": {"champion": "v7"}, "problem": None}
     finally:
         samples.write_bytes(kept)
-    with plain(root, tmp_path / "log", MLNB_BUNDLE="no/such/folder", **follow) as (_, url):
+    with run_server(root, tmp_path / "log", MLNB_BUNDLE="no/such/folder", **follow) as (_, url):
         assert toy_project.post(f"{url}/predict", json=toy_project.example(root)).json()["model_version"] == "v7"
 
 

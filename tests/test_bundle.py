@@ -176,7 +176,7 @@ def test_releases_and_routing_that_cannot_be_read(tmp_path, content, monkeypatch
     (tmp_path / "releases.json").write_bytes(content)
     assert "cannot be read" in read_releases(tmp_path).problem
     monkeypatch.setenv("MLNB_SERVE_FROM", "models:/toy")
-    monkeypatch.setenv("MLNB_VERSIONS", str(tmp_path))
+    monkeypatch.setenv("MLNB_MODEL_CACHE", str(tmp_path))
     routing = RoutingFile(default_settings())
     routing.path.parent.mkdir()
     routing.path.write_bytes(content)
@@ -238,7 +238,7 @@ def test_the_self_test_sees_the_last_bit_of_a_prediction(folder):
 def test_one_row_and_many_give_the_same_bits(folder):
     bundle = Bundle.load(folder)
     request = columns_of(bundle.request, bundle.samples["requests"])
-    newest, decisions = bundle.sample_context(), np.array([np.datetime64(r["decision_time"][:-1]) for r in bundle.samples["requests"]])
+    newest, decisions = bundle.sample_snapshots(), np.array([np.datetime64(r["decision_time"][:-1]) for r in bundle.samples["requests"]])
     for i, expected in enumerate(bundle.samples["probability"]):
         row = {name: column[i : i + 1] for name, column in request.items()}
         features = bundle.features(row, newest(decisions[i]).lookup(row))

@@ -186,7 +186,7 @@ def test_parameters_cell_must_be_one(notebook):
     ],
 )  # fmt: skip
 def test_forms(value, default, fits):
-    assert (cells.same_form("x", value, default) is None) is fits
+    assert (cells.type_mismatch("x", value, default) is None) is fits
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_forms(value, default, fits):
 def test_annotations_decide(notebook, line, value, given):
     "By their usual names, at any depth; one that is not known leaves it to the default"
     try:
-        result = cells.as_declared(value, cells.parameters(notebook((line, "parameters")))["x"])
+        result = cells.coerce_value(value, cells.parameters(notebook((line, "parameters")))["x"])
     except (TypeError, NotebookError) as e:
         result = type(e)
     assert result == given and type(result) is type(given)
@@ -278,7 +278,7 @@ def test_undeclared_parameter(notebook):
     ],
 )
 def test_magics(source, python):
-    assert cells.without_magics(source) == python
+    assert cells.replace_magics(source) == python
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_magics(source, python):
     ],
 )
 def test_what_is_no_magic_is_left_as_it_is(source):
-    assert cells.without_magics(source) == source
+    assert cells.replace_magics(source) == source
 
 
 def test_code_skips_what_a_run_skips(notebook):

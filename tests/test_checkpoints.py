@@ -12,7 +12,7 @@ import pytest
 from pipeline_project import lives, notebook
 from waiting import until
 
-from mlnb.notebooks import checkpoints, copies, worker
+from mlnb.notebooks import checkpoints, kernel_snapshots, worker
 from mlnb.notebooks.execute import execute
 from mlnb.project.errors import NotebookError
 
@@ -25,7 +25,7 @@ class Task:
     "A notebook in a folder of its own, executed with checkpoints"
 
     def __init__(self, folder):
-        self.folder, self.path, self.copies = folder, folder / "task.ipynb", folder / "copies"
+        self.folder, self.path, self.kernel_snapshots = folder, folder / "task.ipynb", folder / "copies"
         (folder / "stage").mkdir()
 
     def write(self, *sources):
@@ -34,7 +34,7 @@ class Task:
 
     def run(self, output="out.ipynb", **options):
         "The code cells of the executed copy"
-        log, wanted = self.folder / "out.log", {"folder": str(self.copies), "watched": [str(self.folder / "stage")]}
+        log, wanted = self.folder / "out.log", {"folder": str(self.kernel_snapshots), "watched": [str(self.folder / "stage")]}
         options = {"checkpoints": wanted} | options
         with pytest.MonkeyPatch.context() as patch:
             patch.delenv("PYTEST_CURRENT_TEST", raising=False)  # ipykernel does not forward low-level output where it finds it
@@ -56,7 +56,7 @@ class Task:
 def task(tmp_path):
     made = Task(tmp_path)
     yield made
-    checkpoints.discard(made.copies)
+    checkpoints.release_all(made.kernel_snapshots)
 
 
 def shown(cells):
@@ -74,14 +74,14 @@ def test_a_mended_notebook_goes_on(task):
     assert "ZeroDivisionError" in str(failed) and saved["cell"] == saved["done"] == 2 and lives(saved["pid"]) and failed.why_not is None
     assert json.loads(json.dumps(saved)) == saved
     task.write(*first, "mended = 1", *last)
-    assert checkpoints.resumable(saved, task.path) == ""
+    assert checkpoints.check_resumable(saved, task.path) == ""
     began = []
     cells = task.run(resume=saved, on_cell=lambda k, n: began.append((k, n)))
     assert task.count() == 1 and began == [(3, 7), (4, 7), (5, 7), (6, 7), (7, 7)]
     assert not any(c["metadata"]["papermill"]["exception"] for c in cells)
     undisturbed = task.run("undisturbed.ipynb", checkpoints=None)
     assert task.count() == 2 and shown(cells) == shown(undisturbed)
-    assert list(task.copies.iterdir()) == [] and not lives(saved["pid"])
+    assert list(task.kernel_snapshots.iterdir()) == [] and not lives(saved["pid"])
     log = task.folder / "out.log"
     assert not log.exists() or "timed out" not in log.read_text(), "it ends at once"
 
@@ -126,21 +126,21 @@ def test_what_a_notebook_uses(task):
 
 
 def test_a_fast_notebook_takes_no_copy(task, monkeypatch):
-    monkeypatch.setattr(checkpoints, "PERIOD", 60)
+    monkeypatch.setattr(checkpoints, "MIN_CELL_SECONDS", 60)
     failed = task.write("a = 1", "b = 2", "1 / 0").fail()
     assert failed.checkpoint is None and failed.why_not == "no cells before it took a second together"
-    assert not task.copies.exists()
+    assert not task.kernel_snapshots.exists()
 
 
 def test_an_early_end_leaves_nothing(task):
     task.write(SLOW, "raise SystemExit").run()
-    assert list(task.copies.iterdir()) == []
+    assert list(task.kernel_snapshots.iterdir()) == []
 
 
 def test_success_leaves_nothing(task):
-    cells = task.write(SLOW, f"import os\nprint([n for n in os.listdir({str(task.copies)!r})])").run()
+    cells = task.write(SLOW, f"import os\nprint([n for n in os.listdir({str(task.kernel_snapshots)!r})])").run()
     names = "".join(cells[-1]["outputs"][0]["text"])
-    assert ".copy" in names and list(task.copies.iterdir()) == []
+    assert ".copy" in names and list(task.kernel_snapshots.iterdir()) == []
 
 
 @pytest.mark.long
@@ -167,7 +167,7 @@ def test_threads_of_libraries_come_back(task):
 
 def take_in(task, *states):
     "What `take` says in each of the states that code makes, and that other code ends"
-    setup = "import os, sys\nfrom mlnb.notebooks import copies\ndef take():\n    print(copies.take('copies', 7, 60))"
+    setup = "import os, sys\nfrom mlnb.notebooks import kernel_snapshots\ndef take():\n    print(kernel_snapshots.take_snapshot('copies', 7, 60))"
     cells = task.write(setup, *(f"{begin}\ntake()\n{end}" for begin, end in states)).run(checkpoints=None)
     return ["".join(c["outputs"][0]["text"]) for c in cells[1:]]
 
@@ -187,8 +187,8 @@ WHY_NOT = {
     ),
     "a temporary folder ends with the kernel": ("import tempfile\nd = tempfile.TemporaryDirectory()", "d.cleanup()"),
     "memory is short: 1 MiB are left": (
-        "real = copies.available_memory\ncopies.available_memory = lambda: 1 << 20",
-        "copies.available_memory = real",
+        "real = kernel_snapshots.available_memory\nkernel_snapshots.available_memory = lambda: 1 << 20",
+        "kernel_snapshots.available_memory = real",
     ),
     "a file is open for writing: ": ("f = open('written.txt', 'w')", "f.close()"),
     "a file is mapped into memory to be written": ("import torch\nm = torch.from_file('mapped', shared=True, size=10)", "del m"),
@@ -197,21 +197,21 @@ WHY_NOT = {
     "2 threads run Python beside the cells that its threading does not know": (
         "import _thread, time\nlock = _thread.allocate_lock(); lock.acquire()\n"
         "def wait():\n    with lock: pass\nfor _ in range(2): _thread.start_new_thread(wait, ())",
-        "lock.release()\nwhile copies._hidden_threads(): time.sleep(0.01)",
+        "lock.release()\nwhile kernel_snapshots._hidden_threads(): time.sleep(0.01)",
     ),
     "threads of libraries run that may not survive a fork": (
-        "import ctypes, pyarrow\nbefore, library = len(copies._native_threads()), ctypes.CDLL(None)\n"
+        "import ctypes, pyarrow\nbefore, library = len(kernel_snapshots._native_threads()), ctypes.CDLL(None)\n"
         "numbers = (ctypes.c_ulong * 4)()\n"  # one more than Arrow's
         "for i in range(4): library.pthread_create(ctypes.byref(numbers, i * 8), None, library.pause, None)",
         "for number in numbers: library.pthread_cancel(ctypes.c_ulong(number))\n"
-        "while len(copies._native_threads()) > before: time.sleep(0.01)",
+        "while len(kernel_snapshots._native_threads()) > before: time.sleep(0.01)",
     ),
     "copies of a kernel need Linux": ("sys.platform = 'darwin'", "sys.platform = 'linux'"),
 }  # fmt: skip
 
 
 def test_why_not(task, monkeypatch):
-    with socket.socket(socket.AF_UNIX) as listener, checkpoints.short(str(task.folder / "listener")) as place:
+    with socket.socket(socket.AF_UNIX) as listener, checkpoints.short_socket_path(str(task.folder / "listener")) as place:
         listener.bind(place)
         listener.listen()
         monkeypatch.setenv("LISTENER", place.replace("self", str(os.getpid())))
@@ -222,7 +222,7 @@ def test_why_not(task, monkeypatch):
 
 
 def test_it_is_not_a_kernel(tmp_path):
-    assert copies.take(str(tmp_path), 0) == {"why_not": "this is not ipykernel"}
+    assert kernel_snapshots.take_snapshot(str(tmp_path), 0) == {"why_not": "this is not ipykernel"}
 
 
 def test_the_last_reason_is_told(task):
@@ -236,7 +236,7 @@ def test_a_newer_copy_ends_the_older(task):
     cells = [c for c in json.loads((task.folder / "out.ipynb").read_text())["cells"] if c["cell_type"] == "code"]
     older = int("".join(cells[1]["outputs"][0]["text"]))
     assert failed.checkpoint["done"] == 3 and older != failed.checkpoint["pid"] and not lives(older)
-    assert [p.suffix for p in sorted(task.copies.iterdir())] == [".json", ".copy"]
+    assert [p.suffix for p in sorted(task.kernel_snapshots.iterdir())] == [".json", ".copy"]
 
 
 DEADLY = ["import os; os.kill(os.getpid(), 9)", "import os; os._exit(3)", "while True: pass", "import sys; sys.exit(3)"]
@@ -253,35 +253,35 @@ def test_a_copy_that_was_killed(task):
     saved = task.write(SLOW, "1 / 0").fail().checkpoint
     os.kill(saved["pid"], signal.SIGKILL)
     assert until(lambda: not lives(saved["pid"]))
-    assert checkpoints.resumable(saved, task.path) == "the copy of the kernel has ended"
+    assert checkpoints.check_resumable(saved, task.path) == "the copy of the kernel has ended"
     assert "could not be started: RuntimeError: the copy of the kernel has ended" in str(task.fail(resume=saved))
 
 
 def test_a_copy_does_not_wait_for_ever(task):
-    wanted = {"folder": str(task.copies), "lifetime": 3}
+    wanted = {"folder": str(task.kernel_snapshots), "lifetime": 3}
     saved = task.write(SLOW, "1 / 0").fail(checkpoints=wanted).checkpoint
     assert until(lambda: not lives(saved["pid"])) and not Path(saved["socket"]).exists()
-    assert checkpoints.resumable(saved, task.path) == "the copy of the kernel waited long enough and has ended"
+    assert checkpoints.check_resumable(saved, task.path) == "the copy of the kernel waited long enough and has ended"
 
 
 def test_discarded(task):
     saved = task.write(SLOW, "1 / 0").fail().checkpoint
-    checkpoints.discard(task.copies)
-    assert until(lambda: not lives(saved["pid"])) and list(task.copies.iterdir()) == []
-    checkpoints.discard(task.copies / "none")
+    checkpoints.release_all(task.kernel_snapshots)
+    assert until(lambda: not lives(saved["pid"])) and list(task.kernel_snapshots.iterdir()) == []
+    checkpoints.release_all(task.kernel_snapshots / "none")
 
 
 def test_what_was_changed(task):
     saved = task.write("a = 1  # one", SLOW, "1 / 0").fail().checkpoint
-    assert checkpoints.resumable(saved, task.write("a = 1", SLOW, "a", "more").path) == ""
+    assert checkpoints.check_resumable(saved, task.write("a = 1", SLOW, "a", "more").path) == ""
     changed = "has changed"
-    why_not = checkpoints.resumable(saved, task.write("a = 2", SLOW).path)
+    why_not = checkpoints.check_resumable(saved, task.write("a = 2", SLOW).path)
     assert f"cell 1 of the notebook, which had run before the copy was made, {changed}" in why_not
-    assert changed in checkpoints.resumable(saved, task.write("0", "a = 1", SLOW, "0").path)
-    assert changed in checkpoints.resumable(saved, task.write("a = 1").path)
+    assert changed in checkpoints.check_resumable(saved, task.write("0", "a = 1", SLOW, "0").path)
+    assert changed in checkpoints.check_resumable(saved, task.write("a = 1").path)
     assert changed in str(task.fail(resume=saved)) and lives(saved["pid"])
     Path(saved["saved"]).unlink()
-    assert "not there any more" in checkpoints.resumable(saved, task.path)
+    assert "not there any more" in checkpoints.check_resumable(saved, task.path)
 
 
 def test_parameters_are_injected(task):
@@ -292,7 +292,7 @@ def test_parameters_are_injected(task):
     saved = task.fail(parameters={"n": 5}).checkpoint
     assert (saved["cell"], saved["done"]) == (4, 4)
     write("n + 1")
-    assert checkpoints.resumable(saved, task.path) == ""
+    assert checkpoints.check_resumable(saved, task.path) == ""
     cells = task.run(parameters={"n": 5}, resume=saved)
     assert cells[-1]["outputs"][0]["data"]["text/plain"] == ["6"] and [c["execution_count"] for c in cells] == [1, 2, 3, 4, 5]
 
@@ -301,35 +301,35 @@ def test_what_was_written(task):
     stage = task.folder / "stage"
     write = "open('stage/{0}.txt', 'w').write('{0}')"
     saved = task.write(write.format("early") + "\n" + SLOW, write.format("late"), "1 / 0").fail().checkpoint
-    looks = checkpoints.read_saved(saved)["looks"]
+    signatures = checkpoints.read_saved(saved)["looks"]
     assert sorted(p.name for p in stage.iterdir()) == ["early.txt", "late.txt"]
-    assert checkpoints.restore(looks) == "" and [p.name for p in stage.iterdir()] == ["early.txt"]
+    assert checkpoints.roll_back_files(signatures) == "" and [p.name for p in stage.iterdir()] == ["early.txt"]
     (stage / "early.txt").write_text("other")
     (stage / "new.txt").write_text("")
-    assert checkpoints.restore(looks) == f"{stage / 'early.txt'} has been changed since" and (stage / "new.txt").exists()
+    assert checkpoints.roll_back_files(signatures) == f"{stage / 'early.txt'} has been changed since" and (stage / "new.txt").exists()
     (stage / "early.txt").unlink()
-    assert checkpoints.restore(looks) == f"{stage / 'early.txt'} has been removed since"
+    assert checkpoints.roll_back_files(signatures) == f"{stage / 'early.txt'} has been removed since"
 
 
 def test_a_worker_tells(task):
-    job = {"notebook": str(task.path), "output": str(task.folder / "out.ipynb"), "checkpoints": {"folder": str(task.copies)}}
+    job = {"notebook": str(task.path), "output": str(task.folder / "out.ipynb"), "checkpoints": {"folder": str(task.kernel_snapshots)}}
     job |= {"cwd": str(task.folder)}
     ours, theirs = socket.socketpair()
     task.write(SLOW, "1 / 0")
-    worker.perform(job, worker.Connection(theirs))
+    worker.perform(job, worker.JsonLinesConnection(theirs))
     theirs.shutdown(socket.SHUT_WR)
-    *_, last = worker.Connection(ours)
+    *_, last = worker.JsonLinesConnection(ours)
     assert "ZeroDivisionError" in last["error"] and lives(last["checkpoint"]["pid"]) and last["why_not"] is None
     theirs.close()
     ours.close()
     task.write(SLOW, "2")
     with socket.socketpair()[0] as nobody:
-        worker.perform(job | {"resume": last["checkpoint"]}, worker.Connection(nobody))
+        worker.perform(job | {"resume": last["checkpoint"]}, worker.JsonLinesConnection(nobody))
     assert task.count() == 1 and until(lambda: not lives(last["checkpoint"]["pid"]))
     task.write(SLOW, "1 / 0")
     with socket.socketpair()[0] as nobody:
-        worker.perform(job, worker.Connection(nobody))
-    assert list(task.copies.iterdir()) == []  # nobody would know of it
+        worker.perform(job, worker.JsonLinesConnection(nobody))
+    assert list(task.kernel_snapshots.iterdir()) == []  # nobody would know of it
 
 
 def test_a_kernel_ends_with_its_owner(task):
@@ -339,7 +339,7 @@ def test_a_kernel_ends_with_its_owner(task):
         "import json, sys\nfrom mlnb.notebooks.execute import execute\n"
         "execute('task.ipynb', 'out.ipynb', cwd='.', checkpoints={'folder': sys.argv[2]}, resume=json.loads(sys.argv[1]))"
     )
-    owner = subprocess.Popen([sys.executable, "-c", program, json.dumps(saved), str(task.copies)], cwd=task.folder)
+    owner = subprocess.Popen([sys.executable, "-c", program, json.dumps(saved), str(task.kernel_snapshots)], cwd=task.folder)
     assert until((task.folder / "began").exists) and lives(saved["pid"])
     owner.kill()
     owner.wait()
@@ -376,9 +376,9 @@ def test_a_worker_that_was_killed_leaves_copies_that_are_discarded(task):
     task.write(SLOW, "open('began', 'w').close()\nimport time; time.sleep(600)")
     program = "import sys\nfrom mlnb.notebooks.execute import execute\n"
     program += "execute('task.ipynb', 'out.ipynb', cwd='.', checkpoints={'folder': sys.argv[1]})"
-    owner = subprocess.Popen([sys.executable, "-c", program, str(task.copies)], cwd=task.folder)
-    assert until((task.folder / "began").exists) and (left := list(task.copies.glob("*.copy")))
+    owner = subprocess.Popen([sys.executable, "-c", program, str(task.kernel_snapshots)], cwd=task.folder)
+    assert until((task.folder / "began").exists) and (left := list(task.kernel_snapshots.glob("*.copy")))
     owner.kill()
     owner.wait()
-    checkpoints.discard(task.copies)
-    assert left and list(task.copies.iterdir()) == []
+    checkpoints.release_all(task.kernel_snapshots)
+    assert left and list(task.kernel_snapshots.iterdir()) == []

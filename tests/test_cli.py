@@ -56,7 +56,7 @@ def test_doctor_prints_one_document(tmp_path):
     done = mlnb("doctor", "--json", cwd=tmp_path)
     report = json.loads(done.stdout)
     assert report["healthy"] == (done.returncode == 0)
-    assert {"item", "state", "found", "mend"} == set(report["findings"][0])
+    assert {"item", "state", "detail", "fix"} == set(report["findings"][0])
 
 
 def test_doctor_names_a_server_that_is_not_there(tmp_path):
@@ -68,10 +68,10 @@ def test_doctor_names_a_server_that_is_not_there(tmp_path):
 
 def test_doctor_finds_a_dead_database_and_keeps_its_password(tmp_path):
     (tmp_path / "pyproject.toml").write_text("[tool.mlnb]\n")
-    places = {"MLNB_RECORDS": "postgresql+psycopg://ada:hunter2@127.0.0.1:1/runs", "MLNB_STORAGE": "s3://ada:hunter2@bucket"}
-    done = mlnb("doctor", "--json", cwd=tmp_path, **places)
+    stores = {"MLNB_RECORDS": "postgresql+psycopg://ada:hunter2@127.0.0.1:1/runs", "MLNB_STORAGE": "s3://ada:hunter2@bucket"}
+    done = mlnb("doctor", "--json", cwd=tmp_path, **stores)
     found = {f["item"]: f for f in json.loads(done.stdout)["findings"]}
-    assert found["Records"]["state"] == "missing" and "127.0.0.1:1 does not answer" in found["Records"]["found"]
+    assert found["Records"]["state"] == "missing" and "127.0.0.1:1 does not answer" in found["Records"]["detail"]
     assert "hunter2" not in done.stdout + done.stderr
 
 
@@ -86,9 +86,9 @@ def test_doctor_names_what_nothing_reads_and_what_cannot_be_opened(tmp_path):
     (tmp_path / "pyproject.toml").write_text('[tool.mlnb]\npackage = "plnaes"\nstorage = "nowhere://bucket"\n')
     done = mlnb("doctor", "--json", cwd=tmp_path, MLNB_STORGE="elsewhere")
     found = {f["item"]: f for f in json.loads(done.stdout)["findings"]}
-    assert done.returncode == 1 and found["Storage"]["state"] == "missing" and "nowhere" in found["Storage"]["found"]
-    assert found["Variables"]["found"] == "MLNB_STORGE is set and nothing reads it (did you mean 'MLNB_STORAGE'?)"
-    assert found["Package"]["found"] == "no folder plnaes"
+    assert done.returncode == 1 and found["Storage"]["state"] == "missing" and "nowhere" in found["Storage"]["detail"]
+    assert found["Variables"]["detail"] == "MLNB_STORGE is set and nothing reads it (did you mean 'MLNB_STORAGE'?)"
+    assert found["Package"]["detail"] == "no folder plnaes"
 
 
 def _garbage(file):
@@ -106,13 +106,13 @@ def _folder(file):
 
 @pytest.mark.parametrize("spoil", [_garbage, _cut, _folder])
 def test_doctor_reads_the_files_of_records_and_tracking(tmp_path, spoil):
-    from mlnb.doctor import places
+    from mlnb.doctor import stores
     from mlnb.project.settings import load_settings
 
     with closing(sqlite3.connect(file := tmp_path / "it.db")) as connection:
         connection.executescript("CREATE TABLE t (x); CREATE TABLE u (x); INSERT INTO t VALUES (1)")
     (tmp_path / "pyproject.toml").write_text('[tool.mlnb]\nrecords = "sqlite:///it.db"\ntracking = "sqlite:///it.db"\n')
-    found = lambda: {f.item: (f.state, f.found) for f in places(load_settings(tmp_path)) if f.item in ("Records", "Tracking")}
+    found = lambda: {f.item: (f.state, f.detail) for f in stores(load_settings(tmp_path)) if f.item in ("Records", "Tracking")}
     assert {state for state, _ in found().values()} == {"good"}
     spoil(file)
     for state, words in found().values():
@@ -123,16 +123,16 @@ def test_doctor_calls_nothing_good_that_it_did_not_examine(monkeypatch, tmp_path
     from mlnb import doctor
 
     def broken(settings):
-        yield doctor.Finding("First half", doctor.GOOD, "fine")
+        yield doctor.DoctorFinding("First half", doctor.GOOD, "fine")
         raise RuntimeError("the rest\u202e cannot be seen")
 
     (tmp_path / "pyproject.toml").write_text('[tool.mlnb]\nstorage = "memory://bucket"\n')
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(doctor, "CHECKS", [broken, doctor.places])
+    monkeypatch.setattr(doctor, "CHECKS", [broken, doctor.stores])
     report = doctor.examine()
     found = {f["item"]: f for f in report["findings"]}
-    assert not report["healthy"] and found["Broken"]["found"].startswith("not examined, RuntimeError: the rest")
-    assert found["Storage"]["state"] == "note" and found["Storage"]["found"] == "memory://bucket, which was not contacted"
+    assert not report["healthy"] and found["Broken"]["detail"].startswith("not examined, RuntimeError: the rest")
+    assert found["Storage"]["state"] == "note" and found["Storage"]["detail"] == "memory://bucket, which was not contacted"
 
 
 def test_doctor_knows_every_variable_that_the_library_reads(monkeypatch):

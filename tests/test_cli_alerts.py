@@ -12,19 +12,19 @@ from threading import Thread
 import pytest
 from listener import Listener
 
-from mlnb.monitoring.alerts import Alerts
-from mlnb.monitoring.rules import Looked, rules_of
+from mlnb.monitoring.alerts import AlertStore
+from mlnb.monitoring.rules import RuleResult, load_rules
 from mlnb.pipelines import recorder as recorders
 from mlnb.project.settings import load_settings
 from mlnb.records import Records, now
-from mlnb.serving.outcomes import Outcome, OutcomeLog
+from mlnb.serving.labels import Label, LabelLog
 from mlnb.serving.predictions import Prediction, PredictionLog
 
 TOML = """
 [tool.mlnb]
 [tool.mlnb.alerts.age]
 kind = "freshness"
-context_minutes = 60
+snapshot_minutes = 60
 [tool.mlnb.alerts.pipeline]
 kind = "runs"
 clear_after = 1
@@ -105,7 +105,7 @@ def test_failed_runs_come_and_go(project):
 
 
 def test_a_failed_run_that_only_its_journal_knows_of(project, monkeypatch):
-    monkeypatch.setattr(recorders, "GRACE", 60.0)  # the store is not opened before the recorder is closed
+    monkeypatch.setattr(recorders, "START_DELAY_SECONDS", 60.0)  # the store is not opened before the recorder is closed
     settings = load_settings(project)
     recorder = recorders.Recorder(settings.url(settings.records), settings.path(".mlnb/runs"))
     run = recorder.start_run(settings.name, {})
@@ -150,7 +150,7 @@ def idle_service():
 
 def test_what_was_not_examined_comes_first_and_is_not_green(tmp_path):
     "Rules of every kind without anything to judge; of those that look, `age` alone finds something"
-    toml = TOML.replace("context_minutes = 60", "context_minutes = 60\nprediction_minutes = 60") + RULES
+    toml = TOML.replace("snapshot_minutes = 60", "snapshot_minutes = 60\nprediction_minutes = 60") + RULES
     (tmp_path / "pyproject.toml").write_text(toml.replace("[tool.mlnb]\n", "[tool.mlnb]\ncost_missed = 3.0\n", 1))
     settings = load_settings(tmp_path)
     with idle_service() as port, Listener() as hook:
@@ -175,7 +175,7 @@ def test_what_was_not_examined_comes_first_and_is_not_green(tmp_path):
     reasons = {one["rule"]: one["unexamined"] for one in document(tmp_path, "check")[0]["rules"]}
     assert reasons["auc"] == "none of the decisions from 2013-07-01 to 2013-07-01 has an outcome" and reasons["coverage"] is None
     now = datetime.now(UTC)
-    OutcomeLog.of(settings).append([Outcome(f"e{i}", 1.0, now, now, "service") for i in range(20)])
+    LabelLog.of(settings).append([Label(f"e{i}", 1.0, now, now, "service") for i in range(20)])
     reasons = {one["rule"]: one["unexamined"] for one in document(tmp_path, "check")[0]["rules"]}
     assert reasons["auc"] == "the outcomes of the decisions from 2013-07-01 to 2013-07-01 are all the same, so there is no auc"
 
@@ -183,9 +183,9 @@ def test_what_was_not_examined_comes_first_and_is_not_green(tmp_path):
 def test_a_rule_with_nothing_to_judge_ends_no_alert(tmp_path):
     "An alert on drift stays when the log that showed it has been removed"
     (tmp_path / "pyproject.toml").write_text('[tool.mlnb]\n[tool.mlnb.alerts.hours]\nkind = "drift"\nclear_after = 1\n')
-    store = Alerts.of(load_settings(tmp_path))
-    (rule,) = rules_of(load_settings(tmp_path))
-    store.note([Looked(rule, now(), [rule.finding("x", "x moved")], {})], [])
+    store = AlertStore.of(load_settings(tmp_path))
+    (rule,) = load_rules(load_settings(tmp_path))
+    store.note([RuleResult(rule, now(), [rule.finding("x", "x moved")], {})], [])
     store.close()
     checked, code = document(tmp_path, "check")
     assert code == 1 and [alert["subject"] for alert in checked["alerts"]] == ["x"] and checked["rules"][0]["unexamined"]

@@ -92,7 +92,11 @@ def test_mistakes_are_a_sentence(project, arguments, says):
 def test_a_setting_with_a_wrong_word(project):
     (project / "pyproject.toml").write_text('[tool.mlnb]\nlog_full = "ignore"\n')
     done = mlnb(project, "compact")
-    assert done.returncode == 2 and """setting 'log_full' has value 'ignore'; write log_full = "refuse" or "serve\"""" in done.stderr
+    assert (
+        done.returncode == 2
+        and """setting 'log_on_failure' has value 'ignore'; write log_on_failure = "refuse" or "serve\""""
+        in done.stderr
+    )
 
 
 def test_watching_until_ctrl_c(project):
@@ -119,7 +123,7 @@ def test_watching_goes_on_after_what_nobody_foresaw(project):
     assert process.wait() == 0
 
 
-def test_damaged_columns_end_no_command(project, one_hour):
+def test_damaged_columns_end_no_command(project, fixed_clock):
     log = PredictionLog.of(load_settings(project))
     for numbers in (range(30, 50), range(50, 70)):
         log.append_table(columns(numbers))
@@ -131,7 +135,7 @@ def test_damaged_columns_end_no_command(project, one_hour):
         shown = mlnb(project, "predictions", "--limit", "90", "--json")
         assert len(json.loads(shown.stdout)) == 50 and (shown.returncode, said in shown.stderr) == (1, True)
         (finding,) = (f for f in json.loads(mlnb(project, "doctor", "--json").stdout)["findings"] if f["item"] == "Prediction log")
-        assert finding["state"] == "missing" and said in finding["found"] and "damaged away" in finding["mend"]
+        assert finding["state"] == "missing" and said in finding["detail"] and "damaged away" in finding["fix"]
         done = mlnb(project, "compact")
         assert ("1 damaged piece set aside" in done.stdout, said in done.stderr) == ((True, True) if done.returncode else (False, False))
     shutil.rmtree(project / ".mlnb/predictions/damaged")
@@ -149,8 +153,8 @@ def test_what_a_killed_writer_left_was_not_answered(project):
 BESIDE = """
 import sys, time
 from mlnb.project.settings import load_settings
-from mlnb.serving.compactor import start_beside
-print(start_beside(load_settings()).pid, flush=True)
+from mlnb.serving.compactor import start_background_compactor
+print(start_background_compactor(load_settings()).pid, flush=True)
 time.sleep(3600)
 """
 
@@ -165,10 +169,10 @@ def test_beside_a_service_it_ends_with_it(project):
 
 
 def test_no_compactor_where_the_setting_says_so(project):
-    from mlnb.serving.compactor import start_beside
+    from mlnb.serving.compactor import start_background_compactor
 
     (project / "pyproject.toml").write_text("[tool.mlnb]\nlog_compact_minutes = 0\n")
-    assert start_beside(load_settings(project)) is None
+    assert start_background_compactor(load_settings(project)) is None
 
 
 @pytest.mark.parametrize("compacted", [False, True])

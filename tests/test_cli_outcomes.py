@@ -1,4 +1,4 @@
-"""`mlnb outcomes` and `mlnb performance` as a user calls them: files of every bad kind, kills, corrections, and what is printed."""
+"""`mlnb labels` and `mlnb performance` as a user calls them: files of every bad kind, kills, corrections, and what is printed."""
 
 import json
 import os
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 import toy_project
 
-from mlnb.serving.outcomes import FORM, OutcomeStore, current
+from mlnb.serving.labels import EXPECTED_FORMS, LabelStore, current_labels
 from mlnb.serving.predictions import Prediction, PredictionLog
 
 ROWS, MLNB = 480, (sys.executable, "-c", "from mlnb.cli.main import main; main()")
@@ -52,7 +52,7 @@ def mlnb(project, *words, code=0, **variables):
 
 
 def added(project, *words) -> dict:
-    return json.loads(mlnb(project, "outcomes", "add", *words, "--json"))
+    return json.loads(mlnb(project, "labels", "add", *words, "--json"))
 
 
 def counts(found: dict) -> tuple:
@@ -60,7 +60,7 @@ def counts(found: dict) -> tuple:
 
 
 def test_a_file_is_kept_once_and_then_judged(project):
-    assert "480 of 480 rows" in mlnb(project, "outcomes", "add", "labels.parquet")
+    assert "480 of 480 rows" in mlnb(project, "labels", "add", "labels.parquet")
     assert counts(added(project, "labels.parquet")) == (480, 0, 480, 0, 0)
     found = json.loads(mlnb(project, "performance", "--segment", "origin", "--json"))
     assert found["overall"]["coverage"] == 1 and found["overall"]["decisions"] == ROWS and len(found["days"]) == 20
@@ -95,18 +95,18 @@ def test_at_an_earlier_moment_days_wait(project):
 
 
 def test_without_outcomes_the_command_says_how_to_add_some(project):
-    assert "mlnb outcomes add FILE" in mlnb(project, "performance")
-    assert "mlnb outcomes add FILE" in mlnb(project, "outcomes", "status")
+    assert "mlnb labels add FILE" in mlnb(project, "performance")
+    assert "mlnb labels add FILE" in mlnb(project, "labels", "status")
 
 
 def test_no_prediction_no_cost_no_such_time(project, tmp_path_factory):
     empty = tmp_path_factory.mktemp("empty")
     (empty / "pyproject.toml").write_text("[tool.mlnb]\n")
-    assert "cost_missed = 3.0" in mlnb(empty, "performance", code=1)
-    assert "has no rows; serve the model first with: mlnb serve" in mlnb(empty, "performance", code=1, MLNB_COST_MISSED="3.0")
+    assert "cost_false_negative = 3.0" in mlnb(empty, "performance", code=1)
+    assert "has no rows; serve the model first with: mlnb serve" in mlnb(empty, "performance", code=1, MLNB_COST_FALSE_NEGATIVE="3.0")
     assert "mlnb predictions" in mlnb(project, "performance", "--since", "2014-01-01", code=1)
-    assert "alert 1.0 and missed 0.5" in mlnb(project, "performance", code=1, MLNB_COST_MISSED="0.5")
-    assert "cost_missed" in mlnb(project, "performance", code=2, MLNB_COST_MISSED="dear")
+    assert "alert 1.0 and missed 0.5" in mlnb(project, "performance", code=1, MLNB_COST_FALSE_NEGATIVE="0.5")
+    assert "cost_false_negative" in mlnb(project, "performance", code=2, MLNB_COST_FALSE_NEGATIVE="dear")
     assert "is no time" in mlnb(project, "performance", "--as-of", "tomorrow", code=2)
 
 
@@ -122,7 +122,7 @@ def test_wrong_rows_are_set_aside_and_the_good_ones_kept(project):
     aside = pd.read_csv(project / "bad.rejected.csv")
     assert aside["row"].tolist() == list(range(3, 14)) and found["rejected_file"] == "bad.rejected.csv"
     assert {"is in the future", "is before the decision on this entity", "is neither 0 nor 1", "is no key"} <= set(aside["problem"])
-    said = mlnb(project, "outcomes", "add", "bad.csv")
+    said = mlnb(project, "labels", "add", "bad.csv")
     assert "11 were set aside and are explained in bad.rejected.csv" in said and "row 3, field 'value': is neither 0 nor 1" in said
     (project / "bad.csv").write_text(f"entity,value,observed_at\ne0,1,{good}\n")
     assert counts(added(project, "bad.csv")) == (1, 0, 1, 0, 0) and not (project / "bad.rejected.csv").exists()
@@ -130,9 +130,9 @@ def test_wrong_rows_are_set_aside_and_the_good_ones_kept(project):
 
 def test_where_no_row_is_good_the_command_fails_and_a_word_is_no_label(project):
     (project / "words.csv").write_text("entity,value,observed_at\ne0,yes,2013-07-01T12:00:00Z\n")
-    done = subprocess.run([*MLNB, "outcomes", "add", "words.csv"], cwd=project, env=toy_project.environment(project), capture_output=True)
+    done = subprocess.run([*MLNB, "labels", "add", "words.csv"], cwd=project, env=toy_project.environment(project), capture_output=True)
     assert done.returncode == 1 and b"the first is row 0, field 'value': \"yes\" is neither 0 nor 1" in done.stdout
-    assert pd.read_csv(project / "words.rejected.csv")["expected"].tolist() == [FORM["value"]]
+    assert pd.read_csv(project / "words.rejected.csv")["expected"].tolist() == [EXPECTED_FORMS["value"]]
     (project / "words.csv").write_text("entity,value,observed_at\n")
     assert counts(added(project, "words.csv")) == (0, 0, 0, 0, 0)
 
@@ -149,7 +149,7 @@ def test_where_no_row_is_good_the_command_fails_and_a_word_is_no_label(project):
 )
 def test_a_file_that_has_not_the_columns_is_refused(project, change, says):
     change(pd.read_parquet(project / "labels.parquet")).to_parquet(project / "other.parquet", index=False)
-    assert says in mlnb(project, "outcomes", "add", "other.parquet", code=1)
+    assert says in mlnb(project, "labels", "add", "other.parquet", code=1)
     assert not (project / ".mlnb/storage/outcomes").exists()
 
 
@@ -163,69 +163,69 @@ def test_columns_have_other_names_truth_values_and_no_moment(project):
     file.write_text("entity,value\ne0,1\n")
     os.utime(file, (1_400_000_000, 1_400_000_000))
     assert added(project, file)["added"] == 1 and added(project, file)["duplicates"] == 1
-    shown = json.loads(mlnb(project, "outcomes", "show", "e0", "--json"))
+    shown = json.loads(mlnb(project, "labels", "show", "e0", "--json"))
     assert shown[-1] == shown[-1] | {"value": 1.0, "observed_at": "2014-05-13T16:53:20Z", "source": "undated.csv"} and len(shown) == 2
 
 
 def test_a_correction_holds_and_the_history_is_shown(project):
     added(project, "labels.parquet")
-    before = json.loads(mlnb(project, "outcomes", "show", "e7", "--json"))[0]["value"]
+    before = json.loads(mlnb(project, "labels", "show", "e7", "--json"))[0]["value"]
     (project / "fix.csv").write_text(f"entity,value,observed_at\ne7,{1 - before:g},2013-07-09T00:00:00Z\n")
     added(project, "fix.csv")
-    assert f"{1 - before:g}  known since 2013-07-09T00:00:00Z" in mlnb(project, "outcomes", "show", "e7").splitlines()[-1]
-    assert "1 corrections" in mlnb(project, "outcomes", "status")
-    assert "No outcome of 'nobody'" in mlnb(project, "outcomes", "show", "nobody")
+    assert f"{1 - before:g}  known since 2013-07-09T00:00:00Z" in mlnb(project, "labels", "show", "e7").splitlines()[-1]
+    assert "1 corrections" in mlnb(project, "labels", "status")
+    assert "No outcome of 'nobody'" in mlnb(project, "labels", "show", "nobody")
 
 
 def test_lines_that_cannot_be_read_are_told(project):
     added(project, "labels.parquet")
-    assert "set aside" not in mlnb(project, "outcomes", "status")
+    assert "set aside" not in mlnb(project, "labels", "status")
     (project / ".mlnb/outcomes/20130701T000000-1-00000000.jsonl").write_text('{"entity": "of another release"}\n{"entity": "torn')
     mlnb(project, "compact")
-    assert json.loads(mlnb(project, "outcomes", "status", "--json"))["damaged_lines"] == 2
-    assert "2 lines that could not be read are set aside in" in mlnb(project, "outcomes", "status")
+    assert json.loads(mlnb(project, "labels", "status", "--json"))["damaged_lines"] == 2
+    assert "2 lines that could not be read are set aside in" in mlnb(project, "labels", "status")
 
 
 def test_the_entitys_own_fields_make_the_key(toy, tmp_path):
     rows = [toy_project.example(toy, flight=100), toy_project.example(toy, flight=101)]
     table = pd.DataFrame(rows).assign(value=[1, 0], observed_at="2013-07-02T00:00:00Z")
     table.to_csv(tmp_path / "labels.csv", index=False)
-    where = {"MLNB_STORAGE": str(tmp_path / "storage"), "MLNB_OUTCOMES": str(tmp_path / "lines"), "MLNB_PREDICTIONS": str(tmp_path / "log")}
-    found = json.loads(mlnb(toy, "outcomes", "add", tmp_path / "labels.csv", "--json", **where))
+    where = {"MLNB_STORAGE": str(tmp_path / "storage"), "MLNB_LABELS": str(tmp_path / "lines"), "MLNB_PREDICTIONS": str(tmp_path / "log")}
+    found = json.loads(mlnb(toy, "labels", "add", tmp_path / "labels.csv", "--json", **where))
     assert counts(found) == (2, 2, 0, 2, 0)
-    held = current(OutcomeStore(tmp_path / "lines", str(tmp_path / "storage/outcomes")).read())["entity"].to_pylist()
+    held = current_labels(LabelStore(tmp_path / "lines", str(tmp_path / "storage/outcomes")).read())["entity"].to_pylist()
     assert held == ["UA/100/JFK/2013-07-01T05:00:00Z", "UA/101/JFK/2013-07-01T05:00:00Z"]
     table.drop(columns="origin").to_csv(tmp_path / "labels.csv", index=False)
-    assert "no column 'origin'" in mlnb(toy, "outcomes", "add", tmp_path / "labels.csv", code=1, **where)
+    assert "no column 'origin'" in mlnb(toy, "labels", "add", tmp_path / "labels.csv", code=1, **where)
 
 
 def test_killed_half_way_and_two_at_once_each_row_is_there_once(project):
     n = 300_000
     table = pd.DataFrame({"entity": [f"x{i}" for i in range(n)], "value": np.arange(n) % 2})
     table.assign(observed_at=pd.Timestamp("2013-07-02", tz="UTC")).to_parquet(project / "many.parquet", index=False)
-    store = OutcomeStore(project / ".mlnb/outcomes", str(project / ".mlnb/storage/outcomes"))
-    command, place = [*MLNB, "outcomes", "add", "many.parquet"], {"cwd": project, "env": toy_project.environment(project)}
+    store = LabelStore(project / ".mlnb/outcomes", str(project / ".mlnb/storage/outcomes"))
+    command, place = [*MLNB, "labels", "add", "many.parquet"], {"cwd": project, "env": toy_project.environment(project)}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **place)
     while process.poll() is None and not store.parts():
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    kept = current(store.read()).num_rows
+    kept = current_labels(store.read()).num_rows
     assert 0 < kept <= n
     both = [subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, **place) for _ in range(2)]
     told = [json.loads(p.communicate(timeout=600)[0]) for p in both]
     assert all(t["added"] + t["duplicates"] == n for t in told)
-    assert current(store.read()).num_rows == n and counts(added(project, "many.parquet"))[2] == n
+    assert current_labels(store.read()).num_rows == n and counts(added(project, "many.parquet"))[2] == n
     assert not list(project.glob(".many*"))
 
 
 def test_a_file_that_cannot_be_read_or_written_is_said(project):
     (project / "torn.parquet").write_bytes((project / "labels.parquet").read_bytes()[:500])
-    assert "cannot be read" in mlnb(project, "outcomes", "add", "torn.parquet", code=1)
-    assert "no file none.parquet" in mlnb(project, "outcomes", "add", "none.parquet", code=1)
+    assert "cannot be read" in mlnb(project, "labels", "add", "torn.parquet", code=1)
+    assert "no file none.parquet" in mlnb(project, "labels", "add", "none.parquet", code=1)
     (project / ".mlnb/storage").parent.mkdir(exist_ok=True)
     (project / "full").write_text("a file, not a folder")
-    assert "cannot be kept" in mlnb(project, "outcomes", "add", "labels.parquet", code=1, MLNB_STORAGE=str(project / "full"))
+    assert "cannot be kept" in mlnb(project, "labels", "add", "labels.parquet", code=1, MLNB_STORAGE=str(project / "full"))
 
 
 def test_the_newest_outcome_is_received_now(project):

@@ -179,7 +179,7 @@ def test_what_is_locked_can_be_read(project, monkeypatch, capsys):
     journal.write_text('["run", {"id": "20260401T120000-cccc03"}, {"pipeline": "planes", "status": "failed"}]\n')
     holder = sqlite3.connect(project / ".mlnb/records.db", isolation_level=None)
     holder.execute("begin immediate")
-    with runs._opened() as (settings, records):
+    with runs._open_records() as (settings, records):
         assert [run["id"] for run in records.runs()] == [NEW, OLD]
         notify._replay(records, settings.path(".mlnb/runs"))
     holder.close()

@@ -19,8 +19,8 @@ import pytest
 from mlnb.project.errors import ServingError
 from mlnb.serving import compactor as c
 from mlnb.serving import log_reader
-from mlnb.serving.log_reader import LogReader, Where
-from mlnb.serving.predictions import Prediction, PredictionLog, as_batch, set_aside, tables, unread
+from mlnb.serving.log_reader import LogQuery, LogReader
+from mlnb.serving.predictions import Prediction, PredictionLog, count_unreadable, quarantined, read_tables, to_record_batch
 
 
 def prediction(number, version="v1", hour=None):
@@ -40,7 +40,7 @@ def columns(numbers, version="v1", arm="champion"):
     raw = {"carrier": np.full(len(rows), "UA"), "distance": np.full(len(rows), 1400)}
     raw["departure"] = np.full(len(rows), np.datetime64("2013-07-02T00:00:00"))
     wind = np.where(np.array(numbers) % 2, np.nan, 3.5)
-    return as_batch(raw, {"carrier": raw["carrier"], "wind": wind}, **own)  # a feature that is an input, and one of its own
+    return to_record_batch(raw, {"carrier": raw["carrier"], "wind": wind}, **own)  # a feature that is an input, and one of its own
 
 
 def log_files(folder, files, rows=10, start=0, hour=None):
@@ -144,34 +144,34 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_batch_of_columns_is_set_aside(place, damage, one_hour):
+def test_a_damaged_batch_of_columns_is_set_aside(place, damage, fixed_clock):
     file = two_batches(place[0])
     good = file.read_bytes()
     file.write_bytes(DAMAGES[damage](good))
     assert len(LogReader(*place).frame()) == len(LogReader(*place).newest(40)) == 20
     done = c.Compactor(*place).run()
     assert (done.rows, done.damaged, done.lost) == (20, 1, damage != "torn") and ids_in_parquet(place[1]) == expected(20)
-    assert unread(place[0]) == set_aside(place[0]) == done.lost
+    assert count_unreadable(place[0]) == quarantined(place[0]) == done.lost
     aside = (place[0] / "damaged" / file.name).read_bytes()
     assert DAMAGES[damage](good).endswith(aside)
 
 
 @pytest.mark.parametrize("name", ["model_version", "features.wind", "latency_ms"])
-def test_a_file_of_other_columns_is_set_aside(place, name, one_hour):
+def test_a_file_of_other_columns_is_set_aside(place, name, fixed_clock):
     file = two_batches(place[0])
     file.write_bytes(file.read_bytes().replace(name.encode(), name.title().encode()))
     assert len(LogReader(*place).frame()) == 0 and c.Compactor(*place).run().damaged == 1
     assert (place[0] / "damaged" / file.name).exists() and not list(place[0].glob("*.arrows"))
 
 
-def test_zeros_from_anywhere_on_leave_the_batches_before(place, one_hour):
+def test_zeros_from_anywhere_on_leave_the_batches_before(place, fixed_clock):
     "What a machine leaves that lost its power before the disk had everything"
     file = two_batches(place[0])
     good = file.read_bytes()
     for start in range(0, len(good), 61):
         file.write_bytes(good[:start] + bytes(len(good) - start))
         damaged = []
-        found = [table.num_rows for table in tables(file, damaged)]
+        found = [table.num_rows for table in read_tables(file, damaged)]
         assert sum(found) in (0, 20, 40) and (sum(found) == 40 or damaged), start
 
 
@@ -209,20 +209,20 @@ def test_any_name_of_a_version_is_a_folder(place, version):
     log.close()
     c.Compactor(*place).run()
     (part,) = c.PartStore(place[1]).parts()
-    assert part.version == version and len(LogReader(*place).frame(Where(version=version))) == 1
+    assert part.version == version and len(LogReader(*place).frame(LogQuery(version=version))) == 1
 
 
 def test_two_at_once_exclude_each_other(place):
     log_files(place[0], 1)
     one, other = c.Compactor(*place), c.Compactor(*place)
-    with one._alone(), pytest.raises(ServingError, match="is being compacted by another process"):
+    with one._exclusive(), pytest.raises(ServingError, match="is being compacted by another process"):
         other.run()
     assert other.run().rows == 10
 
 
 def test_old_parts_expire_by_hour_and_by_age(place):
     log_files(place[0], 1)
-    compactor = c.Compactor(*place, keep_days=30)
+    compactor = c.Compactor(*place, retention_days=30)
     assert compactor.run().expired == 0  # old decisions, logged a moment ago
     for part in compactor.store.parts():
         past = f"{datetime.now(UTC) - timedelta(days=31):{c._STAMP}}"
@@ -233,7 +233,15 @@ def test_old_parts_expire_by_hour_and_by_age(place):
 
 def part(hour: str, stamp: str = ""):
     "A part of an hour of decisions, compacted on a day, by default that of the decisions"
-    return c.Part(f"version=v/hour={hour}/{stamp}", 1, "v", hour, "a" * 8, f"{stamp or hour[:10].replace('-', '')}T130000000000", "00000")
+    return c.LogPart(
+        f"version=v/hour={hour}/{stamp}",
+        1,
+        "v",
+        hour,
+        "a" * 8,
+        f"{stamp or hour[:10].replace('-', '')}T130000000000",
+        "00000",
+    )
 
 
 def days(first: str, number: int) -> list[str]:
@@ -278,7 +286,7 @@ def test_a_pass_by_a_wrong_clock_is_logged(place, monkeypatch, caplog, ahead):
 
     monkeypatch.setattr(c, "datetime", Wrong)
     for _ in range(2):
-        assert c.Compactor(*place, keep_days=30).run().expired == (2 if ahead > 0 else 0)
+        assert c.Compactor(*place, retention_days=30).run().expired == (2 if ahead > 0 else 0)
     assert ids_in_parquet(place[1]) == expected(23)[4 if ahead > 0 else 0 :]
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == (2 if ahead > 0 else 0)
@@ -289,7 +297,7 @@ def test_parts_may_be_in_any_file_system(place):
     log_files(place[0], 9, hour=5)
     url = f"memory://{place[0].name}-{id(place)}"
     c.Compactor(place[0], url).run()
-    frame = LogReader(place[0], url).frame(Where(entity="UA/7"))
+    frame = LogReader(place[0], url).frame(LogQuery(entity="UA/7"))
     assert frame["request_id"].tolist() == ["r000007"] and not list(place[0].glob("*.jsonl"))
 
 
@@ -343,10 +351,10 @@ def test_a_reader_that_looks_again_gives_the_compactor_time(place, monkeypatch):
             raise FileNotFoundError
         return "read"
 
-    assert LogReader(*place).settled(work) == "read" and len(waits) == 8 and waits == sorted(waits) and waits[0] < waits[-1]
+    assert LogReader(*place).with_retries(work) == "read" and len(waits) == 8 and waits == sorted(waits) and waits[0] < waits[-1]
     left[0] = 1000
     with pytest.raises(ServingError, match="changes faster than it can be read"):
-        LogReader(*place).settled(work)
+        LogReader(*place).with_retries(work)
 
 
 EVERY_STEP = """
@@ -446,7 +454,7 @@ def test_rows_that_stand_twice_stay_once(place):
     before = [LogReader(*place).frame(), LogReader(*place).newest(30), LogReader(*place).newest(90)]
     assert [len(rows) for rows in before] == [42, 30, 42]
     done = c.Compactor(*place).run()
-    assert (done.rows, done.twice) == (42, 40)
+    assert (done.rows, done.duplicates) == (42, 40)
     assert before[0].equals(LogReader(*place).frame()) and before[1].equals(LogReader(*place).newest(30))
     assert ids_in_parquet(place[1]) == sorted(["r000000", "r000001", *expected(20), *expected(60)[40:]])
 
@@ -521,12 +529,12 @@ def test_parts_that_cannot_be_listed_are_not_none(place, monkeypatch, folder):
 def test_beside_the_real_server(toy, tmp_path):
     "Callers ask, workers are killed, the compactor runs again and again: each acknowledged answer is there, once"
     import toy_project
-    from plain_server import Callers, plain, workers
+    from plain_server import Callers, run_server, workers
 
     from mlnb.serving import log_profiles as p
 
     log, parts, profiles = (tmp_path / name for name in ("log", "parts", "profiles"))
-    served = plain(toy, log, "--workers", "2", MLNB_LOG_COMPACT_MINUTES="0")
+    served = run_server(toy, log, "--workers", "2", MLNB_LOG_COMPACT_MINUTES="0")
     with served as (process, url), Callers(url, toy_project.example(toy)) as callers:
         for _ in range(3):
             callers.wait_for(100)
@@ -538,9 +546,9 @@ def test_beside_the_real_server(toy, tmp_path):
     p.profile_log(log, profiles, parts)
     found = ids_in_parquet(parts)
     assert len(found) == len(set(found)) and set(callers.acknowledged) <= set(found)
-    assert p.HourStore(profiles).merged().rows == len(found)
+    assert p.LogProfileStore(profiles).merged().rows == len(found)
 
 
 def test_no_rows_are_of_no_hour():
     texts, times = pa.array([], pa.string()), pa.array([], pa.timestamp("us", "UTC"))
-    assert list(c.by_hour(pa.table({"time": times, "entity": texts, "request_id": texts}))) == []
+    assert list(c.split_by_hour(pa.table({"time": times, "entity": texts, "request_id": texts}))) == []

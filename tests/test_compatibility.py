@@ -14,17 +14,17 @@ import pytest
 from click.testing import CliRunner
 
 from mlnb.cli.main import cli
-from mlnb.data import hourly
-from mlnb.data.context import SnapshotStore
+from mlnb.data import hourly_profiles
+from mlnb.data.point_in_time import SnapshotStore
 from mlnb.data.profiles import Profile
 from mlnb.models.bundle import Bundle
-from mlnb.models.watcher import fit, read_releases, releases_folder
-from mlnb.monitoring.notify import channels_of
-from mlnb.monitoring.null import Null
-from mlnb.monitoring.rules import rules_of
+from mlnb.models.watcher import read_releases, releases_folder, verify_servable
+from mlnb.monitoring.drift_thresholds import DriftThresholds
+from mlnb.monitoring.notify import load_channels
+from mlnb.monitoring.rules import load_rules
 from mlnb.project.settings import load_settings
 from mlnb.serving.app import create_app
-from mlnb.serving.log_profiles import HourStore, profiles_url, update_profiles
+from mlnb.serving.log_profiles import LogProfileStore, profiles_url, update_profiles
 from mlnb.serving.predictions import PredictionLog
 from mlnb.serving.routing import Routing, RoutingFile
 
@@ -91,7 +91,7 @@ def test_a_bundle_answers_its_samples_bit_for_bit(project):
 
 def test_reference_and_null_of_a_bundle(project):
     bundle = Bundle.load(project / "products/bundle")
-    null = Null.from_bytes(bundle.drift)
+    null = DriftThresholds.from_bytes(bundle.drift)
     assert null.families["distance"] == "input" and len(null.ordinary) > 1
     jfk = Profile.from_bytes((bundle.folder / "segments/origin=JFK/reference.profile").read_bytes())
     assert 0 < jfk.rows < Profile.from_bytes(bundle.reference).rows == 420
@@ -100,7 +100,7 @@ def test_reference_and_null_of_a_bundle(project):
 def answered(project: Path, *rows: dict) -> list[dict]:
     settings, bundle = load_settings(project), Bundle.load(project / "products/bundle")
     log = PredictionLog.of(settings)
-    app = create_app(bundle, SnapshotStore.of(settings), log, settings.context_limit_minutes)
+    app = create_app(bundle, SnapshotStore.of(settings), log, settings.snapshot_max_age_minutes)
 
     async def ask():
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
@@ -136,10 +136,10 @@ def test_predictions_are_read_and_compacted(project, settings):
 
 def test_profiles_of_hours_are_taken_as_they_are(project, settings):
     assert update_profiles(settings, lines=False) == []
-    store = HourStore(profiles_url(settings))
+    store = LogProfileStore(profiles_url(settings))
     assert store.hours() == ["2013-07-31T05", "2013-08-01T05", "2013-08-01T06"]
     assert store.merged("2013-07").rows == 6 and store.merged(segment=("origin", "JFK")).rows == 10
-    archives = [hourly.from_bytes(file.read_bytes()) for file in Path(profiles_url(settings)).rglob("2013-07.hourly")]
+    archives = [hourly_profiles.from_bytes(file.read_bytes()) for file in Path(profiles_url(settings)).rglob("2013-07.hourly")]
     assert sum(archive.rows.sum() for archive in archives) == 2 * 6  # all, and by origin
     assert store.hourly("2013-07").rows.sum() == 6
 
@@ -151,14 +151,14 @@ def test_drift_of_the_log(project, settings):
 
 
 def test_outcomes_are_read_and_gathered(project, settings):
-    status = document("outcomes", "status")
+    status = document("labels", "status")
     found = document("performance", "--as-of", "2013-08-10")["overall"]
     assert (found["decisions"], found["known"]) == (20, 16)
-    from_file, from_service = mlnb("outcomes", "show", "B6/4/EWR/2013-07-01T07:00:00Z").splitlines()  # a part, and a line
+    from_file, from_service = mlnb("labels", "show", "B6/4/EWR/2013-07-01T07:00:00Z").splitlines()  # a part, and a line
     assert from_file.startswith("0  known since 2013-08-04") and from_file.endswith("from y.csv")
     assert from_service.startswith("1  known since 2013-08-04") and from_service.endswith("from service")
     mlnb("compact", code=1)
-    assert document("outcomes", "status")["outcomes"] == status["outcomes"]
+    assert document("labels", "status")["outcomes"] == status["outcomes"]
     assert document("performance", "--as-of", "2013-08-10")["overall"] == found
 
 
@@ -189,8 +189,8 @@ def test_releases_and_routing(project, settings):
     settings = replace(settings, **FOLLOWED)
     releases = read_releases(releases_folder(settings))
     assert releases.problem is None and (releases.champion.number, releases.challenger.number) == (1, 2)
-    champion = fit(releases.champion.folder)
-    assert (champion.version, fit(releases.challenger.folder, champion).version) == ("v1", "v2")
+    champion = verify_servable(releases.champion.folder)
+    assert (champion.version, verify_servable(releases.challenger.folder, champion).version) == ("v1", "v2")
     assert RoutingFile(settings).read() == (Routing(25, True), "request")
 
 
@@ -207,20 +207,20 @@ def test_a_project_is_planned_and_its_settings_are_read(project):
     states = {task["name"]: task["state"] for task in document("plan")["tasks"]}
     assert len(states) == 8 and states["ingest"] == "outdated" and set(states.values()) <= {"outdated", "waiting"}
     settings = load_settings(project)
-    assert (settings.cost_alert, settings.cost_missed, settings.context_limit_minutes, settings.waiting_limit) == (1.0, 3.0, 90, 32)
-    assert (settings.request_seconds, settings.log_full, settings.log_keep_days, settings.keys_required) == (5, "serve", 400, False)
-    assert (settings.outcomes, settings.versions, settings.image_base) == (".mlnb/outcomes", ".mlnb/versions", "cpu")
+    assert (settings.cost_positive, settings.cost_false_negative, settings.snapshot_max_age_minutes, settings.max_queued_requests) == (1.0, 3.0, 90, 32)
+    assert (settings.request_timeout_seconds, settings.log_on_failure, settings.log_retention_days, settings.keys_required) == (5, "serve", 400, False)
+    assert (settings.labels, settings.model_cache, settings.base_image) == (".mlnb/outcomes", ".mlnb/versions", "cpu")
     production = load_settings(project, "production")
-    assert (production.outcomes, production.cost_missed, production.keys_required) == ("/project/outcomes", 4.0, True)
+    assert (production.labels, production.cost_false_negative, production.keys_required) == ("/project/outcomes", 4.0, True)
 
 
 @projects("flight-delays")
 def test_rules_and_channels_are_read(project):
     settings = load_settings(project)
-    rules = {rule.name: rule for rule in rules_of(settings)}
-    assert (rules["costs"].apart, rules["up"].error_share, rules["up"].requests) == (50.0, 0.02, 100)
-    assert (rules["age"].context_minutes, rules["age"].outcome_minutes) == (60, 2880)
-    assert {name: channel.quiet for name, channel in channels_of(settings).items()} == {"ops": "22:00-07:00", "file": "00:00-05:00"}
+    rules = {rule.name: rule for rule in load_rules(settings)}
+    assert (rules["costs"].max_deviation, rules["up"].max_error_rate, rules["up"].min_requests) == (50.0, 0.02, 100)
+    assert (rules["age"].snapshot_minutes, rules["age"].label_minutes) == (60, 2880)
+    assert {name: channel.quiet_hours for name, channel in load_channels(settings).items()} == {"ops": "22:00-07:00", "file": "00:00-05:00"}
 
 
 def variables(project: Path) -> dict[str, str]:
@@ -235,7 +235,7 @@ def test_variables_are_read(project, monkeypatch):
     for name, value in variables(project).items():
         monkeypatch.setenv(name, value)
     settings = load_settings(project)
-    assert (settings.outcomes, settings.versions, settings.keys_required) == ("/project/outcomes", "/project/versions", True)
+    assert (settings.labels, settings.model_cache, settings.keys_required) == ("/project/outcomes", "/project/versions", True)
 
 
 def imported(notebook: Path):
@@ -251,7 +251,7 @@ def imported(notebook: Path):
 @projects("flight-delays")
 def test_what_notebooks_import_is_there(project):
     every = {pair for notebook in (*project.glob("nbs/*.ipynb"), *project.glob("alerts/*.ipynb")) for pair in imported(notebook)}
-    assert {("mlnb.monitoring", "evidence"), ("mlnb.models.bundle", "write_bundle"), ("mlnb.data.context", "Context")} <= every
+    assert {("mlnb.monitoring", "evidence"), ("mlnb.models.bundle", "write_bundle"), ("mlnb.data.point_in_time", "Context")} <= every
     for module, name in every:
         found = importlib.import_module(module)
         assert hasattr(found, name) or importlib.util.find_spec(f"{module}.{name}"), f"{module}.{name}"

@@ -20,8 +20,8 @@ from test_bento import MLNB, mlnb
 from test_cli_serve import refused
 
 from mlnb.project.errors import ServingError
-from mlnb.serving.container import manifest
-from mlnb.serving.pins import closure, hashed, pinned, requirements
+from mlnb.serving.bento_requirements import add_hashes, parse_pins, requirements, resolve_versions
+from mlnb.serving.container import kubernetes_manifest
 
 # An engine that only writes down how it was called, and what it was to build
 ENGINE = """#!/bin/sh
@@ -69,7 +69,7 @@ def only(folder: Path) -> dict[str, str]:
 def index(built, tmp_path_factory):
     "A folder with a wheel of each package that the image installs"
     folder = tmp_path_factory.mktemp("index")
-    for name, stated in pinned((Path(built[1]["path"]) / "env/python/requirements.txt").read_text()).items():
+    for name, stated in parse_pins((Path(built[1]["path"]) / "env/python/requirements.txt").read_text()).items():
         wheel(folder, name, stated)
     return folder
 
@@ -93,8 +93,8 @@ def engines(built, index, tmp_path):
 
 
 def test_an_image_installs_what_the_service_imports_and_no_more(built):
-    narrow = pinned((Path(built[1]["path"]) / "env/python/requirements.txt").read_text())
-    lock = pinned((toy_project.REPOSITORY / "requirements.lock").read_text())
+    narrow = parse_pins((Path(built[1]["path"]) / "env/python/requirements.txt").read_text())
+    lock = parse_pins((toy_project.REPOSITORY / "requirements.lock").read_text())
     assert {"bentoml", "msgspec", "numpy", "pyarrow", "safetensors", "uvicorn", "uvloop", "starlette"} <= narrow.keys()
     assert not {"torch", "mlflow", "jupyterlab", "papermill", "ploomber", "mlnb", "toy", "pip"} & narrow.keys()
     assert {name: lock[name] for name in narrow} == narrow and len(narrow) < len(lock) / 2
@@ -103,7 +103,7 @@ def test_an_image_installs_what_the_service_imports_and_no_more(built):
 def test_a_service_starts_with_these_packages_alone(built):
     "A process that can import nothing but the pinned packages loads the Bento's code and passes the self-test"
     path = Path(built[1]["path"])
-    names = sorted(pinned((path / "env/python/requirements.txt").read_text()))
+    names = sorted(parse_pins((path / "env/python/requirements.txt").read_text()))
     code = f"""
 import os, sys
 from importlib.metadata import packages_distributions
@@ -119,8 +119,8 @@ owner = packages_distributions()
 sys.meta_path.insert(0, Refuse())
 import mlnb.serving.bento
 from mlnb.project.settings import load_settings
-from mlnb.serving.app import app_of
-app_of(load_settings("."), "bundle")
+from mlnb.serving.app import load_app
+load_app(load_settings("."), "bundle")
 """
     done = toy_project.run(path / "src", "-c", code)
     assert done.returncode == 0, done.stderr
@@ -130,7 +130,7 @@ def test_a_setting_adds_packages(toy, tmp_path):
     root = shutil.copytree(toy, tmp_path / "project")
     done = subprocess.run([*MLNB, "build", "--json"], cwd=root, capture_output=True, text=True,
                           env=toy_project.environment(root) | {"MLNB_SERVING_PACKAGES": "joblib"})  # fmt: skip
-    assert "joblib" in pinned((Path(json.loads(done.stdout)["path"]) / "env/python/requirements.txt").read_text())
+    assert "joblib" in parse_pins((Path(json.loads(done.stdout)["path"]) / "env/python/requirements.txt").read_text())
 
 
 def test_a_lock_that_is_not_installed_is_an_error():
@@ -139,8 +139,8 @@ def test_a_lock_that_is_not_installed_is_an_error():
 
 
 def test_requirements_are_followed_with_their_extras():
-    assert "httptools" in closure(["uvicorn[standard]"]) and "httptools" not in closure(["uvicorn"])
-    assert "click" not in closure(["uvicorn"], without={"click"}) and closure(["no-such-package"]) == {}
+    assert "httptools" in resolve_versions(["uvicorn[standard]"]) and "httptools" not in resolve_versions(["uvicorn"])
+    assert "click" not in resolve_versions(["uvicorn"], without={"click"}) and resolve_versions(["no-such-package"]) == {}
 
 
 def test_what_the_engine_is_told(engines, built, tmp_path):
@@ -159,7 +159,7 @@ def test_what_the_engine_is_told(engines, built, tmp_path):
 
 def test_the_dockerfile(engines, tmp_path):
     done = engines({"podman": ENGINE})
-    assert done.returncode == 0 and "is a tag, which may be another image tomorrow; pin it with image_base or --base" in done.stderr
+    assert done.returncode == 0 and "is a tag, which may be another image tomorrow; pin it with base_image or --base" in done.stderr
     lines = (tmp_path / "context/env/docker/Dockerfile").read_text().splitlines()
     steps = [line.split(" ", 1)[0] for line in lines if line[:1].isupper()]
     at = lambda start: next(i for i, line in enumerate(lines) if line.startswith(start))
@@ -193,11 +193,11 @@ def test_hashes_are_those_of_the_index_in_use(tmp_path, monkeypatch):
     for name in ("one", "two"):
         (folder := tmp_path / name).mkdir()
         files[name] = [wheel(folder, "pack", "1.0", content=name), wheel(folder, "torch", "2.0+cpu", content=name)]
-        text = hashed("pack==1.0\ntorch==2.0\n", ["3.11"], "x86_64", only(folder))
+        text = add_hashes("pack==1.0\ntorch==2.0\n", ["3.11"], "x86_64", only(folder))
         pack, torch = map(sha256, files[name])
         assert text.splitlines()[1:] == [f"pack==1.0 --hash=sha256:{pack}", f"torch==2.0 --hash=sha256:{torch}"]
-    assert hashed(text, ["3.11"], "x86_64", only(folder)) == text  # nothing is asked again
-    other = hashed(text, ["3.11"], "x86_64", only(tmp_path / "one"))
+    assert add_hashes(text, ["3.11"], "x86_64", only(folder)) == text  # nothing is asked again
+    other = add_hashes(text, ["3.11"], "x86_64", only(tmp_path / "one"))
     assert sha256(files["one"][0]) in other and sha256(files["two"][0]) not in other
     file = tmp_path / "requirements.txt"
     file.write_text(other)
@@ -211,7 +211,7 @@ def test_hashes_of_the_image_and_not_of_this_machine(tmp_path):
     for system in ("311-manylinux_2_28_aarch64", "311-manylinux_2_28_x86_64", "312-manylinux2014_x86_64", "311-macosx_11_0_arm64"):
         wheel(tmp_path, "pack", "1.0", content=system, tag=f"cp{system[:3]}-cp{system}")
     of = lambda tag: sha256(next(tmp_path.glob(f"*{tag}.whl")))
-    found = lambda pythons, architecture: set(re.findall("[0-9a-f]{64}", hashed("pack==1.0", pythons, architecture, only(tmp_path))))
+    found = lambda pythons, architecture: set(re.findall("[0-9a-f]{64}", add_hashes("pack==1.0", pythons, architecture, only(tmp_path))))
     assert found(["3.11"], "arm64") == {of("28_aarch64")} and found(["3.12"], "amd64") == {of("2014_x86_64")}
     assert found(["3.11", "3.12"], "x86_64") == {of("28_x86_64"), of("2014_x86_64")}
     assert found(["3.12", "3.11"], "aarch64") == {of("28_aarch64")}  # there is none for 3.12
@@ -270,4 +270,4 @@ NAMES = {"flights": "flights", "Flight_delays.v2": "flight-delays-v2", "7up": "m
 
 @pytest.mark.parametrize(("model", "name"), NAMES.items())
 def test_names_that_kubernetes_allows(model, name):
-    assert {d["metadata"]["name"] for d in yaml.safe_load_all(manifest(model, "toy:1"))} == {name}
+    assert {d["metadata"]["name"] for d in yaml.safe_load_all(kubernetes_manifest(model, "toy:1"))} == {name}

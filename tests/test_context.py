@@ -6,9 +6,19 @@ import threading
 import numpy as np
 import pandas as pd
 import pytest
-from waiting import PATIENCE, until
+from waiting import TIMEOUT_SECONDS, until
 
-from mlnb.data.context import Context, Events, Latest, Snapshot, SnapshotStore, View, distinct, quarter, to_columns
+from mlnb.data.point_in_time import (
+    Events,
+    FeatureSnapshot,
+    FeatureView,
+    LatestReadings,
+    PointInTimeFeatures,
+    SnapshotStore,
+    distinct_rows,
+    floor_to_interval,
+    to_columns,
+)
 from mlnb.project.errors import ContractError
 from mlnb.project.settings import load_settings
 
@@ -32,7 +42,7 @@ def some_events(seed, n=400):
 def some_pairs(seed, n=200):
     rng = np.random.default_rng(seed)
     keys = {"place": rng.choice(["a", "b", "c", "dd", "unknown"], n), "number": rng.integers(0, 7, n).astype(float)}
-    return {"moment": quarter(at(rng.integers(0, 3000, n))), **keys}
+    return {"moment": floor_to_interval(at(rng.integers(0, 3000, n))), **keys}
 
 
 def by_hand(keys, times, values, pair, since, until):
@@ -73,7 +83,7 @@ def test_events_and_readings_without_a_row():
     pairs = {"moment": at([0]), "k": np.array(["x"])}
     none = np.array([], "datetime64[s]")
     assert [part.tolist() for part in Events(nothing, none).window(pairs, None)] == [[0], [0]]
-    assert np.isnan(Latest(nothing, none, {"v": np.array([])}).at(pairs, 60)["v"]).all()
+    assert np.isnan(LatestReadings(nothing, none, {"v": np.array([])}).at(pairs, 60)["v"]).all()
 
 
 def crowded(columns, values=40_000):
@@ -90,7 +100,7 @@ def test_no_key_is_taken_for_another_however_many_could_be(columns):
     pairs["k0"] = np.append(keys["k0"][:1000], keys["k0"][1000:2000][::-1])
     expected = [4 if i == 5 else int(i < 1000) for i in range(2000)]
     assert Events(keys, times).window(pairs, -3600)[0].tolist() == expected
-    found = Latest(keys, times, {"v": np.arange(40_003.0)}).at(pairs, 3600)["v"]
+    found = LatestReadings(keys, times, {"v": np.arange(40_003.0)}).at(pairs, 3600)["v"]
     assert np.array_equal(found, [40_002 if i == 5 else i if i < 1000 else np.nan for i in range(2000)], equal_nan=True)
 
 
@@ -102,7 +112,7 @@ def test_a_key_that_would_share_its_number_at_the_limit_does_not():
 
 
 def test_more_keys_than_have_room_are_refused(monkeypatch):
-    monkeypatch.setattr("mlnb.data.context._MOST_KEYS", 3)
+    monkeypatch.setattr("mlnb.data.point_in_time._MOST_KEYS", 3)
     Events({"k": np.array(["a", "b", "c"]), "l": np.array(["a", "b", "c"])}, at([0, 1, 2]))
     with pytest.raises(ContractError, match="k, l have 4 distinct keys, more than the 3"):
         Events({"k": np.array(["a", "b", "c", "a"]), "l": np.array(["a", "b", "c", "b"])}, at([0, 1, 2, 3]))
@@ -110,7 +120,7 @@ def test_more_keys_than_have_room_are_refused(monkeypatch):
 
 @pytest.mark.parametrize("most", [1 << 30, 20])
 def test_a_number_that_is_missing_is_no_key(monkeypatch, most):
-    monkeypatch.setattr("mlnb.data.context._MOST_KEYS", most)
+    monkeypatch.setattr("mlnb.data.point_in_time._MOST_KEYS", most)
     keys = {"place": np.array(["a", "b", "a"]), "number": np.array([np.nan, 1.0, 2.0])}
     keys = {"place": np.tile(keys["place"], 3), "number": np.tile(keys["number"], 3), "of": np.repeat(["x", "y", "z"], 3)}
     asked = {"moment": at([15, 15]), "place": np.array(["a", "b"]), "number": np.array([np.nan, 1.0]), "of": np.array(["x", "x"])}
@@ -119,16 +129,16 @@ def test_a_number_that_is_missing_is_no_key(monkeypatch, most):
 
 def test_a_reading_whose_time_is_missing_was_never_known():
     times = np.array([np.datetime64("NaT"), at(0), np.datetime64("NaT")], "datetime64[s]")
-    latest = Latest({"k": np.array(["a", "b", "b"])}, times, {"v": np.array([99.0, 1.0, 99.0])})
-    found = latest.at({"k": np.array(["a", "b"]), "moment": at([15, 15])}, within=3600)["v"]
+    latest = LatestReadings({"k": np.array(["a", "b", "b"])}, times, {"v": np.array([99.0, 1.0, 99.0])})
+    found = latest.at({"k": np.array(["a", "b"]), "moment": at([15, 15])}, max_age_seconds=3600)["v"]
     assert np.array_equal(found, [np.nan, 1.0], equal_nan=True)
 
 
 def test_latest_reading_is_the_newest_known_and_not_too_old():
     times = at([0, 60, 120]).astype("datetime64[s]")
-    latest = Latest({"k": np.array(["x", "x", "y"])}, times, {"v": np.array([1.0, np.nan, 3.0])})
+    latest = LatestReadings({"k": np.array(["x", "x", "y"])}, times, {"v": np.array([1.0, np.nan, 3.0])})
     ask = {"moment": at([0, 59, 60, 300, 120, 119, 0]), "k": np.array(["x", "x", "x", "x", "y", "y", "z"])}
-    found = latest.at(ask, within=3600)["v"]
+    found = latest.at(ask, max_age_seconds=3600)["v"]
     assert np.array_equal(found, [1, 1, np.nan, np.nan, 3, np.nan, np.nan], equal_nan=True)
 
 
@@ -144,7 +154,7 @@ def known(events):
 
 
 def a_context():
-    return Context([View("view", ("place", "number"), ("mean", "rate"), evaluate, known)])
+    return PointInTimeFeatures([FeatureView("view", ("place", "number"), ("mean", "rate"), evaluate, known)])
 
 
 def same(a, b):
@@ -157,12 +167,12 @@ def test_batch_equals_snapshots_bit_for_bit_for_known_and_unknown_keys():
     context, events, rows = a_context(), Events(*some_events(3)), some_pairs(4)
     batch = context(events, rows)
     assert list(batch) == ["mean", "rate"] and np.isnan(batch["mean"]).any()
-    for moment in np.unique(rows["moment"]):
-        snapshot = context.snapshot(events, moment)
-        mine = rows["moment"] == moment
+    for as_of in np.unique(rows["moment"]):
+        snapshot = context.snapshot(events, as_of)
+        mine = rows["moment"] == as_of
         asked = {name: column[mine] for name, column in rows.items()}
         same({name: column[mine] for name, column in batch.items()}, snapshot.lookup(asked))
-        same(snapshot.lookup(asked), Snapshot.from_bytes(snapshot.to_bytes()).lookup(asked))
+        same(snapshot.lookup(asked), FeatureSnapshot.from_bytes(snapshot.to_bytes()).lookup(asked))
 
 
 def test_rows_do_not_influence_each_other():
@@ -176,19 +186,19 @@ def test_rows_do_not_influence_each_other():
 def test_later_history_does_not_influence_a_moment():
     keys, times, values = some_events(5)
     rows = some_pairs(6)
-    moment = np.sort(rows["moment"])[100]
-    past = ~(times > moment)
+    as_of = np.sort(rows["moment"])[100]
+    past = ~(times > as_of)
     cut = Events({name: column[past] for name, column in keys.items()}, times[past], values[past])
-    early = {name: column[rows["moment"] <= moment] for name, column in rows.items()}
+    early = {name: column[rows["moment"] <= as_of] for name, column in rows.items()}
     same(a_context()(cut, early), a_context()(Events(keys, times, values), early))
 
 
 def test_snapshots_of_many_moments_equal_those_of_one_whatever_the_chunk():
     context, events = a_context(), Events(*some_events(7))
-    moments = quarter(at(np.arange(0, 3000, 45)))
-    alone = [context.snapshot(events, moment).to_bytes() for moment in moments]
-    assert [s.to_bytes() for s in context.snapshots(events, moments, chunk=7)] == alone
-    assert [s.to_bytes() for s in context.snapshots(events, moments)] == alone
+    as_of_times = floor_to_interval(at(np.arange(0, 3000, 45)))
+    alone = [context.snapshot(events, as_of).to_bytes() for as_of in as_of_times]
+    assert [s.to_bytes() for s in context.snapshots(events, as_of_times, chunk=7)] == alone
+    assert [s.to_bytes() for s in context.snapshots(events, as_of_times)] == alone
 
 
 def test_a_snapshot_keeps_no_key_that_has_the_default():
@@ -203,14 +213,14 @@ def test_a_moment_between_two_quarters_is_refused():
 
 
 def test_a_feature_belongs_to_one_view():
-    view = View("view", ("place",), ("mean",), evaluate, known)
+    view = FeatureView("view", ("place",), ("mean",), evaluate, known)
     with pytest.raises(ContractError, match="'mean' is in two views"):
-        Context([view, view])
+        PointInTimeFeatures([view, view])
 
 
 def test_distinct_rows_can_be_put_together_again():
     rows = some_pairs(8)
-    first, kind = distinct(rows)
+    first, kind = distinct_rows(rows)
     assert len(first) == len(set(zip(*(column.tolist() for column in rows.values()), strict=True)))
     assert all(np.array_equal(column[first][kind], column) for column in rows.values())
 
@@ -227,17 +237,17 @@ def test_columns_of_a_frame():
 # the store
 
 
-def a_snapshot(moment):
-    return a_context().snapshot(Events(*some_events(9)), moment)
+def a_snapshot(as_of):
+    return a_context().snapshot(Events(*some_events(9)), as_of)
 
 
 def moments_of(store):
-    return store.moments().astype("datetime64[m]").astype(str).tolist()
+    return store.as_of_times().astype("datetime64[m]").astype(str).tolist()
 
 
 @pytest.fixture(params=["folder", "memory"])
 def store(request, tmp_path):
-    yield SnapshotStore(tmp_path / "deep" / "context" if request.param == "folder" else f"memory://{tmp_path.name}/context", refresh=0)
+    yield SnapshotStore(tmp_path / "deep" / "context" if request.param == "folder" else f"memory://{tmp_path.name}/context", listing_ttl=0)
     if request.param == "memory":
         import fsspec
 
@@ -245,7 +255,7 @@ def store(request, tmp_path):
 
 
 def test_an_empty_store(store):
-    assert store.newest(START) is None and store.moments().tolist() == []
+    assert store.newest(START) is None and store.as_of_times().tolist() == []
 
 
 def test_newest_is_not_later_than_asked(store):
@@ -253,7 +263,7 @@ def test_newest_is_not_later_than_asked(store):
         store.write(a_snapshot(at(minutes)))
     assert moments_of(store) == ["2013-03-01T00:00", "2013-03-01T00:15", "2013-03-01T00:45"]
     for asked, found in [(0, 0), (14, 0), (15, 15), (44, 15), (45, 45), (9999, 45)]:
-        assert store.newest(at(asked)).moment == at(found)
+        assert store.newest(at(asked)).as_of == at(found)
     assert store.newest(at(-1)) is None
 
 
@@ -271,28 +281,28 @@ def test_the_context_of_a_project_lies_in_its_storage(tmp_path, storage, url):
 
 
 def test_another_writer_is_noticed_after_the_refresh(tmp_path):
-    reader, writer = SnapshotStore(tmp_path, refresh=0), SnapshotStore(tmp_path)
+    reader, writer = SnapshotStore(tmp_path, listing_ttl=0), SnapshotStore(tmp_path)
     assert reader.newest(at(60)) is None
     writer.write(a_snapshot(at(0)))
-    assert reader.newest(at(60)).moment == at(0)
+    assert reader.newest(at(60)).as_of == at(0)
     writer.write(a_snapshot(at(15)))
-    assert reader.newest(at(60)).moment == at(15)
-    believing = SnapshotStore(tmp_path, refresh=3600)
-    assert believing.newest(at(60)).moment == at(15)
+    assert reader.newest(at(60)).as_of == at(15)
+    believing = SnapshotStore(tmp_path, listing_ttl=3600)
+    assert believing.newest(at(60)).as_of == at(15)
     writer.write(a_snapshot(at(30)))
-    assert believing.newest(at(60)).moment == at(15)
+    assert believing.newest(at(60)).as_of == at(15)
 
 
 def test_what_was_read_is_served_while_the_storage_is_away(tmp_path, caplog):
     folder = tmp_path / "context"
-    store = SnapshotStore(folder, refresh=1000)
+    store = SnapshotStore(folder, listing_ttl=1000)
     store.write(a_snapshot(at(0)))
-    assert store.newest(at(60)).moment == at(0)
+    assert store.newest(at(60)).as_of == at(0)
     folder.rename(tmp_path / "aside")
     folder.write_text("what cannot be listed")
     for _ in range(2):  # once a refresh
         store._listed_at -= 2500
-        assert [store.newest(at(60)).moment for _ in range(5)] == [at(0)] * 5
+        assert [store.newest(at(60)).as_of for _ in range(5)] == [at(0)] * 5
     assert caplog.text.count("cannot be listed, the 1 snapshots seen before are used") == 2
     with pytest.raises(NotADirectoryError):
         SnapshotStore(folder).newest(at(60))
@@ -300,50 +310,50 @@ def test_what_was_read_is_served_while_the_storage_is_away(tmp_path, caplog):
     (tmp_path / "aside").rename(folder)
     SnapshotStore(folder).write(a_snapshot(at(15)))
     store._listed_at -= 2500
-    assert store.newest(at(60)).moment == at(15)
+    assert store.newest(at(60)).as_of == at(15)
 
 
 def test_a_listing_is_made_anew_beside_the_requests(tmp_path, monkeypatch):
-    store, may_go = SnapshotStore(tmp_path, refresh=1000), threading.Event()
+    store, may_go = SnapshotStore(tmp_path, listing_ttl=1000), threading.Event()
     store.write(a_snapshot(at(0)))
-    assert store.newest(at(60)).moment == at(0)
+    assert store.newest(at(60)).as_of == at(0)
     SnapshotStore(tmp_path).write(a_snapshot(at(15)))
     listdir, calls = os.listdir, []
 
     def slow(folder):
         calls.append(folder)
-        assert may_go.wait(PATIENCE)
+        assert may_go.wait(TIMEOUT_SECONDS)
         return listdir(folder)
 
     monkeypatch.setattr(os, "listdir", slow)
     store._listed_at -= 1500
-    assert [store.newest(at(60)).moment for _ in range(5)] == [at(0)] * 5
+    assert [store.newest(at(60)).as_of for _ in range(5)] == [at(0)] * 5
     store._listed_at -= 5000  # however long it takes
-    assert store.newest(at(60)).moment == at(0) and len(calls) == 1
+    assert store.newest(at(60)).as_of == at(0) and len(calls) == 1
     may_go.set()
-    until(lambda: store.newest(at(60)).moment == at(15), "the new listing")
+    until(lambda: store.newest(at(60)).as_of == at(15), "the new listing")
 
 
 def test_a_name_that_is_no_moment_is_passed_over(tmp_path, caplog):
     store = SnapshotStore(tmp_path)
     store.write(a_snapshot(at(0)))
     (tmp_path / "20130399T999999Z.arrow").write_bytes(a_snapshot(at(0)).to_bytes())
-    assert store.newest(np.datetime64("2013-04-01")).moment == at(0) and "20130399T999999Z.arrow is passed over" in caplog.text
+    assert store.newest(np.datetime64("2013-04-01")).as_of == at(0) and "20130399T999999Z.arrow is passed over" in caplog.text
 
 
 def test_a_damaged_snapshot_is_passed_over_with_a_warning_until_it_is_mended(tmp_path, caplog):
-    store = SnapshotStore(tmp_path, refresh=0)
+    store = SnapshotStore(tmp_path, listing_ttl=0)
     store.write(a_snapshot(at(0)))
     store.write(a_snapshot(at(15)))
     good = (tmp_path / "20130301T001500Z.arrow").read_bytes()
     for bad in (b"", good[:-1], good[: len(good) // 2], good[:100] + bytes([good[100] ^ 1]) + good[101:], b"x" * 1000):
         (tmp_path / "20130301T001500Z.arrow").write_bytes(bad)
-        fresh = SnapshotStore(tmp_path, refresh=0)
-        assert fresh.newest(at(20)).moment == at(0)
+        fresh = SnapshotStore(tmp_path, listing_ttl=0)
+        assert fresh.newest(at(20)).as_of == at(0)
         assert "20130301T001500Z.arrow is passed over" in caplog.text and "checksum" in caplog.text
         caplog.clear()
     (tmp_path / "20130301T001500Z.arrow").write_bytes(good)
-    assert fresh.newest(at(20)).moment == at(15)
+    assert fresh.newest(at(20)).as_of == at(15)
 
 
 def test_a_snapshot_under_the_name_of_another_moment_is_passed_over(tmp_path, caplog):
@@ -355,7 +365,7 @@ def test_corrupt_bytes_are_refused():
     good = a_snapshot(at(0)).to_bytes()
     for bad in (b"", good[1:], good + b"0"):
         with pytest.raises(ContractError, match="corrupt"):
-            Snapshot.from_bytes(bad)
+            FeatureSnapshot.from_bytes(bad)
 
 
 def test_other_files_in_the_folder_are_let_be(tmp_path):
@@ -391,15 +401,15 @@ def test_readers_see_whole_snapshots_while_two_processes_write_the_same_moment(t
 
 
 def test_threads_share_a_store(tmp_path):
-    store = SnapshotStore(tmp_path, refresh=0, keep=2)
-    moments = [at(15 * i) for i in range(6)]
-    for moment in moments:
-        store.write(a_snapshot(moment))
+    store = SnapshotStore(tmp_path, listing_ttl=0, keep=2)
+    as_of_times = [at(15 * i) for i in range(6)]
+    for as_of in as_of_times:
+        store.write(a_snapshot(as_of))
     wrong = []
 
     def ask(seed):
         for i in np.random.default_rng(seed).integers(0, 6, 100):
-            if store.newest(moments[i]).moment != moments[i]:
+            if store.newest(as_of_times[i]).as_of != as_of_times[i]:
                 wrong.append(i)
 
     threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(4)]
@@ -407,4 +417,4 @@ def test_threads_share_a_store(tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert wrong == [] and len(store._read) <= 2
+    assert wrong == [] and len(store._cache) <= 2

@@ -230,7 +230,7 @@ def test_every_kind_of_file_is_known_by_its_content(settings):
     profile.write(root / "any.name")
     profile.write(root / "products/bundle/reference.profile")
     for source in ("rows.data", "rows.csv", "any.name", "bundle", "products/bundle", str(root / "products/bundle/reference.profile")):
-        assert d.reference_of(source, settings).columns["x"].mean == profile.columns["x"].mean
+        assert d.read_reference(source, settings).columns["x"].mean == profile.columns["x"].mean
     assert len(d.read_windows("rows.csv", settings, "day")) == 3
 
 
@@ -248,7 +248,7 @@ def test_a_csv_holds_what_the_reference_holds(settings):
     table.to_csv(settings.root / "rows.csv", index=False)
     table.to_csv(settings.root / "from_r.csv", index=False, na_rep="NA", columns=["far"])
     for source, columns in {"rows.csv": list(rows), "from_r.csv": ["far"]}.items():
-        drift = d.compare(reference, d.Source(source, settings, reference=lambda: reference).windows())
+        drift = d.compare(reference, d.DriftSource(source, settings, reference=lambda: reference).windows())
         assert {c.name: c.psi for c in drift.windows[0].columns} == dict.fromkeys(columns, 0.0)
 
 
@@ -333,7 +333,10 @@ def test_windows_of_the_log(settings):
 
 
 def test_a_named_period_has_a_length():
-    found = [d.length_of(source) for source in ("log", "log:2013", "log:2013-07", "log:2013-07-04", "log:2013-07-04T05", "x.parquet")]
+    found = [
+        d.window_size_of_source(source)
+        for source in ("log", "log:2013", "log:2013-07", "log:2013-07-04", "log:2013-07-04T05", "x.parquet")
+    ]
     assert found == [None, None, "month", "day", "hour", None]
 
 

@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 
 from mlnb.data.profiles import Profile
-from mlnb.monitoring.consistency import Consistency
-from mlnb.monitoring.drift import Only, compare, hourly_of
-from mlnb.monitoring.judgement import WindowHours, judge, judge_window, sentences
-from mlnb.monitoring.null import WORDS, Null, calibrate, null_of_days
+from mlnb.monitoring.alarms import WindowResiduals, assess_drift, assess_window, describe_alarms
+from mlnb.monitoring.cross_column import CrossColumnModel
+from mlnb.monitoring.drift import RowFilter, compare, hourly_from_table
+from mlnb.monitoring.drift_thresholds import STATISTIC_NAMES, DriftThresholds, calibrate, thresholds_from_days
 from mlnb.project.errors import ProfileError
 
 DAYS, ROWS = 126, 240
@@ -43,7 +43,7 @@ def known():
 
 
 @pytest.fixture(scope="module")
-def null(known):
+def thresholds(known):
     return calibrate(known, request=("distance", "carrier"), label_rates=("disrupted_*",))
 
 
@@ -52,16 +52,16 @@ def reference(known):
     return Profile.of(known)
 
 
-def alarms(reference, null, frame, by="day"):
-    return judge_window(reference, Profile.of(frame), null, by).alarms
+def alarms(reference, thresholds, frame, by="day"):
+    return assess_window(reference, Profile.of(frame), thresholds, by).alarms
 
 
 def a_day(seed):
     return table(1, seed, "2013-07-01")
 
 
-def test_families_and_lengths(null):
-    assert null.families == {
+def test_families_and_lengths(thresholds):
+    assert thresholds.families == {
         "wind": "feature",
         "distance": "input",
         "carrier": "input",
@@ -69,7 +69,7 @@ def test_families_and_lengths(null):
         "probability": "score",
         "decision": "decision",
     }
-    assert {point.days for point in null.ordinary} == {1, 7, 30} and null.days == DAYS - 2
+    assert {point.days for point in thresholds.ordinary} == {1, 7, 30} and thresholds.days == DAYS - 2
 
 
 def weather(days, seed, start="2013-01-01"):
@@ -99,48 +99,53 @@ WEATHER = {
 @pytest.mark.parametrize("name", WEATHER)
 @pytest.mark.parametrize("seed", range(3))
 def test_hours_find_what_a_month_of_another_season_hides(name, seed, knows_weather):
-    reference, null = knows_weather
+    reference, thresholds = knows_weather
     column, statistic, change = WEATHER[name]
     later = weather(3, 100 + seed, "2013-07-01")
     day = lambda frame: {"2013-07-02": Profile.of(frame[frame.time.dt.day == 2])}
-    judged = lambda frame, **hours: judge(compare(reference, day(frame), by="day"), null, "day", **hours).windows[0].judgement.alarms
-    assert judged(later, hourly=hourly_of(later)) == []
-    found = {alarm.column: alarm for alarm in judged(change(later), hourly=hourly_of(change(later)))}
-    assert statistic in (found[column].statistic, *found[column].also)
+    judged = lambda frame, **hours: (
+        assess_drift(compare(reference, day(frame), by="day"), thresholds, "day", **hours).windows[0].assessment.alarms
+    )
+    assert judged(later, hourly=hourly_from_table(later)) == []
+    found = {alarm.column: alarm for alarm in judged(change(later), hourly=hourly_from_table(change(later)))}
+    assert statistic in (found[column].statistic, *found[column].other_statistics)
     if statistic != "missing":
         assert column not in {alarm.column for alarm in judged(change(later))}
-        course = found[column].course
-        assert course.hours[0] == "2013-07-02T00" and len(course.hours) == len(course.mean) == len(course.told) == 24
-        assert max(abs(a - b) for a, b in zip(course.mean, course.told, strict=True)) > 2
+        hourly_series = found[column].hourly_series
+        assert (
+            hourly_series.hours[0] == "2013-07-02T00"
+            and len(hourly_series.hours) == len(hourly_series.mean) == len(hourly_series.told) == 24
+        )
+        assert max(abs(a - b) for a, b in zip(hourly_series.mean, hourly_series.told, strict=True)) > 2
 
 
 def test_of_two_that_do_not_fit_the_one_that_moved_is_named(knows_weather):
-    reference, null = knows_weather
+    reference, thresholds = knows_weather
     later = weather(3, 7, "2013-07-01").assign(dew=lambda f: f["dew"] + 30)
-    hours = WindowHours(null, hourly_of(later)).effects("2013-07-02")
+    hours = WindowResiduals(thresholds, hourly_from_table(later)).effects("2013-07-02")
     assert min(hours[name]["together"] for name in ("air", "dew")) > 1
-    found = judge_window(reference, Profile.of(later[later.time.dt.day == 2]), null, "day", hours=hours).alarms
+    found = assess_window(reference, Profile.of(later[later.time.dt.day == 2]), thresholds, "day", hours=hours).alarms
     assert [alarm.column for alarm in found] == ["dew"]
 
 
 @pytest.mark.parametrize("around", [0, 1, 60], ids="{} days loaded around".format)
 def test_few_ordinary_days_of_weather_have_an_alarm_whatever_is_loaded(around, knows_weather):
-    reference, null = knows_weather
+    reference, thresholds = knows_weather
     later, loud = weather(60, 5, "2013-06-01"), 0
     for day, frame in later.groupby(later.time.dt.strftime("%Y-%m-%d")):
         near = (later.time - pd.Timestamp(day)).dt.days.between(-around, around)
-        hours = WindowHours(null, hourly_of(later[near])).effects(day)
-        loud += bool(judge_window(reference, Profile.of(frame), null, "day", hours=hours).alarms)
+        hours = WindowResiduals(thresholds, hourly_from_table(later[near])).effects(day)
+        loud += bool(assess_window(reference, Profile.of(frame), thresholds, "day", hours=hours).alarms)
     assert loud <= 4  # of 60
 
 
 def test_hours_of_fewer_rows_need_a_larger_effect_and_of_too_few_have_none(knows_weather):
-    reference, null = knows_weather
+    reference, thresholds = knows_weather
     later, found = WEATHER["a sensor that is off"][2](weather(3, 100, "2013-07-01")), {}
     for every in (1, 2, 9):
         some = later[::every]
-        hours = WindowHours(null, hourly_of(some)).effects("2013-07-02")
-        alarms = judge_window(reference, Profile.of(some[some.time.dt.day == 2]), null, "day", hours=hours).alarms
+        hours = WindowResiduals(thresholds, hourly_from_table(some)).effects("2013-07-02")
+        alarms = assess_window(reference, Profile.of(some[some.time.dt.day == 2]), thresholds, "day", hours=hours).alarms
         found[every] = next((alarm for alarm in alarms if alarm.column == "air"), None)
     assert found[1].effect == pytest.approx(found[2].effect, rel=0.05) and found[1].threshold < found[2].threshold and found[9] is None
 
@@ -148,52 +153,52 @@ def test_hours_of_fewer_rows_need_a_larger_effect_and_of_too_few_have_none(knows
 @pytest.mark.parametrize("far", ["1970-01-01", "9999-12-31"])
 def test_a_time_that_is_far_away_costs_nothing(far, knows_weather):
     rows = weather(3, 1)
-    hours = hourly_of(pd.concat([rows, rows.iloc[:1].assign(time=pd.Timestamp(far))]))
-    assert len(knows_weather[1].consistency.apart(hours).hours) == 3 * 24 + 1
+    hours = hourly_from_table(pd.concat([rows, rows.iloc[:1].assign(time=pd.Timestamp(far))]))
+    assert len(knows_weather[1].consistency.residuals(hours).hours) == 3 * 24 + 1
 
 
 def test_a_course_has_the_digits_that_its_column_needs():
     rows = weather(60, 0)
     fine = rows.assign(air=1e6 + rows["air"] / 200, dew=rows["dew"] * 1e-8)
-    null, hours = calibrate(fine), fine["time"].dt.strftime("%Y-%m-%dT%H")
+    thresholds, hours = calibrate(fine), fine["time"].dt.strftime("%Y-%m-%dT%H")
     for name in ("air", "dew"):
-        course = WindowHours(null, hourly_of(fine)).course("2013-01-09", name)
-        true = fine[name].groupby(hours).mean()[course.hours]
-        assert np.allclose(course.mean, true, rtol=0, atol=1e-3 * fine[name].std())
+        hourly_series = WindowResiduals(thresholds, hourly_from_table(fine)).hourly_series("2013-01-09", name)
+        true = fine[name].groupby(hours).mean()[hourly_series.hours]
+        assert np.allclose(hourly_series.mean, true, rtol=0, atol=1e-3 * fine[name].std())
 
 
 def test_a_null_of_an_earlier_release_knows_no_hours(knows_weather):
-    null = knows_weather[1]
-    stated = json.loads(null.to_bytes())
-    assert stated["consistency"]["together"] and Null.from_bytes(null.to_bytes()).consistency == null.consistency
+    thresholds = knows_weather[1]
+    stated = json.loads(thresholds.to_bytes())
+    assert stated["consistency"]["together"] and DriftThresholds.from_bytes(thresholds.to_bytes()).consistency == thresholds.consistency
     del stated["consistency"]
-    assert Null.from_bytes(json.dumps(stated).encode()).consistency == Consistency()
+    assert DriftThresholds.from_bytes(json.dumps(stated).encode()).consistency == CrossColumnModel()
     with pytest.raises(ProfileError, match="cannot be read"):
-        Null.from_bytes(json.dumps(stated | {"consistency": {"together": {"air": 1}}}).encode())
+        DriftThresholds.from_bytes(json.dumps(stated | {"consistency": {"together": {"air": 1}}}).encode())
 
 
 def test_a_column_that_cannot_be_read_as_times_is_no_obstacle():
     rows = weather(1, 0).drop(columns="time").assign(time=lambda f: np.arange(len(f)) * 0.5)
-    assert not len(hourly_of(rows).hours) and not len(hourly_of(rows.drop(columns="time")).hours)
+    assert not len(hourly_from_table(rows).hours) and not len(hourly_from_table(rows.drop(columns="time")).hours)
     clock = rows.assign(time=[f"{i % 24:02}:05" for i in range(len(rows))])
-    assert not len(hourly_of(clock).hours)
+    assert not len(hourly_from_table(clock).hours)
     dated = rows.assign(time=[f"2013-07-04T{i % 24:02}:05+02:00" for i in range(len(rows))])
-    assert str(hourly_of(dated).hours[0]) == "2013-07-03T22"
+    assert str(hourly_from_table(dated).hours[0]) == "2013-07-03T22"
     with pytest.raises(ProfileError, match="'time' holds numbers"):
-        hourly_of(rows, "time")
+        hourly_from_table(rows, "time")
 
 
-def test_few_ordinary_days_have_an_alarm(reference, null):
-    found = [bool(alarms(reference, null, a_day(seed))) for seed in range(1000, 1060)]
+def test_few_ordinary_days_have_an_alarm(reference, thresholds):
+    found = [bool(alarms(reference, thresholds, a_day(seed))) for seed in range(1000, 1060)]
     assert np.mean(found) <= 0.15  # 4% are to be expected; so many of 60 come by chance once in a thousand tests
 
 
-def test_few_months_of_drawn_weeks_have_an_alarm(reference, null, known):
+def test_few_months_of_drawn_weeks_have_an_alarm(reference, thresholds, known):
     weeks = [Profile.of(known.iloc[at : at + 7 * ROWS]).to_bytes() for at in range(7 * ROWS, (DAYS - 7) * ROWS, 7 * ROWS)]
     rng, found = np.random.default_rng(0), []
     for _ in range(60):
         month = Profile.merged(Profile.from_bytes(weeks[at]) for at in rng.integers(len(weeks), size=4)).columns
-        found.append(bool(judge_window(reference, Profile({n: c for n, c in month.items() if n != "decision_time"}), null).alarms))
+        found.append(bool(assess_window(reference, Profile({n: c for n, c in month.items() if n != "decision_time"}), thresholds).alarms))
     assert np.mean(found) <= 0.15
 
 
@@ -213,30 +218,30 @@ FAULTS = {
 
 @pytest.mark.parametrize("name", FAULTS)
 @pytest.mark.parametrize("seed", [1000, 1001, 1002])
-def test_a_fault_is_the_first_alarm_of_its_day(name, seed, reference, null):
+def test_a_fault_is_the_first_alarm_of_its_day(name, seed, reference, thresholds):
     column, change = FAULTS[name]
-    assert alarms(reference, null, change(a_day(seed)))[0].column == column
+    assert alarms(reference, thresholds, change(a_day(seed)))[0].column == column
 
 
-def test_an_alarm_states_what_it_is(reference, null):
-    found = alarms(reference, null, FAULTS["renamed"][1](a_day(1000)))[0]
-    assert found.family == "input" and found.statistic in WORDS and found.effect > found.threshold > 0
+def test_an_alarm_states_what_it_is(reference, thresholds):
+    found = alarms(reference, thresholds, FAULTS["renamed"][1](a_day(1000)))[0]
+    assert found.family == "input" and found.statistic in STATISTIC_NAMES and found.effect > found.threshold > 0
     assert found.over == pytest.approx(found.effect / found.threshold) and f"{found.over:.1f} times the threshold" in found.words
 
 
-def test_a_report_says_how_often_it_is_wrong(reference, null):
-    found = judge(compare(reference, {"2013-07-01": Profile.of(a_day(1000))}, by="day"), null, "day")
-    said = " ".join(sentences(found))
-    assert found.windows[0].judgement.false_a_week == pytest.approx(0.04 * 7)
+def test_a_report_says_how_often_it_is_wrong(reference, thresholds):
+    found = assess_drift(compare(reference, {"2013-07-01": Profile.of(a_day(1000))}, by="day"), thresholds, "day")
+    said = " ".join(describe_alarms(found))
+    assert found.windows[0].assessment.false_alarms_per_week == pytest.approx(0.04 * 7)
     assert "4% of reports" in said and "0.28 false ones a week" in said
     assert "marginal, not causal" in said
 
 
-def test_what_could_have_moved_the_score(reference, null):
+def test_what_could_have_moved_the_score(reference, thresholds):
     windy = table(30, 5, "2013-07-01").assign(wind=lambda f: f.wind + 10)
     windy["probability"] = 1 / (1 + np.exp(2 - windy["wind"] / 10))
-    found = judge_window(reference, Profile.of(windy), null, "month")
-    assert found.movers[0][0] == "wind" and found.movers[0][1] > 0 and found.moved > 0
+    found = assess_window(reference, Profile.of(windy), thresholds, "month")
+    assert found.score_shifts[0][0] == "wind" and found.score_shifts[0][1] > 0 and found.moved > 0
 
 
 @pytest.mark.parametrize(
@@ -244,8 +249,8 @@ def test_what_could_have_moved_the_score(reference, null):
     [(a_day(1).iloc[:100], "shorter than a day"), (a_day(1).iloc[::10], "24 rows, and it takes 50")],
     ids=["hours", "few rows"],
 )
-def test_what_cannot_be_judged_is_not(frame, said, reference, null):
-    found = judge_window(reference, Profile.of(frame), null, "day")
+def test_what_cannot_be_judged_is_not(frame, said, reference, thresholds):
+    found = assess_window(reference, Profile.of(frame), thresholds, "day")
     assert not found.judged and said in found.note and found.alarms == []
 
 
@@ -259,23 +264,23 @@ def office_hours(days, seed, start, hours=(8, 18), shift=0.0):
 
 def test_a_day_is_as_long_as_a_day_of_the_reference():
     known = office_hours(60, 0, "2013-01-01")
-    null, reference = calibrate(known), Profile.of(known)
-    judged = lambda by="day", **of: judge_window(reference, Profile.of(office_hours(1, 1, "2013-07-04", **of)), null, by)
+    thresholds, reference = calibrate(known), Profile.of(known)
+    judged = lambda by="day", **of: assess_window(reference, Profile.of(office_hours(1, 1, "2013-07-04", **of)), thresholds, by)
     assert judged().judged and judged().alarms == []
     assert [alarm.column for alarm in judged(shift=5.0).alarms] == ["distance"]
     assert "shorter than a day" in judged(hours=(8, 11), shift=5.0).note and "shorter than a day" in judged("hour").note
-    assert Null.from_bytes(null.to_bytes()).day_span == pytest.approx(10 / 24, abs=0.01)
+    assert DriftThresholds.from_bytes(thresholds.to_bytes()).day_span == pytest.approx(10 / 24, abs=0.01)
 
 
 def test_a_service_that_decides_once_a_day_is_judged():
     known = office_hours(60, 0, "2013-01-01").assign(decision_time=lambda f: f.decision_time.dt.normalize())
-    null, day = calibrate(known), office_hours(1, 1, "2013-07-04", shift=5.0)
+    thresholds, day = calibrate(known), office_hours(1, 1, "2013-07-04", shift=5.0)
     day["decision_time"] = day.decision_time.dt.normalize()
-    assert [alarm.column for alarm in judge_window(Profile.of(known), Profile.of(day), null, "day").alarms] == ["distance"]
+    assert [alarm.column for alarm in assess_window(Profile.of(known), Profile.of(day), thresholds, "day").alarms] == ["distance"]
 
 
-def test_another_schema_is_judged_by_what_is_common(reference, null):
-    found = judge_window(reference, Profile.of(a_day(1)[["decision_time", "distance"]].assign(new=1)), null, "day")
+def test_another_schema_is_judged_by_what_is_common(reference, thresholds):
+    found = assess_window(reference, Profile.of(a_day(1)[["decision_time", "distance"]].assign(new=1)), thresholds, "day")
     assert found.judged and {alarm.column for alarm in found.alarms} <= {"distance"}
 
 
@@ -284,21 +289,21 @@ def test_too_few_days_is_a_sentence(known):
         calibrate(known.iloc[: 10 * ROWS])
 
 
-def test_a_null_survives_its_bytes_and_a_damaged_one_is_refused(null):
-    again = Null.from_bytes(null.to_bytes())
-    assert again.to_bytes() == null.to_bytes() and again.families == null.families
-    for damaged in (b"", b"{}", null.to_bytes()[:100], b'{"format": 2}', b"[]", b"\xff", b"[" * 100_000):
+def test_a_null_survives_its_bytes_and_a_damaged_one_is_refused(thresholds):
+    again = DriftThresholds.from_bytes(thresholds.to_bytes())
+    assert again.to_bytes() == thresholds.to_bytes() and again.families == thresholds.families
+    for damaged in (b"", b"{}", thresholds.to_bytes()[:100], b'{"format": 2}', b"[]", b"\xff", b"[" * 100_000):
         with pytest.raises(ProfileError, match="mlnb run"):
-            Null.from_bytes(damaged)
+            DriftThresholds.from_bytes(damaged)
 
 
 def test_columns_that_say_nothing_are_no_obstacle():
     rng = np.random.default_rng(0)
     odd = {"nothing": np.full(300, np.nan), "constant": np.full(300, 5.0), "endless": np.full(300, np.inf), "x": None}
     days = {str(day): Profile.of(odd | {"x": rng.normal(size=300)}) for day in range(40)}
-    null, reference = null_of_days(days), Profile.merged(days.values())
-    assert judge_window(reference, Profile.of(odd | {"x": rng.normal(size=300)}), null, "day").alarms == []
-    found = judge_window(reference, Profile.of(odd | {"constant": np.full(300, 6.0), "x": rng.normal(size=300)}), null, "day")
+    thresholds, reference = thresholds_from_days(days), Profile.merged(days.values())
+    assert assess_window(reference, Profile.of(odd | {"x": rng.normal(size=300)}), thresholds, "day").alarms == []
+    found = assess_window(reference, Profile.of(odd | {"constant": np.full(300, 6.0), "x": rng.normal(size=300)}), thresholds, "day")
     assert found.alarms[0].column == "constant"
 
 
@@ -310,7 +315,7 @@ def test_rows_without_a_score_tell_nothing_of_it(known):
 
 def test_segments_are_named_as_column_and_value():
     with pytest.raises(ProfileError, match="origin=JFK"):
-        Only(segment="JFK")
+        RowFilter(segment="JFK")
 
 
 def mlnb(project, *arguments):
@@ -319,11 +324,11 @@ def mlnb(project, *arguments):
     return subprocess.run(command, cwd=project, env=environ, capture_output=True, text=True)
 
 
-def test_the_command(tmp_path, known, reference, null):
+def test_the_command(tmp_path, known, reference, thresholds):
     (tmp_path / "pyproject.toml").write_text("[tool.mlnb]\n")
     for folder, rows in {"": known, "/segments/carrier=UA": known[known.carrier == "UA"]}.items():
         Profile.of(rows).write(tmp_path / f"products/bundle{folder}/reference.profile")
-    (tmp_path / "products/bundle/drift.json").write_bytes(null.to_bytes())
+    (tmp_path / "products/bundle/drift.json").write_bytes(thresholds.to_bytes())
     FAULTS["other units"][1](a_day(1000)).to_parquet(tmp_path / "today.parquet")
     done = mlnb(tmp_path, "today.parquet", "--by", "day", "--json", "--metrics", "drift.prom", "--html", "drift.html")
     window = json.loads(done.stdout)["windows"][0]

@@ -158,7 +158,7 @@ def test_what_was_written_stays_though_processes_and_threads_are_left(task, tmp_
 
 
 def test_a_kernel_that_had_to_be_killed_is_a_failure(task, tmp_path, monkeypatch):
-    monkeypatch.setattr(engine, "GRACE", 1)
+    monkeypatch.setattr(engine, "SHUTDOWN_GRACE", 1)
     with pytest.raises(NotebookError, match=r"task.ipynb: its kernel did not end within 1 s; what it had not written is lost; "):
         task("import atexit, time\natexit.register(time.sleep, 600);")
     with pytest.raises(NotebookError, match="its kernel did not end"):

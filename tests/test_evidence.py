@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 
 from mlnb.data.profiles import Profile
-from mlnb.monitoring import evidence
-from mlnb.monitoring.alerts import Alerts, deployment
-from mlnb.monitoring.evidence import CELLS, notebook_of, open_alert
-from mlnb.monitoring.rules import KINDS, look, of_table, rules_of
+from mlnb.monitoring import alert_notebook
+from mlnb.monitoring.alert_notebook import CELLS, build_notebook, open_alert
+from mlnb.monitoring.alerts import AlertStore, deployment_name
+from mlnb.monitoring.rules import RULE_KINDS, evaluate, from_table, load_rules
 from mlnb.project.settings import load_settings
 from mlnb.records import Records
-from mlnb.serving.outcomes import Outcome, OutcomeLog
+from mlnb.serving.labels import Label, LabelLog
 from mlnb.serving.predictions import Prediction, PredictionLog
 
 
@@ -35,15 +35,15 @@ def project(tmp_path_factory):
         log.append([Prediction(f"{day}{i}", "k", t, t, *said, inputs[i], {"distance": far[i]}) for i, t in enumerate(times)])
     log.close()
     then = dt.datetime(2013, 7, 5, tzinfo=dt.UTC)
-    OutcomeLog.of(settings).append([Outcome("k", 1.0, then, then, "service")])
+    LabelLog.of(settings).append([Label("k", 1.0, then, then, "service")])
     return settings
 
 
 @pytest.fixture(scope="module")
 def alert(project):
     "The alert that a check makes of it"
-    alerts = Alerts(Records(f"sqlite:///{project.root}/records.db"), deployment(project))
-    alerts.note([look(rule, project, alerts.records) for rule in rules_of(project)], ["log"])
+    alerts = AlertStore(Records(f"sqlite:///{project.root}/records.db"), deployment_name(project))
+    alerts.note([evaluate(rule, project, alerts.records) for rule in load_rules(project)], ["log"])
     (found,) = alerts.select()
     alerts.close()
     assert found["subject"] == "distance"
@@ -96,20 +96,20 @@ def airport(tmp_path):
 
 
 def test_the_evidence_is_what_the_rule_judged(airport):
-    rule = of_table(KINDS, "alerts", "r", {"kind": "drift", "segment": "origin=JFK", "columns": ["far"]})
-    (finding,) = look(rule, airport, None).findings
-    alert, reference = finding.details, evidence.reference_of(airport, "origin=JFK")
-    requests = evidence.requests_of(alert, airport)
+    rule = from_table(RULE_KINDS, "alerts", "r", {"kind": "drift", "segment": "origin=JFK", "columns": ["far"]})
+    (finding,) = evaluate(rule, airport, None).findings
+    alert, reference = finding.details, alert_notebook.load_reference(airport, "origin=JFK")
+    requests = alert_notebook.load_requests(alert, airport)
     assert set(requests["arm"]) == {"champion"} and len(requests) == 400
-    assert evidence.drift_of(requests, reference)["psi"]["far"] == pytest.approx(finding.value)
-    days = evidence.history(alert, airport, "far", reference)
+    assert alert_notebook.compute_drift(requests, reference)["psi"]["far"] == pytest.approx(finding.value)
+    days = alert_notebook.drift_history(alert, airport, "far", reference)
     assert days["psi"].tolist() == [pytest.approx(finding.value)] and days["rows"].tolist() == [400]
     assert alert["statistic"] == "psi"
 
 
 def test_a_limit_is_drawn_where_it_is_one_of_psi(alert):
     drawn = lambda **more: [
-        c["source"] for c in notebook_of(alert | {"details": alert["details"] | more})["cells"] if "plot_history" in c["source"]
+        c["source"] for c in build_notebook(alert | {"details": alert["details"] | more})["cells"] if "plot_history" in c["source"]
     ]
     assert "plot_history(days, 0.1)" in drawn()[0] and "plot_history(days, None)" in drawn(statistic="ks")[0]
 
@@ -121,10 +121,10 @@ def test_the_bins_are_those_of_the_drift():
     wrong = (values == 5.0) & (origin == "JFK")
     values[wrong] = 4.9
     requests, reference = pd.DataFrame({"x": values, "origin": origin}), Profile.of({"x": usual})
-    whole = evidence.drift_of(requests, reference)["psi"]["x"]
-    best = evidence.worst_segments(requests, reference, "x").iloc[0]
+    whole = alert_notebook.compute_drift(requests, reference)["psi"]["x"]
+    best = alert_notebook.worst_segments(requests, reference, "x").iloc[0]
     assert best["segment"] == "origin=JFK" and best["psi_without"] + best["explains"] == pytest.approx(whole, rel=1e-3)
-    assert set(evidence.affected_requests(requests, reference, "x")["x"]).isdisjoint({5.0})
+    assert set(alert_notebook.affected_requests(requests, reference, "x")["x"]).isdisjoint({5.0})
 
 
 def test_an_alert_of_the_same_number_has_its_own_notebook(tmp_path, alert):
@@ -133,7 +133,7 @@ def test_an_alert_of_the_same_number_has_its_own_notebook(tmp_path, alert):
     places = {}
     for env in (None, "production"):
         settings = load_settings(tmp_path, env)
-        mine = alert | {"project": deployment(settings), "words": f"the trouble of {env}"}
+        mine = alert | {"project": deployment_name(settings), "words": f"the trouble of {env}"}
         places[env], new, failed = open_alert(mine, settings)
         assert new and failed is None and f"the trouble of {env}" in places[env].read_text()
         assert open_alert(mine, settings) == (places[env], False, None)
@@ -182,7 +182,7 @@ def test_kinds_with_their_data(project, alert):
 
 def test_a_kernel_that_cannot_start_leaves_the_notebook(tmp_path, alert, monkeypatch):
     (tmp_path / "pyproject.toml").write_text("[tool.mlnb]\n")
-    monkeypatch.setattr("mlnb.monitoring.evidence._LOAD", "import no_such_module")
+    monkeypatch.setattr("mlnb.monitoring.alert_notebook._LOAD", "import no_such_module")
     path, new, failed = open_alert(alert, load_settings(tmp_path))
     assert new and "no_such_module" in failed and "no_such_module" in path.read_text() and str(path) in failed
 
@@ -191,6 +191,6 @@ def test_odd_names_make_a_notebook(alert):
     odd = alert | {"subject": "a'\"\\\n{x}`|<b>", "words": "a'\"\\\n{x}`|<b> moved", "rule": "{y}"}
     odd["details"] = alert["details"] | {"column": "a'\"\\\n{x}`|<b>", "segment": "{s}='\"", "version": "{v}"}
     for kind in CELLS:
-        for cell in notebook_of(odd | {"kind": kind})["cells"]:
+        for cell in build_notebook(odd | {"kind": kind})["cells"]:
             if cell["cell_type"] == "code":
                 compile(cell["source"], "cell", "exec")

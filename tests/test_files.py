@@ -10,13 +10,13 @@ import threading
 import fsspec
 import pytest
 
-from mlnb.project.files import find_files, write_whole
+from mlnb.project.files import find_files, write_atomic
 
 WRITE = """
 import itertools, sys
-from mlnb.project.files import write_whole
+from mlnb.project.files import write_atomic
 for i in itertools.count():
-    write_whole(sys.argv[1], str(i % 10) * 100_000)
+    write_atomic(sys.argv[1], str(i % 10) * 100_000)
     if i == 5:
         print("writing", flush=True)
 """
@@ -24,7 +24,7 @@ for i in itertools.count():
 
 def test_a_file_is_replaced_whole_and_leaves_no_part(tmp_path):
     for content in (b"old", "new \u00e9"):
-        assert write_whole(tmp_path / "deep" / "file", content) == tmp_path / "deep" / "file"
+        assert write_atomic(tmp_path / "deep" / "file", content) == tmp_path / "deep" / "file"
     assert (tmp_path / "deep" / "file").read_text(encoding="utf-8") == "new \u00e9"
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["file"]
 
@@ -44,8 +44,8 @@ def test_a_reader_sees_one_content_or_another_and_a_kill_leaves_one(tmp_path):
 
 def test_threads_and_processes_that_write_one_file_do_not_mix(tmp_path):
     file, texts = tmp_path / "file", [str(i) * 50_000 for i in range(4)]
-    some = [threading.Thread(target=write_whole, args=(file, text)) for text in texts]
-    some += [multiprocessing.get_context("spawn").Process(target=write_whole, args=(file, text)) for text in texts]
+    some = [threading.Thread(target=write_atomic, args=(file, text)) for text in texts]
+    some += [multiprocessing.get_context("spawn").Process(target=write_atomic, args=(file, text)) for text in texts]
     for one in some:
         one.start()
     for one in some:
@@ -56,7 +56,7 @@ def test_threads_and_processes_that_write_one_file_do_not_mix(tmp_path):
 def test_a_folder_in_the_way_is_left_alone(tmp_path):
     (tmp_path / "file").mkdir()
     with pytest.raises(OSError):
-        write_whole(tmp_path / "file", b"x")
+        write_atomic(tmp_path / "file", b"x")
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 

@@ -6,8 +6,8 @@ import textwrap
 
 import pytest
 
-from mlnb.notebooks.fingerprint import Library, closure, of
-from mlnb.notebooks.sources import normalised
+from mlnb.notebooks.fingerprint import Library, closure, fingerprint_of
+from mlnb.notebooks.static_analysis import normalised
 from mlnb.project.errors import NotebookError
 
 
@@ -27,7 +27,7 @@ def project(tmp_path):
     return write
 
 
-def reached(code, root):
+def dependencies(code, root):
     return set(closure(textwrap.dedent(code), ["planes"], root))
 
 
@@ -63,7 +63,7 @@ OUTER = {"planes.work.outer", "planes.work.inner", "planes.work.LIMIT"}
     ],
 )
 def test_ways_to_import(project, code):
-    assert reached(code, project(work=BASE)) == OUTER
+    assert dependencies(code, project(work=BASE)) == OUTER
 
 
 @pytest.mark.parametrize(
@@ -83,34 +83,34 @@ def test_ways_to_import(project, code):
     ],
 )
 def test_ways_to_use(project, module, names):
-    assert reached("from planes.other import f\nf(1)", project(work=BASE, other=module)) == names
+    assert dependencies("from planes.other import f\nf(1)", project(work=BASE, other=module)) == names
 
 
 def test_re_export_by_the_package(project):
     root = project(work=BASE, __init__="from .work import outer\n")
-    assert reached("from planes import outer\nouter(1)", root) == OUTER
-    assert reached("import planes\nplanes.outer(1)", root) == OUTER
+    assert dependencies("from planes import outer\nouter(1)", root) == OUTER
+    assert dependencies("import planes\nplanes.outer(1)", root) == OUTER
 
 
 def test_relative_import_from_a_sub_package(project):
     root = project(work=BASE, deep__leaf="from ..work import outer\ndef f(x): return outer(x)\n")
-    assert reached("from planes.deep.leaf import f", root) == {"planes.deep.leaf.f", *OUTER}
-    assert reached("import planes.deep.leaf as l\nl.f(1)", root) == {"planes.deep.leaf.f", *OUTER}
+    assert dependencies("from planes.deep.leaf import f", root) == {"planes.deep.leaf.f", *OUTER}
+    assert dependencies("import planes.deep.leaf as l\nl.f(1)", root) == {"planes.deep.leaf.f", *OUTER}
 
 
 def test_star_through_star(project):
     root = project(work=BASE, middle="from .work import *\n", top="from .middle import *\n")
-    assert reached("from planes.top import *\nouter(1)", root) == OUTER
+    assert dependencies("from planes.top import *\nouter(1)", root) == OUTER
 
 
 def test_a_module_as_a_value_counts_whole(project):
-    assert "planes.work" in reached("import planes.work as w\nuse(w)", project(work=BASE))
-    assert "planes.work" in reached("from planes import work\ngetattr(work, name)(1)", project(work=BASE))
+    assert "planes.work" in dependencies("import planes.work as w\nuse(w)", project(work=BASE))
+    assert "planes.work" in dependencies("from planes import work\ngetattr(work, name)(1)", project(work=BASE))
 
 
 def test_a_name_that_is_made_while_running_counts_the_module(project):
     root = project(work=BASE + "\n    globals()['late'] = alone\n")
-    assert "planes.work" in reached("from planes.work import late", root)
+    assert "planes.work" in dependencies("from planes.work import late", root)
 
 
 def test_statements_that_change_a_global_count(project):
@@ -123,8 +123,8 @@ def test_statements_that_change_a_global_count(project):
 
 def test_registered_functions_belong_to_the_register(project):
     source = "REG = []\ndef check(f):\n    REG.append(f)\n    return f\n@check\ndef one(): return 1\n"
-    assert {"planes.work.REG", "planes.work.check"} <= reached("from planes.work import check", project(work=source))
-    assert "planes.work.one" not in reached("from planes.work import REG", project(work="REG = []\ndef one(): pass"))
+    assert {"planes.work.REG", "planes.work.check"} <= dependencies("from planes.work import check", project(work=source))
+    assert "planes.work.one" not in dependencies("from planes.work import REG", project(work="REG = []\ndef one(): pass"))
     before = closure("from planes.work import check", ["planes"], project(work=source))
     assert closure("from planes.work import check", ["planes"], project(work=source.replace("return 1", "return 2"))) != before
 
@@ -137,7 +137,7 @@ def test_a_patched_method_belongs_to_its_class(project):
 
 def test_a_shared_third_party_decorator_ties_nothing(project):
     source = "from functools import cache\n@cache\ndef one(): return 1\n@cache\ndef two(): return 2\n"
-    assert reached("from planes.work import one", project(work=source)) == {"planes.work.one"}
+    assert dependencies("from planes.work import one", project(work=source)) == {"planes.work.one"}
 
 
 @pytest.mark.parametrize(
@@ -152,9 +152,9 @@ def test_a_shared_third_party_decorator_ties_nothing(project):
     ],
 )
 def test_what_counts_as_a_change(project, old, new, same):
-    before = of("planes.work.outer", project(work=BASE))
+    before = fingerprint_of("planes.work.outer", project(work=BASE))
     assert old in BASE
-    assert (of("planes.work.outer", project(work=BASE.replace(old, new))) == before) is same
+    assert (fingerprint_of("planes.work.outer", project(work=BASE.replace(old, new))) == before) is same
 
 
 def survey(code, root):
@@ -226,13 +226,13 @@ OTHER = "class Base:\n    def go(self): return step()\ndef step(): return 1\n"
 )
 def test_ways_to_write(project, name, also):
     root = project(work=WORK, other=OTHER, shapes=SHAPES)
-    assert reached(f"from planes.shapes import {name}", root) == {f"planes.shapes.{name}", *(f"planes.{n}" for n in also)}
+    assert dependencies(f"from planes.shapes import {name}", root) == {f"planes.shapes.{name}", *(f"planes.{n}" for n in also)}
 
 
 def test_a_decorator_with_arguments(project):
     source = "from .work import inner, LIMIT\ndef wrap(n):\n    return lambda f: f\n@wrap(inner(LIMIT))\ndef f(x): return x\n"
     root = project(work=BASE, deco=source)
-    assert {"planes.work.inner", "planes.work.LIMIT", "planes.deco.wrap"} < reached("from planes.deco import f", root)
+    assert {"planes.work.inner", "planes.work.LIMIT", "planes.deco.wrap"} < dependencies("from planes.deco import f", root)
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_a_decorator_with_arguments(project):
 )
 def test_conditional_imports_count_both_ways(project, source):
     root = project(fast="def f(): return 1", slow="def f(): return 2", pick=source)
-    assert {"planes.fast.f", "planes.slow.f"} <= reached("from planes.pick import f\nf()", root)
+    assert {"planes.fast.f", "planes.slow.f"} <= dependencies("from planes.pick import f\nf()", root)
 
 
 def test_a_module_that_appears_is_seen(project):
@@ -255,7 +255,7 @@ def test_a_module_that_appears_is_seen(project):
 
     path = notebook(root / "nbs" / "a.ipynb", None, "from planes.pick import f")
     assert set(library.notebook(path).code) == {"planes.slow.f"}
-    assert library.looks[f"{root}/planes/fast.py"] is None
+    assert library.signatures[f"{root}/planes/fast.py"] is None
     (root / "planes" / "fast.py").write_text("def f(): return 1")
     library.refresh()
     assert set(library.notebook(path).code) == {"planes.fast.f", "planes.slow.f"}
@@ -264,27 +264,27 @@ def test_a_module_that_appears_is_seen(project):
 def test_packages(project):
     root = project(work=BASE, deep__leaf=BASE, __init__="from . import work\nfrom .work import outer as main\nfrom .deep import *\n")
     (root / "planes" / "deep" / "__init__.py").write_text("from . import leaf\nfrom .leaf import alone\n__all__ = ['leaf', 'alone']\n")
-    assert reached("import planes\nplanes.work.outer(1)", root) == OUTER
-    assert reached("from planes import main", root) == OUTER
-    assert reached("import planes\nplanes.deep.leaf.alone(1)", root) == {"planes.deep.leaf.alone"}
-    assert reached("from planes import alone", root) == {"planes.deep.leaf.alone"}
-    assert reached("from planes import leaf\nleaf.alone(1)", root) == {"planes.deep.leaf.alone"}
+    assert dependencies("import planes\nplanes.work.outer(1)", root) == OUTER
+    assert dependencies("from planes import main", root) == OUTER
+    assert dependencies("import planes\nplanes.deep.leaf.alone(1)", root) == {"planes.deep.leaf.alone"}
+    assert dependencies("from planes import alone", root) == {"planes.deep.leaf.alone"}
+    assert dependencies("from planes import leaf\nleaf.alone(1)", root) == {"planes.deep.leaf.alone"}
 
 
 def test_a_package_without_init(tmp_path):
     (tmp_path / "planes" / "deep").mkdir(parents=True)
     (tmp_path / "planes" / "deep" / "work.py").write_text(textwrap.dedent(BASE))
     outer = {name.replace("planes.", "planes.deep.") for name in OUTER}
-    assert reached("from planes.deep.work import outer", tmp_path) == outer
-    assert reached("import planes.deep.work\nplanes.deep.work.outer(1)", tmp_path) == outer
-    assert reached("from planes.deep import work\nwork.outer(1)", tmp_path) == outer
+    assert dependencies("from planes.deep.work import outer", tmp_path) == outer
+    assert dependencies("import planes.deep.work\nplanes.deep.work.outer(1)", tmp_path) == outer
+    assert dependencies("from planes.deep import work\nwork.outer(1)", tmp_path) == outer
 
 
 def test_all_says_what_a_star_brings(project):
     root = project(a="__all__ = ['f']\ndef f(): return 1\ndef g(): return 1\n", b="def g(): return 2\n")
-    assert reached("from planes.a import *\nfrom planes.b import *\nf(), g()", root) == {"planes.a.f", "planes.b.g"}
+    assert dependencies("from planes.a import *\nfrom planes.b import *\nf(), g()", root) == {"planes.a.f", "planes.b.g"}
     root = project(a="__all__ = ['f']\n__all__ += ['g']\ndef f(): return 1\ndef g(): return 1\n")
-    assert reached("from planes.a import *\ng()", root) == {"planes.a.g"}
+    assert dependencies("from planes.a import *\ng()", root) == {"planes.a.g"}
 
 
 @pytest.mark.parametrize(
@@ -417,8 +417,8 @@ def scripts(project):
     ],
 )
 def test_code_that_is_reached_by_its_path_is_watched(scripts, code, found):
-    reached = survey(code, scripts)
-    assert set(reached.code) == found and reached.unwatched == ()
+    dependencies = survey(code, scripts)
+    assert set(dependencies.code) == found and dependencies.unresolved == ()
 
 
 @pytest.mark.parametrize(
@@ -446,7 +446,7 @@ def test_code_that_is_reached_by_its_path_is_watched(scripts, code, found):
     ],
 )
 def test_code_that_only_a_run_could_tell_is_named(scripts, code, what):
-    assert what in survey(code, scripts).unwatched
+    assert what in survey(code, scripts).unresolved
 
 
 @pytest.mark.parametrize(
@@ -467,7 +467,7 @@ def test_code_that_only_a_run_could_tell_is_named(scripts, code, what):
     ],
 )
 def test_what_runs_no_code_of_its_own_is_not_named(scripts, code):
-    assert survey(code, scripts).unwatched == ()
+    assert survey(code, scripts).unresolved == ()
 
 
 def test_a_name_that_begins_with_the_name_of_the_module(project):
@@ -480,7 +480,7 @@ def test_a_script_that_changes(scripts):
     notebook = scripts / "nbs" / "task.ipynb"
     notebook.write_text('{"nbformat": 4, "cells": [{"cell_type": "code", "source": "%run ../scripts/clean.py"}]}')
     before = library.notebook(notebook)  # by a path from the notebook's own folder
-    assert before.code["scripts/clean.py"][0] == "script" and before.unwatched == ()
+    assert before.code["scripts/clean.py"][0] == "script" and before.unresolved == ()
     (scripts / "scripts" / "helper.py").write_text("LEVEL = 2\n")
     library.refresh()
     after = library.notebook(notebook)
@@ -488,7 +488,7 @@ def test_a_script_that_changes(scripts):
 
 
 def test_a_product_is_no_code_that_is_watched(scripts):
-    library = Library(["planes"], scripts, written=[str(scripts / "scripts" / "clean.py")])
+    library = Library(["planes"], scripts, outputs=[str(scripts / "scripts" / "clean.py")])
     notebook = scripts / "task.ipynb"
     notebook.write_text('{"nbformat": 4, "cells": [{"cell_type": "code", "source": "x = \'scripts/clean.py\'"}]}')
     assert library.notebook(notebook).code == {}
@@ -514,7 +514,7 @@ def test_modules_that_are_found_while_running(project, init, code):
 
 
 def test_a_star_brings_modules_that_all_names(project):
-    assert reached("from planes import *\nwork.outer(1)", project(work=BASE, __init__="__all__ = ['work']\n")) == OUTER
+    assert dependencies("from planes import *\nwork.outer(1)", project(work=BASE, __init__="__all__ = ['work']\n")) == OUTER
 
 
 def test_odd_places(project):
@@ -559,7 +559,9 @@ def test_odd_places(project):
         "choice": {"LIMIT", "alone"},
     }  # fmt: skip
     for name, names in expected.items():
-        assert {n for n in reached(f"from planes.more import {name}", root) if "work." in n} == {f"planes.work.{n}" for n in names}, name
+        assert {n for n in dependencies(f"from planes.more import {name}", root) if "work." in n} == {
+            f"planes.work.{n}" for n in names
+        }, name
 
 
 def test_a_name_in_globals_that_is_literal(project):
@@ -611,7 +613,7 @@ def test_an_import_that_changes_nothing_elsewhere(project):
     source = "from .work import wrap, inner\nimport numpy as np\nX = np.ones(3)\n@wrap\ndef f(x): return inner(x)\n"
     source += "if __name__ == '__main__':\n    np.seterr(f(1))\n"
     root = project(work=PATCHED, patches=source)
-    assert "planes.patches.f" not in reached("import planes.patches\nfrom planes.work import outer", root)
+    assert "planes.patches.f" not in dependencies("import planes.patches\nfrom planes.work import outer", root)
     assert survey("import planes.patches", root).modules == ()
 
 
@@ -634,7 +636,7 @@ def test_imported_packages(project):
 def test_a_module_beside_the_project_file_is_first_party(project):
     root = project(work="from helpers import tidy\ndef f(): return tidy()\n")
     (root / "helpers.py").write_text("def tidy(): return 1\ndef other(): return 2\n")
-    assert reached("from planes.work import f", root) == {"planes.work.f", "helpers.tidy"}
+    assert dependencies("from planes.work import f", root) == {"planes.work.f", "helpers.tidy"}
 
 
 def test_what_was_read_is_kept_and_believed_only_where_it_is_sure(project, monkeypatch):
@@ -648,18 +650,18 @@ def test_what_was_read_is_kept_and_believed_only_where_it_is_sure(project, monke
     path = notebook(root / "nbs" / "a.ipynb", None, "from planes.work import outer")
     for file in (path, root / "planes" / "work.py", root / "planes" / "__init__.py"):
         os.utime(file, (1, 1))
-    memory = {}
-    first = Library(["planes"], root, memory).notebook(path)
+    cache = {}
+    first = Library(["planes"], root, cache).notebook(path)
     with monkeypatch.context() as m:
         m.setattr(module, "summary", None)  # nothing is parsed again
-        assert Library(["planes"], root, memory).notebook(path) == first
+        assert Library(["planes"], root, cache).notebook(path) == first
     os.utime(root / "planes" / "work.py", (4e9, 4e9))  # the clock was put back
-    Library(["planes"], root, memory).notebook(path)
+    Library(["planes"], root, cache).notebook(path)
     with monkeypatch.context() as m:
         m.setattr(module, "summary", None)
         with pytest.raises(TypeError):
-            Library(["planes"], root, memory).notebook(path)
-    damaged = {key: [3] if isinstance(value, list) else value for key, value in memory.items()}
+            Library(["planes"], root, cache).notebook(path)
+    damaged = {key: [3] if isinstance(value, list) else value for key, value in cache.items()}
     assert Library(["planes"], root, damaged).notebook(path) == first
 
 
@@ -684,22 +686,22 @@ def test_third_party_code_is_not_followed():
 
 def test_broken_and_cyclic_modules(project):
     root = project(a="from .b import g\ndef f(): return g()", b="from .a import f\ndef g(): return f()")
-    assert reached("from planes.a import f", root) == {"planes.a.f", "planes.b.g"}
+    assert dependencies("from planes.a import f", root) == {"planes.a.f", "planes.b.g"}
     root = project(a="def f(:\n")
-    assert reached("from planes.a import f", root) == {"planes.a"}
+    assert dependencies("from planes.a import f", root) == {"planes.a"}
 
 
 def test_names_that_do_not_exist(project):
     root = project(work=BASE)
     with pytest.raises(NotebookError, match=r"defines no 'outre' \(did you mean 'planes.work.outer'\?\)"):
-        of("planes.work.outre", root)
+        fingerprint_of("planes.work.outre", root)
     with pytest.raises(NotebookError, match=r"there is no module for 'nowhere.f'"):
-        of("nowhere.f", root)
+        fingerprint_of("nowhere.f", root)
 
 
 def test_it_imports_nothing_of_ours(project):
     root = project(work="raise SystemExit('imported')\ndef f(): pass")
-    probe = "from mlnb.notebooks.fingerprint import of; import sys; of('planes.work.f'); assert 'planes' not in sys.modules"
+    probe = "from mlnb.notebooks.fingerprint import fingerprint_of; import sys; fingerprint_of('planes.work.f'); assert 'planes' not in sys.modules"
     subprocess.run([sys.executable, "-c", probe], cwd=root, check=True)
 
 
@@ -737,7 +739,7 @@ assert len(ran) > 20 and not missed, missed
 @pytest.mark.parametrize(
     "code",
     [
-        "from mlnb.cli.plan import states_of\nfrom mlnb.project.settings import load_settings as l\nstates_of(l())\nstates_of(l())",
+        "from mlnb.cli.plan import planned_states\nfrom mlnb.project.settings import load_settings as l\nstates_of(l())\nstates_of(l())",
         "from mlnb.cli import main\nmain.cli(['plan', '--json'], standalone_mode=False)",
         "import numpy, mlnb.models.tabular as t\nt.Encoder.fit({'a': numpy.array(['x', 'y'])}, ['a'], [])\n"
         "from mlnb.data.profiles import Profile\nimport pandas\nProfile.of(pandas.DataFrame({'x': [1.0, 2.0]})).to_bytes()",

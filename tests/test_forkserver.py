@@ -93,7 +93,7 @@ def test_first_party_code_is_never_stale(folder, project):
 
 def test_what_is_not_an_installed_library_is_not_imported_ahead(folder, project, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(project))
-    options = kernels.Options(preload=("work", "no_such_library", "mlnb.doctor", "json"), pool=0, idle=60)
+    options = kernels.KernelOptions(preload=("work", "no_such_library", "mlnb.doctor", "json"), pool=0, idle_timeout=60)
     dismiss(kernels.fork_worker("work:answer", cwd=project, options=options))
     (server,) = loaded()
     assert server["skipped"]["work"] == "a project's own code, which changes"
@@ -111,7 +111,7 @@ from mlnb.notebooks import forkserver
 try:
     forkserver.check_fork()
     print("fork")
-except forkserver.Refused as e:
+except forkserver.RequestRefused as e:
     print(e)
 """
 
@@ -133,7 +133,7 @@ def test_a_fork_is_refused_where_it_is_in_doubt(state, said):
 
 def test_a_refusal_is_a_cold_start_with_its_reason(folder, project, monkeypatch, caplog):
     monkeypatch.setenv("JE_ARROW_MALLOC_CONF", "background_thread:true")  # a thread that does not end at a fork
-    options = kernels.Options(preload=("pyarrow",), pool=0, idle=60)
+    options = kernels.KernelOptions(preload=("pyarrow",), pool=0, idle_timeout=60)
     dismiss(kernels.fork_worker("work:answer", cwd=project, options=options))
     loaded()
     caplog.clear()
@@ -143,7 +143,7 @@ def test_a_refusal_is_a_cold_start_with_its_reason(folder, project, monkeypatch,
 
 
 def test_it_ends_itself_when_idle(folder, project):
-    worker = kernels.fork_worker("work:answer", cwd=project, options=kernels.Options(preload=("json",), pool=0, idle=0.3))
+    worker = kernels.fork_worker("work:answer", cwd=project, options=kernels.KernelOptions(preload=("json",), pool=0, idle_timeout=0.3))
     (server,) = kernels.status()
     time.sleep(0.6)
     assert lives(server["pid"]), "a server with a child at work is not idle"
@@ -156,8 +156,8 @@ def test_those_who_start_at_once_get_one_server(folder, project):
     code = """
         import sys
         from mlnb.notebooks import kernels
-        kernels.PATIENCE = kernels.PATIENCE_LOADING = 120
-        worker = kernels.fork_worker("work:answer", options=kernels.Options(preload=("json",), pool=0, idle=60))
+        kernels.SERVER_TIMEOUT = kernels.LOADING_TIMEOUT = 120
+        worker = kernels.fork_worker("work:answer", options=kernels.KernelOptions(preload=("json",), pool=0, idle_timeout=60))
         worker.socket.sendall(b"os.getppid()\\n")
         print(worker.how, worker.socket.recv(100).decode())
     """
@@ -177,7 +177,7 @@ def test_a_killed_server_is_replaced_and_its_children_live_on(folder, project):
     assert new["pid"] != old["pid"]
     assert ask(first, "6 * 7") == 42 and first.poll() is None
     assert dismiss(second) == 7
-    assert dismiss(first) == kernels.UNKNOWN, "nobody is left who knows its exit code"
+    assert dismiss(first) == kernels.UNKNOWN_EXIT_CODE, "nobody is left who knows its exit code"
 
 
 def test_other_variables_get_another_server(folder, project):
@@ -190,17 +190,17 @@ def test_other_variables_get_another_server(folder, project):
 
 
 def test_packages_that_changed_get_another_server(folder, monkeypatch):
-    before = kernels.key(("json",), {})
+    before = kernels.server_key(("json",), {})
     monkeypatch.setattr(kernels, "_installed", lambda: [["site-packages", 1]])
-    assert kernels.key(("json",), {}) != before
-    assert kernels.key(("json", "numpy"), {}) != kernels.key(("json",), {})
+    assert kernels.server_key(("json",), {}) != before
+    assert kernels.server_key(("json", "numpy"), {}) != kernels.server_key(("json",), {})
 
 
 OWNER = """
 import sys, time
 from mlnb.notebooks import kernels
-kernels.PATIENCE = kernels.PATIENCE_LOADING = 120
-worker = kernels.fork_worker("work:sleep", options=kernels.Options(preload=("json",), pool=0, idle=60))
+kernels.SERVER_TIMEOUT = kernels.LOADING_TIMEOUT = 120
+worker = kernels.fork_worker("work:sleep", options=kernels.KernelOptions(preload=("json",), pool=0, idle_timeout=60))
 print(worker.how, worker.pid, worker.socket.recv(100).decode(), flush=True)
 time.sleep(600)
 """
@@ -253,17 +253,17 @@ def test_nonsense_is_refused_and_the_server_lives_on(folder, project):
 
 def test_a_busy_machine_does_not_keep_the_pool_empty_for_ever(monkeypatch):
     def refuse():
-        raise forkserver.Refused("a kernel would be made now")
+        raise forkserver.RequestRefused("a kernel would be made now")
 
     monkeypatch.setattr(forkserver, "_runnable", lambda: 1_000_000)
     monkeypatch.setattr(forkserver, "check_fork", refuse)
-    server = object.__new__(forkserver.Server)
+    server = object.__new__(forkserver.ForkServer)
     server._wants_pool, server.failures, server.active = lambda: True, 0, time.monotonic() + 3600
     server._refill()
     assert server.failures == 0, "it waits for the machine"
     server.active -= 7200
     server._refill()
-    assert server.failures == forkserver.FAILURES
+    assert server.failures == forkserver.MAX_POOL_FAILURES
 
 
 @pytest.fixture(scope="module")
@@ -272,7 +272,7 @@ def full(tmp_path_factory):
     project = tmp_path_factory.mktemp("project")
     (project / "work.py").write_text(WORK + COMPUTE)
     with private_folder():
-        options = kernels.Options(idle=300, pool=0)
+        options = kernels.KernelOptions(idle_timeout=300, pool=0)
         dismiss(kernels.fork_worker("work:answer", cwd=project, options=options))
         loaded()
         yield lambda **more: kernels.fork_worker("work:answer", cwd=project, options=options, **more)

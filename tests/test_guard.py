@@ -5,18 +5,18 @@ import time
 import pytest
 import toy_project
 
-from mlnb.data.context import SnapshotStore
+from mlnb.data.point_in_time import SnapshotStore
 from mlnb.models.bundle import Bundle
 from mlnb.project.errors import ServingError, SettingError
 from mlnb.project.settings import Settings, load_settings
 from mlnb.serving.app import create_app
-from mlnb.serving.guard import Guard, Keys, Limits, is_loopback, keys_of
+from mlnb.serving.guard import ApiKeys, Guard, Limits, is_loopback, load_api_keys
+from mlnb.serving.microbatcher import MicroBatcher
 from mlnb.serving.predictions import PredictionLog, read
-from mlnb.serving.predictor import Refusal
-from mlnb.serving.together import Together
+from mlnb.serving.predictor import HttpError
 
 PREDICT, ADMIN = "p" * 20, "a" * 40
-KEYS = Keys(f"predict:{PREDICT},\nadmin:{ADMIN}\n")
+KEYS = ApiKeys(f"predict:{PREDICT},\nadmin:{ADMIN}\n")
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_probes_need_no_key(make):
 def test_roles():
     guard = Guard(KEYS, Limits())
     guard.admit({}, {b"x-api-key": ADMIN.encode()}, "admin")
-    with pytest.raises(Refusal, match="role 'admin'") as e:
+    with pytest.raises(HttpError, match="role 'admin'") as e:
         guard.admit({}, {b"x-api-key": PREDICT.encode()}, "admin")
     assert e.value.status == 403
 
@@ -124,18 +124,18 @@ def test_without_keys_no_page_from_elsewhere_is_answered(make, body, headers, st
 
 
 def test_several_keys_of_a_role_so_that_one_can_be_replaced():
-    keys = Keys(f"predict:{'o' * 20},predict:{'n' * 20}")
+    keys = ApiKeys(f"predict:{'o' * 20},predict:{'n' * 20}")
     assert keys.role(b"o" * 20) == keys.role(b"n" * 20) == "predict"
 
 
 def test_a_key_may_hold_a_colon():
-    assert Keys(f"admin:a:b{ADMIN}").role(f"a:b{ADMIN}".encode()) == "admin"
+    assert ApiKeys(f"admin:a:b{ADMIN}").role(f"a:b{ADMIN}".encode()) == "admin"
 
 
 @pytest.mark.parametrize("written", ["", " , ", PREDICT, f"root:{PREDICT}", "predict:", "predict:short"])
 def test_keys_that_are_none_are_named_and_not_repeated(written):
     with pytest.raises(ServingError, match="MLNB_KEYS") as e:
-        Keys(written)
+        ApiKeys(written)
     assert PREDICT not in str(e.value) and "short" not in str(e.value)
 
 
@@ -143,14 +143,14 @@ def test_where_keys_come_from(tmp_path, monkeypatch):
     settings = Settings(root=tmp_path, name="x")
     monkeypatch.delenv("MLNB_KEYS", raising=False)
     with pytest.raises(ServingError, match="no API key is set"):
-        keys_of(settings)
+        load_api_keys(settings)
     monkeypatch.setenv("MLNB_KEYS_FILE", str(tmp_path / "keys"))
     with pytest.raises(ServingError, match="cannot be read"):
-        keys_of(settings)
+        load_api_keys(settings)
     (tmp_path / "keys").write_text(f"predict:{PREDICT}\n")
-    assert keys_of(settings, "0.0.0.0").role(PREDICT.encode()) == "predict"
+    assert load_api_keys(settings, "0.0.0.0").role(PREDICT.encode()) == "predict"
     monkeypatch.setenv("MLNB_KEYS", f"admin:{ADMIN}")
-    assert keys_of(settings, "0.0.0.0").role(ADMIN.encode()) == "admin"
+    assert load_api_keys(settings, "0.0.0.0").role(ADMIN.encode()) == "admin"
 
 
 NO_KEYS = ["", " ", ",", "\n\n", "# predict:" + PREDICT, "\ufeff", "# a, b\n\n  # c"]
@@ -163,10 +163,10 @@ def test_keys_that_are_set_and_empty_never_mean_that_none_are_needed(tmp_path, m
     (tmp_path / "keys").write_text(written, "utf-8")
     monkeypatch.setenv("MLNB_KEYS_FILE", str(tmp_path / "keys"))
     with pytest.raises(ServingError, match=r"MLNB_KEYS_FILE = .* holds no key"):
-        keys_of(settings)
+        load_api_keys(settings)
     monkeypatch.setenv("MLNB_KEYS", written.replace("\ufeff", ""))
     with pytest.raises(ServingError, match="MLNB_KEYS holds no key"):
-        keys_of(settings)
+        load_api_keys(settings)
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfep\x00r\x00", "folder", "nothing named"])
@@ -176,14 +176,14 @@ def test_a_file_of_keys_that_cannot_be_read_stops_the_start(tmp_path, monkeypatc
     monkeypatch.delenv("MLNB_KEYS", raising=False)
     monkeypatch.setenv("MLNB_KEYS_FILE", "" if content == "nothing named" else str(path))
     with pytest.raises(ServingError, match=r"MLNB_KEYS_FILE = .* cannot be read"):
-        keys_of(Settings(root=tmp_path, name="x", keys_required=False))
+        load_api_keys(Settings(root=tmp_path, name="x", keys_required=False))
 
 
 def test_a_file_of_keys_as_editors_write_it(tmp_path, monkeypatch):
     monkeypatch.delenv("MLNB_KEYS", raising=False)
     monkeypatch.setenv("MLNB_KEYS_FILE", str(tmp_path / "keys"))
     (tmp_path / "keys").write_bytes(f"\ufeff# of July, who asks\r\npredict:{PREDICT}\r\n\r\nadmin:{ADMIN}".encode())
-    keys = keys_of(Settings(root=tmp_path, name="x"))
+    keys = load_api_keys(Settings(root=tmp_path, name="x"))
     assert keys.role(PREDICT.encode()) == "predict" and keys.role(ADMIN.encode()) == "admin"
 
 
@@ -199,7 +199,7 @@ def test_a_file_of_keys_as_editors_write_it(tmp_path, monkeypatch):
 )
 def test_a_key_that_could_not_be_sent_or_is_ambiguous_is_refused(written, says):
     with pytest.raises(ServingError, match=says) as e:
-        Keys(written)
+        ApiKeys(written)
     assert PREDICT not in str(e.value)
 
 
@@ -228,8 +228,8 @@ def test_without_keys_no_setting_lets_a_page_from_elsewhere_ask(make, body, tmp_
     monkeypatch.delenv("MLNB_KEYS", raising=False)
     for origin in (PAGE, "*"):
         with pytest.raises(ServingError, match="cors_origins lets pages of"):
-            keys_of(Settings(root=tmp_path, name="x", keys_required=False, cors_origins=(origin,)))
-    assert keys_of(Settings(root=tmp_path, name="x", keys_required=False, cors_origins=("http://localhost:5173",))) is None
+            load_api_keys(Settings(root=tmp_path, name="x", keys_required=False, cors_origins=(origin,)))
+    assert load_api_keys(Settings(root=tmp_path, name="x", keys_required=False, cors_origins=("http://localhost:5173",))) is None
 
 
 @pytest.mark.parametrize("variable", ["CORS_ORIGINS=app.example.org", "CORS_ORIGINS=https://a/b", "ROOT_PATH=models", "ROOT_PATH=/a/"])
@@ -243,7 +243,7 @@ def test_what_utf8_does_not_have_is_escaped_in_an_answer(make, body):
     app = make()
 
     def fail(*_):
-        raise Refusal(503, "the model says \ud800")
+        raise HttpError(503, "the model says \ud800")
 
     app.rows._predict = fail
     assert ask(app, body)[::2] == (503, {"error": "the model says \ud800"})
@@ -257,7 +257,7 @@ def test_a_body_over_the_limit_is_refused_before_the_rest_is_read(make):
     assert status == 413 and headers[b"connection"] == b"close" and answer["body_limit_bytes"] == 100
     assert ask(app, b"{}", content_length="9" * 5000)[0] == 413
     assert ask(app, b"{}", content_length="-1")[0] == 400  # no number: the body itself is counted
-    assert app.guard.arriving == 0
+    assert app.guard.bytes_in_flight == 0
 
 
 def test_bodies_that_arrive_share_one_allowance(make):
@@ -277,12 +277,12 @@ def test_bodies_that_arrive_share_one_allowance(make):
     async def main():
         first = [asyncio.create_task(stalled()) for _ in range(2)]
         await asyncio.sleep(0)
-        with pytest.raises(Refusal, match="too many requests") as e:
+        with pytest.raises(HttpError, match="too many requests") as e:
             await stalled()
         for task in first:
             task.cancel()
         await asyncio.gather(*first, return_exceptions=True)
-        return e.value.status, app.guard.arriving
+        return e.value.status, app.guard.bytes_in_flight
 
     assert asyncio.run(main()) == (503, 0)
 
@@ -307,14 +307,14 @@ async def late(app):
 def test_a_request_that_waited_too_long_is_not_predicted(make, body, tmp_path):
     assert ask(make(limits=Limits(seconds=1e-9)), body)[0] in (408, 504)
     app = make(limits=Limits(seconds=60))
-    with pytest.raises(Refusal, match="waited longer than 60 seconds"):
+    with pytest.raises(HttpError, match="waited longer than 60 seconds"):
         asyncio.run(late(app))
     assert not list(tmp_path.iterdir())
 
 
 def test_one_that_came_too_late_and_went_away_keeps_no_other_waiting():
     async def main():
-        together, now = Together(lambda rows: rows, Limits(seconds=60)), time.perf_counter()
+        together, now = MicroBatcher(lambda rows: rows, Limits(seconds=60)), time.perf_counter()
         gone, other = asyncio.create_task(together([1], now - 100)), asyncio.create_task(together([2], now))
         await asyncio.sleep(0)  # both wait for their turn
         gone.cancel()

@@ -3,8 +3,8 @@
 import pytest
 from pipeline_project import edit, finish, make, notebook, planner
 
-from mlnb.pipelines.changes import in_words
-from mlnb.pipelines.history import changed
+from mlnb.pipelines.changes import describe_changes
+from mlnb.pipelines.history import changed_values
 
 
 def _class(root, size):
@@ -43,17 +43,17 @@ def test_a_change_has_one_wording_in_the_plan_and_between_runs(tmp_path, change,
     change(root)
     plan = planner(root)
     after = plan.begin("first").made_from
-    assert in_words(before, after) == words
+    assert describe_changes(before, after) == words
     assert list(plan.decide("first").reasons) == words
 
 
 def test_what_is_not_known_is_not_compared():
     part = {"notebook": "0123abcd", "packages": {"torch": "2.8"}}
-    assert in_words(None, part) == in_words(part, None) == in_words(part, part) == []
-    assert in_words(part, {"notebook": "0123abcd"}) == ["torch is not imported any more, or not installed"]
+    assert describe_changes(None, part) == describe_changes(part, None) == describe_changes(part, part) == []
+    assert describe_changes(part, {"notebook": "0123abcd"}) == ["torch is not imported any more, or not installed"]
     many = {"code": {f"planes.work.f{i}": ["function", "1"] for i in range(12)}}
-    assert in_words({"code": {}, "notebook": None}, many)[-1] == "and 2 more changes of code"
+    assert describe_changes({"code": {}, "notebook": None}, many)[-1] == "and 2 more changes of code"
 
 
 def test_a_parameter_that_became_none_has_changed():
-    assert changed({"a": None}, {}) == {"a": (None, None)} and changed({"a": 1}, {"a": 1}) == {}
+    assert changed_values({"a": None}, {}) == {"a": (None, None)} and changed_values({"a": 1}, {"a": 1}) == {}

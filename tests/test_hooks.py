@@ -17,7 +17,7 @@ from mlnb.models.bundle import Bundle, Field, Samples, write_bundle
 from mlnb.models.hooks import Model
 from mlnb.project.errors import BundleError
 from mlnb.serving.app import create_app
-from mlnb.serving.predictions import PredictionLog, read, tables
+from mlnb.serving.predictions import PredictionLog, read, read_tables
 
 TREES = '''
 import lightgbm
@@ -84,8 +84,8 @@ SERVER = """
 import sys
 import uvicorn
 from mlnb.project.settings import load_settings
-from mlnb.serving.app import app_of
-uvicorn.run(app_of(load_settings(".")), port=int(sys.argv[1]), log_level="warning")
+from mlnb.serving.app import load_app
+uvicorn.run(load_app(load_settings(".")), port=int(sys.argv[1]), log_level="warning")
 """
 
 
@@ -175,7 +175,7 @@ def test_a_row_is_the_same_in_the_log_whichever_way_it_was_written(project, way)
         answer = httpx.post(f"{url}/predict", content=WAYS[way]).json()
         said = answer if isinstance(answer, dict) else answer[0]
     (file,) = [f for f in (project / ".mlnb/length").iterdir() if said["request_id"] in f.read_text()]
-    ((table),) = tables(file, damaged := [])
+    ((table),) = read_tables(file, damaged := [])
     names = ("tail", "distance", "delay")
     assert [table[f"input.{n}"].to_pylist() for n in names] == [['Né"1'], [1400.0], [-3.0]] and not damaged
     assert [table[f"features.{n}"] for n in names] == [table[f"input.{n}"] for n in names]
@@ -245,12 +245,12 @@ class OneDecision(Half):
 
 
 class Scalar(Half):
-    def features(self, request, context):
+    def features(self, request, point_in_time):
         return request | {"month": 7}
 
 
 class Writes(Half):
-    def features(self, request, context):
+    def features(self, request, point_in_time):
         request["distance"] /= 1000
         return request
 
@@ -287,7 +287,7 @@ class Odd(Half):
     "A model whose hooks give what a test says"
     given: ClassVar = {}  # name of a hook -> what is called instead
 
-    def features(self, request, context):
+    def features(self, request, point_in_time):
         return {"tail": request["tail"]} | ({"x": self.given["features"](len(request["tail"]))} if "features" in self.given else {})
 
     def predict(self, features):

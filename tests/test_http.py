@@ -8,7 +8,7 @@ from contextlib import suppress
 import psutil
 import pytest
 import toy_project
-from plain_server import plain, workers
+from plain_server import run_server, workers
 
 KEY = "k" * 24
 POST = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nX-API-Key: %s\r\nContent-Type: application/json\r\n" % KEY.encode()
@@ -19,8 +19,13 @@ MEGABYTE = 1 << 20
 @pytest.fixture(scope="module")
 def server(toy, tmp_path_factory):
     "A service that needs a key, with a minute of patience: what is cut here is cut because it is too much"
-    more = {"MLNB_KEYS": f"predict:{KEY}", "MLNB_REQUEST_SECONDS": "60", "MLNB_BODY_LIMIT_KB": "100", "MLNB_ROOT_PATH": "/models/toy"}
-    with plain(toy, tmp_path_factory.mktemp("predictions"), MLNB_CONTEXT_LIMIT_MINUTES="100000000", **more) as (process, url):
+    more = {
+        "MLNB_KEYS": f"predict:{KEY}",
+        "MLNB_REQUEST_TIMEOUT_SECONDS": "60",
+        "MLNB_BODY_LIMIT_KB": "100",
+        "MLNB_ROOT_PATH": "/models/toy",
+    }
+    with run_server(toy, tmp_path_factory.mktemp("predictions"), MLNB_SNAPSHOT_MAX_AGE_MINUTES="100000000", **more) as (process, url):
         yield process, int(url.rpartition(":")[2])
 
 

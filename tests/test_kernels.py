@@ -101,7 +101,7 @@ def test_output_goes_where_it_should(start, project):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"options": kernels.Options(warm=False)}, "the settings say warm_kernels = false"),
+        ({"options": kernels.KernelOptions(warm=False)}, "the settings say warm_kernels = false"),
         ({"env": {**os.environ, "PYTHONPATH": "src"}}, "PYTHONPATH has a relative folder"),
     ],
 )
@@ -116,7 +116,7 @@ def test_doubt_is_a_cold_start_with_one_line(folder, project, caplog, more, said
 def test_a_server_that_forks_too_late_shares_no_socket_with_the_cold_worker(folder, project, monkeypatch, caplog):
     mine, servers = socket.socketpair()
     monkeypatch.setattr(kernels, "_connect", lambda *_: mine)
-    monkeypatch.setattr(kernels, "PATIENCE_LOADING", 0.1)
+    monkeypatch.setattr(kernels, "LOADING_TIMEOUT", 0.1)
     worker = kernels.fork_worker("work:answer", cwd=project, options=SMALL)
     assert worker.how == "cold" and "still importing" in caplog.text
     _, fds, _, _ = socket.recv_fds(servers, 65536, 8)
@@ -152,21 +152,21 @@ def test_a_path_too_long_for_a_socket(folder, project, monkeypatch, caplog):
 def test_settings(tmp_path, monkeypatch):
     for name in ("WARM_KERNELS", "KERNEL_PRELOAD", "KERNEL_IDLE_MINUTES", "KERNEL_POOL"):
         monkeypatch.delenv(f"MLNB_{name}", raising=False)
-    assert kernels.find_options(tmp_path) == kernels.Options()
+    assert kernels.find_options(tmp_path) == kernels.KernelOptions()
     table = 'warm_kernels = false\nkernel_preload = ["numpy", "polars"]\nkernel_idle_minutes = 5\nkernel_pool = 0\n'
     (tmp_path / "pyproject.toml").write_text(f"[tool.mlnb]\n{table}")
-    assert kernels.options_of(load_settings(tmp_path)) == kernels.Options(False, ("numpy", "polars"), 300.0, 0)
+    assert kernels.options_of(load_settings(tmp_path)) == kernels.KernelOptions(False, ("numpy", "polars"), 300.0, 0)
     monkeypatch.setenv("MLNB_KERNEL_PRELOAD", "numpy")
     assert kernels.find_options(tmp_path).preload == ("numpy",)
 
 
 def test_settings_in_error_are_told_and_the_defaults_hold(tmp_path, caplog):
     (tmp_path / "pyproject.toml").write_text('[tool.mlnb]\nkernel_pool = "many"\n')
-    assert kernels.find_options(tmp_path) == kernels.Options()
+    assert kernels.find_options(tmp_path) == kernels.KernelOptions()
     assert "setting 'kernel_pool' has value 'many'; write kernel_pool = 1" in caplog.text
 
 
-KEY = "import ctypes, os, resource\nfrom mlnb.notebooks import kernels\n{}\nprint(kernels.key((), {{}}))"
+KEY = "import ctypes, os, resource\nfrom mlnb.notebooks import kernels\n{}\nprint(kernels.server_key((), {{}}))"
 
 
 def key_of(state):

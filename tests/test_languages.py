@@ -106,9 +106,9 @@ def test_a_task_in_another_language_counts_by_its_text(installed, tmp_path):
     write(root / "nbs" / "second.ipynb", R, *cells_of)
     plan = planner(root)
     task, made_from = plan.spec.tasks["second"], plan.begin("second").made_from
-    reached = Library(["planes"], root).notebook(root / "nbs" / "second.ipynb")
+    dependencies = Library(["planes"], root).notebook(root / "nbs" / "second.ipynb")
     assert task.upstream == ("first",) and list(task.declared) == ["upstream", "product", "extra"]
-    assert not reached.code and reached.unwatched == ("what the notebook loads, which is written in R",)
+    assert not dependencies.code and dependencies.unresolved == ("what the notebook loads, which is written in R",)
     write(root / "nbs" / "second.ipynb", R, *cells_of[:1], "x <- 2", *cells_of[2:])
     assert planner(root).begin("second").made_from["notebook"] != made_from["notebook"]
 

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from pipeline_project import make, notebook
 
 from mlnb.cli.check import check
-from mlnb.notebooks.lint import examine
+from mlnb.notebooks.lint import run_checks
 from mlnb.project.settings import load_settings
 
 NBDEV = """
@@ -47,7 +47,7 @@ def export(root, module, *sources, name=None):
 
 def found(root):
     before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
-    findings = {(f.check, f.path, f.message) for f in examine(load_settings(root)).findings}
+    findings = {(f.check, f.path, f.message) for f in run_checks(load_settings(root)).findings}
     assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file() and "__pycache__" not in p.parts} == before
     return findings
 

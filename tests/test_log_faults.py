@@ -115,7 +115,7 @@ def test_an_empty_file_that_a_worker_is_about_to_lock_may_go(tmp_path, monkeypat
     assert compactor.run().rows == 1
 
 
-@pytest.mark.parametrize("sync", p.SYNC)
+@pytest.mark.parametrize("sync", p.SYNC_MODES)
 @pytest.mark.parametrize("first", [lambda log: log.append([prediction(0)]), lambda log: log.check()], ids=["appended", "checked"])
 def test_a_deleted_folder_comes_again(tmp_path, sync, first):
     log, compactor = PredictionLog(tmp_path / "log", sync), Compactor(tmp_path / "log", tmp_path / "parts")
@@ -143,8 +143,8 @@ def fill(disk):
             file.write(b"x" * 512)
 
 
-@pytest.mark.parametrize("sync", p.SYNC)
-def test_a_full_disk_refuses_until_there_is_room(disk, sync, one_hour):
+@pytest.mark.parametrize("sync", p.SYNC_MODES)
+def test_a_full_disk_refuses_until_there_is_room(disk, sync, fixed_clock):
     log, logged = PredictionLog(disk / "log", sync), ["r0"]
     log.append([prediction(0)])
     fill(disk)
@@ -169,18 +169,18 @@ def test_a_full_disk_may_serve_and_says_so(disk, capfd):
     log = PredictionLog(disk / "log", full="serve")
     log.append([prediction(0)])
     for turn in (1000, 2000):
-        before = log.unlogged
+        before = log.unlogged_predictions
         fill(disk)
         for i in range(turn, turn + 150, 3):
             log.append([prediction(i), prediction(i + 1), prediction(i + 2)])
         log.check()
-        assert log.unlogged > before
+        assert log.unlogged_predictions > before
         (disk / "filler").unlink()
         log.append([prediction(turn + 150)])
     said = capfd.readouterr().err.splitlines()
     assert ["cannot be written: No space left" in line for line in said] == [True, False, True, False]
-    assert "is written again" in said[1] and f"; {log.unlogged} predictions so far" in said[3]
-    assert len(LogReader(disk / "log").frame()) == 303 - log.unlogged
+    assert "is written again" in said[1] and f"; {log.unlogged_predictions} predictions so far" in said[3]
+    assert len(LogReader(disk / "log").frame()) == 303 - log.unlogged_predictions
 
 
 def test_a_full_disk_stops_the_compactor_and_loses_nothing(disk):
@@ -207,7 +207,7 @@ def test_a_read_only_disk(disk, capfd):
     with pytest.raises(ServingError, match="Read-only file system"):
         refusing.check()
     serving.append([prediction(1), prediction(2)])
-    assert serving.unlogged == 2 and "Read-only file system" in capfd.readouterr().err
+    assert serving.unlogged_predictions == 2 and "Read-only file system" in capfd.readouterr().err
     subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
     for log in (refusing, serving):
         log.append([prediction(3)])
@@ -215,7 +215,7 @@ def test_a_read_only_disk(disk, capfd):
 
 
 @pytest.mark.parametrize("ask", [lambda log: log.append([prediction(1)] * 30), lambda log: log.check()], ids=["append", "check"])
-def test_a_part_of_a_line_that_cannot_be_cut_off_ends_its_file(disk, monkeypatch, ask, one_hour):
+def test_a_part_of_a_line_that_cannot_be_cut_off_ends_its_file(disk, monkeypatch, ask, fixed_clock):
     def fails(*arguments):
         raise OSError(5, "Input/output error")
 
@@ -248,7 +248,7 @@ def test_threads_append_one_after_the_other(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system takes no advice on its cache")
-def test_what_is_on_the_disk_leaves_memory_and_the_page_of_the_end_stays(tmp_path, monkeypatch, one_hour):
+def test_what_is_on_the_disk_leaves_memory_and_the_page_of_the_end_stays(tmp_path, monkeypatch, fixed_clock):
     released, advise = [], os.posix_fadvise
     monkeypatch.setattr(p.os, "posix_fadvise", lambda number, *what: (released.append(what[:2]), advise(number, *what)))
     log, written = PredictionLog(tmp_path, "always"), 0

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from test_compactor import columns, fails_at, log_files, prediction
 
-from mlnb.data.hourly import Hourly
+from mlnb.data.hourly_profiles import HourlyProfile
 from mlnb.project.errors import ProfileError, ServingError
 from mlnb.project.settings import Settings
 from mlnb.serving import log_profiles as p
@@ -35,7 +35,7 @@ def log_hours(folder, hours, rows=20, start=0, version="v1", arm="champion", **r
 
 
 def rows_of(places, **what) -> dict[str, int]:
-    return {hour: profile.rows for hour, profile in p.HourStore(places[1]).windows(by="hour", **what).items()}
+    return {hour: profile.rows for hour, profile in p.LogProfileStore(places[1]).windows(by="hour", **what).items()}
 
 
 def same(one: dict, other: dict) -> bool:
@@ -46,7 +46,7 @@ def test_one_profile_an_hour_written_once(places):
     hours = ["2013-07-04T05", "2013-07-04T06", "2013-08-01T00"]
     log_hours(places[0], hours)
     assert p.profile_log(*places) == hours and p.profile_log(*places) == []
-    store = p.HourStore(places[1])
+    store = p.LogProfileStore(places[1])
     assert store.hours() == hours and store.hours("2013-07") == hours[:2] and store.hours("2014") == []
     assert store.merged("2013-07").rows == 40 and store.merged("2014").columns == {}
     assert store.read(hours[0]).columns["carrier"].frequent()[0] == {"UA": 20}
@@ -71,7 +71,7 @@ def test_versions_and_arms_are_kept_apart(places):
     p.profile_log(*places)
     asked = [{}, {"version": "v/2"}, {"arm": "shadow"}, {"version": "v1", "arm": "shadow"}, {"arm": "challenger"}]
     assert [sum(rows_of(places, **what).values()) for what in asked] == [25, 5, 23, 0, 5]
-    store = p.HourStore(places[1])
+    store = p.LogProfileStore(places[1])
     assert store.hours() == hour and len(store.hours(arm="shadow")) == 2 and store.merged("2013-07-04T06").rows == 0
 
 
@@ -96,7 +96,7 @@ def test_segments_of_the_log(places):
     assert sum(rows_of(places).values()) == 90
     for value in ("JFK", "EWR", None):
         assert list(rows_of(places, segment=("origin", value)).values()) == [10, 10, 10]
-    assert p.HourStore(places[1]).merged(segment=("origin", "JFK")).columns["origin"].frequent()[0] == {"JFK": 30}
+    assert p.LogProfileStore(places[1]).merged(segment=("origin", "JFK")).columns["origin"].frequent()[0] == {"JFK": 30}
     assert rows_of(places, segment=("origin", "LGA")) == {} and sum(rows_of(places, segment=("gate", 7)).values()) == 3
 
 
@@ -114,7 +114,7 @@ def test_days_and_months_say_what_their_hours_say(places):
     p.profile_log(*places)
     assert len(list(places[1].rglob("2013-05.profile"))) == 2 and not list(places[1].rglob("2013-07.profile"))
     assert not list(places[1].rglob("2013-07-03.profile")) and len(list(places[1].rglob("2013-07-02.profile"))) == 1
-    store = p.HourStore(places[1])
+    store = p.LogProfileStore(places[1])
     assert store.merged().rows == 360 and store.merged("2013-05").rows == 120 and store.merged("2013-05-01").rows == 40
     assert [w.rows for w in store.windows(by="month").values()] == [120, 120, 120] and len(store.windows(by="day")) == 9
     log_hours(places[0], hours[:1], rows=7, start=500)  # late
@@ -126,7 +126,7 @@ def test_days_and_months_say_what_their_hours_say(places):
     assert store.merged("2013-05").rows == 127  # a month is one file
 
 
-def figures(hourly: Hourly) -> dict:
+def figures(hourly: HourlyProfile) -> dict:
     table = zip(hourly.hours, hourly.rows, *vars(hourly.columns["distance"]).values(), strict=True)
     return {str(hour): tuple(values) for hour, *values in table}
 
@@ -137,7 +137,7 @@ def test_hours_of_a_period_are_those_of_its_rows(places):
     log_hours(places[0], hours, origin=["JFK", "EWR"], distance=[100, 200])
     log_hours(places[0], hours[::3], rows=5, version="v2", arm="challenger", origin=["JFK"], distance=[800])
     p.profile_log(*places, by=("origin",))
-    store = p.HourStore(places[1])
+    store = p.LogProfileStore(places[1])
     found = figures(store.hourly())
     assert list(found) == hours and found[hours[1]] == (20, 20, 150, 0) and found[hours[0]] == (25, 25, 280, 0)
     assert figures(store.hourly("2013-05-01")) == {hour: found[hour] for hour in hours[:2]}
@@ -152,23 +152,23 @@ def test_hours_that_are_not_beside_a_month_are_read_one_by_one(places, damage):
     hours = [f"2013-{month:02}-{day:02}T01" for month in (5, 6, 7) for day in (1, 2)]
     log_hours(places[0], hours)
     p.profile_log(*places)
-    before = figures(p.HourStore(places[1]).hourly())
+    before = figures(p.LogProfileStore(places[1]).hourly())
     files = sorted(places[1].rglob("*.hourly"), key=lambda file: file.stem)
     assert [file.stem for file in files] == ["2013-05", "2013-05-01", "2013-05-02", "2013-06", "2013-06-01", "2013-06-02", "2013-07-01"]
     for file in files:
         damage(file)
-    assert figures(p.HourStore(places[1]).hourly()) == before
+    assert figures(p.LogProfileStore(places[1]).hourly()) == before
     log_hours(places[0], ["2013-05-01T01"], rows=5, start=100)
     p.profile_log(*places)
-    assert figures(p.HourStore(places[1]).hourly())["2013-05-01T01"][0] == 25
+    assert figures(p.LogProfileStore(places[1]).hourly())["2013-05-01T01"][0] == 25
 
 
-def test_what_went_takes_its_hours_along(places, one_hour):
+def test_what_went_takes_its_hours_along(places, fixed_clock):
     log_hours(places[0], ["2013-07-04T05"])
     p.profile_log(*places)
     log_hours(places[0], ["2013-07-04T05", "2013-07-04T06"], rows=3)
     p.profile_log(*places)
-    newest = max(places[0].glob("*.jsonl"), key=lambda f: len(p._hours_in(f)))
+    newest = max(places[0].glob("*.jsonl"), key=lambda f: len(p._hours_of_file(f)))
     newest.unlink()
     p.profile_log(*places)
     assert rows_of(places) == {"2013-07-04T05": 20} and not list(places[1].rglob("2013-07-04T06.profile"))
@@ -187,7 +187,7 @@ def test_what_expired_takes_its_days_and_months_along(places):
             Path(part.path).unlink()
     p.profile_log(*places)
     assert names() == ["2013-06-01", "2013-06-01T05", "2013-06-02", "2013-06-02T05", "2013-06-03T05"]
-    assert p.HourStore(places[1]).merged().rows == 60
+    assert p.LogProfileStore(places[1]).merged().rows == 60
 
 
 def test_segments_that_nobody_wants_any_more_go(places):
@@ -221,7 +221,7 @@ def test_a_profile_that_is_gone_is_said(places):
     p.profile_log(*places)
     next(places[1].rglob("*.profile")).unlink()
     with pytest.raises(ProfileError, match=r"log\.json to have all made again"):
-        p.HourStore(places[1]).merged()
+        p.LogProfileStore(places[1]).merged()
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"\x00" * path.stat().st_size)], ids=["gone", "damaged"])
@@ -232,7 +232,7 @@ def test_a_profile_that_is_needed_and_gone_is_made_again(places, damage):
     damage(next(places[1].rglob("2013-07-04T06.profile")))
     log_hours(places[0], hours[:1], rows=7, start=100)  # late: the day is put together again
     assert p.profile_log(*places) == hours and p.profile_log(*places) == []
-    assert list(rows_of(places).values()) == [27, 20, 20] and p.HourStore(places[1]).merged("2013-07-04").rows == 47
+    assert list(rows_of(places).values()) == [27, 20, 20] and p.LogProfileStore(places[1]).merged("2013-07-04").rows == 47
 
 
 def test_the_log_is_read_no_more_once_it_is_profiled(places):
@@ -254,10 +254,10 @@ def test_a_torn_last_line_waits_for_its_end(places):
 def test_compacting_changes_no_profile(places):
     log_files(places[0], 3, rows=15)
     p.profile_log(*places)
-    before = p.HourStore(places[1]).windows(by="hour")
+    before = p.LogProfileStore(places[1]).windows(by="hour")
     Compactor(places[0], places[2]).run()
     assert p.profile_log(*places, lines=False) == list(before)  # their rows are elsewhere now
-    assert same(before, p.HourStore(places[1]).windows(by="hour"))
+    assert same(before, p.LogProfileStore(places[1]).windows(by="hour"))
 
 
 def test_rows_that_were_logged_twice_count_once(places):
@@ -281,8 +281,8 @@ def test_a_file_that_is_still_written_does_not_wake_the_compactor(places):
 def test_profiles_may_be_in_any_file_system(places):
     log_hours(places[0], ["2013-07-04T05", "2013-07-05T05"])
     url = f"memory://{places[0].name}-{id(places)}"
-    assert len(p.profile_log(places[0], url)) == 2 and p.HourStore(url).merged().rows == 40
-    assert p.profile_log(places[0] / "none", f"{url}/none") == [] and p.HourStore(f"{url}/none").hours() == []
+    assert len(p.profile_log(places[0], url)) == 2 and p.LogProfileStore(url).merged().rows == 40
+    assert p.profile_log(places[0] / "none", f"{url}/none") == [] and p.LogProfileStore(f"{url}/none").hours() == []
 
 
 def test_two_processes_may_profile_at_once(places):
@@ -291,7 +291,7 @@ def test_two_processes_may_profile_at_once(places):
     command = [sys.executable, "-c", code, *map(str, places)]
     running = [subprocess.Popen(command, env=dict(os.environ), stdout=subprocess.PIPE, text=True) for _ in range(2)]
     assert sorted(int(process.communicate()[0]) for process in running) == [0, 36]  # the second waited for the first
-    assert p.HourStore(places[1]).merged().rows == 720 and p.profile_log(*places) == []
+    assert p.LogProfileStore(places[1]).merged().rows == 720 and p.profile_log(*places) == []
 
 
 def test_readers_beside_writer_compactor_and_profiler(places):
@@ -323,14 +323,14 @@ def test_readers_beside_writer_compactor_and_profiler(places):
         for _ in range(15):
             least = acknowledged[0]
             p.profile_log(*places)
-            found = p.HourStore(places[1]).merged().rows
+            found = p.LogProfileStore(places[1]).merged().rows
             assert least <= found <= acknowledged[0] + 20
     finally:
         ended.set()
         for thread in threads:
             thread.join()
     p.profile_log(*places)
-    assert not problems and p.HourStore(places[1]).merged().rows == acknowledged[0]
+    assert not problems and p.LogProfileStore(places[1]).merged().rows == acknowledged[0]
 
 
 def test_machines_that_share_a_storage_have_profiles_of_their_own(tmp_path):
@@ -340,7 +340,7 @@ def test_machines_that_share_a_storage_have_profiles_of_their_own(tmp_path):
         log_hours(one.path(one.predictions), ["2013-07-04T05"], start=100 * number)
     done = [p.compact_and_profile(one) for one in settings]
     assert [(d.rows, d.profiled) for d in done] == [(20, 1), (20, 1)] and p.update_profiles(settings[0]) == ["2013-07-04T05"]
-    stores = [p.HourStore(p.profiles_url(one)) for one in settings]
+    stores = [p.LogProfileStore(p.profiles_url(one)) for one in settings]
     assert [store.merged().rows for store in stores] == [40, 40]
     assert stores[0].merged(segment=("carrier", "UA")).rows == 40
 
@@ -354,7 +354,7 @@ import test_log_profiles as t
 from mlnb.serving.compactor import Compactor, PartStore
 from mlnb.serving import log_profiles as p
 from mlnb.data import profiles
-profiles._messages()  # imported once, not in every child
+profiles._protobuf()  # imported once, not in every child
 os.fsync = lambda number: None  # a kill loses nothing that was written
 root = Path({root!r})
 places = root / "log", root / "profiles", root / "parts"
@@ -438,7 +438,7 @@ def test_the_list_is_small(places):
 
 def test_places_of_a_thousand_hours_are_found_by_their_name(places):
     "Fifty new segments an hour; those that are gone leave the list"
-    found, store = p._List(["tail"]), p.HourStore(places[1])
+    found, store = p._ProfileIndex(["tail"]), p.LogProfileStore(places[1])
     hours = [f"2013-{1 + i // 600:02}-{1 + i % 600 // 24:02}T{i % 24:02}" for i in range(1200)]
     calls = 0
 
@@ -455,7 +455,7 @@ def test_places_of_a_thousand_hours_are_found_by_their_name(places):
     assert calls < 2 * len(found.places) == 120_000
     for hour in hours[:-2]:
         found.note(hour, [])
-    store._note(found)
-    kept = store._list()
+    store._write_index(found)
+    kept = store._read_index()
     assert len(kept.places) == 100 and kept.hours.keys() == set(hours[-2:])
     assert {kept.places[n] for n in kept.hours[hours[-1]]} == {found.places[n] for n in found.hours[hours[-1]]}

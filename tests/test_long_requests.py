@@ -17,25 +17,25 @@ import toy_project
 from away_storage import ERRORS
 from waiting import until
 
-from mlnb.data.context import NotInMemory, SnapshotStore
+from mlnb.data.point_in_time import NotCached, SnapshotStore
 from mlnb.project.errors import ServingError
 from mlnb.project.files import find_files, open_url, publish
-from mlnb.serving.compactor import Part, PartStore
+from mlnb.serving.column_validation import ARROW, to_arrow_stream
+from mlnb.serving.compactor import LogPart, PartStore
 from mlnb.serving.predictions import read
-from mlnb.serving.tables import ARROW, as_arrow
 
 SERVER = """
 import sys
 sys.path.insert(0, {tests!r})
 import away_storage
 import uvicorn
-from mlnb.data.context import SnapshotStore
+from mlnb.data.point_in_time import SnapshotStore
 from mlnb.project.settings import load_settings
-from mlnb.serving import app, slices
-from mlnb.serving.plain import Protocol
+from mlnb.serving import app, chunked_scoring
+from mlnb.serving.uvicorn_server import LimitedHttpProtocol
 SnapshotStore.of = classmethod(lambda cls, settings: cls(settings.url(settings.storage) + "/context", refresh=0.3))
-slices.AGAIN_SECONDS, slices.ContextReader.__init__.__defaults__ = 0.1, (1.0,)
-uvicorn.run(app.app_of(load_settings(".")), port={port}, log_level="warning", http=Protocol)
+chunked_scoring.RETRY_DELAY_SECONDS, chunked_scoring.SnapshotReader.__init__.__defaults__ = 0.1, (1.0,)
+uvicorn.run(app.load_app(load_settings(".")), port={port}, log_level="warning", http=LimitedHttpProtocol)
 """
 TABLE = {"content-type": ARROW.decode()}
 
@@ -46,7 +46,7 @@ def service(toy, tmp_path_factory):
     folder, port = tmp_path_factory.mktemp("away"), toy_project.free_port()
     (mode := folder / "mode").write_text("")
     env = toy_project.environment(toy) | {"AWAY_MODE": str(mode), "MLNB_STORAGE": f"away://{toy}/.mlnb/storage"}
-    env |= {"MLNB_PREDICTIONS": str(folder / "log"), "MLNB_REQUEST_SECONDS": "60", "MLNB_CONTEXT_LIMIT_MINUTES": "100000000"}
+    env |= {"MLNB_PREDICTIONS": str(folder / "log"), "MLNB_REQUEST_TIMEOUT_SECONDS": "60", "MLNB_SNAPSHOT_MAX_AGE_MINUTES": "100000000"}
     code = SERVER.format(tests=str(Path(__file__).parent), port=port)
     process = subprocess.Popen([sys.executable, "-c", code], cwd=toy, env=env, stderr=subprocess.PIPE, text=True)
     try:
@@ -152,7 +152,7 @@ def test_a_long_request_leaves_turns_to_others_and_is_logged_whole(service, toy,
     }
     rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)] if form == "rows" else []
     ways = {
-        "arrow": lambda: client.post("/predict", content=as_arrow(table), headers=TABLE),
+        "arrow": lambda: client.post("/predict", content=to_arrow_stream(table), headers=TABLE),
         "columns": lambda: client.post("/predict/columns", json=columns),
         "rows": lambda: client.post("/predict", json=rows),
     }
@@ -170,7 +170,7 @@ def test_a_long_request_leaves_turns_to_others_and_is_logged_whole(service, toy,
     assert len(logged) >= before + table.num_rows and len(set(ids)) == table.num_rows
     assert logged.loc[ids, "flight"].tolist() == table["flight"].to_pylist()
     few = [0, 7, table.num_rows - 1]
-    one = [client.post("/predict", content=as_arrow(table.slice(i, 1)), headers=TABLE) for i in few]
+    one = [client.post("/predict", content=to_arrow_stream(table.slice(i, 1)), headers=TABLE) for i in few]
     assert logged.loc[[ids[i] for i in few], "probability"].tolist() == [
         pa.ipc.open_stream(a.content).read_all()["probability"][0].as_py() for a in one
     ]
@@ -182,7 +182,7 @@ def test_a_wrong_row_of_a_long_request_is_named_by_its_number_and_nothing_is_log
     late = table["decision_time"].to_pylist()
     late[2_500] = late[0].replace(year=1999)  # before any context
     table = table.set_column(table.column_names.index("decision_time"), "decision_time", pa.array(late, pa.timestamp("s", "UTC")))
-    answer = client.post("/predict", content=as_arrow(table), headers=TABLE)
+    answer = client.post("/predict", content=to_arrow_stream(table), headers=TABLE)
     assert answer.status_code == 503 and answer.json()["row"] == 2_500 and len(read(log)) == before
 
 
@@ -195,21 +195,21 @@ def test_calls_of_a_storage_fail_with_an_oserror_alone(tmp_path, monkeypatch, er
     calls = [
         lambda: find_files(files, place),
         lambda: publish(files, f"{place}/x", b""),
-        store.moments,
+        store.as_of_times,
         lambda: store.newest(np.datetime64("now")),
     ]
     for call in calls:
         with pytest.raises(OSError, match=f"the storage says {error}"):
             call()
     parts = PartStore(f"away://{tmp_path}/log")
-    part = Part(f"{place}/x", 1, "v1", "2013-07-01T00", "log", "stamp", "1")
+    part = LogPart(f"{place}/x", 1, "v1", "2013-07-01T00", "log", "stamp", "1")
     for call in (lambda: parts.remove(["x"]), lambda: parts.read(part)):
         with pytest.raises(OSError):
             call()
     with pytest.raises(ServingError, match=f"the storage says {error}"):
         parts.parts()
-    with pytest.raises(NotInMemory):
-        store.newest_in_memory(np.datetime64("now"))
+    with pytest.raises(NotCached):
+        store.newest_cached(np.datetime64("now"))
     os.mkdir(place)
     mode.write_text("")
     assert store.newest(np.datetime64("now")) is None and json.dumps(find_files(files, place)) == "{}"

@@ -16,9 +16,9 @@ from waiting import until
 COUNT = """
 import os, sys
 import prometheus_client, prometheus_client.multiprocess
-from mlnb.serving.app import Metrics
+from mlnb.serving.app import ServiceMetrics
 os.setuid(int(sys.argv[2]))
-metrics = Metrics()
+metrics = ServiceMetrics()
 print("shared" if os.environ.get("PROMETHEUS_MULTIPROC_DIR") else "alone", flush=True)
 for number in range(int(sys.argv[1])):
     metrics.count(200, f"{number:04}" * 20)
@@ -130,7 +130,7 @@ def test_everything_that_a_service_writes_is_on_a_full_disk(toy, tmp_path, disk,
     with (full / "rest").open("wb") as rest, pytest.raises(OSError, match="No space left"):
         rest.write(bytes(1 << 16))
         rest.flush()
-    places = {f"MLNB_{name.upper()}": str(full / name) for name in ("predictions", "outcomes")}
+    places = {f"MLNB_{name.upper()}": str(full / name) for name in ("predictions", "labels")}
     process, url = server(root, how, TMPDIR=str(temporary), **places)
     row = toy_project.example(root)
     assert toy_project.get(f"{url}/readyz").status_code == 503 == toy_project.post(f"{url}/predict", json=row).status_code

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as peer
 
-from mlnb.models.metrics import Cost, by, calibration_error, cost_curve, log_loss, ranking, reliability, scores
+from mlnb.models.metrics import Cost, calibration_error, cost_curve, log_loss, ranking_scores, reliability_curve, scores, scores_by_group
 from mlnb.project.errors import ModelError
 
 
@@ -24,7 +24,7 @@ def test_scores_are_those_of_scikit_learn(rows):
 
 def test_cost_counts_alerts_and_misses_one_by_one(rows):
     y, p = rows
-    cost = Cost(alert=2, missed=7)
+    cost = Cost(positive=2, false_negative=7)
     spent = sum(2 if q >= 2 / 7 else 7 * label for label, q in zip(y, p, strict=True))
     ours = scores(y, p, cost)
     assert ours["cost_per_1000"] == pytest.approx(1000 * spent / len(y))
@@ -36,9 +36,9 @@ def test_a_probability_on_the_threshold_is_an_alert():
 
 
 @pytest.mark.parametrize(("alert", "missed"), [(0, 3), (3, 3), (4, 3), (-1, 3), (1, np.inf), (np.nan, 3)])
-def test_costs_without_a_decision_are_refused(alert, missed):
+def test_costs_without_a_decision_are_refused(positive, false_negative):
     with pytest.raises(ModelError, match="write 0 < alert < missed"):
-        Cost(alert, missed)
+        Cost(positive, false_negative)
 
 
 def test_calibration_error_is_that_of_pandas_quantile_bins(rows):
@@ -52,14 +52,14 @@ def test_calibration_error_is_that_of_pandas_quantile_bins(rows):
 
 
 def test_calibration_of_few_distinct_probabilities_is_by_value():
-    said, seen, rows = reliability([0, 1, 1, 1], [0.2, 0.2, 0.9, 0.9])
+    said, seen, rows = reliability_curve([0, 1, 1, 1], [0.2, 0.2, 0.9, 0.9])
     assert (said.tolist(), seen.tolist(), rows.tolist()) == ([0.2, 0.9], [0.5, 1.0], [2, 2])
     assert calibration_error([0, 1, 1, 1], [0.2, 0.2, 0.9, 0.9]) == pytest.approx(0.2)
 
 
 def test_tied_quantiles_lose_no_row():
     p = np.r_[np.full(900, 0.1), np.linspace(0.2, 0.9, 100)]
-    assert reliability(np.zeros(1000), p)[2].sum() == 1000
+    assert reliability_curve(np.zeros(1000), p)[2].sum() == 1000
 
 
 def test_one_class_has_loss_and_cost_but_no_ranking():
@@ -85,7 +85,7 @@ def test_certain_and_wrong_is_dear_but_finite():
         ([0, 1], [-0.1, 1.1], "2 of 2 probabilities"),
     ],
 )
-@pytest.mark.parametrize("score", [scores, ranking, log_loss, calibration_error, cost_curve])
+@pytest.mark.parametrize("score", [scores, ranking_scores, log_loss, calibration_error, cost_curve])
 def test_rows_that_cannot_be_scored_are_named(score, y, p, words):
     with pytest.raises(ModelError, match=words):
         score(y, p)
@@ -94,11 +94,11 @@ def test_rows_that_cannot_be_scored_are_named(score, y, p, words):
 def test_groups_are_scored_apart(rows):
     y, p = rows
     month = np.arange(len(y)) % 3
-    table = by(month, y, p)
+    table = scores_by_group(month, y, p)
     assert list(table) == ["0", "1", "2"]
     assert table["1"] == scores(y[month == 1], p[month == 1])
     with pytest.raises(ModelError, match="each row needs its group"):
-        by(month[:5], y, p)
+        scores_by_group(month[:5], y, p)
 
 
 def test_cost_curve_agrees_with_deciding_at_each_threshold(rows):

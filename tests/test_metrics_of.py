@@ -5,7 +5,7 @@ import json
 import pytest
 
 from mlnb.models.registry import Tracking, log_pipeline_run
-from mlnb.pipelines.metrics import metrics_of, mlflow_names, mlflow_notes
+from mlnb.pipelines.task_metrics import mlflow_names, mlflow_notes, read_task_metrics
 from mlnb.records import now
 
 ODD_NAMES = ["", " ", ".", "..", "../up", "/root", "a//b", "a/", "./a", "tab\tand\nline", "50 %", "x" * 300, "é/∆", "a\x00b", "a=b", "{c}"]
@@ -31,19 +31,19 @@ def product(tmp_path):
     ],
 )
 def test_numbers_by_dotted_names(product, document, metrics, caplog):
-    found = metrics_of({"nb": product("", "nb.ipynb"), "scores": product(document)})
+    found = read_task_metrics({"nb": product("", "nb.ipynb"), "scores": product(document)})
     assert (found.values, found.notes) == (metrics, ()) and not caplog.records
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1" + "0" * 400])
 def test_what_is_not_finite_is_said(product, value):
-    found = metrics_of({"scores": product(f'{{"a": {value}, "d": 1}}')})
+    found = read_task_metrics({"scores": product(f'{{"a": {value}, "d": 1}}')})
     assert found.values == {"a": None, "d": 1.0} and found.notes[0].startswith("no finite number is in the metrics 'a'")
 
 
 @pytest.mark.parametrize("inner", [[0.8, 0.9], [{"auc": 1}], [[1]], ["x", 2]])
 def test_numbers_in_lists_are_not_recorded_and_that_is_said(product, inner):
-    found = metrics_of({"scores": product({"auc": 1, "folds": {"k" * 100: inner}})})
+    found = read_task_metrics({"scores": product({"auc": 1, "folds": {"k" * 100: inner}})})
     assert found.values == {"auc": 1.0}
     assert found.notes == (f"what stands in the lists 'folds.{'k' * 54}...' is not recorded; give each number a name",)
 
@@ -51,31 +51,31 @@ def test_numbers_in_lists_are_not_recorded_and_that_is_said(product, inner):
 @pytest.mark.parametrize("text", ["", "auc = 0.5", '{"auc": 0.5', "[" * 100_000, "\udcff"])
 def test_what_is_no_json_is_said(tmp_path, text, caplog):
     (file := tmp_path / "m.json").write_bytes(text.encode("utf-8", "surrogateescape"))
-    assert metrics_of({"metrics": file}).values == {}
+    assert read_task_metrics({"metrics": file}).values == {}
     assert f"product 'metrics' ({file}) is no JSON document" in caplog.text and len(caplog.records) == 1
 
 
 def test_a_file_that_is_missing_or_of_another_kind(tmp_path, product, caplog):
-    assert metrics_of({"metrics": product("a,b\n1,2", "metrics.csv"), "data": product({"a": 1})}).values == {}
+    assert read_task_metrics({"metrics": product("a,b\n1,2", "metrics.csv"), "data": product({"a": 1})}).values == {}
     assert not caplog.records
-    assert metrics_of({"metrics": tmp_path / "none.json"}).values == {} and "no JSON document" in caplog.text
+    assert read_task_metrics({"metrics": tmp_path / "none.json"}).values == {} and "no JSON document" in caplog.text
 
 
 def test_two_products(product):
     both = {"metrics": product({"auc": 1}, "m.json"), "scores": product({"auc": 2}, "s.json")}
-    assert metrics_of(both).values == {"metrics.auc": 1.0, "scores.auc": 2.0}
+    assert read_task_metrics(both).values == {"metrics.auc": 1.0, "scores.auc": 2.0}
 
 
 def test_nothing_is_left_out_of_a_document_with_405_numbers(product):
     months = {f"{m}": {f"s{k}": m * k for k in range(33)} for m in range(12)}
     document = {"auc": 0.5, "months": months, "test": {f"t{k}": k for k in range(8)}}
-    found = metrics_of({"scores": product(document)})
+    found = read_task_metrics({"scores": product(document)})
     assert len(found.values) == 405 and found.values["months.11.s32"] == 352 and not found.notes
 
 
 def test_beyond_the_limit_the_user_chooses_and_what_is_left_out_is_said(product):
     document = {f"m{i}": i for i in range(300)} | {"test": {"auc": 0.5, "loss": 1.0}, "valid": {"auc": 0.6}}
-    found = metrics_of({"scores": product(document)}, first=("test.auc", "*.auc"), limit=200)
+    found = read_task_metrics({"scores": product(document)}, first=("test.auc", "*.auc"), limit=200)
     assert list(found.values)[:3] == ["test.auc", "valid.auc", "m0"] and len(found.values) == 200
     (note,) = found.notes
     assert note.startswith("200 of 303 metrics are recorded, 'm198', 'm199', 'm200', 'm201', 'm202' and 98 more are not; raise")
@@ -92,7 +92,7 @@ def test_beyond_the_limit_the_user_chooses_and_what_is_left_out_is_said(product)
     ],
 )
 def test_a_name_that_is_empty_or_taken_loses_no_value(product, document, values, said):
-    found = metrics_of({"scores": product(document)})
+    found = read_task_metrics({"scores": product(document)})
     assert found.values == values and any(said in note for note in found.notes)
 
 

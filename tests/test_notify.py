@@ -6,18 +6,18 @@ import subprocess
 
 import pytest
 from listener import Listener
-from waiting import PATIENCE
+from waiting import TIMEOUT_SECONDS
 
 from mlnb.monitoring import notify
-from mlnb.monitoring.alerts import Alerts
-from mlnb.monitoring.notify import Message, Slack, Webhook, channels_of, send_all
-from mlnb.monitoring.rules import KINDS, Looked, of_table
+from mlnb.monitoring.alerts import AlertStore
+from mlnb.monitoring.notify import Notification, SlackChannel, WebhookChannel, load_channels, send_all
+from mlnb.monitoring.rules import RULE_KINDS, RuleResult, from_table
 from mlnb.project.errors import SettingError
 from mlnb.project.settings import load_settings
 from mlnb.records import Records, now
 
 ALERT = {"id": 3, "rule": "inputs", "subject": "distance", "severity": "warning", "what": "firing", "words": "distance moved <far>"}
-MESSAGE = Message("flights", [ALERT])
+MESSAGE = Notification("flights", [ALERT])
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def settings(tmp_path):
     return load_settings(tmp_path)
 
 
-def sent(channels, settings, patience=PATIENCE):
+def sent(channels, settings, patience=TIMEOUT_SECONDS):
     return {name: told.error for name, told in send_all([(c, MESSAGE) for c in channels], settings, patience).items()}
 
 
@@ -34,7 +34,7 @@ def test_webhooks(settings, monkeypatch):
     with Listener() as plain, Listener() as slack:
         monkeypatch.setenv("PLAIN", plain.url)
         monkeypatch.setenv("SLACK", slack.url)
-        assert sent([Webhook(name="a", url="$PLAIN"), Slack(name="b", url="$SLACK")], settings) == {"a": None, "b": None}
+        assert sent([WebhookChannel(name="a", url="$PLAIN"), SlackChannel(name="b", url="$SLACK")], settings) == {"a": None, "b": None}
     (document,), (text,) = plain.got, slack.got
     assert document["alerts"][0]["subject"] == "distance" and document["project"] == "flights" and document["more"] == 0
     assert text == {"text": "*flights: distance moved &lt;far&gt; [inputs, alert 3]*\n    mlnb alerts open 3"}
@@ -46,7 +46,7 @@ def test_a_dead_channel_is_in_nobodys_way_and_tells_no_secret(settings, monkeypa
         urls |= {"NOBODY": "http://127.0.0.1:9/secret", "NO_URL": "secret", "ODD": "http://host\nsecret/", "NO_HOST": "http://[secret"}
         for name, url in urls.items():
             monkeypatch.setenv(name, url)
-        hook = lambda name: Webhook(name=name, url=f"${name}")
+        hook = lambda name: WebhookChannel(name=name, url=f"${name}")
         errors = sent([hook(name) for name in (*urls, "UNSET") if name != "DRIPS"], settings)
         errors |= sent([hook("DRIPS")], settings, patience=2.0)
     assert errors["GOOD"] is None and len(good.got) == 1 and len(moved.got) == 1
@@ -93,12 +93,12 @@ def mailbox(box, **more):
             self.port = self.server.sockets[0].getsockname()[1]  # that the system chose
             super()._trigger_server()
 
-    return Mailbox(box, hostname="127.0.0.1", port=0, ready_timeout=PATIENCE, **more)
+    return Mailbox(box, hostname="127.0.0.1", port=0, ready_timeout=TIMEOUT_SECONDS, **more)
 
 
 def email(server, **more):
     table = {"kind": "email", "server": f"127.0.0.1:{server.port}", "sender": "mlnb@example.org", "to": ["team@example.org"], **more}
-    return of_table(notify.CHANNELS, "channels", "mail", table)
+    return from_table(notify.CHANNEL_KINDS, "channels", "mail", table)
 
 
 def test_plain_mail(settings):
@@ -109,7 +109,7 @@ def test_plain_mail(settings):
         assert sent([email(server, security="none")], settings) == {"mail": None}
         refused = sent([email(server, security="none", to=["nobody@example.org"])], settings)["mail"]
         channel = email(server, security="none", to=["nobody@example.org", "ada@example.org"])
-        partly = send_all([(channel, MESSAGE)], settings)["mail"]
+        partial_result = send_all([(channel, MESSAGE)], settings)["mail"]
         insecure = sent([email(server)], settings)["mail"]
     finally:
         server.stop()
@@ -117,7 +117,10 @@ def test_plain_mail(settings):
     assert "Subject: [mlnb] flights: distance moved <far> [inputs, alert 3]" in text and "mlnb alerts open 3" in text
     assert box.got[0].rcpt_tos == ["team@example.org"] and box.got[1].rcpt_tos == ["ada@example.org"] and len(box.got) == 2
     assert "does not take the mail" in refused and "does not take the mail" in insecure
-    assert partly.error is None and partly.note == f"127.0.0.1:{server.port} takes no mail for nobody@example.org; the others have it"
+    assert (
+        partial_result.error is None
+        and partial_result.note == f"127.0.0.1:{server.port} takes no mail for nobody@example.org; the others have it"
+    )
     assert "does not answer" in sent([email(server)], settings)["mail"]
 
 
@@ -149,7 +152,7 @@ def test_mail_with_encryption_and_password(settings, certificate, monkeypatch):
         ({"kind": "webhook"}, 'holds a secret; write url = "$OPS_WEBHOOK"'),
         ({"kind": "webhook", "url": "http://a/secret"}, 'holds a secret; write url = "$OPS_WEBHOOK"'),
         ({"kind": "log", "quite": "22:00-07:00"}, "unknown setting 'quite' (did you mean 'quiet'?)"),
-        ({"kind": "log", "quiet": "22-7"}, 'write quiet = "22:00-07:00"'),
+        ({"kind": "log", "quiet_hours": "22-7"}, 'write quiet_hours = "22:00-07:00"'),
         ({"kind": "log", "time_zone": "Mars/Base"}, 'write time_zone = "Europe/Vienna"'),
         ({"kind": "email", "server": "host"}, 'write server = "smtp.example.org:587"'),
         ({"kind": "email", "server": "host:25", "sender": "a@b", "to": ["c\r\nBcc: d@e"]}, "is no address"),
@@ -159,27 +162,27 @@ def test_mail_with_encryption_and_password(settings, certificate, monkeypatch):
 )
 def test_a_wrong_channel_is_a_sentence_without_its_secret(table, says):
     with pytest.raises(SettingError) as error:
-        of_table(notify.CHANNELS, "channels", "ops", table)
+        from_table(notify.CHANNEL_KINDS, "channels", "ops", table)
     assert says in str(error.value) and "[tool.mlnb.channels.ops]" in str(error.value) and "/secret" not in str(error.value)
 
 
 def looked(*subjects, severity="warning"):
-    rule = of_table(KINDS, "alerts", "inputs", {"kind": "drift", "severity": severity})
-    return Looked(rule, now(), [rule.finding(s, f"{s} moved") for s in subjects], {})
+    rule = from_table(RULE_KINDS, "alerts", "inputs", {"kind": "drift", "severity": severity})
+    return RuleResult(rule, now(), [rule.finding(s, f"{s} moved") for s in subjects], {})
 
 
 def told(settings, hour):
     "What is told at an hour of a summer's day in UTC"
-    alerts, (channel,) = Alerts(Records(f"sqlite:///{settings.root}/records.db"), "p"), channels_of(settings).values()
+    alerts, (channel,) = AlertStore(Records(f"sqlite:///{settings.root}/records.db"), "p"), load_channels(settings).values()
     done = notify.notify(alerts, {channel.name: channel}, settings, dt.datetime(2026, 7, 1, hour))
     alerts.close()
     return [a["words"] for a in json.loads((settings.root / "log.jsonl").read_text().splitlines()[-1])["alerts"]] if done else []
 
 
 def test_quiet_hours(tmp_path):
-    table = '[tool.mlnb.channels.ops]\nkind = "log"\nfile = "log.jsonl"\nquiet = "22:00-07:00"\ntime_zone = "Europe/Vienna"\n'
+    table = '[tool.mlnb.channels.ops]\nkind = "log"\nfile = "log.jsonl"\nquiet_hours = "22:00-07:00"\ntime_zone = "Europe/Vienna"\n'
     (tmp_path / "pyproject.toml").write_text(table)
-    settings, alerts = load_settings(tmp_path), Alerts(Records(f"sqlite:///{tmp_path}/records.db"), "p")
+    settings, alerts = load_settings(tmp_path), AlertStore(Records(f"sqlite:///{tmp_path}/records.db"), "p")
     alerts.note([looked("a", "b")], ["ops"])
     assert told(settings, 23) == []
     alerts.resolve(1, "ada")  # over before anybody was told
@@ -190,13 +193,13 @@ def test_quiet_hours(tmp_path):
 
 
 def test_many_alerts_are_one_message(settings):
-    alerts = Alerts(Records(f"sqlite:///{settings.root}/records.db"), "p")
+    alerts = AlertStore(Records(f"sqlite:///{settings.root}/records.db"), "p")
     alerts.note([looked(*map(str, range(2000)))], ["log"])
-    assert notify.notify(alerts, channels_of(settings), settings)["log"].alerts == 2000
+    assert notify.notify(alerts, load_channels(settings), settings)["log"].alerts == 2000
     (line,) = settings.path(".mlnb/alerts.jsonl").read_text().splitlines()
     document = json.loads(line)
     assert document["headline"] == "p: 2000 alerts began" and len(document["alerts"]) == 100 and document["more"] == 1900
-    assert notify.notify(alerts, channels_of(settings), settings) == {}
+    assert notify.notify(alerts, load_channels(settings), settings) == {}
     alerts.close()
 
 
@@ -205,7 +208,7 @@ def test_a_mailbox_that_is_no_more_does_not_have_the_others_told_again(settings)
     server = mailbox(box)
     server.start()
     channel = email(server, security="none", to=["nobody@example.org", "ada@example.org"])
-    alerts = Alerts(Records(f"sqlite:///{settings.root}/records.db"), "p")
+    alerts = AlertStore(Records(f"sqlite:///{settings.root}/records.db"), "p")
     try:
         alerts.note([looked("a")], ["mail"])
         first, second = (notify.notify(alerts, {"mail": channel}, settings) for _ in range(2))

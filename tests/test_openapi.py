@@ -4,7 +4,7 @@ import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
-from plain_server import plain
+from plain_server import run_server
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
@@ -20,7 +20,7 @@ many = settings(max_examples=60, deadline=None, suppress_health_check=list(Healt
 @pytest.fixture(scope="module")
 def service(toy, tmp_path_factory):
     "The URL of a running service, and what it says of itself"
-    with plain(toy, tmp_path_factory.mktemp("predictions"), MLNB_CONTEXT_LIMIT_MINUTES="1000000000") as (_, url):
+    with run_server(toy, tmp_path_factory.mktemp("predictions"), MLNB_SNAPSHOT_MAX_AGE_MINUTES="1000000000") as (_, url):
         yield url, schemathesis.openapi.from_url(f"{url}/openapi.json")
 
 

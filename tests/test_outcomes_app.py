@@ -10,9 +10,9 @@ from pathlib import Path
 import httpx
 import pytest
 import toy_project
-from plain_server import plain, workers
+from plain_server import run_server, workers
 
-from mlnb.serving.outcomes import OutcomeStore, current, gather
+from mlnb.serving.labels import LabelStore, compact_labels, current_labels
 
 PREDICT, ADMIN = "predict-key-of-enough-length", "admin-key-of-enough-length-1"
 GOOD = {"entity": "UA/100/JFK/2013-07-01T05:00:00Z", "value": 1, "observed_at": "2013-07-01T12:00:00Z"}
@@ -22,13 +22,13 @@ GOOD = {"entity": "UA/100/JFK/2013-07-01T05:00:00Z", "value": 1, "observed_at": 
 def service(toy, tmp_path_factory):
     "A running service without keys, and where it writes outcomes"
     folder = tmp_path_factory.mktemp("service")
-    server = plain(toy, folder / "predictions", MLNB_OUTCOMES=str(folder / "outcomes"))
+    server = run_server(toy, folder / "predictions", MLNB_LABELS=str(folder / "outcomes"))
     with server as (_, url), httpx.Client(base_url=url, timeout=60) as client:
         yield client, folder / "outcomes"
 
 
 def kept(folder: Path) -> list[dict]:
-    return OutcomeStore(folder, str(folder / "none")).read().to_pylist()
+    return LabelStore(folder, str(folder / "none")).read().to_pylist()
 
 
 def test_what_was_answered_is_kept(service):
@@ -105,7 +105,7 @@ def test_the_guard_of_predictions_holds_here_too(service):
 
 def test_only_a_key_of_an_admin_may_say_what_is_true(toy, tmp_path):
     keys = f"predict:{PREDICT},admin:{ADMIN}"
-    with plain(toy, tmp_path / "p", MLNB_OUTCOMES=str(tmp_path / "o"), MLNB_KEYS=keys) as (_, url):
+    with run_server(toy, tmp_path / "p", MLNB_LABELS=str(tmp_path / "o"), MLNB_KEYS=keys) as (_, url):
         send = lambda **headers: toy_project.post(f"{url}/outcomes", json=GOOD, headers=headers).status_code
         assert send() == 401
         assert send(authorization=f"Bearer {PREDICT}") == 403
@@ -115,22 +115,22 @@ def test_only_a_key_of_an_admin_may_say_what_is_true(toy, tmp_path):
 
 
 def test_a_killed_worker_loses_nothing_and_its_file_is_gathered(toy, tmp_path):
-    store = OutcomeStore(tmp_path / "o", str(tmp_path / "parts"))
-    with plain(toy, tmp_path / "p", "--workers", "2", MLNB_OUTCOMES=str(tmp_path / "o")) as (process, url):
+    store = LabelStore(tmp_path / "o", str(tmp_path / "parts"))
+    with run_server(toy, tmp_path / "p", "--workers", "2", MLNB_LABELS=str(tmp_path / "o")) as (process, url):
         written = 0
         for i in range(40):
             if i == 20:
                 os.kill(workers(process)[0].pid, signal.SIGKILL)
             with suppress(httpx.NetworkError, httpx.RemoteProtocolError):  # the worker died
                 written += toy_project.post(f"{url}/outcomes", json=GOOD | {"entity": f"e{i}"}).status_code == 200
-        assert gather(store) < written  # a file that a worker has open is left alone
-        assert current(store.read()).num_rows >= written > 0
-    gather(store)
-    assert not list((tmp_path / "o").glob("*.jsonl")) and current(store.read()).num_rows >= written
+        assert compact_labels(store) < written  # a file that a worker has open is left alone
+        assert current_labels(store.read()).num_rows >= written > 0
+    compact_labels(store)
+    assert not list((tmp_path / "o").glob("*.jsonl")) and current_labels(store.read()).num_rows >= written
 
 
 def test_a_folder_that_cannot_be_written_to_is_said(toy, tmp_path):
     (tmp_path / "o").write_text("a file")
-    with plain(toy, tmp_path / "p", MLNB_OUTCOMES=str(tmp_path / "o")) as (_, url):
+    with run_server(toy, tmp_path / "p", MLNB_LABELS=str(tmp_path / "o")) as (_, url):
         answer = toy_project.post(f"{url}/outcomes", json=GOOD)
     assert answer.status_code == 503 and "cannot be written" in answer.json()["error"]

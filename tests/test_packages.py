@@ -5,7 +5,7 @@ import os
 import pytest
 
 from mlnb.pipelines import packages
-from mlnb.pipelines.packages import Packages
+from mlnb.pipelines.packages import PackageIndex
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def test_names_and_lists(site):
     site("old_tool", "2.0-py3.11", kind="egg-info", top_level_txt="tool\n")
     site("google_a", "1", RECORD="google/a/__init__.py,,\n")
     site("google_b", "2", RECORD="google/b/__init__.py,,\n")
-    found = Packages().versions(["pandas", "sklearn", "yaml", "six", "tool", "google", "json", "os", "absent"])
+    found = PackageIndex().versions(["pandas", "sklearn", "yaml", "six", "tool", "google", "json", "os", "absent"])
     assert found == {
         "google-a": "1", "google-b": "2", "old-tool": "2.0", "pandas": "3.1.1", "pyyaml": "6.0", "scikit-learn": "1.6", "six": "1.17",
     }  # fmt: skip
@@ -46,7 +46,7 @@ def test_of_two_versions_in_a_folder_one_counts_in_whichever_order_they_are_list
     names, found = os.listdir(site.folder), []
     for turned in (names, names[::-1]):
         monkeypatch.setattr(packages.os, "listdir", lambda place, turned=turned: list(turned))
-        found.append(Packages().versions(["six"]))
+        found.append(PackageIndex().versions(["six"]))
     assert found == [{"six": "1.16"}] * 2
 
 
@@ -54,12 +54,12 @@ def test_an_upgrade_is_seen_and_nothing_else_is_read_again(site, monkeypatch):
     site("pandas", "3.1.1")
     site("scikit_learn", "1.6", top_level_txt="sklearn")
     memory = {}
-    assert Packages(memory).versions(["pandas", "sklearn"]) == {"pandas": "3.1.1", "scikit-learn": "1.6"}
+    assert PackageIndex(memory).versions(["pandas", "sklearn"]) == {"pandas": "3.1.1", "scikit-learn": "1.6"}
     with monkeypatch.context() as m:
         m.setattr(packages, "installed", None)
         m.setattr(packages, "owners", None)
-        assert Packages(memory).versions(["sklearn"]) == {"scikit-learn": "1.6"}
-    again = Packages(memory)
+        assert PackageIndex(memory).versions(["sklearn"]) == {"scikit-learn": "1.6"}
+    again = PackageIndex(memory)
     (site.folder / "pandas-3.1.1.dist-info").rename(site.folder / "pandas-3.1.2.dist-info")
     os.utime(site.folder, (1, 1))
     again.refresh()
@@ -68,6 +68,6 @@ def test_an_upgrade_is_seen_and_nothing_else_is_read_again(site, monkeypatch):
 
 def test_damaged_memory_and_no_folders(site, monkeypatch):
     site("pandas", "3.1.1")
-    assert Packages({"times": 3, "have": 4}).versions(["pandas"]) == {"pandas": "3.1.1"}
+    assert PackageIndex({"times": 3, "have": 4}).versions(["pandas"]) == {"pandas": "3.1.1"}
     monkeypatch.setattr(packages, "folders", list)
-    assert Packages().versions(["pandas", "mlnb"]) == {"mlnb": packages.mlnb.__version__}
+    assert PackageIndex().versions(["pandas", "mlnb"]) == {"mlnb": packages.mlnb.__version__}

@@ -6,7 +6,7 @@ import pytest
 
 from mlnb.cli.performance import headline
 from mlnb.models.metrics import Cost
-from mlnb.monitoring.performance import measure
+from mlnb.monitoring.performance import measure_performance
 from mlnb.monitoring.performance_page import days_chart, page
 
 ROWS = 2000
@@ -23,7 +23,7 @@ def performance(as_of="2013-08-10", useless=False):
     asked = {"entity": keys, "time": utc(times), "logged_at": utc(times), **alike, "probability": p, "decision": p >= 1 / 3}
     y = (rng.random(ROWS) < (1 - p if useless else p)) * 1.0
     told = {"entity": keys, "value": y, "observed_at": known, "received_at": known, "source": ["x"] * ROWS}
-    return measure(pa.table(asked), pa.table(told), Cost(1, 3), 24, np.datetime64(as_of, "s"))
+    return measure_performance(pa.table(asked), pa.table(told), Cost(1, 3), 24, np.datetime64(as_of, "s"))
 
 
 def test_days_that_wait_are_grey_and_named_and_no_others():
@@ -43,7 +43,7 @@ def test_the_page_says_what_the_terminal_says():
     found = performance()
     shown = page(found, "")
     assert "<th>ECE</th>" in shown and f"<b>{found.months[0].realised['ece']:.3f}</b>" in shown
-    assert f"alerting from {found.best[0]:.2f} on would have cost least: {found.best[1]:.0f} per 1000" in shown
+    assert f"alerting from {found.best_threshold[0]:.2f} on would have cost least: {found.best_threshold[1]:.0f} per 1000" in shown
     assert shown.index("what came") < shown.index("<svg")
     assert "min-width" in shown and shown.count('<div class="scroll"><svg class="days"') == 3
 

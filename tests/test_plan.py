@@ -12,7 +12,7 @@ import pytest
 from pipeline_project import done, edit, finish, make, notebook, planner
 
 from mlnb.pipelines import plan as module
-from mlnb.pipelines.manifest import nothing_to_do
+from mlnb.pipelines.plan_cache import cached_plan
 from mlnb.project.errors import PipelineError
 from mlnb.project.settings import load_settings
 
@@ -29,7 +29,7 @@ def reasons(root, *assignments):
 
 
 def known(root, *assignments, **ends):
-    found = nothing_to_do(load_settings(root), assignments, **ends)
+    found = cached_plan(load_settings(root), assignments, **ends)
     return found and [s.name for s in found]
 
 
@@ -136,9 +136,9 @@ def test_an_executed_notebook_counts_where_it_is_alone(project):
 
 def test_an_edit_while_the_task_runs_is_seen_by_the_next_plan(project):
     plan = planner(project)
-    token = plan.begin("first")
+    start_fingerprint = plan.begin("first")
     work("FACTOR = 10", "FACTOR = 20")(project)
-    plan.commit("first", token, "run-2", 1.0)
+    plan.commit("first", start_fingerprint, "run-2", 1.0)
     assert reasons(project)["first"] == ["global planes.work.FACTOR changed"]
 
 
@@ -185,7 +185,7 @@ def with_inputs(root):
 def test_declared_inputs(tmp_path):
     root = done(with_inputs(make(tmp_path / "project")))
     assert [s.notes for s in planner(root).plan(["other"])] == [("input limits.json is not there",)]
-    assert nothing_to_do(load_settings(root), only=["other"])[0].notes == ("input limits.json is not there",)
+    assert cached_plan(load_settings(root), only=["other"])[0].notes == ("input limits.json is not there",)
     for change, why in (
         (lambda: (root / "data" / "a.csv").write_text("2"), "input data/a.csv changed"),
         (lambda: (root / "data" / "b.csv").touch(), "input data/b.csv is new"),
@@ -207,8 +207,8 @@ def test_versions_of_packages(project, monkeypatch):
     record = json.loads((project / ".mlnb/tasks/pipeline/other.json").read_text())["record"]
     assert list(record["made_from"]["packages"]) == ["mlnb", "numpy"]
     before = record["made_from"]["packages"]["numpy"]
-    monkeypatch.setattr("mlnb.pipelines.packages.installed", lambda _: {"numpy": ("99.1", "")})
-    monkeypatch.setattr("mlnb.pipelines.packages.folders", lambda: [str(project)])
+    monkeypatch.setattr("mlnb.pipelines.packages.installed_distributions", lambda _: {"numpy": ("99.1", "")})
+    monkeypatch.setattr("mlnb.pipelines.packages.site_packages", lambda: [str(project)])
     assert reasons(project) == {"other": [f"numpy {before} is now 99.1"]}
     assert known(project) is None
 
@@ -338,19 +338,19 @@ def test_an_unwritable_folder(tmp_path):
     assert {s.state for s in plan.plan()} == {"outdated"}
     plan.save()
     assert len(plan.warnings) == 1 and "cannot be written" in plan.warnings[0] and ".mlnb" in plan.warnings[0]
-    token = plan.begin("other")
+    start_fingerprint = plan.begin("other")
     (root / "out").mkdir()
     (root / "out" / "other.ipynb").touch()
     with pytest.raises(PipelineError, match="what task 'other' wrote cannot be recorded"):
-        plan.commit("other", token, "run", 1)
+        plan.commit("other", start_fingerprint, "run", 1)
 
 
 def test_a_product_that_is_not_there_is_not_recorded(project):
     plan = planner(project)
-    token = plan.begin("second")
+    start_fingerprint = plan.begin("second")
     (project / "out" / "sum.txt").unlink()
     with pytest.raises(PipelineError, match=r"'second' wrote cannot be recorded: .*sum\.txt"):
-        plan.commit("second", token, "run", 1)
+        plan.commit("second", start_fingerprint, "run", 1)
 
 
 def test_a_notebook_that_cannot_be_read(project):

@@ -23,7 +23,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from mlnb.pipelines import recorder
-recorder.GRACE = 0
+recorder.START_DELAY_SECONDS = 0
 for i in range(5):
     with recorder.Recorder(sys.argv[1], Path(sys.argv[2])) as r:
         run = r.start_run("demo", {"i": i})

@@ -12,9 +12,9 @@ from msgspec.structs import replace
 
 from mlnb.models.bundle import Bundle
 from mlnb.project.errors import BundleError, ServingError
-from mlnb.serving.log_reader import as_frame
-from mlnb.serving.predictions import OWN, Prediction, PredictionLog, as_batch, read, tables
-from mlnb.serving.proof import prove
+from mlnb.serving.log_reader import to_frame
+from mlnb.serving.predictions import RECORD_FIELDS, Prediction, PredictionLog, read, read_tables, to_record_batch
+from mlnb.serving.round_trip import verify_round_trip
 
 
 def prediction(number=0, version="v1", **features):
@@ -59,17 +59,17 @@ def test_columns_stand_in_one_order_whichever_file_comes_first(tmp_path):
         log = PredictionLog(tmp_path)
         log.append([row])
         log.close()
-    found = [table for file in tmp_path.iterdir() for table in tables(file, [])]
-    one, other = as_frame(found), as_frame(found[::-1])
+    found = [table for file in tmp_path.iterdir() for table in read_tables(file, [])]
+    one, other = to_frame(found), to_frame(found[::-1])
     assert one.equals(other) and one.columns.tolist()[-2:] == ["gust", "rain"]
 
 
 @pytest.mark.parametrize("cut", [0, 1, 100])
-def test_a_feature_that_is_an_input_is_written_once_and_read_twice(tmp_path, cut, one_hour):
-    own = dict.fromkeys(OWN) | {"request_id": ["a", "b"], "time": np.zeros(2, "datetime64[s]"), "model_version": "v1"}
+def test_a_feature_that_is_an_input_is_written_once_and_read_twice(tmp_path, cut, fixed_clock):
+    own = dict.fromkeys(RECORD_FIELDS) | {"request_id": ["a", "b"], "time": np.zeros(2, "datetime64[s]"), "model_version": "v1"}
     log, wind = PredictionLog(tmp_path), np.array([1.5, np.nan])
     for feature in (wind, wind.copy(), wind, wind + 1):
-        log.append_table(as_batch({"gust": wind, "wind": wind + 2}, {"wind": feature, "gust": wind + 3}, **own))
+        log.append_table(to_record_batch({"gust": wind, "wind": wind + 2}, {"wind": feature, "gust": wind + 3}, **own))
     log.close()
     written = lambda file: pa.ipc.open_stream(file.read_bytes()).schema.names
     once, apart = sorted(tmp_path.iterdir(), key=lambda file: len(written(file)))  # a file of each way, whatever the values are
@@ -77,7 +77,7 @@ def test_a_feature_that_is_an_input_is_written_once_and_read_twice(tmp_path, cut
     if cut:
         os.truncate(once, once.stat().st_size - cut)
     damaged = []
-    (first,), (second,) = (list(tables(file, damaged)) for file in (once, apart))
+    (first,), (second,) = (list(read_tables(file, damaged)) for file in (once, apart))
     assert first.schema.equals(second.schema, check_metadata=True) and len(damaged) == bool(cut)
     assert first["features.wind"].to_pylist() == first["input.gust"].to_pylist() == [1.5, None] * (1 if cut else 2)
     assert second["features.wind"].to_pylist() == [1.5, None, 2.5, None]
@@ -90,7 +90,7 @@ def test_a_line_says_once_what_was_sent_and_seen(tmp_path):
     log.append([replace(prediction(2), input=raw), replace(prediction(3), **form | {"features": {}, "unseen": None})])
     log.close()
     (file,) = tmp_path.iterdir()
-    seen, whole, unseen = tables(file, [])
+    seen, whole, unseen = read_tables(file, [])
     of = lambda table, prefix: {n.removeprefix(prefix): table[n].to_pylist()[0] for n in table.column_names if n.startswith(prefix)}
     assert of(seen, "input.") == raw | {"distance": 2.0**60, "delay": 1.0}
     assert of(seen, "features.") == {"carrier": "UA", "flight": 7.0, "distance": 2.0**60, "delay": 0.5}
@@ -113,7 +113,7 @@ def test_a_torn_last_line_is_skipped_and_counted(tmp_path, cut):
     assert (len(table), table.attrs["torn"]) == (1, 1)
 
 
-def test_a_damaged_line_in_the_middle_is_skipped_and_counted(tmp_path, one_hour):
+def test_a_damaged_line_in_the_middle_is_skipped_and_counted(tmp_path, fixed_clock):
     log = PredictionLog(tmp_path)
     for i in range(3):
         log.append([prediction(i)])
@@ -141,7 +141,7 @@ def test_several_processes(tmp_path):
     assert len(table) == table["request_id"].nunique() == 1200 and table.attrs["torn"] == 0
 
 
-def test_a_forked_process_writes_to_a_file_of_its_own(tmp_path, one_hour):
+def test_a_forked_process_writes_to_a_file_of_its_own(tmp_path, fixed_clock):
     log = PredictionLog(tmp_path)
     log.append([prediction(0)])
     child = get_context("fork").Process(target=log.append, args=([prediction(1)],))
@@ -208,11 +208,11 @@ def test_a_disk_that_fills_up_tears_no_other_line(tmp_path):
 
 def test_a_bundle_whose_answers_do_not_come_back_from_the_log_is_not_served(toy, monkeypatch):
     bundle = Bundle.load(toy / "products/bundle")
-    assert prove(bundle) == 12
+    assert verify_round_trip(bundle) == 12
     monkeypatch.setattr(bundle, "version", "")  # a line without a version has no place in a table
     with pytest.raises(BundleError, match=r"is answered with .* and read back from the log as \(None, None, None\)"):
-        prove(bundle)
+        verify_round_trip(bundle)
     monkeypatch.setattr(bundle, "version", "v1")
     monkeypatch.setattr(bundle, "decide", lambda probability: (probability > 0.5).astype(int))
     with pytest.raises(BundleError, match=r"the service cannot answer its samples|read back from the log"):
-        prove(bundle)
+        verify_round_trip(bundle)

@@ -24,7 +24,7 @@ if os.environ.get("STALLED"):
 """
 SETTINGS = "from dataclasses import replace; from mlnb.project.settings import load_settings; s = load_settings();"
 HELPERS = {  # name: what its parent runs, and the import at which the helper stands still
-    "compactor": ("from mlnb.serving.compactor import start_beside; start_beside(s)", "mlnb.serving.outcomes"),
+    "compactor": ("from mlnb.serving.compactor import start_background_compactor; start_background_compactor(s)", "mlnb.serving.labels"),
     "shadow": ("from mlnb.serving.shadow import Shadow; Shadow(s, 'products/bundle')._start()", "toy.model"),
 }
 
@@ -50,7 +50,7 @@ def started(toy, code: str, **variables) -> subprocess.Popen:
 def test_a_helper_that_stands_still_ends_with_its_parent(toy, tmp_path, helper):
     code, stall = HELPERS[helper]
     (tmp_path / "sitecustomize.py").write_text(STALL)
-    where = {"MLNB_VERSIONS": str(tmp_path / "versions"), "MLNB_PREDICTIONS": str(tmp_path / "log"), "STALL": stall}
+    where = {"MLNB_MODEL_CACHE": str(tmp_path / "versions"), "MLNB_PREDICTIONS": str(tmp_path / "log"), "STALL": stall}
     path = f"{tmp_path}{os.pathsep}{toy}"
     parent = started(toy, code, PYTHONPATH=path, STALLED=str(tmp_path / "stalled"), **where)
     assert not killed(parent, lambda: (tmp_path / "stalled").exists())
@@ -61,7 +61,7 @@ def test_a_watcher_that_waits_for_a_server_ends_with_its_parent(toy, tmp_path):
         silent.setblocking(False)
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         code = "from mlnb.models.watcher import ensure_watcher; p = ensure_watcher(replace(s, serve_from='models:/toy'))"
-        parent = started(toy, code, MLNB_VERSIONS=str(tmp_path), MLNB_TRACKING=url)
+        parent = started(toy, code, MLNB_MODEL_CACHE=str(tmp_path), MLNB_TRACKING=url)
         connections = []
 
         def asked():

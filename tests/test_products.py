@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from pipeline_project import edit, finish, make, planner
 
-from mlnb.pipelines.products import Staging, content, sweep
+from mlnb.pipelines.products import Staging, content, remove_orphaned_stages
 from mlnb.project.errors import PipelineError
-from mlnb.project.files import locked
-from mlnb.project.looks import look
+from mlnb.project.file_signatures import file_signature
+from mlnb.project.files import open_locked
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_links_that_lead_in_circles_end(root):
     before = content(root / "a")["sha256"]
     (root / "b" / "b").write_text("2")
     assert content(root / "a")["sha256"] != before
-    assert look(root / "a")[0][0] == "a" and len(look(root / "a")) == 3
+    assert file_signature(root / "a")[0][0] == "a" and len(file_signature(root / "a")) == 3
 
 
 @pytest.fixture
@@ -191,10 +191,10 @@ def project(tmp_path):
     (root / "v1.txt").write_text("1")
     plan = planner(root)
     finish(plan, "first", "second")
-    token = plan.begin("other")
+    start_fingerprint = plan.begin("other")
     (root / "out" / "other.ipynb").write_text("1")
     (root / "out" / "latest").symlink_to("../v1.txt")
-    plan.commit("other", token, "run-1", 1.0)
+    plan.commit("other", start_fingerprint, "run-1", 1.0)
     assert {s.state for s in planner(root).plan()} == {"current"}
     return root
 
@@ -231,7 +231,7 @@ def test_a_long_file_can_be_called_off(tmp_path):
         file.truncate(1 << 42)
     asked = []
     with pytest.raises(PipelineError, match="interrupted"):
-        content(tmp_path / "sparse", stopped=lambda: bool(asked.append(1)) or len(asked) > 2)
+        content(tmp_path / "sparse", is_cancelled=lambda: bool(asked.append(1)) or len(asked) > 2)
 
 
 def test_only_staging_folders_that_nobody_uses_are_swept(root):
@@ -239,11 +239,11 @@ def test_only_staging_folders_that_nobody_uses_are_swept(root):
     for task in ("killed", "waits", "runs"):
         with Staging(task, out, notes=notes) as stage:
             stage.path("a").write_text("half")
-            stage.stays = True
+            stage.keep_on_exit = True
     (notes / "torn").write_text('["/')
     (notes / "alien").write_text(json.dumps([str(root / "versions")]))
-    held = locked(notes / "runs", os.O_RDONLY, wait=False)
-    sweep(notes, lambda task: task == "waits")
+    held = open_locked(notes / "runs", os.O_RDONLY, wait=False)
+    remove_orphaned_stages(notes, lambda task: task == "waits")
     os.close(held)
     left = {p.name for folder in ("out", "big") for p in (root / folder).iterdir()}
     assert left == {".stage-pipeline-waits", ".stage-pipeline-runs", "part"} and (root / "versions" / "v1.txt").exists()
@@ -254,5 +254,5 @@ def test_staging_folders_that_are_links_are_not_followed(root):
     (root / "out" / ".stage-pipeline-other").symlink_to("../versions")
     (root / "notes").mkdir()
     (root / "notes" / "other").write_text(json.dumps([str(root / "out" / ".stage-pipeline-other")]))
-    sweep(root / "notes", lambda task: False)
+    remove_orphaned_stages(root / "notes", lambda task: False)
     assert not list((root / "out").iterdir()) and mine(root)["v1.txt"] == "precious"

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from mlnb.data.profiles import ColumnProfile, Profile, _kll, _ordered
+from mlnb.data.profiles import ColumnProfile, Profile, _distinct_values, _kll
 from mlnb.project.errors import ProfileError
 
 COUNTS = ("n", "null", "nan", "inf", "true")
@@ -113,7 +113,7 @@ def test_ranks_and_distinct_are_near_the_truth(flights):
 @pytest.mark.parametrize("rows", [0, 1, 2, 7, 8, 1023, 1024, 1025, 1700, 1701, 2303, 2304, 5000, 65_537, 300_001])
 def test_a_sketch_of_any_size_is_valid(rows):
     values = np.random.default_rng(rows).normal(size=rows)
-    sketch = _kll(*_ordered(values, None))
+    sketch = _kll(*_distinct_values(values, None))
     assert sketch.get_n() == rows
     if rows:
         column = ColumnProfile(kll=sketch)

@@ -286,7 +286,7 @@ def test_the_server_may_be_killed(folder):
 OWNER = """
 import sys, time
 from mlnb.notebooks import kernels
-kernels.PATIENCE = kernels.PATIENCE_LOADING = 120
+kernels.SERVER_TIMEOUT = kernels.LOADING_TIMEOUT = 120
 from jupyter_client.manager import KernelManager
 manager = KernelManager(kernel_name="mlnb")
 manager.start_kernel(independent={})
@@ -474,7 +474,7 @@ def test_a_manager_in_a_process_that_ignores_interrupts(folder):
         import signal
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         from mlnb.notebooks import kernels
-        kernels.PATIENCE = kernels.PATIENCE_LOADING = 120
+        kernels.SERVER_TIMEOUT = kernels.LOADING_TIMEOUT = 120
         worker = kernels.fork_worker("builtins:repr")
         print(worker.how, worker.wait(60))
     """

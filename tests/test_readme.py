@@ -75,15 +75,15 @@ def test_links_lead_to_files():
 
 def test_its_rules_and_channels_are_some(tmp_path):
     """The TOML of the README is what settings take, and every channel that a rule names is there."""
-    from mlnb.monitoring.notify import channels_of, known_channels
-    from mlnb.monitoring.rules import rules_of
+    from mlnb.monitoring.notify import check_rule_channels, load_channels
+    from mlnb.monitoring.rules import load_rules
     from mlnb.project.settings import load_settings
 
     (block,) = re.findall(r"```toml\n(.*?)```", README, re.S)
     (tmp_path / "pyproject.toml").write_text(f'[tool.mlnb]\npackage = "delays"\n\n{block}')
     (tmp_path / "delays").mkdir()
     settings = load_settings(tmp_path)
-    known_channels(rules_of(settings), channels_of(settings))
+    check_rule_channels(load_rules(settings), load_channels(settings))
 
 
 def test_pipeline_build_serve_and_drift(project):

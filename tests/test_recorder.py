@@ -33,12 +33,12 @@ def runs(tmp_path):
 @pytest.fixture(autouse=True)
 def slow(monkeypatch):
     "A journal that is left stays one: the store is not opened before the recorder is closed"
-    monkeypatch.setattr(module, "GRACE", 60.0)
+    monkeypatch.setattr(module, "START_DELAY_SECONDS", 60.0)
 
 
 @pytest.fixture
 def quick(monkeypatch, slow):
-    monkeypatch.setattr(module, "GRACE", 0.0)
+    monkeypatch.setattr(module, "START_DELAY_SECONDS", 0.0)
 
 
 def whole_run(recorder, seed=0, wait=True):
@@ -198,7 +198,7 @@ def test_a_server_that_is_not_there(url, runs, caplog, quick):
 
 
 def test_a_store_that_never_answers(url, runs, caplog, quick, monkeypatch):
-    monkeypatch.setattr(module, "LIMIT", 0.2)
+    monkeypatch.setattr(module, "CLOSE_TIMEOUT_SECONDS", 0.2)
     recorder, answer = Recorder(url, runs), threading.Event()
     put = recorder._records.put
     monkeypatch.setattr(recorder._records, "put", lambda changes: answer.wait() and put(changes))
@@ -221,12 +221,12 @@ def test_a_project_that_was_moved(tmp_path):
 
 
 def test_a_store_that_is_locked_for_a_while(url, runs, caplog, quick, monkeypatch):
-    monkeypatch.setattr(module, "PAUSE", 0.0)
+    monkeypatch.setattr(module, "RETRY_DELAY_SECONDS", 0.0)
     Records(url).runs()
     holder = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
     holder.execute("begin immediate")
     recorder = Recorder(url, runs)
-    recorder._records.patience = 0.1
+    recorder._records.lock_timeout = 0.1
     run = recorder.start_run("demo", {"seed": 0})
     until(lambda: recorder.problem)
     assert "locked" in recorder.problem
@@ -286,7 +286,7 @@ def test_a_process_that_is_killed_leaves_what_it_noted(url, runs, grace):
 import sys, time
 from pathlib import Path
 from mlnb.pipelines import recorder
-recorder.GRACE = {grace}
+recorder.START_DELAY_SECONDS = {grace}
 r = recorder.Recorder({url!r}, Path({str(runs)!r}))
 run = r.start_run("demo", {{"seed": 0}})
 r.put_task(run, "a", status="executed")
@@ -370,7 +370,7 @@ def test_two_recorders_and_a_reader_at_once(url, runs):
 import sys
 from pathlib import Path
 from mlnb.pipelines import recorder
-recorder.GRACE = 0
+recorder.START_DELAY_SECONDS = 0
 for i in range(10):
     with recorder.Recorder({url!r}, Path({str(runs)!r})) as r:
         run = r.start_run("demo", {{"i": i}})

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from mlnb.project.errors import RecordError, SettingError
-from mlnb.records import Records, code_of, commit_of, is_dead, now, this_process
+from mlnb.records import Records, current_process_name, git_commit, git_state, is_process_dead, now
 
 WRITER = """
 import sys
@@ -114,7 +114,7 @@ def test_a_run_whose_process_was_killed_is_lost(tmp_path):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux shows when a process began")
 def test_a_process_number_that_is_used_again():
-    assert is_dead(this_process().rpartition(" ")[0] + " 1") and not is_dead(this_process())
+    assert is_process_dead(current_process_name().rpartition(" ")[0] + " 1") and not is_process_dead(current_process_name())
 
 
 def git(folder, *words):
@@ -125,30 +125,30 @@ def git(folder, *words):
 @pytest.mark.skipif(not shutil.which("git"), reason="needs git")
 def test_the_commit_is_read_from_the_files(tmp_path):
     (tmp_path / "inner").mkdir()
-    assert commit_of(tmp_path) is None
+    assert git_commit(tmp_path) is None
     git(tmp_path, "init", "-q")
-    assert commit_of(tmp_path) is None and code_of(tmp_path) is None  # no commit yet
+    assert git_commit(tmp_path) is None and git_state(tmp_path) is None  # no commit yet
     (tmp_path / "inner" / "file").write_text("1")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-qm", "first")
     head = git(tmp_path, "rev-parse", "HEAD")
-    assert commit_of(tmp_path / "inner") == head and code_of(tmp_path) == {"commit": head, "dirty": False}
+    assert git_commit(tmp_path / "inner") == head and git_state(tmp_path) == {"commit": head, "dirty": False}
     (tmp_path / "inner" / "file").write_text("2")
-    assert code_of(tmp_path) == {"commit": head, "dirty": True}
+    assert git_state(tmp_path) == {"commit": head, "dirty": True}
     git(tmp_path, "pack-refs", "--all")
-    assert commit_of(tmp_path) == head
+    assert git_commit(tmp_path) == head
     git(tmp_path, "worktree", "add", "-q", "-b", "other", str(tmp_path / "tree"))
-    assert code_of(tmp_path / "tree") == {"commit": head, "dirty": False}
+    assert git_state(tmp_path / "tree") == {"commit": head, "dirty": False}
     git(tmp_path, "checkout", "-q", "--detach")
-    assert commit_of(tmp_path) == head
+    assert git_commit(tmp_path) == head
 
 
 def test_a_store_that_fails_after_it_was_opened_says_so_in_words(tmp_path):
-    records = Records(f"sqlite:///{tmp_path}/records.db", patience=0.1)
+    records = Records(f"sqlite:///{tmp_path}/records.db", lock_timeout=0.1)
     run = records.start_run("demo", {})
     holder = sqlite3.connect(tmp_path / "records.db", isolation_level=None)
     holder.execute("begin immediate")
-    for act in (lambda: records.end_run(run, "failed"), lambda: records.alone(1).__enter__()):
+    for act in (lambda: records.end_run(run, "failed"), lambda: records.exclusive_transaction(1).__enter__()):
         with pytest.raises(RecordError, match=r"records.db' cannot be read or written: database is locked$"):
             act()
     holder.close()

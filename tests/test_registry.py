@@ -184,7 +184,7 @@ def test_what_is_not_there_is_named(tracking, bundle, tmp_path):
     with pytest.raises(TrackingError, match="exists already"):
         tracking.download("flights", version, bundle)
     with pytest.raises(TrackingError, match="refuses"):
-        tracking.continued("0" * 32)
+        tracking.resume_run("0" * 32)
     assert content(bundle) and not (tmp_path / "copy").exists()
 
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from mlnb.data.profiles import Profile
+from mlnb.monitoring.alarms import Alarm, WindowAssessment
 from mlnb.monitoring.drift import compare, headline
-from mlnb.monitoring.judgement import Alarm, Judgement
-from mlnb.monitoring.report import heat_map, histogram, histogram_edges, page, two_bars, two_histograms, write_page
+from mlnb.monitoring.drift_page import bar_pair, heat_map, histogram, histogram_edges, histogram_pair, page, write_page
 
 NASTY = '<img src=x onerror="alert(1)">&\'"'
 VOID = {"meta", "img", "br", "rect", "path", "line"}
@@ -115,15 +115,15 @@ def test_histograms():
     edges = histogram_edges(whole)
     assert len(edges) <= 40 and (edges % 1 == 0.5).all() and histogram(whole, edges).sum() == pytest.approx(1)
     constant = Profile.of({"x": np.full(10, 0.3)}).columns["x"]
-    assert "svg" in two_histograms("x", constant, constant)
+    assert "svg" in histogram_pair("x", constant, constant)
     nothing = Profile.of({"x": np.full(10, np.nan)}).columns["x"]
-    assert len(histogram_edges(nothing)) == 0 and "Neither" in two_histograms("x", nothing, nothing)
-    assert "svg" in two_histograms("x", whole, nothing)
+    assert len(histogram_edges(nothing)) == 0 and "Neither" in histogram_pair("x", nothing, nothing)
+    assert "svg" in histogram_pair("x", whole, nothing)
 
 
 def test_bars_mark_new_values():
     before, now = (Profile.of({"t": np.array(values)}).columns["t"] for values in (["a", "b"], ["a", "new"]))
-    assert "new, 50.0%" in two_bars("t", before, now)
+    assert "new, 50.0%" in bar_pair("t", before, now)
 
 
 def test_the_file_is_written_whole(tmp_path):
@@ -139,9 +139,11 @@ def judged(windows=3):
     "A drift with a null: the first window is not judged, the last has two alarms"
     found = drift(windows)
     alarms = [Alarm(name, "feature", "psi", 0.3, 0.25, over, over, []) for name, over in (("temperature", 2.4), ("load", 1.04))]
-    said = [Judgement(0.04, [], "not judged: the window is shorter than a day")]
-    said += [Judgement(30.0, [], false_a_week=0.01)] * (windows - 2) + [Judgement(30.0, alarms, false_a_week=0.01)]
-    return replace(found, windows=[replace(w, judgement=j) for w, j in zip(found.windows, said, strict=True)], rate=0.04)
+    said = [WindowAssessment(0.04, [], "not judged: the window is shorter than a day")]
+    said += [WindowAssessment(30.0, [], false_alarms_per_week=0.01)] * (windows - 2) + [
+        WindowAssessment(30.0, alarms, false_alarms_per_week=0.01)
+    ]
+    return replace(found, windows=[replace(w, assessment=j) for w, j in zip(found.windows, said, strict=True)], rate=0.04)
 
 
 def test_colours_of_alarms_have_a_key_and_their_table_a_window():

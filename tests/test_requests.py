@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from mlnb.models.bundle import Field
-from mlnb.serving.requests import LONGEST_TEXT, RequestError, RequestSchema
+from mlnb.serving.row_validation import MAX_TEXT_LENGTH, RequestError, RequestSchema
 
 FIELDS = (
     Field("carrier", "string", "Airline", "UA"),
@@ -44,7 +44,7 @@ def test_an_array_is_many_even_with_one_row():
 def test_decision_times():
     rows, _ = SCHEMA.decode(b"[" + body() + b"," + body(decision_time='"2013-07-01T03:15:30.9-04:00"') + b"]")
     now = datetime(2020, 1, 1, tzinfo=UTC)
-    assert SCHEMA.decisions(rows, now).tolist() == [datetime(2020, 1, 1), datetime(2013, 7, 1, 7, 15, 30)]
+    assert SCHEMA.decision_times(rows, now).tolist() == [datetime(2020, 1, 1), datetime(2013, 7, 1, 7, 15, 30)]
 
 
 def test_a_whole_number_will_do_for_a_number():
@@ -57,7 +57,7 @@ def test_a_whole_number_will_do_for_a_number():
     [
         *(("distance", v) for v in ("NaN", "Infinity", "-Infinity", "1e999", "-1e999", "9" * 5000, '"1.5"', "true", "null", "[]", "{}")),
         *(("flight", v) for v in ("1.0", "1.5", "1e3", "NaN", "9007199254740993", "9" * 5000, '"7"', "false", "null")),
-        *(("carrier", v) for v in ("7", '""', '"a\\u0000"', '"a\\nb"', f'"{"x" * (LONGEST_TEXT + 1)}"', "null", "[]")),
+        *(("carrier", v) for v in ("7", '""', '"a\\u0000"', '"a\\nb"', f'"{"x" * (MAX_TEXT_LENGTH + 1)}"', "null", "[]")),
         *(("departure", v) for v in ('"2013-07-01T05:15:00"', '"2013-07-01"', "1372669200", "null", '"0001-01-01T00:00:00+14:00"')),
         *(("decision_time", v) for v in ('"2013-07-01T05:15:00"', "null", '"9999-12-31T23:59:59-12:00"')),
     ],

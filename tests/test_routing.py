@@ -18,16 +18,16 @@ from waiting import until
 
 from mlnb.models.bundle import DECISION_TIME, columns_of, entity_keys, write_bundle
 from mlnb.models.hooks import Model
-from mlnb.models.watcher import Releases, Version
+from mlnb.models.watcher import ModelVersion, Releases
 from mlnb.project.errors import SettingError
 from mlnb.project.settings import load_settings
 from mlnb.serving import shadow
-from mlnb.serving.app import Forms
-from mlnb.serving.compactor import joined
-from mlnb.serving.predictions import read, tables
-from mlnb.serving.predictor import Refusal, Rows
-from mlnb.serving.routing import FAILURES, Router, Routing, Split, proved, router_of
-from mlnb.serving.tables import ARROW, as_arrow
+from mlnb.serving.app import RequestDecoder
+from mlnb.serving.column_validation import ARROW, to_arrow_stream
+from mlnb.serving.compactor import concat_tables
+from mlnb.serving.predictions import read, read_tables
+from mlnb.serving.predictor import HttpError, RequestRows
+from mlnb.serving.routing import FAILURE_THRESHOLD, Router, Routing, TrafficSplit, load_router, load_servable
 
 
 class Odd(Model):
@@ -72,7 +72,7 @@ def router(toy, bundles, tmp_path):
 
     def make(challenger="v2", champion="v1", **settings):
         settings = replace(load_settings(toy), predictions=str(tmp_path / "log"), **settings)
-        made.append(Router(settings, proved(bundles / champion), challenger and proved(bundles / challenger)))
+        made.append(Router(settings, load_servable(bundles / champion), challenger and load_servable(bundles / challenger)))
         return made[-1]
 
     yield make
@@ -84,42 +84,42 @@ def rows_of(bundle, n, **other):
     "n different requests"
     samples = bundle.samples["requests"]
     raw = [samples[i % len(samples)] | {"flight": i} | {k: v[i] for k, v in other.items()} for i in range(n)]
-    return Rows(raw, columns_of(bundle.request, raw), columns_of([DECISION_TIME], raw)["decision_time"], datetime.now(UTC))
+    return RequestRows(raw, columns_of(bundle.request, raw), columns_of([DECISION_TIME], raw)["decision_time"], datetime.now(UTC))
 
 
 @pytest.mark.parametrize("percent", [1, 10, 50, 99])
 def test_the_share_is_as_set(percent):
     keys = [f"{carrier}/{i}/EWR" for carrier in ("UA", "B6", "DL", "AA") for i in range(10_000)]
-    split = Split("v2", percent)
+    split = TrafficSplit("v2", percent)
     share = sum(split(keys)) / len(keys) * 100
     assert abs(share - percent) < 4 * (percent * (100 - percent) / len(keys)) ** 0.5
 
 
 @pytest.mark.parametrize("percent", [0, 100])
 def test_none_and_all(percent):
-    assert set(Split("v2", percent)(list(map(str, range(2000))))) == {percent == 100}
+    assert set(TrafficSplit("v2", percent)(list(map(str, range(2000))))) == {percent == 100}
 
 
 def test_an_experiment_keeps_its_entities_and_another_draws_its_own():
     keys = [str(i) for i in range(20_000)]
-    tenth, half, other = (set(compress(keys, Split(salt, percent)(keys))) for salt, percent in [("v2", 10), ("v2", 50), ("v3", 50)])
+    tenth, half, other = (set(compress(keys, TrafficSplit(salt, percent)(keys))) for salt, percent in [("v2", 10), ("v2", 50), ("v3", 50)])
     assert tenth < half
     assert abs(len(half & other) - 5000) < 300 and abs(len(tenth & other) - 1000) < 150
 
 
 def test_keys_that_are_almost_the_same_are_drawn_apart():
-    split, keys = Split("v2", 50), [f"c{i:06}" for i in range(40_000)]
-    drawn = np.array(split(keys))
+    split, keys = TrafficSplit("v2", 50), [f"c{i:06}" for i in range(40_000)]
+    assigned = np.array(split(keys))
     for step in (1, 2, 10, 1000):
-        assert abs((drawn[step:] == drawn[:-step]).mean() - 0.5) < 0.02, step
-    assert abs((drawn == split([f"d{key[1:]}" for key in keys])).mean() - 0.5) < 0.02
+        assert abs((assigned[step:] == assigned[:-step]).mean() - 0.5) < 0.02, step
+    assert abs((assigned == split([f"d{key[1:]}" for key in keys])).mean() - 0.5) < 0.02
 
 
 def test_every_process_draws_the_same():
-    code = "from mlnb.serving.routing import Split; s = Split('v2', 50); print(s([str(i) for i in range(100)]))"
+    code = "from mlnb.serving.routing import TrafficSplit; s = TrafficSplit('v2', 50); print(s([str(i) for i in range(100)]))"
     env = os.environ | {"PYTHONHASHSEED": "7"}
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
-    assert told.stdout.strip() == str(Split("v2", 50)([str(i) for i in range(100)]))
+    assert told.stdout.strip() == str(TrafficSplit("v2", 50)([str(i) for i in range(100)]))
 
 
 def test_rows_of_one_request_are_answered_by_both_in_their_order(router, tmp_path):
@@ -161,7 +161,7 @@ def test_a_table_that_is_split_is_logged_whole_or_refused(router, tmp_path, monk
             raise OSError(28, "No space left on device")
         return write(number, data)
 
-    with monkeypatch.context() as broken, pytest.raises(Refusal, match="could not be logged"):
+    with monkeypatch.context() as broken, pytest.raises(HttpError, match="could not be logged"):
         broken.setattr(os, "write", full)
         both.table(table)
     assert len(set(written)) == 2 and len(read(tmp_path / "log")) == 100 * sent_before
@@ -174,10 +174,10 @@ def test_a_table_that_is_split_is_logged_whole_or_refused(router, tmp_path, monk
 def test_a_refusal_names_the_row_of_the_request(router):
     both = router(challenger_percent=50)
     rows = rows_of(both.bundle, 20)
-    decisions = rows.decisions.copy()
-    decisions[17] = np.datetime64("2013-06-01T00:00:00")
-    with pytest.raises(Refusal, match="for row 17,") as e:
-        both(replace(rows, decisions=decisions))
+    decision_times = rows.decision_times.copy()
+    decision_times[17] = np.datetime64("2013-06-01T00:00:00")
+    with pytest.raises(HttpError, match="for row 17,") as e:
+        both(replace(rows, decision_times=decision_times))
     assert e.value.more["row"] == 17
 
 
@@ -188,12 +188,12 @@ def test_rows_that_the_challenger_fails_on_are_the_champions(router, tmp_path, c
     rows = rows_of(both.bundle, 100, carrier=carriers)
     answers = both(rows)
     entities = entity_keys(both.bundle.entity, rows.request)
-    drawn = Split("odd", percent)(entities)
-    assert any(drawn[i] for i in (3, 40, 41, 77))
-    wanted = ["challenger" if d and c == "UA" else "champion" for d, c in zip(drawn, carriers, strict=True)]
+    assigned = TrafficSplit("odd", percent)(entities)
+    assert any(assigned[i] for i in (3, 40, 41, 77))
+    wanted = ["challenger" if d and c == "UA" else "champion" for d, c in zip(assigned, carriers, strict=True)]
     assert [a.arm for a in answers] == wanted
     assert all(a.model_version == {"champion": "v1", "challenger": "odd"}[a.arm] for a in answers)
-    failed = sum(d and c == "RAISE" for d, c in zip(drawn, carriers, strict=True))
+    failed = sum(d and c == "RAISE" for d, c in zip(assigned, carriers, strict=True))
     assert both.counts["challenger_failed"] == failed and "ZeroDivisionError" in both.problem
     assert capfd.readouterr().err.count("Traceback") == 1  # not once a row
     logged = read(tmp_path / "log").set_index("request_id")
@@ -212,8 +212,8 @@ def test_a_table_that_the_challenger_fails_on_in_part(router, tmp_path, percent)
     found, who = both.table(table)
     answers = found.to_pylist()
     assert who == Counter((a["model_version"], a["arm"]) for a in answers)
-    drawn = Split("odd", percent)(entity_keys(both.bundle.entity, rows.request))
-    wanted = ["challenger" if d and c == "UA" else "champion" for d, c in zip(drawn, carriers, strict=True)]
+    assigned = TrafficSplit("odd", percent)(entity_keys(both.bundle.entity, rows.request))
+    wanted = ["challenger" if d and c == "UA" else "champion" for d, c in zip(assigned, carriers, strict=True)]
     assert [a["arm"] for a in answers] == wanted
     logged = read(tmp_path / "log").set_index("request_id").loc[[a["request_id"] for a in answers]]
     assert logged["flight"].tolist() == list(range(200)) and logged["arm"].tolist() == wanted
@@ -226,14 +226,14 @@ def test_a_table_is_logged_as_rows_are(router, tmp_path, champion):
     columns = {f.name: [row[f.name] for row in raw] for f in (*both.bundle.request, DECISION_TIME)}
     for name in ("departure", "decision_time"):
         columns[name] = pa.array(list(map(datetime.fromisoformat, columns[name])), pa.timestamp("s", "UTC"))
-    table, _ = Forms(both.bundle.request).reader("/predict", {b"content-type": ARROW})(as_arrow(pa.table(columns)))
+    table, _ = RequestDecoder(both.bundle.request).decoder_for("/predict", {b"content-type": ARROW})(to_arrow_stream(pa.table(columns)))
     both.table(table)
-    both(replace(rows_of(both.bundle, 100), raw=raw, request=table.request, decisions=table.decisions))
+    both(replace(rows_of(both.bundle, 100), raw=raw, request=table.request, decision_times=table.decision_times))
     both.log.close()
     files = {kind: list((tmp_path / "log").glob(kind)) for kind in ("*.arrows", "*.jsonl")}
     own = ["request_id", "logged_at", "latency_ms", "input.departure", "input.decision_time"]  # which differ, or are written otherwise
     (as_table, as_rows) = (
-        joined([t for f in of_kind for t in tables(f, [])])[0].to_pandas().sort_values("input.flight").drop(columns=own)
+        concat_tables([t for f in of_kind for t in read_tables(f, [])])[0].to_pandas().sort_values("input.flight").drop(columns=own)
         for of_kind in files.values()
     )
     as_rows = as_rows[as_table.columns].reset_index(drop=True)
@@ -246,12 +246,12 @@ def test_a_challenger_that_fails_again_and_again_is_out_until_it_is_another(rout
     both = router("odd", challenger_percent=100)
     broken = ["RAISE"] * 300
     assert {a.arm for a in both(rows_of(both.bundle, 300, carrier=broken))} == {"champion"}
-    assert both.counts["challenger_failed"] == FAILURES and "until its alias moves" in both.problem
+    assert both.counts["challenger_failed"] == FAILURE_THRESHOLD and "until its alias moves" in both.problem
     assert capfd.readouterr().err.count("Traceback") == 2  # the first and the last
     assert {a.arm for a in both(rows_of(both.bundle, 20))} == {"champion"}  # although it could
-    both.take(Releases(Version(1, str(bundles / "v1")), Version(2, str(bundles / "v2"))))
+    both.take(Releases(ModelVersion(1, str(bundles / "v1")), ModelVersion(2, str(bundles / "v2"))))
     assert {a.model_version for a in both(rows_of(both.bundle, 20))} == {"v2"} and both.problem is None
-    both.take(Releases(Version(1, str(bundles / "v1")), Version(3, str(bundles / "odd"))), Routing(100, False))
+    both.take(Releases(ModelVersion(1, str(bundles / "v1")), ModelVersion(3, str(bundles / "odd"))), Routing(100, False))
     assert {a.model_version for a in both(rows_of(both.bundle, 20))} == {"odd"}
     assert len(read(tmp_path / "log")) == 360
 
@@ -259,14 +259,14 @@ def test_a_challenger_that_fails_again_and_again_is_out_until_it_is_another(rout
 def test_another_share_does_not_bring_a_challenger_back(router, bundles):
     both = router("odd", challenger_percent=100)
     both(rows_of(both.bundle, 50, carrier=["RAISE"] * 50))
-    both.take(Releases(Version(1, str(bundles / "v1")), Version(3, str(bundles / "odd"))), Routing(60, True))
+    both.take(Releases(ModelVersion(1, str(bundles / "v1")), ModelVersion(3, str(bundles / "odd"))), Routing(60, True))
     assert {a.arm for a in both(rows_of(both.bundle, 50))} == {"champion"} and both._arms.shadow
     assert both.counts["swaps"] == 0
 
 
 def test_a_version_is_not_split_against_itself(router, bundles):
     both = router(challenger_percent=50, shadow=True)
-    v1, v2, broken = Version(1, str(bundles / "v1")), Version(2, str(bundles / "v2")), Version(3, str(bundles / "none"))
+    v1, v2, broken = ModelVersion(1, str(bundles / "v1")), ModelVersion(2, str(bundles / "v2")), ModelVersion(3, str(bundles / "none"))
     both.take(Releases(v2, broken))  # the challenger is promoted, the next one is not fit
     assert both.versions == {"champion": "v2"} and both.problem.startswith("challenger cannot become version 3")
     both.take(Releases(v1, v2))
@@ -280,10 +280,18 @@ def test_a_version_is_not_split_against_itself(router, bundles):
 def test_a_refusal_of_a_table_that_is_split_names_its_row(router):
     both = router(challenger_percent=50)
     rows = rows_of(both.bundle, 20)
-    decisions = rows.decisions.copy()
-    decisions[17] = np.datetime64("2013-06-01T00:00:00")
-    with pytest.raises(Refusal, match="for row 17,"):
-        both.table(replace(rows, raw=None, sent=pa.RecordBatch.from_pylist(rows.raw), fields=both.bundle.request, decisions=decisions))
+    decision_times = rows.decision_times.copy()
+    decision_times[17] = np.datetime64("2013-06-01T00:00:00")
+    with pytest.raises(HttpError, match="for row 17,"):
+        both.table(
+            replace(
+                rows,
+                raw=None,
+                sent=pa.RecordBatch.from_pylist(rows.raw),
+                fields=both.bundle.request,
+                decision_times=decision_times,
+            )
+        )
 
 
 def test_one_version_alone(router):
@@ -336,7 +344,7 @@ def test_a_shadow_that_falls_silent_stops_nobody_and_is_replaced(router, monkeyp
     both = router("odd", shadow=True)
     both(rows_of(both.bundle, 5))
     until(lambda: both.counts["shadow_scored"] == 5)  # it is up
-    reply, hangs = shadow.Shadow._reply, threading.Event()
+    reply, hangs = shadow.Shadow._receive_reply, threading.Event()
 
     def held(waiting):
         "Wait for a reply only once the test has seen what happens meanwhile"
@@ -346,10 +354,10 @@ def test_a_shadow_that_falls_silent_stops_nobody_and_is_replaced(router, monkeyp
         finally:
             monkeypatch.setattr(shadow, "SILENCE", 60.0)  # a busy machine starts the next one slowly
 
-    monkeypatch.setattr(shadow.Shadow, "_reply", held)
+    monkeypatch.setattr(shadow.Shadow, "_receive_reply", held)
     monkeypatch.setattr(shadow, "SILENCE", 0.1)
     both(rows_of(both.bundle, 1, carrier=["HANG"]))
-    until(lambda: both._arms.shadow._taken == 6)
+    until(lambda: both._arms.shadow._dequeued == 6)
     answered = sum(len(both(rows_of(both.bundle, 10))) for _ in range(20))  # while it hangs
     assert answered == 200 and both.counts["shadow_dropped"] == 150
     hangs.set()
@@ -372,9 +380,9 @@ import sys, time
 from dataclasses import replace
 import test_routing
 from mlnb.project.settings import load_settings
-from mlnb.serving.routing import Router, proved
+from mlnb.serving.routing import Router, load_servable
 
-bundle = proved(sys.argv[1])
+bundle = load_servable(sys.argv[1])
 router = Router(replace(load_settings("."), predictions=sys.argv[2], shadow=True), bundle, bundle)
 router(test_routing.rows_of(bundle, 5))
 while not router.counts["shadow_scored"]:
@@ -398,6 +406,6 @@ def test_the_process_of_a_shadow_ends_with_a_service_that_is_killed(toy, bundles
 def test_a_wrong_share_is_a_wrong_setting(toy):
     for percent in (-1, 101):
         with pytest.raises(SettingError, match="from 0 to 100"):
-            router_of(replace(load_settings(toy), challenger_percent=percent))
+            load_router(replace(load_settings(toy), challenger_percent=percent))
     with pytest.raises(SettingError, match='serve_from = "bundle"'):
-        router_of(replace(load_settings(toy), serve_from="flights"))
+        load_router(replace(load_settings(toy), serve_from="flights"))

@@ -12,21 +12,21 @@ import numpy as np
 import pandas as pd
 import pytest
 import toy_project
-from plain_server import plain
+from plain_server import run_server
 from waiting import until
 
-from mlnb.data.context import SnapshotStore
+from mlnb.data.point_in_time import SnapshotStore
 from mlnb.data.profiles import Profile
-from mlnb.monitoring import evidence
-from mlnb.monitoring.alerts import Alerts
-from mlnb.monitoring.drift import Only, Source, read_windows
-from mlnb.monitoring.null import calibrate
-from mlnb.monitoring.rules import KINDS, decisions_of, fetch, look, of_table, rules_of
+from mlnb.monitoring import alert_notebook
+from mlnb.monitoring.alerts import AlertStore
+from mlnb.monitoring.drift import DriftSource, RowFilter, read_windows
+from mlnb.monitoring.drift_thresholds import calibrate
+from mlnb.monitoring.rules import RULE_KINDS, evaluate, from_table, http_get, load_decisions, load_rules
 from mlnb.project.errors import SettingError
 from mlnb.project.settings import load_settings
 from mlnb.records import Records, now
 from mlnb.serving.compactor import Compactor
-from mlnb.serving.outcomes import Outcome, OutcomeLog
+from mlnb.serving.labels import Label, LabelLog
 from mlnb.serving.predictions import Prediction, PredictionLog
 
 
@@ -39,39 +39,39 @@ def project(tmp_path):
 
 
 def rule(kind, **table):
-    return of_table(KINDS, "alerts", "r", {"kind": kind, **table})
+    return from_table(RULE_KINDS, "alerts", "r", {"kind": kind, **table})
 
 
 def found(one, project, at=None, memory=None):
-    looked = look(one, *project, memory, at)
-    assert looked.blind is None, looked.blind
-    return {f.subject: f for f in looked.findings}
+    result = evaluate(one, *project, memory, at)
+    assert result.evaluation_error is None, result.evaluation_error
+    return {f.subject: f for f in result.findings}
 
 
 def test_a_service(toy, project, tmp_path):
-    with plain(toy, tmp_path / "log") as (_, url):
-        service = lambda **more: rule("service", url=url, requests=5, minutes=1, **more)
+    with run_server(toy, tmp_path / "log") as (_, url):
+        service = lambda **more: rule("service", url=url, min_requests=5, minutes=1, **more)
         row, began = toy_project.example(toy), now()
-        first = look(service(p99_milliseconds=0.001), *project, {}, began)
-        assert first.findings == [] and first.blind is None
+        first = evaluate(service(p99_milliseconds=0.001), *project, {}, began)
+        assert first.findings == [] and first.evaluation_error is None
         for _ in range(10):
             assert httpx.post(f"{url}/predict", json=row).status_code == 200
-        slow = look(service(p99_milliseconds=0.001), *project, first.memory, began + dt.timedelta(seconds=30))
+        slow = evaluate(service(p99_milliseconds=0.001), *project, first.memory, began + dt.timedelta(seconds=30))
         assert [f.subject for f in slow.findings] == ["latency"] and slow.findings[0].value > 0
         for _ in range(5):
             assert httpx.post(f"{url}/predict", content=b"{").status_code == 400
-        again = look(service(p99_milliseconds=0.001), *project, slow.memory, began + dt.timedelta(minutes=2))
-        assert again.findings == [] and again.blind is None  # five requests since then, none of them timed
-        unreadable = look(rule("service", url=url, key="$NO_SUCH_KEY"), *project)
-        assert "NO_SUCH_KEY is not set" in unreadable.blind
+        again = evaluate(service(p99_milliseconds=0.001), *project, slow.memory, began + dt.timedelta(minutes=2))
+        assert again.findings == [] and again.evaluation_error is None  # five requests since then, none of them timed
+        unreadable = evaluate(rule("service", url=url, key="$NO_SUCH_KEY"), *project)
+        assert "NO_SUCH_KEY is not set" in unreadable.evaluation_error
     (down,) = found(service(), project).values()
     assert down.subject == "down" and "does not answer" in down.words
 
 
 def test_a_service_that_wants_a_key(toy, project, tmp_path, monkeypatch):
     monkeypatch.setenv("OPS_KEY", "k" * 40)
-    with plain(toy, tmp_path / "log", MLNB_KEYS="admin:" + "k" * 40, MLNB_KEYS_REQUIRED="true") as (_, url):
-        assert "metrics answers 401" in look(rule("service", url=url), *project).blind
+    with run_server(toy, tmp_path / "log", MLNB_KEYS="admin:" + "k" * 40, MLNB_KEYS_REQUIRED="true") as (_, url):
+        assert "metrics answers 401" in evaluate(rule("service", url=url), *project).evaluation_error
         assert found(rule("service", url=url, key="$OPS_KEY"), project) == {}
 
 
@@ -104,27 +104,27 @@ def counts(good, bad, unlogged=0, unreadable=0):
 
 def test_what_failed_since_the_last_look(project, scripted):
     server, url = scripted
-    service, at, memory, seen = rule("service", url=url, requests=50, minutes=10), now(), {}, []
+    service, at, memory, seen = rule("service", url=url, min_requests=50, minutes=10), now(), {}, []
     for good, bad, unlogged in ((1000, 900, 3), (1090, 910, 3), (1091, 910, 7), (2091, 910, 7), (3091, 910, 7), (60, 60, 0), (61, 60, 0)):
         server.says["/metrics"] = counts(good, bad, unlogged)
-        looked = look(service, *project, memory, at)
-        memory, at = looked.memory, at + dt.timedelta(minutes=11)
-        seen.append([f.subject for f in looked.findings])
+        result = evaluate(service, *project, memory, at)
+        memory, at = result.memory, at + dt.timedelta(minutes=11)
+        seen.append([f.subject for f in result.findings])
     assert seen == [[], ["errors"], ["unlogged"], [], [], ["errors"], []]  # what was before is not news; the sixth is after a new start
     assert len(memory["counts"]) <= 3
     for _ in range(100):  # checks of every second
-        memory, at = look(service, *project, memory, at).memory, at + dt.timedelta(seconds=1)
+        memory, at = evaluate(service, *project, memory, at).memory, at + dt.timedelta(seconds=1)
     assert len(memory["counts"]) <= 12
 
 
 def test_what_was_answered_and_cannot_be_read_back_is_told_once(project, scripted):
     server, url = scripted
-    service, at, memory, seen = rule("service", url=url, requests=50, minutes=10), now(), {}, []
+    service, at, memory, seen = rule("service", url=url, min_requests=50, minutes=10), now(), {}, []
     for good, unreadable in ((100, 3), (110, 3), (120, 5), (130, 0), (5, 1)):  # somebody removes them; then the service begins anew
         server.says["/metrics"] = counts(good, 0, 0, unreadable)
-        looked = look(service, *project, memory, at)
-        memory, at = looked.memory, at + dt.timedelta(minutes=11)
-        seen.append([(f.subject, f.value) for f in looked.findings])
+        result = evaluate(service, *project, memory, at)
+        memory, at = result.memory, at + dt.timedelta(minutes=11)
+        seen.append([(f.subject, f.value) for f in result.findings])
     assert seen == [[], [], [("unreadable", 2)], [], [("unreadable", 1)]]
 
 
@@ -134,9 +134,9 @@ def test_a_service_that_is_not_ready_or_no_service(project, scripted):
     (down,) = found(rule("service", url=url), project).values()
     assert "is not ready (503): predictions cannot be logged" in down.words
     server.says |= {"/readyz": (200, ""), "/metrics": (200, "<html> no metrics")}
-    assert look(rule("service", url=url), *project).blind or look(rule("service", url=url), *project).findings == []
+    assert evaluate(rule("service", url=url), *project).evaluation_error or evaluate(rule("service", url=url), *project).findings == []
     server.says["/metrics"] = 404, ""
-    assert "metrics answers 404" in look(rule("service", url=url), *project).blind
+    assert "metrics answers 404" in evaluate(rule("service", url=url), *project).evaluation_error
 
 
 @pytest.fixture
@@ -166,7 +166,7 @@ def test_a_service_that_never_ends_its_answer(dripping, begins):
 
     def ask():
         try:
-            said.append(fetch(f"http://127.0.0.1:{dripping.server_address[1]}/readyz", seconds=0.5))
+            said.append(http_get(f"http://127.0.0.1:{dripping.server_address[1]}/readyz", seconds=0.5))
         except OSError as e:
             said.append(str(e))
 
@@ -176,22 +176,22 @@ def test_a_service_that_never_ends_its_answer(dripping, begins):
 
 def test_context_and_predictions_age(project, toy):
     settings, _ = project
-    fresh = rule("freshness", context_minutes=60, prediction_minutes=60)
+    fresh = rule("freshness", snapshot_minutes=60, prediction_minutes=60)
     assert sorted(found(fresh, project)) == ["context", "prediction"]
     store = SnapshotStore(f"{settings.root}/.mlnb/storage/context")
     snapshot = SnapshotStore(str(toy / ".mlnb/storage/context"))
-    moment = snapshot.moments()[-1]
-    store.write(snapshot.newest(moment))
+    as_of = snapshot.as_of_times()[-1]
+    store.write(snapshot.newest(as_of))
     t = f"{now():%Y-%m-%dT%H:%M:%S}Z"
     log = PredictionLog.of(settings)
     log.append([Prediction("a", "k", "2013-07-01T00:00:00Z", t, "v1", "champion", t, 1.0, 0.1, False, {}, {"x": 1.0})])
     log.close()
-    assert list(found(fresh, project, moment.item() + dt.timedelta(minutes=59))) == []
+    assert list(found(fresh, project, as_of.item() + dt.timedelta(minutes=59))) == []
     assert list(found(fresh, project)) == ["context"]  # the decision is of 2013, the answer of now
     assert list(found(fresh, project, now() + dt.timedelta(minutes=61))) == ["context", "prediction"]
-    old = rule("freshness", outcome_minutes=60)
+    old = rule("freshness", label_minutes=60)
     assert "outcome" in found(old, project)
-    OutcomeLog.of(settings).append([Outcome("k", 1.0, dt.datetime(2013, 7, 2, tzinfo=dt.UTC), dt.datetime.now(dt.UTC), "service")])
+    LabelLog.of(settings).append([Label("k", 1.0, dt.datetime(2013, 7, 2, tzinfo=dt.UTC), dt.datetime.now(dt.UTC), "service")])
     assert found(old, project) == {} and "outcome" in found(old, project, now() + dt.timedelta(minutes=61))
 
 
@@ -199,13 +199,13 @@ def test_context_and_predictions_age(project, toy):
 def test_what_is_dated_ahead_of_the_clock_is_not_fresh(project, toy, ahead):
     "A clock that was ahead, or a decision_time that a caller made up, must not hide for a year that nothing comes any more"
     settings, _ = project
-    fresh = rule("freshness", context_minutes=60, prediction_minutes=60, outcome_minutes=60)
+    fresh = rule("freshness", snapshot_minutes=60, prediction_minutes=60, label_minutes=60)
     snapshot = SnapshotStore(str(toy / ".mlnb/storage/context"))
     later = now() + ahead
-    SnapshotStore.of(settings).write(replace(snapshot.newest(snapshot.moments()[-1]), moment=np.datetime64(later, "s")))
+    SnapshotStore.of(settings).write(replace(snapshot.newest(snapshot.as_of_times()[-1]), as_of=np.datetime64(later, "s")))
     log, t = PredictionLog.of(settings), f"{later:%Y-%m-%dT%H:%M:%S}Z"
     log.append([Prediction("a", "k", t, t, "v1", "champion", t, 1.0, 0.1, False, {}, {"x": 1.0})])
-    OutcomeLog.of(settings).append([Outcome("k", 1.0, dt.datetime(2013, 7, 2, tzinfo=dt.UTC), later.replace(tzinfo=dt.UTC), "service")])
+    LabelLog.of(settings).append([Label("k", 1.0, dt.datetime(2013, 7, 2, tzinfo=dt.UTC), later.replace(tzinfo=dt.UTC), "service")])
     assert sorted(found(fresh, project)) == ["context", "outcome", "prediction"]
     t = f"{now():%Y-%m-%dT%H:%M:%S}Z"
     log.append([Prediction("b", "k", t, t, "v1", "champion", t, 1.0, 0.1, False, {}, {"x": 1.0})])
@@ -245,7 +245,7 @@ def test_drift(project):
     settings, log = project[0], PredictionLog.of(project[0])
     assert found(rule("drift"), project) == {}  # nothing was served
     serve(log, "2013-07-03", 900)
-    assert "no bundle with a reference" in look(rule("drift"), *project).blind
+    assert "no bundle with a reference" in evaluate(rule("drift"), *project).evaluation_error
     rng = np.random.default_rng(1)
     reference = {"far": rng.normal(10, 2, 9000), "carrier": np.array(["A", "B"] * 4500)}
     Profile.of(reference).write(settings.root / "products/bundle/reference.profile")
@@ -257,10 +257,10 @@ def test_drift(project):
     serve(log, "2013-07-04", 900, version="v2")
     assert found(rule("drift", version="v2"), project) == {} and "far" in found(rule("drift", version="v1"), project)
     assert "carrier=A: far" in found(rule("drift", version="v1", segment="carrier=A"), project)
-    blind = lambda **table: look(rule("drift", **table), *project).blind
-    assert "no answered prediction on 2013-07-04 is of version v1, carrier=Z" in blind(version="v1", segment="carrier=Z")
-    assert "no prediction in the log is of version 'v9'" in blind(version="v9")
-    assert "did you mean 'far'" in look(rule("drift", columns=["fra"]), *project).blind
+    evaluation_error = lambda **table: evaluate(rule("drift", **table), *project).evaluation_error
+    assert "no answered prediction on 2013-07-04 is of version v1, carrier=Z" in evaluation_error(version="v1", segment="carrier=Z")
+    assert "no prediction in the log is of version 'v9'" in evaluation_error(version="v9")
+    assert "did you mean 'far'" in evaluate(rule("drift", columns=["fra"]), *project).evaluation_error
     assert found(rule("drift", window="month", columns=["carrier"]), project) == {}
     log.close()
 
@@ -309,10 +309,10 @@ def test_drift_that_only_the_hours_show(project, asked):
         assert {one.details["column"] for one in moved.values()} == ({"level", "double"} if far else set())
     log.close()
     assert "misfit with other columns" in next(iter(moved.values())).words
-    hours = evidence.hours_of(next(iter(moved.values())).details, project[0], "level")
+    hours = alert_notebook.hourly_values(next(iter(moved.values())).details, project[0], "level")
     assert list(hours.index) == [f"2013-06-11T{hour:02}" for hour in range(24)] and (hours["mean"] - hours["told"]).mean() > 1
     of_nothing = [({"window": "2013-06-11"}, "carrier"), ({"window": "2013-06-13"}, "level"), ({}, "level")]
-    assert not any(len(evidence.hours_of(alert, project[0], column)) for alert, column in of_nothing)
+    assert not any(len(alert_notebook.hourly_values(alert, project[0], column)) for alert, column in of_nothing)
 
 
 def test_hours_of_a_part_of_the_log_are_those_of_the_days_around(project):
@@ -320,25 +320,27 @@ def test_hours_of_a_part_of_the_log_are_those_of_the_days_around(project):
     for day in ("2013-06-30", "2013-07-01", "2013-07-02"):
         serve(log, day, 240)
     log.close()
-    days = lambda source, **only: {str(hour)[:10] for hour in Source(source, settings, only=Only(**only)).hours().hours}
+    days = lambda source, **row_filter: {
+        str(hour)[:10] for hour in DriftSource(source, settings, row_filter=RowFilter(**row_filter)).hours().hours
+    }
     assert days("log:2013-07-01") == {"2013-06-30", "2013-07-01", "2013-07-02"} and days("log:2013-06") == {"2013-06-30", "2013-07-01"}
     assert days("log:2013-07") == days("log") == days("log:2013-07-01T05") == days("log:2013-07-01", segment="carrier=A")
-    assert set(Source("log:2013-07-01T05", settings).hours().rows) == {10}
-    assert len(Source("log:2013-07-01", settings, only=Only(segment="carrier=A")).hours().hours) == 72
-    assert Source("log:2013-07-01", settings).hours().columns["far"].numbers.tolist() == [10] * 72
+    assert set(DriftSource("log:2013-07-01T05", settings).hours().rows) == {10}
+    assert len(DriftSource("log:2013-07-01", settings, row_filter=RowFilter(segment="carrier=A")).hours().hours) == 72
+    assert DriftSource("log:2013-07-01", settings).hours().columns["far"].numbers.tolist() == [10] * 72
 
 
 def test_drift_that_cannot_be_judged_resolves_nothing(office):
     project, log = office
-    alerts = Alerts(project[1], "here")
-    check = lambda: alerts.note([look(rule("drift"), *project)], ["log"])
+    alerts = AlertStore(project[1], "here")
+    check = lambda: alerts.note([evaluate(rule("drift"), *project)], ["log"])
     serve(log, "2013-07-04", 600, shift=20.0, hours=(8, 18))
     check()
     serve(log, "2013-07-05", 20, hours=(8, 18))
     for _ in range(3):
         check()
-    assert "2013-07-05 is not judged: the window has 20 rows" in look(rule("drift"), *project).blind
-    assert "probability" in look(rule("drift", columns=["probability"]), *project).blind
+    assert "2013-07-05 is not judged: the window has 20 rows" in evaluate(rule("drift"), *project).evaluation_error
+    assert "probability" in evaluate(rule("drift", columns=["probability"]), *project).evaluation_error
     assert sorted(alert["subject"] for alert in alerts.select()) == ["cannot look", "far"]
 
 
@@ -359,7 +361,7 @@ def test_levels_of_too_few_rows_and_lost_columns(project):
     assert lost.subject == "wind" and "wind is in the reference and in no prediction" in lost.words and lost.value is None
     serve(log, "2013-07-04", 20)
     log.close()
-    assert "2013-07-04 is not judged: in its 20 rows every column is too small" in look(rule("drift"), *project).blind
+    assert "2013-07-04 is not judged: in its 20 rows every column is too small" in evaluate(rule("drift"), *project).evaluation_error
 
 
 @pytest.mark.parametrize("segments", [(), ("vip", "maybe")], ids=["rows", "hours"])
@@ -374,8 +376,8 @@ def test_a_segment_is_the_same_rows_for_all(project, segments):
     Profile.of({"far": np.random.default_rng(1).normal(10, 2, 9000)}).write(settings.root / "products/bundle/reference.profile")
     for _ in ("lines", "parts"):
         for segment, rows in {"vip=true": 450, "vip=True": 450, "maybe=2": 810, "maybe=2.0": 810}.items():
-            assert decisions_of(settings, "", segment).num_rows == rows
-            assert read_windows("log", settings, only=Only(segment=segment))["log"].rows == rows
+            assert load_decisions(settings, "", segment).num_rows == rows
+            assert read_windows("log", settings, row_filter=RowFilter(segment=segment))["log"].rows == rows
             assert list(found(rule("drift", segment=segment), (settings, project[1]))) == [f"{segment}: far"]
         Compactor.of(settings).run()
 
@@ -383,11 +385,11 @@ def test_a_segment_is_the_same_rows_for_all(project, segments):
 def test_a_rule_that_breaks_does_not_stop_another(project, monkeypatch):
     broken = rule("runs")
     monkeypatch.setattr(type(broken), "find", lambda self, at: 1 / 0)
-    assert look(broken, *project).blind == "ZeroDivisionError: division by zero"
+    assert evaluate(broken, *project).evaluation_error == "ZeroDivisionError: division by zero"
 
 
 def test_performance(project):
-    settings, rng = replace(project[0], cost_missed=3.0), np.random.default_rng(0)
+    settings, rng = replace(project[0], cost_false_negative=3.0), np.random.default_rng(0)
     log, project = PredictionLog.of(settings), (settings, project[1])
     below = rule("performance", metric="auc", below=0.6)
     assert found(below, project) == {}  # nothing was decided
@@ -397,12 +399,12 @@ def test_performance(project):
         said = [(("v1", "champion", when, 1.0, float(p[i]), bool(p[i] > 0.3)), i) for i in range(200)]
         log.append([Prediction(f"{day}-{i}", f"{day}-{i}", when, when, *values, {"carrier": "AB"[i % 2]}, {}) for values, i in said])
         then, late = dt.datetime(2013, 7, day, 20, tzinfo=dt.UTC), dt.datetime.now(dt.UTC)
-        OutcomeLog.of(settings).append([Outcome(f"{day}-{i}", float(happened[i]), then, late, "service") for i in range(200)])
+        LabelLog.of(settings).append([Label(f"{day}-{i}", float(happened[i]), then, late, "service") for i in range(200)])
     assert found(below, project, dt.datetime(2013, 7, 9, 1)) == {}  # the first seven days are good
     (bad,) = found(below, project).values()
     assert bad.subject == "auc" and bad.value < 0.4 and bad.details["since"] == "2013-07-08T00:00:00" and "below 0.6" in bad.words
-    (apart,) = found(rule("performance", metric="cost_per_1000", apart=50.0, days=3, segment="carrier=A"), project).values()
-    assert apart.subject == "carrier=A: cost_per_1000" and "was expected" in apart.words
+    (max_deviation,) = found(rule("performance", metric="cost_per_1000", max_deviation=50.0, days=3, segment="carrier=A"), project).values()
+    assert max_deviation.subject == "carrier=A: cost_per_1000" and "was expected" in max_deviation.words
     assert found(rule("performance", metric="coverage", below=0.9), project) == {}
     assert found(rule("performance", below=0.6, version="v9"), project) == {}
     log.close()
@@ -419,20 +421,20 @@ def test_performance(project):
         ({"kind": "drift", "clear_after": True}, "write clear_after = 2"),
         ({"kind": "service", "url": "host:3000"}, 'write url = "http://scores.internal:3000"'),
         ({"kind": "service", "key": "secret"}, 'write key = "$SCORES_KEY"'),
-        ({"kind": "service", "error_share": "1%"}, "write error_share = 0.01"),
-        ({"kind": "freshness"}, "write context_minutes, prediction_minutes or outcome_minutes"),
+        ({"kind": "service", "max_error_rate": "1%"}, "write max_error_rate = 0.01"),
+        ({"kind": "freshness"}, "write snapshot_minutes, prediction_minutes or label_minutes"),
         ({"kind": "runs", "hour": 3}, "unknown setting 'hour' (did you mean 'hours'?)"),
         ({"kind": "schedule"}, "one of drift, performance, service, freshness, runs"),
     ],
 )
 def test_a_wrong_rule_is_a_sentence(table, says):
     with pytest.raises(SettingError) as error:
-        of_table(KINDS, "alerts", "r", table)
+        from_table(RULE_KINDS, "alerts", "r", table)
     assert says in str(error.value) and "pyproject.toml [tool.mlnb.alerts.r]" in str(error.value)
 
 
 def test_an_environment_changes_a_rule(tmp_path):
     text = '[tool.mlnb.alerts.inputs]\nkind = "drift"\n[tool.mlnb.env.production.alerts.inputs]\nseverity = "critical"\n'
     (tmp_path / "pyproject.toml").write_text(text)
-    assert [r.severity for r in rules_of(load_settings(tmp_path))] == ["warning"]
-    assert [(r.kind, r.severity) for r in rules_of(load_settings(tmp_path, "production"))] == [("drift", "critical")]
+    assert [r.severity for r in load_rules(load_settings(tmp_path))] == ["warning"]
+    assert [(r.kind, r.severity) for r in load_rules(load_settings(tmp_path, "production"))] == [("drift", "critical")]

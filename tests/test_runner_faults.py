@@ -209,7 +209,7 @@ def test_a_run_ends_though_a_thread_of_it_hangs(project, monkeypatch):
     program = """
         import os, threading, time
         from mlnb.pipelines import plan, runner
-        runner.GRACE = runner.LAST = 1
+        runner.INTERRUPT_GRACE_SECONDS = runner.KILL_WAIT_SECONDS = 1
         plan.Planner.begin = lambda *_: (open("pid", "w").write(str(os.getpid())), time.sleep(1000))
         from mlnb.cli.main import main
         main()
@@ -446,7 +446,7 @@ def suspended(project):
     yield project, report.run
     from mlnb.notebooks import checkpoints
 
-    checkpoints.discard(project / ".mlnb" / "checkpoints" / "pipeline" / "long")
+    checkpoints.release_all(project / ".mlnb" / "checkpoints" / "pipeline" / "long")
 
 
 def test_resume_goes_on_inside_the_notebook(suspended):

@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 import toy_project
 
-from mlnb.data.context import SnapshotStore
+from mlnb.data.point_in_time import SnapshotStore
 from mlnb.models.bundle import DECISION_TIME, Bundle, columns_of
 from mlnb.project.errors import MlnbError, ServingError
-from mlnb.serving import batches, scoring
+from mlnb.serving import scoring, table_files
 from mlnb.serving.predictions import PredictionLog, read
-from mlnb.serving.requests import RequestError, RequestSchema
+from mlnb.serving.row_validation import RequestError, RequestSchema
 
 TIMES = ("departure", "decision_time")
 
@@ -42,7 +42,7 @@ def rows(model):
 @pytest.fixture
 def small(monkeypatch):
     "Batches of at most 5 rows, so that a few rows are many batches"
-    monkeypatch.setattr(batches, "ROWS", 5)
+    monkeypatch.setattr(table_files, "ROWS", 5)
 
 
 def parquet(path, rows):
@@ -153,7 +153,7 @@ def test_typed_values_are_judged_as_a_request_is(model, newest, rows, tmp_path):
 
 
 def test_lines_that_are_no_rows(model, newest, rows, tmp_path, monkeypatch):
-    monkeypatch.setattr(batches, "BYTES", 4 * 600)
+    monkeypatch.setattr(table_files, "BYTES", 4 * 600)
     source = text(tmp_path / "in.csv", many(rows, 40))
     lines = source.read_text().splitlines()
     for at in (1, 2, 21, 40):
@@ -185,10 +185,10 @@ class Fails:
     def __getattr__(self, name):
         return getattr(self.bundle, name)
 
-    def features(self, request, context):
+    def features(self, request, point_in_time):
         if self.how is TypeError and 103 in request["flight"]:
             raise TypeError("flight 103 has no features")
-        return self.bundle.features(request, context) | {"flight": request["flight"]}
+        return self.bundle.features(request, point_in_time) | {"flight": request["flight"]}
 
     def predict(self, features):
         found, wrong = self.bundle.predict(features), features["flight"] == 103
@@ -255,8 +255,8 @@ def test_nothing_of_anybody_is_replaced_unasked(model, newest, rows, tmp_path):
 
 def test_a_run_that_ends_between_its_two_files_goes_on(model, newest, rows, tmp_path, monkeypatch):
     source, output = parquet(tmp_path / "in.parquet", [*rows, rows[0] | {"carrier": ""}]), tmp_path / "out.parquet"
-    whole = scoring.join
-    monkeypatch.setattr(scoring, "join", lambda *a: whole(*a) if a[2] != output else (_ for _ in ()).throw(KeyboardInterrupt))
+    whole = scoring.write_output
+    monkeypatch.setattr(scoring, "write_output", lambda *a: whole(*a) if a[2] != output else (_ for _ in ()).throw(KeyboardInterrupt))
     with pytest.raises(KeyboardInterrupt):
         scoring.score(source, output, model, newest, 60)
     monkeypatch.undo()
@@ -328,11 +328,11 @@ def test_predictions_are_logged_as_the_service_does(model, newest, rows, tmp_pat
 SCORE = """
 import sys, time
 from pathlib import Path
-from mlnb.data.context import SnapshotStore
+from mlnb.data.point_in_time import SnapshotStore
 from mlnb.models.bundle import Bundle
-from mlnb.serving import batches, scoring
+from mlnb.serving import table_files, scoring
 from mlnb.serving.predictions import PredictionLog
-batches.ROWS = int(sys.argv[3])
+table_files.MAX_BATCH_ROWS = int(sys.argv[3])
 model = Bundle.load("products/bundle")
 watch = lambda told: print(told if isinstance(told, str) else told.rows, flush=True) or time.sleep(float(sys.argv[4]))
 newest = SnapshotStore(".mlnb/storage/context").newest
@@ -376,7 +376,7 @@ def test_a_changed_input_starts_anew(toy, model, newest, rows, tmp_path):
     killed_after(start(toy, source, output, 10, 0.05), 2)
     parquet(source, many(rows, 12))
     told = []
-    done = scoring.score(source, output, model, newest, 60, watch=told.append)
+    done = scoring.score(source, output, model, newest, 60, on_progress=told.append)
     assert told[0].startswith("starting anew: its size in bytes is") and done.kept == 0
     assert pq.read_table(output).num_rows == 12
 

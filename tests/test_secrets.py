@@ -12,16 +12,16 @@ import psutil
 import pytest
 import toy_project
 from pipeline_project import make, notebook
-from plain_server import MLNB, plain
+from plain_server import MLNB, run_server
 from waiting import until
 
-from mlnb.cli.main import _in_words
-from mlnb.doctor import places, variables
+from mlnb.cli.main import _os_error_text
+from mlnb.doctor import stores, variables
 from mlnb.notebooks import kernels
-from mlnb.pipelines import manifest
+from mlnb.pipelines import plan_cache
 from mlnb.project.errors import MlnbError, TrackingError
-from mlnb.project.permissions import UMASKS, protect
-from mlnb.project.secrets import redacted
+from mlnb.project.permissions import UMASKS, apply_file_permissions
+from mlnb.project.secrets import redact
 from mlnb.project.settings import Settings, load_settings
 
 PLANT = "plant3d"  # in every secret, and nowhere else
@@ -68,7 +68,7 @@ def open_to_others(folder: Path) -> list[str]:
 
 
 def command(root, *words, mask=0o022, **variables):
-    "`mlnb WORDS` with every secret in its variables; none is shown"
+    "`mlnb STATISTIC_NAMES` with every secret in its variables; none is shown"
     env = toy_project.environment(root) | VARIABLES | {"MLNB_RUNTIME_DIR": os.environ["MLNB_RUNTIME_DIR"]} | variables
     done = subprocess.run([*MLNB, *words], cwd=root, env=env, capture_output=True, text=True, umask=mask)
     assert PLANT not in done.stdout + done.stderr, done.stdout + done.stderr
@@ -119,7 +119,7 @@ def test_no_command_shows_or_writes_one(project, words, variables):
 def test_doctor_shows_none(project, monkeypatch):
     for name, url in {"MLNB_RECORDS": DATABASE, "MLNB_TRACKING": SERVER, "MLNB_STORAGE": BUCKET}.items():
         monkeypatch.setenv(name, url)
-    found = str([*places(load_settings(project)), *variables(None)])
+    found = str([*stores(load_settings(project)), *variables(None)])
     assert "127.0.0.1:9 does not answer" in found and PLANT not in found
 
 
@@ -131,7 +131,7 @@ def test_a_service_keeps_no_key_and_its_data_follow_the_setting(toy, tmp_path):
     mask = os.umask(0)
     try:
         variables = VARIABLES | {"MLNB_FILE_MODE": "private", "MLNB_LOG_COMPACT_MINUTES": "0"}
-        with plain(root, root / ".mlnb/predictions", **variables) as (process, url):
+        with run_server(root, root / ".mlnb/predictions", **variables) as (process, url):
             for key in (KEY, f"{PLANT}-wrong"):
                 for headers in ({"Authorization": f"Bearer {key}"}, {"X-API-Key": key}, {}):
                     httpx.post(f"{url}/predict?key={key}&token={key}", json=toy_project.example(root), headers=headers, timeout=60)
@@ -151,13 +151,13 @@ def test_data_and_products_follow_the_setting(tmp_path, mode):
     code = """
 import sys
 from pathlib import Path
-from mlnb.project.files import write_whole
-from mlnb.project.permissions import make_folder, protect
+from mlnb.project.files import write_atomic
+from mlnb.project.permissions import make_folder, apply_file_permissions
 from mlnb.project.settings import load_settings
-protect(load_settings())
-write_whole(".mlnb/predictions/a.jsonl", "a")
-write_whole("products/scores.json", "{}")
-write_whole(".mlnb/tasks/pipeline/a.json", "{}")
+apply_file_permissions(load_settings())
+write_atomic(".mlnb/predictions/a.jsonl", "a")
+write_atomic("products/scores.json", "{}")
+write_atomic(".mlnb/tasks/pipeline/a.json", "{}")
 """
     (tmp_path / "pyproject.toml").write_text(f'[tool.mlnb]\nfile_mode = "{mode}"\n')
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, umask=0o002)
@@ -178,7 +178,7 @@ def test_what_an_earlier_version_left_open_is_closed(tmp_path):
     (tmp_path / ".mlnb/runs/link").symlink_to(outside)
     for path in (tmp_path / ".mlnb", *(tmp_path / ".mlnb").rglob("*"), outside):
         path.chmod(0o777)
-    protect(load_settings(tmp_path))
+    apply_file_permissions(load_settings(tmp_path))
     assert [p for p in open_to_others(tmp_path / ".mlnb") if not p.startswith("storage")] == []
     assert outside.stat().st_mode & 0o777 == 0o777, "links are not followed"
     assert (tmp_path / ".mlnb").stat().st_mode & 0o777 == 0o755 and (tmp_path / ".mlnb/storage/a").stat().st_mode & 0o777 == 0o777
@@ -186,20 +186,20 @@ def test_what_an_earlier_version_left_open_is_closed(tmp_path):
 
 def test_a_manifest_of_an_earlier_version_goes(tmp_path):
     settings = Settings(tmp_path, "planes")
-    manifest.write(settings, (), 0, {}, {}, {}, {}, [], tmp_path)
-    path, text = manifest.path(settings), manifest.path(settings).read_text()
-    body = text.partition("\n")[2].replace(f'"{manifest.key(settings, ())}"', f'[1,"{PLANT}"]')
-    path.write_text(f"{manifest.crc32(body.encode())}\n{body}")
-    assert manifest.read(settings) is None and not path.exists()
+    plan_cache.write(settings, (), 0, {}, {}, {}, {}, [], tmp_path)
+    path, text = plan_cache.path(settings), plan_cache.path(settings).read_text()
+    body = text.partition("\n")[2].replace(f'"{plan_cache.key(settings, ())}"', f'[1,"{PLANT}"]')
+    path.write_text(f"{plan_cache.crc32(body.encode())}\n{body}")
+    assert plan_cache.read(settings) is None and not path.exists()
 
 
 def test_a_manifest_can_be_compared_and_not_guessed(tmp_path, monkeypatch):
     one, other = (Settings(tmp_path / name, "planes", records=DATABASE) for name in ("a", "b"))
-    key = manifest.key(one, ())
+    key = plan_cache.key(one, ())
     monkeypatch.setenv("MLNB_KEYS", "predict:another")
-    assert manifest.key(one, ()) == key, "new keys of the service change no task"
-    assert manifest.key(Settings(tmp_path / "a", "planes", records=DATABASE + "2"), ()) != key
-    assert manifest.key(other, ()).isalnum() and stat.S_IMODE((tmp_path / "a/.mlnb/tasks/@salt").stat().st_mode) == 0o600
+    assert plan_cache.key(one, ()) == key, "new keys of the service change no task"
+    assert plan_cache.key(Settings(tmp_path / "a", "planes", records=DATABASE + "2"), ()) != key
+    assert plan_cache.key(other, ()).isalnum() and stat.S_IMODE((tmp_path / "a/.mlnb/tasks/@salt").stat().st_mode) == 0o600
 
 
 @pytest.mark.parametrize(
@@ -220,7 +220,7 @@ def test_a_manifest_can_be_compared_and_not_guessed(tmp_path, monkeypatch):
     ],
 )
 def test_credentials_are_hidden_wherever_they_stand(text):
-    assert PLANT not in redacted(text) and "***" in redacted(text)
+    assert PLANT not in redact(text) and "***" in redact(text)
     assert PLANT not in str(MlnbError(text)) and PLANT not in str(TrackingError(text))
 
 
@@ -236,7 +236,7 @@ def test_credentials_are_hidden_wherever_they_stand(text):
     ],
 )
 def test_ordinary_sentences_stay_as_they_are(text):
-    assert redacted(text) == text
+    assert redact(text) == text
 
 
 @pytest.mark.parametrize("planted_by", ["another user", "a link", "wide modes", "a file"])
@@ -263,7 +263,7 @@ def test_a_folder_for_sockets_that_somebody_planted_is_not_used(tmp_path, plante
 
 @pytest.mark.parametrize("error", [PermissionError, FileNotFoundError])
 def test_what_belongs_to_another_user_is_explained(error):
-    text = _in_words(error(13 if error is PermissionError else 2, "Refused", "/p/.mlnb/locks/pipeline.lock"))
+    text = _os_error_text(error(13 if error is PermissionError else 2, "Refused", "/p/.mlnb/locks/pipeline.lock"))
     assert text.startswith("Refused: /p/.mlnb/locks/pipeline.lock") and ("run mlnb as that user" in text) == (error is PermissionError)
 
 

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mlnb.data.batches import Profiler, profile_parquet
-from mlnb.data.calendar import calendar_parts, with_calendar
+from mlnb.data.calendar_fields import add_calendar_fields, calendar_fields
+from mlnb.data.profiler import Profiler, profile_parquet
 from mlnb.data.profiles import Profile
 from mlnb.data.segments import OTHER, merged_segments, segments
 from mlnb.project.errors import ProfileError
@@ -99,16 +99,16 @@ def test_odd_segments():
     ],
 )
 def test_calendar_parts_of_any_times(values):
-    parts = calendar_parts(values, "t")
+    parts = calendar_fields(values, "t")
     assert [list(parts[f"t.{n}"]) for n in ("hour", "weekday", "month")] == [[23, np.ma.masked], ["Sat", None], [7, np.ma.masked]]
 
 
 def test_calendar_before_1970_and_what_is_no_time():
-    assert calendar_parts(np.array(["1969-12-29T01:00"], "datetime64[s]"))["time.weekday"].tolist() == ["Mon"]
+    assert calendar_fields(np.array(["1969-12-29T01:00"], "datetime64[s]"))["time.weekday"].tolist() == ["Mon"]
     for data, said in (({"t": [1, 2]}, "holds no times"), ({"t": ["x"]}, "holds no times"), ({"time": [None]}, "no column 't'")):
         with pytest.raises(ProfileError, match=said):
-            with_calendar(data, "t")
-    assert Profile.of(with_calendar(table(), "day")).columns["day.weekday"].frequent()[0].keys() == {"Mon", "Tue", "Wed"}
+            add_calendar_fields(data, "t")
+    assert Profile.of(add_calendar_fields(table(), "day")).columns["day.weekday"].frequent()[0].keys() == {"Mon", "Tue", "Wed"}
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import time
 import psutil
 import pytest
 import toy_project
-from plain_server import MLNB, Callers, plain, workers
+from plain_server import MLNB, Callers, run_server, workers
 from waiting import until
 
 from mlnb.serving.predictions import read
@@ -26,7 +26,7 @@ def counted(acknowledged: list[str], folder) -> None:
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_killed_worker_is_replaced_and_nothing_acknowledged_is_lost(toy, tmp_path, row, count):
-    with plain(toy, tmp_path, "--workers", str(count)) as (process, url):
+    with run_server(toy, tmp_path, "--workers", str(count)) as (process, url):
         assert len(first := workers(process)) == count
         with Callers(url, row) as callers:
             for number in (signal.SIGKILL, signal.SIGTERM):
@@ -41,7 +41,7 @@ def test_a_killed_worker_is_replaced_and_nothing_acknowledged_is_lost(toy, tmp_p
 
 
 def test_a_terminated_server_answers_what_it_took_and_leaves_no_process(toy, tmp_path, row):
-    with plain(toy, tmp_path, "--workers", "2") as (process, url):
+    with run_server(toy, tmp_path, "--workers", "2") as (process, url):
         everyone = psutil.Process(process.pid).children(recursive=True)
         with Callers(url, row) as callers:
             callers.wait_for(200)
@@ -52,14 +52,14 @@ def test_a_terminated_server_answers_what_it_took_and_leaves_no_process(toy, tmp
 
 
 def test_no_worker_outlives_a_killed_supervisor(toy, tmp_path):
-    with plain(toy, tmp_path, "--workers", "2") as (process, _):
+    with run_server(toy, tmp_path, "--workers", "2") as (process, _):
         everyone = psutil.Process(process.pid).children(recursive=True)
         os.kill(process.pid, signal.SIGKILL)
         assert not psutil.wait_procs(everyone, timeout=60)[1]
 
 
 def test_a_worker_that_is_still_starting_ends_with_its_supervisor_too(toy, tmp_path):
-    with plain(toy, tmp_path) as (process, _):
+    with run_server(toy, tmp_path) as (process, _):
         victim = workers(process)[0]
         victim.kill()
         while not (everyone := [w for w in workers(process) if w.pid != victim.pid]):
@@ -69,7 +69,7 @@ def test_a_worker_that_is_still_starting_ends_with_its_supervisor_too(toy, tmp_p
 
 
 def test_metrics_are_summed_over_workers(toy, tmp_path, row):
-    with plain(shutil.copytree(toy, tmp_path / "toy"), tmp_path / "log", "--workers", "2") as (process, url):
+    with run_server(shutil.copytree(toy, tmp_path / "toy"), tmp_path / "log", "--workers", "2") as (process, url):
         for _ in range(40):  # a connection each, so that both workers answer
             assert toy_project.post(f"{url}/predict", json=row).status_code == 200
         workers(process)[0].kill()
@@ -104,7 +104,7 @@ def test_a_bundle_that_breaks_under_the_server_stops_no_other_worker(toy, tmp_pa
     root = shutil.copytree(toy, tmp_path / "toy")
     samples = root / "products/bundle/samples.json"
     kept = samples.read_bytes()
-    with plain(root, tmp_path / "log", "--workers", "2") as (process, url):
+    with run_server(root, tmp_path / "log", "--workers", "2") as (process, url):
         samples.write_bytes(kept + b" ")
         victim = workers(process)[0]
         victim.kill()

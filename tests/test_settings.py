@@ -25,7 +25,7 @@ def test_defaults_need_no_server(project):
     assert settings.url(settings.storage) == f"{settings.root}/.mlnb/storage"
 
 
-FROM_ONE_ON = ("waiting_limit", "request_seconds", "body_limit_kb", "context_limit_minutes")
+FROM_ONE_ON = ("max_queued_requests", "request_timeout_seconds", "body_limit_kb", "snapshot_max_age_minutes")
 
 
 def test_later_words_win(project, monkeypatch):
@@ -44,7 +44,7 @@ def test_later_words_win(project, monkeypatch):
         ('port = "many"', "setting 'port' has value 'many'; write port = 3000"),
         ("port = true", "setting 'port' has value True"),
         ('records = ""', "setting 'records' has value ''; write records ="),
-        ('log_full = "ignore"', """setting 'log_full' has value 'ignore'; write log_full = "refuse" or "serve\""""),
+        ('log_on_failure = "ignore"', """setting 'log_on_failure' has value 'ignore'; write log_on_failure = "refuse" or "serve\""""),
         ("log_rotate_mb = 0", "setting 'log_rotate_mb' has value 0; write log_rotate_mb = 64"),
         ("challenger_percent = 150", "setting 'challenger_percent' has value 150; write challenger_percent = 10, a whole number"),
         ("jobs = -1", "setting 'jobs' has value -1; write jobs = 2"),

@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 import pytest
 import toy_project
-from plain_server import plain
+from plain_server import run_server
 
 from mlnb.serving.predictions import read
 
@@ -15,7 +15,7 @@ HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/
 def serving(toy, tmp_path_factory, seconds):
     "A plain server of so much patience: its address, the folder of its log, its process"
     folder = tmp_path_factory.mktemp("predictions")
-    with plain(toy, folder, MLNB_REQUEST_SECONDS=str(seconds)) as (process, url):
+    with run_server(toy, folder, MLNB_REQUEST_TIMEOUT_SECONDS=str(seconds)) as (process, url):
         yield url, folder, process
 
 
@@ -165,7 +165,7 @@ def test_a_slow_body_within_the_time_is_answered(patient, row):
 
 
 def test_more_connections_than_the_limit_are_turned_away(toy, tmp_path):
-    with plain(toy, tmp_path, MLNB_REQUEST_SECONDS="20") as (process, url):
+    with run_server(toy, tmp_path, MLNB_REQUEST_TIMEOUT_SECONDS="20") as (process, url):
         held = [connect(url) for _ in range(1010)]
         refused = [told(caller) for caller in held[-5:]]
         for caller in held:

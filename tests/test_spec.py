@@ -7,7 +7,7 @@ from contextlib import chdir
 import pytest
 from pipeline_project import make, notebook
 
-from mlnb.pipelines.spec import from_text, read
+from mlnb.pipelines.spec import parse_parameters, read
 from mlnb.project.errors import PipelineError
 from mlnb.project.settings import load_settings
 
@@ -171,10 +171,10 @@ def test_parameters_from_a_command_line(project):
     (project / "env.yaml").write_text('n: 1\nday: "2013-05-31"\nshare: 0.5\nnames: [a]\nfast: true\n')
     texts = ["n=2", "day=2014-01-01", "share=1", "names=[b, c]", "fast=false", "extra=3"]
     given = {"n": 2, "day": "2014-01-01", "share": 1, "names": ["b", "c"], "fast": False, "extra": 3}
-    assert from_text(load_settings(project), texts) == given
+    assert parse_parameters(load_settings(project), texts) == given
     for wrong in ("n", "=1", "n=[", "1n=2"):
         with pytest.raises(PipelineError, match="write for example"):
-            from_text(load_settings(project), [wrong])
+            parse_parameters(load_settings(project), [wrong])
 
 
 def test_what_a_task_needs(project):
@@ -214,17 +214,17 @@ def test_ends(project):
 
 def test_a_long_pipeline_is_ordered_as_it_is_written(tmp_path):
     "Each after those that it needs, otherwise as written; the time grows with the number of tasks, not with its square"
-    from mlnb.pipelines.spec import TaskSpec, _ordered, _wired
+    from mlnb.pipelines.spec import TaskSpec, _ordered, _resolved_upstream
 
     n = 3000
     tasks = {f"t{i}": TaskSpec(f"t{i}", tmp_path, tmp_path, upstream=(f"t{i + 1}",) if i % 3 == 0 and i < n - 1 else ()) for i in range(n)}
-    order = list(_ordered(tasks, _wired(tasks)))
+    order = list(_ordered(tasks, _resolved_upstream(tasks)))
     assert order[:6] == ["t1", "t0", "t2", "t4", "t3", "t5"] and len(order) == n
 
 
 def test_what_was_read_is_said(project):
     found = spec(project)
-    assert set(found.looks) == {str(project / n) for n in ("pipeline.yaml", "env.yaml", *(f"nbs/{t}.ipynb" for t in found.tasks))}
+    assert set(found.signatures) == {str(project / n) for n in ("pipeline.yaml", "env.yaml", *(f"nbs/{t}.ipynb" for t in found.tasks))}
     assert not found.volatile
     rewrite(project, '"{{n}}"', '"{{n}} {{now}}"')
     notebook(project / "nbs" / "first.ipynb", "upstream = None\nproduct = None\nn = ''", "1")
@@ -261,9 +261,9 @@ def test_values_are_those_of_yaml_1_2_at_any_depth(project):
     (project / "env.yaml").write_text("n: 1\ndeep: 1\n")
     settings = load_settings(project)
     texts = [f"a={{b: [{', '.join(READ)}]}}"]
-    assert from_text(settings, texts) == {"a": {"b": values}}
+    assert parse_parameters(settings, texts) == {"a": {"b": values}}
     for text, value in READ.items():
-        assert from_text(settings, [f"a={text}"]) == {"a": value}
+        assert parse_parameters(settings, [f"a={text}"]) == {"a": value}
 
 
 @pytest.mark.parametrize(("text", "right"), AMBIGUOUS.items(), ids=AMBIGUOUS)
@@ -271,7 +271,7 @@ def test_ambiguous_values_are_refused_with_the_right_form(project, text, right):
     loose(project)
     says = f'{text} can be read in two ways; write {right}, or "{text}" in quotes for the text'
     with pytest.raises(PipelineError) as e:
-        from_text(load_settings(project), [f"a=[{text}]"])
+        parse_parameters(load_settings(project), [f"a=[{text}]"])
     assert str(e.value) == f"parameter 'a': {says}; in a shell: --param 'a=\"...\"'"
     rewrite(project, "[A]", f"[{text}]")
     assert sentence(project) == f"{project}/pipeline.yaml, line 13: {says}"
@@ -309,24 +309,24 @@ def test_annotations_decide_what_a_value_is(project):
     cell = ["upstream = None", "product = None", "x: float = 0", "rates: list[float] = ()", "t: str = 0", "label: str | None = None"]
     notebook(project / "nbs" / "other.ipynb", "\n".join([*cell, "k: int = 0", "home: Path = None"]), "1")
     texts = ["x=1", "rates=[1, 5e-1]", "t=012", "label=12:30", "k=3", "home="]
-    given = from_text(load_settings(project), texts)
+    given = parse_parameters(load_settings(project), texts)
     assert given == {"x": 1, "rates": [1, 0.5], "t": "012", "label": "12:30", "k": 3, "home": ""}
     params = spec(project, **given).tasks["other"].params
     assert params["x"] == 1.0 and type(params["x"]) is float and list(map(type, params["rates"])) == [float, float]
-    assert from_text(load_settings(project), ["label=", "t=null", "label=null"]) == {"label": None, "t": None}
+    assert parse_parameters(load_settings(project), ["label=", "t=null", "label=null"]) == {"label": None, "t": None}
     for wrong, says in {"x=a": "write a value of type float, such as 0", "k=0.5": "write a value of type int, such as 0"}.items():
         with pytest.raises(PipelineError, match=says):
-            spec(project, **from_text(load_settings(project), [wrong]))
+            spec(project, **parse_parameters(load_settings(project), [wrong]))
     with pytest.raises(PipelineError, match="parameter 'k' has no value; write for example: k=0"):
-        from_text(load_settings(project), ["k="])
+        parse_parameters(load_settings(project), ["k="])
 
 
 def test_no_value_is_refused_where_nothing_says_what_it_is(project):
     notebook(project / "nbs" / "other.ipynb", "upstream = None\nproduct = None\na = None", "1")
     for text in ("a=", "a=  "):
         with pytest.raises(PipelineError, match="parameter 'a' has no value; write a=null for None, or a='\"\"' for an empty text"):
-            from_text(load_settings(project), [text])
-    assert from_text(load_settings(project), ["a=null"]) == {"a": None}
+            parse_parameters(load_settings(project), [text])
+    assert parse_parameters(load_settings(project), ["a=null"]) == {"a": None}
 
 
 def test_a_whole_number_of_env_yaml_may_become_a_float(project):

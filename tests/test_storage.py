@@ -10,7 +10,7 @@ from plain_server import MLNB
 
 from mlnb.project.errors import SettingError
 from mlnb.project.settings import load_settings
-from mlnb.serving.app import app_of
+from mlnb.serving.app import load_app
 
 
 @pytest.fixture(scope="module")
@@ -40,4 +40,4 @@ def test_a_missing_library_is_named_and_no_worker_starts(project, monkeypatch):
     monkeypatch.setitem(known_implementations, "lost", lost)
     monkeypatch.setenv("MLNB_STORAGE", "lost://nope/x")
     with pytest.raises(SettingError, match="setting 'storage': lost://nope/x cannot be opened: Install nosuchlibrary to access this"):
-        app_of(load_settings(project))
+        load_app(load_settings(project))

@@ -22,21 +22,21 @@ from mlnb.models.bundle import Bundle, Field
 from mlnb.models.registry import Tracking
 from mlnb.models.watcher import Watcher, ensure_watcher, read_releases, releases_folder
 from mlnb.project.errors import BundleError, ServingError, TrackingError
-from mlnb.project.files import write_whole
+from mlnb.project.files import write_atomic
 from mlnb.project.settings import load_settings
 from mlnb.serving import routing
 from mlnb.serving.predictions import read
-from mlnb.serving.routing import FollowingRouter, Router, Routing, RoutingFile, proved, router_of
+from mlnb.serving.routing import FollowingRouter, Router, Routing, RoutingFile, load_router, load_servable
 
 SERVER = """
 import sys
 import uvicorn
 from mlnb.project.settings import load_settings
-from mlnb.serving.app import app_of
+from mlnb.serving.app import load_app
 
 
 def create():
-    return app_of(load_settings("."))
+    return load_app(load_settings("."))
 
 
 if __name__ == "__main__":
@@ -89,13 +89,13 @@ class Store:
 
     def variables(self, log, **more):
         return {
-            "MLNB_SERVE_FROM": "models:/toy", "MLNB_TRACKING": self.tracking.url, "MLNB_VERSIONS": str(self.place / "versions"),
+            "MLNB_SERVE_FROM": "models:/toy", "MLNB_TRACKING": self.tracking.url, "MLNB_MODEL_CACHE": str(self.place / "versions"),
             "MLNB_PREDICTIONS": str(log), "MLNB_REGISTRY_POLL_MILLISECONDS": "100", **more,
         }  # fmt: skip
 
     def settings(self, **more):
         about = {"serve_from": "models:/toy", "tracking": self.tracking.url, "registry_poll_milliseconds": 100}
-        return replace(load_settings(self.project), **(about | {"versions": str(self.place / "versions")} | more))
+        return replace(load_settings(self.project), **(about | {"model_cache": str(self.place / "versions")} | more))
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def serving(store, log, workers=1, **more):
     "A uvicorn server that follows the store: its process and URL"
     port, place = toy_project.free_port(), log.parent
     (place / "server.py").write_text(SERVER)
-    env = toy_project.environment(store.project) | store.variables(log, **({"MLNB_REQUEST_SECONDS": "60"} | more))
+    env = toy_project.environment(store.project) | store.variables(log, **({"MLNB_REQUEST_TIMEOUT_SECONDS": "60"} | more))
     env["PYTHONPATH"] += f":{place}"
     command = [sys.executable, str(place / "server.py"), str(port), str(workers)]
     with (place / "stderr").open("w") as told:
@@ -210,7 +210,7 @@ def serving_again(store, place):
 
 def test_a_challenger_comes_and_goes(store, tmp_path):
     store.release("v1")
-    router = router_of(store.settings(predictions=str(tmp_path / "log"), challenger_percent=50, shadow=True))
+    router = load_router(store.settings(predictions=str(tmp_path / "log"), challenger_percent=50, shadow=True))
     try:
         assert router.versions == {"champion": "v1"}
         store.release("v2", "challenger")
@@ -257,7 +257,7 @@ def challenged(store):
 @pytest.mark.long
 def test_an_administrator_changes_the_routing_of_all_workers_and_a_restart_keeps_it(challenged, tmp_path):
     row = toy_project.example(challenged.project)
-    more = KEYS | {"MLNB_VERSIONS": str(tmp_path / "versions"), "MLNB_CHALLENGER_PERCENT": "10"}
+    more = KEYS | {"MLNB_MODEL_CACHE": str(tmp_path / "versions"), "MLNB_CHALLENGER_PERCENT": "10"}
     with serving(challenged, tmp_path / "log", workers=2, **more) as (_, url):
         told = httpx.get(f"{url}/routing", headers=ADMIN).json()
         assert (told["challenger_percent"], told["shadow"], told["said_by"]) == (10, False, "settings")
@@ -293,7 +293,7 @@ def test_an_administrator_changes_the_routing_of_all_workers_and_a_restart_keeps
 @pytest.mark.long
 def test_a_change_of_the_routing_under_load_loses_nothing_and_two_at_once_leave_one_whole(challenged, tmp_path):
     row, versions = toy_project.example(challenged.project), tmp_path / "versions"
-    with serving(challenged, tmp_path / "log", workers=2, MLNB_VERSIONS=str(versions)) as (_, url), Load(url, row) as load:
+    with serving(challenged, tmp_path / "log", workers=2, MLNB_MODEL_CACHE=str(versions)) as (_, url), Load(url, row) as load:
         until(lambda: len(load.answers) > 50)
         wanted = [{"challenger_percent": percent, "shadow": percent % 2 == 1} for percent in (99, 100)]
 
@@ -318,10 +318,10 @@ def test_a_change_of_the_routing_under_load_loses_nothing_and_two_at_once_leave_
 
 
 def test_a_torn_routing_file_changes_nothing_and_is_written_anew(challenged, tmp_path):
-    settings = challenged.settings(predictions=str(tmp_path / "log"), versions=str(tmp_path / "versions"), challenger_percent=30)
+    settings = challenged.settings(predictions=str(tmp_path / "log"), model_cache=str(tmp_path / "versions"), challenger_percent=30)
     asked = RoutingFile(settings)
     asked.write(Routing(70, False))
-    router = router_of(settings)
+    router = load_router(settings)
     try:
         assert router.routing == Routing(70, False)
         asked.path.write_text('{"challenger_percent": 200, "sha')
@@ -338,16 +338,16 @@ def test_a_torn_routing_file_changes_nothing_and_is_written_anew(challenged, tmp
 
 def test_a_version_that_one_worker_could_not_load_is_tried_again_there(store, tmp_path, monkeypatch):
     monkeypatch.setattr(routing, "PAUSES", (0.05, 0.1, 0.2, 0.4, 0.8))
-    settings = store.settings(predictions=str(tmp_path / "log"), versions=str(tmp_path / "versions"))
+    settings = store.settings(predictions=str(tmp_path / "log"), model_cache=str(tmp_path / "versions"))
     folder = releases_folder(settings)
     shutil.copytree(store.place / "made/v1", folder / "1-a")
     shutil.copytree(store.place / "made/torn", folder / "2-b")
-    champion, worse = watcher.Version(1, str(folder / "1-a")), watcher.Version(2, str(folder / "2-b"))
+    champion, worse = watcher.ModelVersion(1, str(folder / "1-a")), watcher.ModelVersion(2, str(folder / "2-b"))
     tries = []
-    monkeypatch.setattr(routing, "proved", lambda *where: tries.append(where[0]) or proved(*where))
+    monkeypatch.setattr(routing, "load_servable", lambda *where: tries.append(where[0]) or load_servable(*where))
     with (folder / "watcher.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # so that nothing but this test says what is released
-        say = lambda releases: write_whole(folder / "releases.json", msgspec.json.encode(releases))
+        say = lambda releases: write_atomic(folder / "releases.json", msgspec.json.encode(releases))
         say(watcher.Releases(champion))
         router = FollowingRouter(settings, read_releases(folder), None)
         try:
@@ -359,12 +359,12 @@ def test_a_version_that_one_worker_could_not_load_is_tried_again_there(store, tm
             assert router.problem is None
             monkeypatch.setattr(routing, "PAUSES", (0.0, 0.0))
             tries.clear()
-            broken = watcher.Version(3, str(store.place / "made/liar"))
+            broken = watcher.ModelVersion(3, str(store.place / "made/liar"))
             say(watcher.Releases(broken))
             until(lambda: len(tries) == 3)  # and no more
             seen = len(tries)
             say(watcher.Releases(broken, problem="another word, the same version"))
-            time.sleep(5 * routing.LOOK)
+            time.sleep(5 * routing.POLL_SECONDS)
             assert len(tries) == seen and router.versions == {"champion": "v2"}
             say(watcher.Releases(champion))
             until(lambda: router.versions == {"champion": "v1"} and router.problem is None)
@@ -373,7 +373,7 @@ def test_a_version_that_one_worker_could_not_load_is_tried_again_there(store, tm
 
 
 def test_one_watcher_at_a_time_and_a_dead_one_is_replaced(store, tmp_path):
-    settings = store.settings(versions=str(tmp_path / "versions"))
+    settings = store.settings(model_cache=str(tmp_path / "versions"))
     first = ensure_watcher(settings)
     try:
         assert ensure_watcher(settings) is None
@@ -391,16 +391,16 @@ def test_versions_that_cannot_be_kept(store, tmp_path):
     "Without any version the service says so; with one that was fetched before it answers, and goes on trying"
     (tmp_path / "file").touch()
     with pytest.raises(TrackingError, match=r"file/versions.* \(setting 'versions'\) cannot be written"):
-        router_of(store.settings(versions=str(tmp_path / "file/versions")))
+        load_router(store.settings(model_cache=str(tmp_path / "file/versions")))
     (disk := tmp_path / "disk").mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", disk], capture_output=True).returncode:
         pytest.skip("only root can mount a disk that is then read-only")
     try:
         store.release("v1")
         settings = store.settings(versions=str(disk), predictions=str(tmp_path / "log"))
-        Watcher(store.tracking, "toy", releases_folder(settings)).look()
+        Watcher(store.tracking, "toy", releases_folder(settings)).poll()
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-        router = router_of(settings)
+        router = load_router(settings)
         try:
             assert router.versions == {"champion": "v1"}
             until(lambda: "Read-only file system" in (router.problem or ""), "the problem")
@@ -435,11 +435,11 @@ time.sleep(600)
 def test_a_fetched_version_that_was_damaged_is_fetched_again(store, tmp_path):
     store.release("v1")
     follow = lambda: Watcher(store.tracking, "toy", tmp_path / "versions")
-    follow().look()
+    follow().poll()
     folder = read_releases(tmp_path / "versions").champion.folder
     with open(f"{folder}/samples.json", "a") as file:
         file.write("x")
-    follow().look()
+    follow().poll()
     assert read_releases(tmp_path / "versions").champion.folder == folder and Bundle.load(folder).self_test() == 12
     assert read_releases(tmp_path / "versions").problem is None
 
@@ -450,11 +450,11 @@ def test_a_fetch_that_was_cut_short_is_done_again(store, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(watcher, "RETRY", 0.0)
         patched.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-        follow.look()
+        follow.poll()
     assert "No space left" in read_releases(tmp_path / "versions").problem
     follow._failed.clear()
-    follow.look()
-    assert proved(read_releases(tmp_path / "versions").champion.folder).version == "v1"
+    follow.poll()
+    assert load_servable(read_releases(tmp_path / "versions").champion.folder).version == "v1"
 
 
 def test_old_versions_are_removed(store, tmp_path, monkeypatch):
@@ -462,34 +462,34 @@ def test_old_versions_are_removed(store, tmp_path, monkeypatch):
     follow = Watcher(store.tracking, "toy", tmp_path / "versions")
     for version in ("v1", "v2", "v3"):
         store.release(version)
-        follow.look()
+        follow.poll()
     store.release("v1")
-    follow.look()
+    follow.poll()
     folders = {p.name.split("-")[0] for p in (tmp_path / "versions").iterdir() if p.is_dir()}
     assert folders == {str(store.numbers[v]) for v in ("v1", "v3")}
 
 
 def test_a_version_that_passed_for_the_watcher_and_not_here_is_refused_once(store, toy, tmp_path, capfd):
     settings = replace(load_settings(toy), predictions=str(tmp_path))
-    router = Router(settings, proved(store.place / "made/v1"))
-    releases = watcher.Releases(champion=watcher.Version(9, str(store.place / "made/liar")))
+    router = Router(settings, load_servable(store.place / "made/v1"))
+    releases = watcher.Releases(champion=watcher.ModelVersion(9, str(store.place / "made/liar")))
     router.take(releases)
     assert router.versions == {"champion": "v1"} and router.counts["refused"] == 1 and "fails its self-test" in router.problem
-    router.take(watcher.Releases(champion=watcher.Version(2, str(store.place / "made/v2"))))
+    router.take(watcher.Releases(champion=watcher.ModelVersion(2, str(store.place / "made/v2"))))
     assert router.versions == {"champion": "v2"} and router.problem is None
     assert capfd.readouterr().err.count("goes on answering") == 1
 
 
 def test_nothing_to_serve_is_said(store, tmp_path):
-    settings = store.settings(serve_from="models:/nothing", versions=str(tmp_path))
+    settings = store.settings(serve_from="models:/nothing", model_cache=str(tmp_path))
     with pytest.raises(ServingError, match="no version of 'nothing' can be served: model 'nothing' has no alias 'champion'"):
-        router_of(settings)
+        load_router(settings)
     with pytest.raises(BundleError):
-        router_of(replace(settings, serve_from="bundle"), tmp_path)
+        load_router(replace(settings, serve_from="bundle"), tmp_path)
 
 
 def test_a_torn_releases_file_is_a_problem_not_an_end(tmp_path, store):
-    settings = store.settings(versions=str(tmp_path))
+    settings = store.settings(model_cache=str(tmp_path))
     releases_folder(settings).mkdir(parents=True)
     (releases_folder(settings) / "releases.json").write_text('{"champion": {')
     found = read_releases(releases_folder(settings))

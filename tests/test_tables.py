@@ -9,12 +9,12 @@ import toy_project
 from test_guard import ask, make  # noqa: F401
 
 from mlnb.models.bundle import Bundle, Field
-from mlnb.serving import requests
+from mlnb.serving import row_validation
 from mlnb.serving.app import ARROW
-from mlnb.serving.outcomes import read_outcomes
+from mlnb.serving.column_validation import ArrowColumns, JsonColumns
+from mlnb.serving.labels import parse_labels
 from mlnb.serving.predictions import read
-from mlnb.serving.requests import RequestError, RequestSchema
-from mlnb.serving.tables import ArrowColumns, JsonColumns
+from mlnb.serving.row_validation import RequestError, RequestSchema
 
 FIELDS = (
     Field("carrier", "string", "Airline", "UA"),
@@ -144,11 +144,11 @@ def test_missing_unknown_and_repeated_columns_are_named():
 
 def test_of_many_unknown_names_only_those_that_are_told_are_looked_up(monkeypatch):
     looked_up = []
-    monkeypatch.setattr(requests, "did_you_mean", lambda name, known: looked_up.append(name) or "")
+    monkeypatch.setattr(row_validation, "did_you_mean", lambda name, known: looked_up.append(name) or "")
     body = json.dumps({f"departure{i}": 0 for i in range(42_000)}).encode()
-    for decode in (columns, RequestSchema(FIELDS).decode, read_outcomes):
-        assert len(wrong(decode, body)) == requests.MOST
-    assert len(looked_up) == 3 * (requests.MOST + 1)
+    for decode in (columns, RequestSchema(FIELDS).decode, parse_labels):
+        assert len(wrong(decode, body)) == row_validation.MAX_PROBLEMS
+    assert len(looked_up) == 3 * (row_validation.MAX_PROBLEMS + 1)
 
 
 @pytest.mark.parametrize("rows", [3, 1000])
@@ -164,18 +164,20 @@ def test_the_first_wrong_rows_of_a_column_are_named_and_whether_there_are_more(r
         assert ["further rows" in p["problem"] for p in e.value.fields] == [False, False, rows > 3]
 
 
-@pytest.mark.parametrize("problems", [requests.MOST, requests.MOST + 1, 4 * requests.MOST])
+@pytest.mark.parametrize("problems", [row_validation.MAX_PROBLEMS, row_validation.MAX_PROBLEMS + 1, 4 * row_validation.MAX_PROBLEMS])
 def test_an_answer_that_names_the_first_problems_says_whether_there_are_more(problems):
     row = {name: column[0] for name, column in JSON.items()}
     bodies = {
         columns: JSON | {f"other{i}": [1, 2] for i in range(problems)},
         RequestSchema(FIELDS).decode: [row | {"flight": "x"}] * problems,
-        read_outcomes: [{"entity": "UA/1", "value": 2}] * problems,
+        parse_labels: [{"entity": "UA/1", "value": 2}] * problems,
     }
     for decode, document in bodies.items():
         with pytest.raises(RequestError) as e:
             decode(json.dumps(document).encode())
-        assert len(e.value.fields) == requests.MOST and ("there are more" in str(e.value)) == (problems > requests.MOST)
+        assert len(e.value.fields) == row_validation.MAX_PROBLEMS and ("there are more" in str(e.value)) == (
+            problems > row_validation.MAX_PROBLEMS
+        )
 
 
 def test_batches_whose_dictionaries_differ_are_one_column():
@@ -247,9 +249,9 @@ def test_a_damaged_stream_is_refused_and_never_crashes():
 
 def test_tables_are_answered_and_logged_as_rows_are(make, toy, tmp_path):  # noqa: F811
     bundle, app = Bundle.load(toy / "products/bundle"), make()
-    requests = bundle.samples["requests"]
-    table = {name: [r[name] for r in requests] for name in requests[0]}
-    rows = ask(app, json.dumps(requests).encode())[2]
+    row_validation = bundle.samples["requests"]
+    table = {name: [r[name] for r in row_validation] for name in row_validation[0]}
+    rows = ask(app, json.dumps(row_validation).encode())[2]
     found = ask(app, json.dumps(table).encode(), path="/predict/columns")[2]
     assert found["probability"] == bundle.samples["probability"] and list(found) == list(rows[0])
     times = {n: pa.array([datetime.fromisoformat(t) for t in table[n]], TIME) for n in ("departure", "decision_time")}

@@ -16,13 +16,13 @@ import toy_project
 from click.testing import CliRunner
 from prometheus_client.parser import text_string_to_metric_families
 
-from mlnb.cli.drift import metrics_of
+from mlnb.cli.drift import prometheus_text
 from mlnb.cli.main import cli
 from mlnb.data.profiles import Profile
-from mlnb.monitoring import evidence
+from mlnb.monitoring import alert_notebook
 from mlnb.monitoring.drift import compare
-from mlnb.monitoring.notify import Email, Message, Slack
-from mlnb.monitoring.report import page
+from mlnb.monitoring.drift_page import page
+from mlnb.monitoring.notify import EmailChannel, Notification, SlackChannel
 from mlnb.project.errors import MlnbError
 from mlnb.project.text import markdown_text, printable
 from mlnb.serving.predictions import Prediction, PredictionLog
@@ -38,7 +38,7 @@ HOSTILE = [
 @pytest.fixture(scope="module")
 def project(tmp_path_factory):
     "A project whose callers sent all of these as a category and as an entity"
-    root = toy_project.make_plain(tmp_path_factory.mktemp("text") / "project")
+    root = toy_project.make_without_context(tmp_path_factory.mktemp("text") / "project")
     log = PredictionLog(root / ".mlnb/predictions")
     t = f"{datetime.now(UTC):%Y-%m-%dT00:00:00Z}"
     said = ("v1", "champion", "", 1.0, 0.5, True)
@@ -81,7 +81,7 @@ def test_terminals_show_it_as_text(shown):
     for command in (
         ("predictions", "--json"), ("predictions", "--version", "\x9b31m"), ("drift", "log"), ("drift", "log", "--json"),
         ("performance", "--segment", "c"), ("performance", "--segment", "\u202eexe"), ("performance", "--json", "--segment", "c"),
-        ("outcomes", "show", "\x9b31m"), ("alerts", "check"), ("alerts", "list", "--json"), ("alerts", "show", "1"), ("doctor",),
+        ("labels", "show", "\x9b31m"), ("alerts", "check"), ("alerts", "list", "--json"), ("alerts", "show", "1"), ("doctor",),
     ):  # fmt: skip
         shown(*command)
     assert shown("predictions", "--json").isascii()
@@ -94,7 +94,7 @@ def test_outcomes_that_are_shown(shown, project):
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    assert r"y\u202e.csv" in shown("outcomes", "add", "y\u202e.csv")
+    assert r"y\u202e.csv" in shown("labels", "add", "y\u202e.csv")
 
 
 def drifted(values, reference=("a", "b")):
@@ -120,7 +120,7 @@ def test_drawings_show_it_as_text(text, monkeypatch):
     monkeypatch.setattr(plt, "show", lambda: figures.append(plt.gcf()))
     requests, reference, _ = drifted([text, "a"])
     requests, columns = requests.rename(columns={"c": text}), {text: reference.columns["c"]}
-    evidence.plot_columns(requests, Profile(columns), [text])
+    alert_notebook.plot_columns(requests, Profile(columns), [text])
     figures[0].canvas.draw()
     plt.close("all")
 
@@ -130,18 +130,18 @@ def test_notebooks_and_messages_say_it_as_text(text):
     alert = {"id": 1, "rule": "r", "kind": "drift", "words": f"{text} moved", "severity": "warning", "what": "firing", "seen": 1}
     alert |= {"value": 1.0, "bound": 0.1, "subject": text, "first_seen": datetime(2026, 1, 1), "last_seen": datetime(2026, 1, 1)}
     alert["details"] = {"column": text, "segment": f"c={text}", "since": "2026-01-01T00:00", "until": "2026-01-02T00:00"}
-    made = evidence.notebook_of(alert)
+    made = alert_notebook.build_notebook(alert)
     head = made["cells"][0]["source"]
     plain = re.sub(r"</?span>|&#\d+;", "", markdown_text(text))
     assert not set(ACTS) & set(head) and not set("\n$\\|<>*_`[]") & set(plain)
     for cell in made["cells"]:
         if cell["cell_type"] == "code":
             compile(cell["source"], "cell", "exec")
-    message = Message(project="p", alerts=[alert])
-    mail = Email(name="m", server="h:25", sender="a@x.example", to=("b@x.example",)).mail(message)
+    message = Notification(project="p", alerts=[alert])
+    mail = EmailChannel(name="m", server="h:25", sender="a@x.example", to=("b@x.example",)).mail(message)
     again = message_from_bytes(mail.as_bytes(), policy=policy.default)
     assert again["Bcc"] is None and again["To"] == "b@x.example" and not set(ACTS) & set(again["Subject"] + again.get_content())
-    said = Slack(name="s", url="$S").body(message)["text"]
+    said = SlackChannel(name="s", url="$S").body(message)["text"]
     assert "<" not in said and "@all" not in said and "](http" not in said and not set(ACTS) & (set(said) - {"\u200b"})
 
 
@@ -149,7 +149,7 @@ def test_notebooks_and_messages_say_it_as_text(text):
 def test_metrics_can_be_read(text):
     _, _, drift = drifted(["a", "c"])
     drift = replace(drift, windows=[replace(drift.windows[0], window=text)], profiles={text: drift.profiles["w"]})
-    labels = [s.labels["window"] for f in text_string_to_metric_families(metrics_of(drift, 1.0)) for s in f.samples if s.labels]
+    labels = [s.labels["window"] for f in text_string_to_metric_families(prometheus_text(drift, 1.0)) for s in f.samples if s.labels]
     assert labels and set(labels) == {printable(text)}
 
 

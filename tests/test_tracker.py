@@ -47,11 +47,11 @@ def logged(settings):
 
 def test_what_is_worth_logging_is_logged_once(settings, records):
     run, idle, going = a_run(records), a_run(records, "skipped"), a_run(records, end=None)
-    assert tracker.track(settings) == 0 and tracker.track(settings) == 0
+    assert tracker.log_pending_runs(settings) == 0 and tracker.log_pending_runs(settings) == 0
     assert logged(settings) == [run]
     assert records.run(idle)["tracked"] == "" and records.run(going)["tracked"] is None and len(records.run(run)["tracked"]) == 32
     records.end_run(going, "interrupted")
-    assert tracker.track(settings) == 0 and logged(settings) == sorted([run, going])
+    assert tracker.log_pending_runs(settings) == 0 and logged(settings) == sorted([run, going])
 
 
 def test_a_process_is_left_behind(settings, records, monkeypatch):
@@ -60,7 +60,7 @@ def test_a_process_is_left_behind(settings, records, monkeypatch):
     recorder.put_task(run, "train", status="executed")
     recorder.end_run(run, "succeeded")
     recorder.close(wait=False)  # a journal alone knows of it
-    log = tracker.start(settings, run)
+    log = tracker.start_tracker(settings, run)
     for _ in range(1200):
         if "is in MLflow" in log.read_text() and records.runs() and records.run(run)["tracked"]:
             break
@@ -79,7 +79,7 @@ def test_a_server_that_is_away_is_tried_again_after_the_next_run(settings, recor
         assert tracker.main() == 1
     said = capsys.readouterr().out
     assert "does not answer" in said and "The next mlnb run tries again." in said and records.run(first)["tracked"] is None
-    assert "does not answer" in tracker.problem_of(settings)
+    assert "does not answer" in tracker.last_problem(settings)
     monkeypatch.delenv("MLNB_TRACKING")
     second = a_run(records)
     assert tracker.main() == 0 and logged(settings) == sorted([first, second])
@@ -88,11 +88,11 @@ def test_a_server_that_is_away_is_tried_again_after_the_next_run(settings, recor
 def test_one_run_that_fails_does_not_hold_up_the_others(settings, records, capsys):
     good, bad = a_run(records), a_run(records)
     records.put([("task", {"run_id": bad, "name": "train"}, {"metrics": ["damaged"]})])
-    assert tracker.track(settings) == 1
+    assert tracker.log_pending_runs(settings) == 1
     assert f"run {bad} is not in MLflow" in capsys.readouterr().out and records.run(good)["tracked"] and not records.run(bad)["tracked"]
-    assert f"run {bad} is not in MLflow" in tracker.problem_of(settings)  # the next command says so
+    assert f"run {bad} is not in MLflow" in tracker.last_problem(settings)  # the next command says so
     records.remove([bad])
-    assert tracker.track(settings) == 0 and tracker.problem_of(settings) is None
+    assert tracker.log_pending_runs(settings) == 0 and tracker.last_problem(settings) is None
 
 
 def test_two_at_once_log_once(settings, records):
@@ -101,13 +101,13 @@ def test_two_at_once_log_once(settings, records):
     lock.parent.mkdir(parents=True)
     with lock.open("a") as f:
         fcntl.flock(f, fcntl.LOCK_EX)
-        assert tracker.track(settings) is None and records.run(run)["tracked"] is None
-    assert tracker.track(settings) == 0
+        assert tracker.log_pending_runs(settings) is None and records.run(run)["tracked"] is None
+    assert tracker.log_pending_runs(settings) == 0
 
 
 def test_it_can_be_switched_off(settings, monkeypatch):
     monkeypatch.setenv("MLNB_TRACK_RUNS", "false")
-    assert tracker.start(load_settings(settings.root), "any") is None
+    assert tracker.start_tracker(load_settings(settings.root), "any") is None
     assert not settings.path(".mlnb/runs").exists()
 
 

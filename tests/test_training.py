@@ -13,16 +13,16 @@ import torch
 from mlnb.models.metrics import log_loss
 from mlnb.models.tabular import Encoder
 from mlnb.models.training import (
-    Table,
     TabularNetwork,
     Trainer,
     TrainingConfig,
+    TrainingTable,
     fit,
     learning_rate,
-    on_device,
     pick_device,
     restore_checkpoint,
     save_checkpoint,
+    to_device,
     to_predictor,
 )
 from mlnb.project.errors import ModelError
@@ -55,7 +55,7 @@ def digest(predictor):
 def small_trainer(config=SMALL, device="cpu"):
     columns, labels = flights()
     encoder, device = Encoder.fit(columns, *NAMES), torch.device(device)
-    return encoder, Trainer(encoder, on_device(encoder, columns, labels, device), on_device(encoder, columns, labels, device), config)
+    return encoder, Trainer(encoder, to_device(encoder, columns, labels, device), to_device(encoder, columns, labels, device), config)
 
 
 @pytest.mark.parametrize("change", [{}, {"bf16": True}, {"batch": 10_000}, {"depth": 1}])
@@ -178,7 +178,7 @@ def test_going_on_is_exact_under_other_settings(tmp_path, change):
     config = replace(SMALL, **change)
     _interrupted(tmp_path / "last", config)
     epochs = []
-    again = train(config, checkpoint=tmp_path / "last", on_epoch=epochs.append, say=lambda _: None)
+    again = train(config, checkpoint=tmp_path / "last", on_epoch=epochs.append, log=lambda _: None)
     assert digest(again.predictor) == digest(train(config).predictor)
     assert [e.epoch for e in epochs] == [1, 2, 3, 4]
 
@@ -188,7 +188,7 @@ def test_going_on_is_exact_under_other_settings(tmp_path, change):
 def test_going_on_is_exact_with_compiled_graphs(tmp_path):
     config = replace(SMALL, compiled=True, bf16=True)
     _interrupted(tmp_path / "last", config)
-    again = train(config, checkpoint=tmp_path / "last", say=lambda _: None)
+    again = train(config, checkpoint=tmp_path / "last", log=lambda _: None)
     assert digest(again.predictor) == digest(train(config).predictor)
     assert again.best.valid_loss == pytest.approx(train().best.valid_loss, abs=0.01)
 
@@ -197,7 +197,7 @@ def test_going_on_is_exact_with_compiled_graphs(tmp_path):
 def test_a_checkpoint_of_other_settings_is_not_used(tmp_path, change):
     _interrupted(tmp_path / "last", replace(SMALL, **change))
     said = []
-    again = train(checkpoint=tmp_path / "last", say=said.append)
+    again = train(checkpoint=tmp_path / "last", log=said.append)
     assert "of other settings or other data: training starts anew" in said[0]
     assert digest(again.predictor) == digest(train().predictor)
 
@@ -213,7 +213,7 @@ def test_a_checkpoint_of_other_data_is_not_used(tmp_path, which):
     else:
         valid[1][3] = 1 - valid[1][3]
     said = []
-    fit(columns, labels, *valid, *NAMES, SMALL, checkpoint=tmp_path / "last", say=said.append)
+    fit(columns, labels, *valid, *NAMES, SMALL, checkpoint=tmp_path / "last", log=said.append)
     assert "of other settings or other data: training starts anew" in said[0]
 
 
@@ -223,13 +223,13 @@ def test_a_torn_checkpoint_starts_anew_and_says_so(tmp_path, content):
     whole = (tmp_path / "last").read_bytes()
     (tmp_path / "last").write_bytes(whole[: len(whole) // 2] if content is None else content)
     said = []
-    again = train(checkpoint=tmp_path / "last", say=said.append)
+    again = train(checkpoint=tmp_path / "last", log=said.append)
     assert "cannot be read" in said[0] and "training starts anew" in said[0]
     assert digest(again.predictor) == digest(train().predictor)
 
 
 def test_a_finished_training_leaves_no_checkpoint(tmp_path):
-    train(checkpoint=tmp_path / "deep" / "last", say=pytest.fail)
+    train(checkpoint=tmp_path / "deep" / "last", log=pytest.fail)
     assert list((tmp_path / "deep").iterdir()) == []
 
 
@@ -314,7 +314,7 @@ def test_a_loss_that_explodes_is_said():
 def test_on_cuda_a_seed_repeats_and_a_kill_is_exact(tmp_path, change):
     config = replace(SMALL, device="cuda", **change)
     _interrupted(tmp_path / "last", config)
-    again = train(config, checkpoint=tmp_path / "last", say=lambda _: None)
+    again = train(config, checkpoint=tmp_path / "last", log=lambda _: None)
     assert digest(again.predictor) == digest(train(config).predictor)
 
 
@@ -332,7 +332,7 @@ def test_on_cuda_an_epoch_waits_once_for_the_device():
     trainer.run_epoch()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        trainer._pass(None)
+        trainer._train_pass(None)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -341,5 +341,5 @@ def test_on_cuda_an_epoch_waits_once_for_the_device():
 @cuda
 def test_on_cuda_every_table_is_resident():
     _, trainer = small_trainer(replace(SMALL, device="cuda"), "cuda")
-    assert all(t.is_cuda for table in (trainer.train, trainer.valid) for t in Table(*table))
+    assert all(t.is_cuda for table in (trainer.train, trainer.valid) for t in TrainingTable(*table))
     assert all(p.is_cuda for p in TabularNetwork(small_trainer()[0]).to("cuda").parameters())

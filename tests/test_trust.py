@@ -11,8 +11,8 @@ from textwrap import dedent
 import pytest
 
 from mlnb.models.bundle import Bundle, verify
-from mlnb.models.trust import Trust, sign, trusted_context, trusted_function, trusted_predictor
-from mlnb.models.watcher import fit
+from mlnb.models.trust import Trust, sign, trusted_function, trusted_point_in_time, trusted_predictor
+from mlnb.models.watcher import verify_servable
 from mlnb.project.errors import BundleError, SettingError
 from mlnb.project.settings import load_settings
 
@@ -28,7 +28,7 @@ HANGAR = {
         from subprocess import Popen, run
 
         from freight import Joblib, features as theirs
-        from mlnb.data.context import Context
+        from mlnb.data.point_in_time import PointInTimeFeatures
         from mlnb.models.hooks import Model
         from mlnb.models.watcher import watch
 
@@ -36,7 +36,7 @@ HANGAR = {
         method = Path("ran").write_text
         anonymous = lambda request: os.system("touch ran")
         write, also_run = open, run
-        context, no_context, foreign_context = Context([]), {}, None
+        context, no_context, foreign_context = PointInTimeFeatures([]), {}, None
 
         def features(request):
             return request
@@ -147,7 +147,7 @@ MISSING = ["hangar.code.os.system", "hangar.nothing.features", "hangar.code.noth
 
 @pytest.mark.parametrize("name", [*OUTSIDE, *NO_NAMES, *MISSING, *(f"hangar.code.{n}" for n in NOT_DEFINED), "hangar.bundle.own.x"])
 def test_a_function_that_is_not_defined_in_trusted_code_is_refused(hangar, name):
-    for check in (trusted_function, trusted_predictor, trusted_context):
+    for check in (trusted_function, trusted_predictor, trusted_point_in_time):
         with pytest.raises(BundleError):
             check(name, TRUST, hangar / "hangar/bundle")
 
@@ -168,21 +168,21 @@ def test_what_the_project_defines_may_be_named(hangar):
     assert trusted_function("hangar.code.features", TRUST)({"x": 1}) == {"x": 1}
     assert trusted_function("hangar.code.theirs", Trust(("hangar", "freight"))).__module__ == "freight"  # which is trusted, too
     assert trusted_function("hangar.code.decorated", TRUST)({"x": 1}) == {"x": 1}
-    assert trusted_context("hangar.code.context", TRUST).views == ()
+    assert trusted_point_in_time("hangar.code.context", TRUST).views == ()
     assert trusted_predictor("hangar.code.Trees", TRUST).__name__ == "Trees" and trusted_predictor("hangar.code.Own", TRUST)
     assert trusted_predictor("hangar.code.Inherited", Trust(("hangar", "freight")))
     assert trusted_predictor("mlnb.models.tabular.TabularPredictor", Trust())
     for name in ("no_context", "foreign_context", "features", "Own"):
-        with pytest.raises(BundleError, match=r"which is no mlnb.data.context.Context"):
-            trusted_context(f"hangar.code.{name}", TRUST)
+        with pytest.raises(BundleError, match=r"which is no mlnb.data.point_in_time.Context"):
+            trusted_point_in_time(f"hangar.code.{name}", TRUST)
 
 
 def test_the_packages_of_a_project(tmp_path, monkeypatch):
     monkeypatch.delenv("MLNB_TRUSTED_PACKAGES")
-    assert Trust.here() == Trust()  # no project, nobody to trust
+    assert Trust.of_working_folder() == Trust()  # no project, nobody to trust
     (tmp_path / "pyproject.toml").write_text('[project]\nname = "planes"\n[tool.mlnb]\ntrusted_packages = ["ourlib", "company.shared"]')
-    assert Trust.here().packages == ("planes", "ourlib", "company.shared")
-    assert Trust.here().covers("company.shared.x") and not Trust.here().covers("company.other")
+    assert Trust.of_working_folder().packages == ("planes", "ourlib", "company.shared")
+    assert Trust.of_working_folder().covers("company.shared.x") and not Trust.of_working_folder().covers("company.other")
     for wrong in ('["our lib"]', '["../x"]', '[""]', '"ourlib"', '["ourlib."]'):
         (tmp_path / "pyproject.toml").write_text(f"[tool.mlnb]\ntrusted_packages = {wrong}")
         with pytest.raises(SettingError, match="trusted_packages"):
@@ -201,7 +201,7 @@ class Bomb:
     {"predictor": "freight.Joblib"},
     {"predictor": "toy.bundle.write_bundle", "code": "0"},
 ])  # fmt: skip
-@pytest.mark.parametrize("read", [Bundle.load, fit])
+@pytest.mark.parametrize("read", [Bundle.load, verify_servable])
 def test_a_bundle_that_names_other_code_runs_none(toy, hangar, tmp_path, named, read):
     folder = shutil.copytree(toy / "products/bundle", tmp_path / "bundle")
     manifest = json.loads((folder / "bundle.json").read_text()) | named
@@ -267,12 +267,12 @@ def test_the_pipeline_signs_and_every_reader_asks_for_it(toy, tmp_path, keys, mo
 
     monkeypatch.setenv("MLNB_BUNDLE_SIGNERS", str(keys / "signers"))
     build(tmp_path / "unsigned")
-    for read in (Bundle.load, fit, verify):
+    for read in (Bundle.load, verify_servable, verify):
         with pytest.raises(BundleError, match="is not signed, and setting 'bundle_signers' asks for it; sign it with: ssh-keygen -Y sign"):
             read(tmp_path / "unsigned")
     monkeypatch.setenv("MLNB_BUNDLE_SIGNING_KEY", str(keys / "ours"))
     build(tmp_path / "signed")
-    assert fit(tmp_path / "signed").version == "v1"
+    assert verify_servable(tmp_path / "signed").version == "v1"
     monkeypatch.setenv("MLNB_BUNDLE_SIGNERS", str(tmp_path / "nowhere"))
     with pytest.raises(BundleError, match="which is not there"):
         Bundle.load(tmp_path / "signed")
@@ -284,12 +284,12 @@ def test_a_bento_finds_the_signers_that_were_packed_with_it(tmp_path, monkeypatc
     (tmp_path / "bento.yaml").touch()
     (source / "pyproject.toml").write_text('[tool.mlnb]\npackage = "toy"\nbundle_signers = "allowed"\n')
     monkeypatch.chdir(source)
-    assert Trust.here().packages[0] == "toy" and Trust.here().signers == source / "allowed"
+    assert Trust.of_working_folder().packages[0] == "toy" and Trust.of_working_folder().signers == source / "allowed"
     monkeypatch.setenv("MLNB_BUNDLE_SIGNERS", "/etc/allowed")
-    assert str(Trust.here().signers) == "/etc/allowed"
+    assert str(Trust.of_working_folder().signers) == "/etc/allowed"
 
 
 def test_wrong_settings_are_named_and_open_nothing(tmp_path, monkeypatch):
     (tmp_path / "pyproject.toml").write_text("[tool.mlnb]\nbundle_signers = 3\n")
     with pytest.raises(SettingError, match="bundle_signers"):
-        Trust.here()
+        Trust.of_working_folder()

@@ -154,7 +154,7 @@ def test_a_cell_cannot_break_the_kernel(run, cell):
     begun = time.monotonic()
     copy = run(cell, "x = 2\nx + 3", timeout=60)
     assert copy["cells"][1]["outputs"][-1]["data"]["text/plain"] == ["5"]
-    assert time.monotonic() - begun < engine.GRACE, "the kernel ended when it was asked to"
+    assert time.monotonic() - begun < engine.SHUTDOWN_GRACE, "the kernel ended when it was asked to"
 
 
 def test_what_a_cell_has_changed_stays_for_the_next(run):
@@ -170,9 +170,9 @@ def test_what_a_cell_has_changed_stays_for_the_next(run):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    monkeypatch.setattr(liveness, "PERIOD", 0.5)
-    monkeypatch.setattr(liveness, "HUNG", 2.5)
-    monkeypatch.setattr(engine, "GRACE_FAILED", 0.5)
+    monkeypatch.setattr(liveness, "PROBE_PERIOD", 0.5)
+    monkeypatch.setattr(liveness, "HANG_TIMEOUT", 2.5)
+    monkeypatch.setattr(engine, "SHUTDOWN_GRACE_FAILED", 0.5)
 
 
 HANGS = [
@@ -258,8 +258,8 @@ def test_memory_is_blamed_only_after_an_out_of_memory_kill(tmp_path, monkeypatch
     events = tmp_path / "memory.events"
     events.write_text("low 0\noom 2\noom_kill 2\n")
     monkeypatch.setattr(liveness, "_COUNTS", (str(tmp_path / "absent"), str(events)))
-    assert liveness.how_it_ended(-9, 1) == "ended by SIGKILL, because the system ran out of memory"
-    assert liveness.how_it_ended(-9, 2) == "ended by SIGKILL" and liveness.how_it_ended(-11, 1) == "ended by SIGSEGV"
-    assert liveness.how_it_ended(3, 1) == "ended with exit code 3" and liveness.how_it_ended(-100, 1) == "ended by signal 100"
+    assert liveness.exit_reason(-9, 1) == "ended by SIGKILL, because the system ran out of memory"
+    assert liveness.exit_reason(-9, 2) == "ended by SIGKILL" and liveness.exit_reason(-11, 1) == "ended by SIGSEGV"
+    assert liveness.exit_reason(3, 1) == "ended with exit code 3" and liveness.exit_reason(-100, 1) == "ended by signal 100"
     events.unlink()
-    assert liveness.out_of_memory_kills() == 0
+    assert liveness.oom_kill_count() == 0

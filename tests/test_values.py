@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlnb.models.bundle import Field
-from mlnb.monitoring.outcomes import add
+from mlnb.monitoring.labels import add
 from mlnb.project.errors import ServingError
-from mlnb.serving.batches import check_columns, checked, open_input
-from mlnb.serving.outcomes import OutcomeStore, read_outcomes
-from mlnb.serving.requests import RequestSchema
-from mlnb.serving.tables import ArrowColumns, JsonColumns, as_arrow
+from mlnb.serving.column_validation import ArrowColumns, JsonColumns, to_arrow_stream
+from mlnb.serving.labels import LabelStore, parse_labels
+from mlnb.serving.row_validation import RequestSchema
+from mlnb.serving.table_files import check_columns, open_reader, validate_batch
 
 EXAMPLES = {"string": "UA", "integer": 1, "number": 1.5, "time": "2013-07-01T05:15:00Z"}
 REFUSED = "refused"
@@ -69,14 +69,14 @@ def of_json_columns(field: Field, literal: str):
 
 def of_file(field: Field, path) -> list:
     "What each row of a file is, in order"
-    source = open_input(path)
+    source = open_reader(path)
     try:
         check_columns(path, source.schema, (field,), source.text)
     except ServingError:
         return [REFUSED] * pq.read_metadata(path).num_rows
     found = []
     for batch in source:
-        columns, good, _ = checked(batch, (field,))
+        columns, good, _ = validate_batch(batch, (field,))
         values = iter(told(columns))
         found += [next(values) if fine else REFUSED for fine in good]
     return found
@@ -97,7 +97,7 @@ def of_arrow(field: Field, array: pa.Array) -> list:
     "Each row alone, since one that is wrong refuses the table"
     decode = ArrowColumns((field,)).decode
     rows = (array[i : i + 1] for i in range(len(array)))
-    return [one(lambda row=row: told(decode(as_arrow(pa.table({"x": row}))).columns)[0]) for row in rows]
+    return [one(lambda row=row: told(decode(to_arrow_stream(pa.table({"x": row}))).columns)[0]) for row in rows]
 
 
 def same(values: list) -> list[str]:
@@ -183,7 +183,7 @@ CELLS = {"True": 1, "False": 0, "TRUE": 1, "FALSE": 0, "yes": None, "t": None, "
 
 def added(path, tmp_path) -> dict:
     "Entity -> label of the rows of a file that were kept"
-    store = OutcomeStore(tmp_path / f"lines{path.suffix}", str(tmp_path / f"kept{path.suffix}"))
+    store = LabelStore(tmp_path / f"lines{path.suffix}", str(tmp_path / f"kept{path.suffix}"))
     none = pa.table({"entity": pa.array([], pa.string()), "time": pa.array([], pa.timestamp("us", "UTC"))})
     add(path, store, none)
     table = store.read()
@@ -194,7 +194,7 @@ def test_labels_are_read_alike(tmp_path):
     "What /outcomes takes for a label, a file is taken for with the same characters; the words of pandas, R and Excel too"
     for literal, label in LABELS.items():
         body = b'{"entity": "e", "value": %s}' % literal.encode()
-        found = one(lambda body=body: read_outcomes(body)[0].value)
+        found = one(lambda body=body: parse_labels(body)[0].value)
         assert found == (REFUSED if label is None else label), literal
     cells = {text: label for text, label in LABELS.items() if not text.startswith('"')} | CELLS
     with (tmp_path / "in.csv").open("w", newline="") as file:
@@ -219,10 +219,10 @@ def test_labels_of_a_column_are_read_alike(values, tmp_path):
 
 @pytest.mark.parametrize("text", TIMES)
 def test_moments_of_outcomes_are_read_alike(text, tmp_path):
-    sent = one(lambda: read_outcomes(json.dumps({"entity": "e", "value": 1, "observed_at": text}).encode())[0].observed_at)
+    sent = one(lambda: parse_labels(json.dumps({"entity": "e", "value": 1, "observed_at": text}).encode())[0].observed_at)
     with (tmp_path / "in.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["entity", "value", "observed_at"], ["e", "1", text]])
-    store = OutcomeStore(tmp_path / "lines", str(tmp_path / "kept"))
+    store = LabelStore(tmp_path / "lines", str(tmp_path / "kept"))
     add(tmp_path / "in.csv", store, pa.table({"entity": pa.array([], pa.string()), "time": pa.array([], pa.timestamp("us", "UTC"))}))
     kept = store.read()["observed_at"].to_pylist()
     assert [moment.replace(microsecond=0) for moment in kept] == ([] if sent == REFUSED else [sent.replace(microsecond=0)])

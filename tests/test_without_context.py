@@ -10,17 +10,17 @@ import pyarrow as pa
 import pytest
 import toy_project
 from click.testing import CliRunner
-from plain_server import plain
+from plain_server import run_server
 
 from mlnb.cli.main import cli
 from mlnb.data.profiles import Profile
 from mlnb.models.bundle import Bundle
-from mlnb.serving.tables import as_arrow
+from mlnb.serving.column_validation import to_arrow_stream
 
 
 @pytest.fixture(scope="module", params=[(), ("customer", "age")], ids=["no entity", "an entity"])
 def project(request, tmp_path_factory):
-    return toy_project.make_plain(tmp_path_factory.mktemp("plain") / "project", *request.param)
+    return toy_project.make_without_context(tmp_path_factory.mktemp("plain") / "project", *request.param)
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def test_score_by_file_and_service_alike(project, mlnb):
         assert mlnb("score", source, output, "--log", "--at", yesterday(3), "--overwrite").startswith("Scored 12 rows")
         found = pd.read_csv(project / output) if output.endswith("csv") else pd.read_parquet(project / output)
         assert found["probability"].tolist() == expected and found["context_moment"].isna().all()
-    server = plain(project, project / ".mlnb/predictions", MLNB_LOG_COMPACT_MINUTES="0")
+    server = run_server(project, project / ".mlnb/predictions", MLNB_LOG_COMPACT_MINUTES="0")
     with server as (_, url), httpx.Client(base_url=url, timeout=60) as client:
         one = client.post("/predict", json=rows(project)[0] | {"decision_time": yesterday(5)}).json()
         assert (one["probability"], one["context_moment"], one["context_age_seconds"]) == (expected[0], None, None)
@@ -61,7 +61,7 @@ def test_score_by_file_and_service_alike(project, mlnb):
         assert [answer["probability"] for answer in many] == expected
         table = pa.Table.from_pylist(rows(project)).set_column(1, "age", pa.array([row["age"] for row in rows(project)], pa.int64()))
         arrow = {"content-type": "application/vnd.apache.arrow.stream", "accept": "application/vnd.apache.arrow.stream"}
-        answered = client.post("/predict", content=as_arrow(table), headers=arrow)
+        answered = client.post("/predict", content=to_arrow_stream(table), headers=arrow)
         assert answered.status_code == 200, answered.text
         assert pa.ipc.open_stream(answered.content).read_all()["probability"].to_pylist() == expected
         id_or_key = one["request_id"] if not Bundle.load(project / "products/bundle").entity else "C-0000/20"
@@ -79,9 +79,9 @@ def test_predictions_compact_outcomes_performance(project, mlnb):
     batch = pd.DataFrame([row for row in logged if row["arm"] == "batch"])
     key = "entity" if Bundle.load(project / "products/bundle").entity else "request_id"
     batch.assign(value=(batch["income"] > 60_000).astype(int))[[key, "value"]].drop_duplicates(key).to_csv(project / "y.csv", index=False)
-    told = json.loads(mlnb("outcomes", "add", "y.csv", "--json"))
+    told = json.loads(mlnb("labels", "add", "y.csv", "--json"))
     assert (told["rejected"], told["unknown"]) == (0, 0) and told["added"] == batch[key].nunique()
-    assert "have an outcome" in mlnb("outcomes", "status") and mlnb("outcomes", "show", batch[key][0]).startswith("0  known since")
+    assert "have an outcome" in mlnb("labels", "status") and mlnb("labels", "show", batch[key][0]).startswith("0  known since")
     scored = json.loads(mlnb("performance", "--json", "--segment", "age", "--html", "performance.html"))
     assert scored["overall"]["known"] >= 12 and scored["overall"]["realised"]["auc"] > 0.9
     assert "cost" in mlnb("performance", "--by", "day")

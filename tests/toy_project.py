@@ -17,7 +17,7 @@ import httpx
 FEATURES = '''
 import numpy as np
 
-from mlnb.data.context import Context, Events, View
+from mlnb.data.point_in_time import PointInTimeFeatures, Events, FeatureView
 
 
 def request_features(request):
@@ -36,7 +36,7 @@ def _known(history):
     return {"origin": np.unique(history["origin"])}
 
 
-context_features = Context([View("origin", ("origin",), ("backlog",), _backlog, _known)])
+context_features = PointInTimeFeatures([FeatureView("origin", ("origin",), ("backlog",), _backlog, _known)])
 '''
 
 MODEL = '''
@@ -69,7 +69,7 @@ import sys
 
 import numpy as np
 
-from mlnb.data.context import SnapshotStore, quarter
+from mlnb.data.point_in_time import SnapshotStore, floor_to_interval
 from mlnb.models.bundle import Field, Samples, write_bundle
 from toy.features import context_features
 from toy.model import Logistic
@@ -98,7 +98,7 @@ def samples(n=12):
         "departure": departure,
         "decision_time": departure - 7200 + 60,
     }
-    return Samples(requests, list(context_features.snapshots(history(), np.unique(quarter(requests["decision_time"])))))
+    return Samples(requests, list(context_features.snapshots(history(), np.unique(floor_to_interval(requests["decision_time"])))))
 
 
 def build(folder, version="v1", weights=(0.5, 0.05, -0.3, 0.4), **more):
@@ -135,8 +135,8 @@ keys_required = false
 
 def environment(root: Path) -> dict[str, str]:
     "Variables of a process that works in the project below `root`"
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLNB_", "BENTOML_", "PROMETHEUS_"))}
-    return kept | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{kept['PATH']}"}
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("MLNB_", "BENTOML_", "PROMETHEUS_"))}
+    return inherited | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{inherited['PATH']}"}
 
 
 def run(root: Path, *command: str) -> subprocess.CompletedProcess:
@@ -183,7 +183,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-PLAIN_MODEL = '''
+SCORECARD_MODEL = '''
 import numpy as np
 
 from mlnb.models.hooks import Model
@@ -194,7 +194,7 @@ class Scorecard(Model):
         return 1 / (1 + np.exp(3 - features["age"] / 20 - features["income"] / 1e5))
 '''
 
-PLAIN_BUNDLE = '''
+SCORECARD_BUNDLE = '''
 import sys
 
 import numpy as np
@@ -228,9 +228,9 @@ def make(root: Path) -> Path:
     return _make(root, "toy", {"features": FEATURES, "model": MODEL, "bundle": BUNDLE})
 
 
-def make_plain(root: Path, *entity: str) -> Path:
+def make_without_context(root: Path, *entity: str) -> Path:
     "A project whose model needs no context, and has neither times, categories nor a reference; no entity either unless fields are named"
-    return _make(root, "plain", {"model": PLAIN_MODEL, "bundle": PLAIN_BUNDLE}, *entity)
+    return _make(root, "plain", {"model": SCORECARD_MODEL, "bundle": SCORECARD_BUNDLE}, *entity)
 
 
 def _make(root: Path, package: str, modules: dict[str, str], *arguments: str) -> Path:

@@ -2,13 +2,13 @@
 
 import time
 
-PATIENCE = 120  # seconds
+TIMEOUT_SECONDS = 120  # seconds
 
 
-def until(true, what="it"):
+def until(condition, description="it"):
     "Wait for a condition and return what it gives; fail where it does not come"
-    end = time.monotonic() + PATIENCE
-    while not (found := true()):
-        assert time.monotonic() < end, f"{what} did not come in {PATIENCE} seconds"
+    end = time.monotonic() + TIMEOUT_SECONDS
+    while not (result := condition()):
+        assert time.monotonic() < end, f"{description} did not come in {TIMEOUT_SECONDS} seconds"
         time.sleep(0.02)
-    return found
+    return result

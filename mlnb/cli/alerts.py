@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import click
 
-from .console import Group, local_time, plain, print_json, terminal
+from .console import Group, local_time, rich_escaped, print_json, terminal
 from ..project.text import printable
 
 # %% ../../nbs/cli/18_alerts.ipynb #1b2b5a23
@@ -20,16 +20,16 @@ COLOURS = {"firing": "bold red", "acknowledged": "yellow", "resolved": "green"}
 
 
 @contextmanager
-def _opened():
+def _open_alerts():
     "The settings and alerts of the project"
-    from mlnb.monitoring.alerts import Alerts, deployment
+    from mlnb.monitoring.alerts import AlertStore, deployment_name
     from mlnb.project.settings import load_settings
-    from mlnb.records import Records, file_of
+    from mlnb.records import Records, sqlite_file
 
     settings = load_settings()
     url = settings.url(settings.records)
-    nothing = (file := file_of(url)) and not file.exists()
-    alerts = Alerts(Records("sqlite:///:memory:" if nothing else url, settings.root), deployment(settings))
+    nothing = (file := sqlite_file(url)) and not file.exists()
+    alerts = AlertStore(Records("sqlite:///:memory:" if nothing else url, settings.root), deployment_name(settings))
     try:
         yield settings, alerts
     finally:
@@ -46,7 +46,7 @@ def _show(rows: list[dict], console):
     for row in rows:
         state, urgent = f"[{COLOURS[row['state']]}]{row['state']}[/]", "[bold red]critical[/] " if row["severity"] == "critical" else ""
         since = (local_time(row["first_seen"]), f"{row['seen']}×")
-        table.add_row(str(row["id"]), state, plain(row["rule"]), *since, urgent + plain(row["words"]))
+        table.add_row(str(row["id"]), state, rich_escaped(row["rule"]), *since, urgent + rich_escaped(row["words"]))
     console.print(table)
 
 # %% ../../nbs/cli/18_alerts.ipynb #06a34e78
@@ -71,13 +71,16 @@ def _checked_document(done) -> dict:
 
     rules = [
         {
-            "rule": one.rule.name, "kind": one.rule.kind, "found": [f.subject for f in one.findings],
-            "blind": one.blind, "unexamined": one.unexamined,
+            "rule": rule_result.rule.name, "kind": rule_result.rule.kind, "found": [f.subject for f in rule_result.findings],
+            "blind": rule_result.evaluation_error, "unexamined": rule_result.no_data,
         }
-        for one in done.looks
+        for rule_result in done.results
     ]  # fmt: skip
-    told = {name: {"alerts": one.alerts, "error": one.error, "note": one.note} for name, one in done.told.items()}
-    counts = {"firing": len(done.firing), "unexamined": len(done.unexamined)}
+    told = {
+        name: {"alerts": rule_result.alerts, "error": rule_result.error, "note": rule_result.note}
+        for name, rule_result in done.told.items()
+    }
+    counts = {"firing": len(done.firing), "unexamined": len(done.no_data)}
     changes = {"fired": done.changes.fired, "resolved": done.changes.resolved}
     return {**counts, **changes, "rules": rules, "told": told, "alerts": [document(row) for row in done.current]}
 
@@ -101,7 +104,7 @@ def check(as_json):
 
     settings = load_settings()
     with terminal(stderr=True).status("looking") as status:
-        done = notify.check(settings, on_rule=lambda name: status.update(f"looking: {plain(name)}"))
+        done = notify.check(settings, on_rule=lambda name: status.update(f"looking: {rich_escaped(name)}"))
     for name, told in done.told.items():
         if told.error:
             click.echo(f"channel {name!r} could not be told, the next check tries again: {told.error}", err=True)
@@ -111,7 +114,7 @@ def check(as_json):
         print_json(_checked_document(done))
     else:
         _show_check(done, terminal())
-    sys.exit(1 if done.firing else 3 if done.unexamined else 0)
+    sys.exit(1 if done.firing else 3 if done.no_data else 0)
 
 
 def _rules(number: int) -> str:
@@ -120,15 +123,15 @@ def _rules(number: int) -> str:
 
 def _show_check(done, console):
     "What could not be examined, then what is wrong"
-    if done.unexamined:
-        console.print(f"[yellow]Not examined by {len(done.unexamined):,} of {_rules(len(done.looks))}:[/]")
-    for one in done.unexamined:
-        console.print(f"  [yellow]●[/] {plain(one.rule.name)}: {plain(one.unexamined)}", soft_wrap=True)
-    looked = len(done.looks) - len(done.unexamined)
+    if done.no_data:
+        console.print(f"[yellow]Not examined by {len(done.no_data):,} of {_rules(len(done.results))}:[/]")
+    for rule_result in done.no_data:
+        console.print(f"  [yellow]●[/] {rich_escaped(rule_result.rule.name)}: {rich_escaped(rule_result.no_data)}", soft_wrap=True)
+    examined = len(done.results) - len(done.no_data)
     if done.current:
         _show(done.current, console)
-    elif looked:
-        console.print(f"Nothing is wrong{' otherwise' if done.unexamined else ''}: {_rules(looked)} looked.")
+    elif examined:
+        console.print(f"Nothing is wrong{' otherwise' if done.no_data else ''}: {_rules(examined)} looked.")
 
 # %% ../../nbs/cli/18_alerts.ipynb #a969d969
 @alerts.command(name="list")
@@ -145,7 +148,7 @@ def list_(everything, limit, as_json):
     """
     from mlnb.monitoring.notify import document
 
-    with _opened() as (_, store):
+    with _open_alerts() as (_, store):
         rows = store.select(everything, limit)
     if as_json:
         print_json([document(row) for row in rows])
@@ -167,35 +170,41 @@ def show(alert, as_json):
     """
     from mlnb.monitoring.notify import document
 
-    with _opened() as (_, store):
-        found = store.get(alert)
+    with _open_alerts() as (_, store):
+        alert_row = store.get(alert)
     if as_json:
-        parts = {name: [document(row) for row in found[name]] for name in ("events", "deliveries")}
-        print_json(document(found) | parts)
+        related = {name: [document(row) for row in alert_row[name]] for name in ("events", "deliveries")}
+        print_json(document(alert_row) | related)
         return
     console = terminal()
-    _show([found], console)
+    _show([alert_row], console)
     console.print()
-    _show_more(found, console)
+    _show_more(alert_row, console)
 
 
-def _show_more(found: dict, console):
+def _show_more(alert_row: dict, console):
     "What the table of alerts has no room for"
-    figures = {"severity": found["severity"], "value": found["value"], "limit": found["bound"], "last seen": local_time(found["last_seen"])}
-    for name, value in (figures | found["details"]).items():
+    figures = {
+        "severity": alert_row["severity"],
+        "value": alert_row["value"],
+        "limit": alert_row["bound"],
+        "last seen": local_time(alert_row["last_seen"]),
+    }
+    for name, value in (figures | alert_row["details"]).items():
         if value not in (None, ""):
-            console.print(plain(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}"))
+            console.print(rich_escaped(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}"))
     console.print("\n[bold]what happened[/]")
-    for event in found["events"]:
-        who = f" by {event['who']}" if event["who"] else ""
+    for event in alert_row["events"]:
+        user_text = f" by {event['who']}" if event["who"] else ""
         note = f": {event['note']}" if event["note"] else ""
-        console.print(f"{local_time(event['at'])}  {event['what']}{plain(who + note)}")
-    if found["deliveries"]:
+        console.print(f"{local_time(event['at'])}  {event['what']}{rich_escaped(user_text + note)}")
+    if alert_row["deliveries"]:
         console.print("\n[bold]who was told[/]")
-    for one in found["deliveries"]:
-        tries = f", {one['attempts']} tries" if one["attempts"] > 1 or one["status"] == "waiting" else ""
-        why = f": {one['error']}" if one["error"] else ""
-        console.print(f"{local_time(one['sent']):16}  {plain(one['channel'])}: {one['what']}, {one['status']}{tries}{plain(why)}")
+    for delivery in alert_row["deliveries"]:
+        tries = f", {delivery['attempts']} tries" if delivery["attempts"] > 1 or delivery["status"] == "waiting" else ""
+        error_text = f": {delivery['error']}" if delivery["error"] else ""
+        status = f"{delivery['what']}, {delivery['status']}{tries}{rich_escaped(error_text)}"
+        console.print(f"{local_time(delivery['sent']):16}  {rich_escaped(delivery['channel'])}: {status}")
 
 # %% ../../nbs/cli/18_alerts.ipynb #14ccd934
 def _user() -> str:
@@ -210,24 +219,24 @@ def _user() -> str:
 @alerts.command()
 @click.argument("alert", type=int)
 @click.option("--note", help="What is known, for whoever comes next.")
-@click.option("--by", metavar="NAME", help="Who has it in hand; default: the user of this machine.")
-def ack(alert, note, by):
+@click.option("--user", "--by", "user", metavar="NAME", help="Who has it in hand; default: the user of this machine.")
+def ack(alert, note, user):
     """Say that you have an alert in hand; it is told to nobody any more until it is over.
 
     \b
     Example:
       mlnb alerts ack 3 --note "a sensor, it is being replaced"
     """
-    with _opened() as (_, store):
-        found = store.acknowledge(alert, by or _user(), note)
-    click.echo(printable(f"Alert {alert} is acknowledged by {by or _user()}: {found['words']}"))
+    with _open_alerts() as (_, store):
+        alert_row = store.acknowledge(alert, user or _user(), note)
+    click.echo(printable(f"Alert {alert} is acknowledged by {user or _user()}: {alert_row['words']}"))
 
 
 @alerts.command()
 @click.argument("alert", type=int)
 @click.option("--note", help="What it was.")
-@click.option("--by", metavar="NAME", help="Who says so; default: the user of this machine.")
-def resolve(alert, note, by):
+@click.option("--user", "--by", "user", metavar="NAME", help="Who says so; default: the user of this machine.")
+def resolve(alert, note, user):
     """Say that an alert is over. It fires again where it is found in another window or run.
 
     What has neither, such as a service that is down, fires again at the next check that finds it.
@@ -236,17 +245,17 @@ def resolve(alert, note, by):
     Example:
       mlnb alerts resolve 3 --note "the sensor was replaced"
     """
-    with _opened() as (_, store):
-        found = store.resolve(alert, by or _user(), note)
-    click.echo(printable(f"Alert {alert} is resolved by {by or _user()}: {found['words']}"))
+    with _open_alerts() as (_, store):
+        alert_row = store.resolve(alert, user or _user(), note)
+    click.echo(printable(f"Alert {alert} is resolved by {user or _user()}: {alert_row['words']}"))
 
 # %% ../../nbs/cli/18_alerts.ipynb #b4632c28
 @alerts.command(name="open")
 @click.argument("alert", type=int)
-@click.option("--again", is_flag=True, help="Make another notebook where there is one already.")
+@click.option("--recreate", "--again", "recreate", is_flag=True, help="Make another notebook where there is one already.")
 @click.option("--print", "only_print", is_flag=True, help="Print the path and do not open it.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document and do not open it.")
-def open_(alert, again, only_print, as_json):
+def open_(alert, recreate, only_print, as_json):
     """Write a notebook with the evidence of an alert, run it, and open it in JupyterLab.
 
     Its variables hold the requests of the window, the reference, the drift, the worst segments and the affected requests.
@@ -257,13 +266,13 @@ def open_(alert, again, only_print, as_json):
       mlnb alerts open 3
       mlnb alerts open 3 --again --print
     """
-    from mlnb.monitoring import evidence
+    from mlnb.monitoring import alert_notebook
 
-    with _opened() as (settings, store):
-        found = store.get(alert)
+    with _open_alerts() as (settings, store):
+        alert_row = store.get(alert)
     with terminal(stderr=True).status("collecting the evidence") as status:
-        told = lambda k, n: status.update(f"collecting the evidence: cell {k} of {n}")
-        path, new, failed = evidence.open_alert(found, settings, again, told)
+        show_progress = lambda k, n: status.update(f"collecting the evidence: cell {k} of {n}")
+        path, new, failed = alert_notebook.open_alert(alert_row, settings, recreate, show_progress)
     if failed:
         click.echo(printable(f"a cell failed, the notebook says which: {failed}", multiline=True), err=True)
     if as_json:
@@ -286,19 +295,19 @@ def test(channel, as_json):
       mlnb alerts test oncall
     """
     from mlnb.monitoring import notify
-    from mlnb.monitoring.alerts import deployment
+    from mlnb.monitoring.alerts import deployment_name
     from mlnb.project.errors import AlertError, SettingError, did_you_mean
     from mlnb.project.settings import load_settings
 
     settings = load_settings()
-    known = notify.channels_of(settings)
-    if channel not in known:
-        right = f"channels are {', '.join(known)}; a [tool.mlnb.channels.NAME] table makes one"
-        raise SettingError(f"there is no channel '{channel}'{did_you_mean(channel, known)}; {right}")
-    told = notify.send_all([(known[channel], notify.Message(deployment(settings)))], settings)[channel]
+    channels = notify.load_channels(settings)
+    if channel not in channels:
+        right = f"channels are {', '.join(channels)}; a [tool.mlnb.channels.NAME] table makes one"
+        raise SettingError(f"there is no channel '{channel}'{did_you_mean(channel, channels)}; {right}")
+    delivery = notify.send_all([(channels[channel], notify.Notification(deployment_name(settings)))], settings)[channel]
     if as_json:
-        print_json({"channel": channel, "error": told.error, "note": told.note})
-        sys.exit(1 if told.error else 0)
-    if told.error:
-        raise AlertError(f"channel '{channel}' could not be told: {told.error}")
-    click.echo(f"Channel '{channel}' was told{f', but {told.note}' if told.note else ''}.")
+        print_json({"channel": channel, "error": delivery.error, "note": delivery.note})
+        sys.exit(1 if delivery.error else 0)
+    if delivery.error:
+        raise AlertError(f"channel '{channel}' could not be told: {delivery.error}")
+    click.echo(f"Channel '{channel}' was told{f', but {delivery.note}' if delivery.note else ''}.")

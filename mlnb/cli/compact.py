@@ -14,19 +14,19 @@ from dataclasses import asdict
 import click
 
 # %% ../../nbs/cli/13_compact.ipynb #535a4333
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def _said(done) -> str:
+def _summary(done) -> str:
     "What a run did, for a person"
-    said = [f"{_count(done.rows, 'row')} of {_count(done.files, 'file')} in {_count(done.parts, 'part')}"] if done.files else []
-    said += [f"{_count(done.damaged, 'damaged piece')} set aside"] if done.damaged else []
-    said += [f"{_count(done.twice, 'row')} logged twice left out"] if done.twice else []
-    said += [f"{_count(done.merged, 'small part')} merged"] if done.merged else []
-    said += [f"{_count(done.expired, 'old part')} removed"] if done.expired else []
-    said += [f"{_count(done.profiled, 'hour')} profiled"] if done.profiled else []
-    return ", ".join(said) or "nothing to compact: no file of the log is finished"
+    parts = [f"{_count(done.rows, 'row')} of {_count(done.files, 'file')} in {_count(done.parts, 'part')}"] if done.files else []
+    parts += [f"{_count(done.damaged, 'damaged piece')} set aside"] if done.damaged else []
+    parts += [f"{_count(done.duplicates, 'row')} logged twice left out"] if done.duplicates else []
+    parts += [f"{_count(done.merged, 'small part')} merged"] if done.merged else []
+    parts += [f"{_count(done.expired, 'old part')} removed"] if done.expired else []
+    parts += [f"{_count(done.profiled, 'hour')} profiled"] if done.profiled else []
+    return ", ".join(parts) or "nothing to compact: no file of the log is finished"
 
 # %% ../../nbs/cli/13_compact.ipynb #22e568df
 def _run(settings):
@@ -35,45 +35,49 @@ def _run(settings):
 
     from rich.console import Console
 
-    from mlnb.serving.outcomes import OutcomeStore, gather
+    from mlnb.serving.labels import LabelStore, compact_labels
 
     if find_spec("whylogs"):
         from mlnb.serving.log_profiles import compact_and_profile as work
     else:  # an image has what the service imports; whoever asks for drift makes the profiles
         from mlnb.serving.compactor import Compactor
 
-        work = lambda settings, told: Compactor.of(settings).run(told)
+        work = lambda settings, on_progress: Compactor.of(settings).run(on_progress)
 
     with Console(stderr=True).status("compacting") as line:
-        gather(OutcomeStore.of(settings))
-        say = lambda so_far: line.update(f"compacting: {so_far.rows:,} rows, {_count(so_far.parts, 'part')}")
-        return work(settings, say)
+        compact_labels(LabelStore.of(settings))
+        show_progress = lambda so_far: line.update(f"compacting: {so_far.rows:,} rows, {_count(so_far.parts, 'part')}")
+        return work(settings, show_progress)
 
 
-def _say_unknown(settings):
+def _warn_unknown_segments(settings):
     "Name the columns of `profile_segments` that no prediction of the project's bundle has"
     from mlnb.models.bundle import verify
     from mlnb.project.errors import BundleError, did_you_mean
-    from mlnb.serving.predictions import OWN
+    from mlnb.serving.predictions import RECORD_FIELDS
 
     try:
         manifest = verify(settings.path(settings.bundle)) if settings.profile_segments else None
     except BundleError:  # it is not here: a registry is followed
         manifest = None
-    names = [*(f.name for f in manifest.request), *manifest.categorical, *manifest.numeric, *OWN] if manifest else settings.profile_segments
+    names = (
+        [*(f.name for f in manifest.request), *manifest.categorical, *manifest.numeric, *RECORD_FIELDS]
+        if manifest
+        else settings.profile_segments
+    )
     for name in settings.profile_segments:
         if name not in names:
-            said = f"setting 'profile_segments' names {name!r}{did_you_mean(name, names)}, which no prediction has"
-            click.echo(f"mlnb compact: {said}; the log is not profiled by it", err=True)
+            warning = f"setting 'profile_segments' names {name!r}{did_you_mean(name, names)}, which no prediction has"
+            click.echo(f"mlnb compact: {warning}; the log is not profiled by it", err=True)
 
 
 def _print(done, json: bool, settings):
     "What a run did; that predictions were lost goes to stderr"
-    from mlnb.serving.predictions import say_unread
+    from mlnb.serving.predictions import unreadable_message
 
-    click.echo(json_format.dumps(asdict(done)) if json else _said(done))
+    click.echo(json_format.dumps(asdict(done)) if json else _summary(done))
     if done.lost:
-        click.echo(f"mlnb compact: {say_unread(done.lost, settings.path(settings.predictions))}", err=True)
+        click.echo(f"mlnb compact: {unreadable_message(done.lost, settings.path(settings.predictions))}", err=True)
 
 # %% ../../nbs/cli/13_compact.ipynb #5c4eddce
 def _watch(settings, seconds: int, json: bool):
@@ -86,16 +90,24 @@ def _watch(settings, seconds: int, json: bool):
             if any(asdict(done).values()):
                 _print(done, json, settings)
         except Exception as e:
-            said = str(e) if isinstance(e, (MlnbError, OSError)) else repr(e)
-            click.echo(f"mlnb compact: {said}; tried again in {_count(seconds, 'second')}", err=True)
+            error_text = str(e) if isinstance(e, (MlnbError, OSError)) else repr(e)
+            click.echo(f"mlnb compact: {error_text}; tried again in {_count(seconds, 'second')}", err=True)
         time.sleep(seconds)
 
 
 @click.command()
 @click.option("--watch", metavar="SECONDS", type=click.IntRange(min=1), help="Go on, every so many seconds, until Ctrl-C.")
 @click.option("--json", is_flag=True, help="Print one JSON document a run.")
-@click.option("--beside", metavar="PID", type=int, hidden=True, help="End with the process that started this one.")
-def compact(watch, json, beside):
+@click.option(
+    "--parent-pid",
+    "--beside",
+    "parent_pid",
+    metavar="PID",
+    type=int,
+    hidden=True,
+    help="End with the process that started this one.",
+)
+def compact(watch, json, parent_pid):
     """Make Parquet of the finished files of the prediction log, and profile it by hour; outcomes become Parquet too.
 
     A file is finished when the worker that wrote it has begun another, or is gone. Every row is in the lines or in Parquet, never in both.
@@ -109,10 +121,10 @@ def compact(watch, json, beside):
     from mlnb.project.processes import end_with_parent
     from mlnb.project.settings import load_settings
 
-    if beside:
-        end_with_parent(beside)
+    if parent_pid:
+        end_with_parent(parent_pid)
     settings = load_settings()
-    _say_unknown(settings)
+    _warn_unknown_segments(settings)
     if not watch:
         _print(done := _run(settings), json, settings)
         sys.exit(1 if done.lost else 0)

@@ -23,13 +23,19 @@ _PAIRS = {"metavar": "NAME=VALUE", "multiple": True, "callback": _pairs}
 @click.command()
 @click.option("--bento", metavar="TAG", help="Which Bento; default: the newest.")
 @click.option("--engine", help="docker, podman or buildah; default: the first that works.")
-@click.option("--base", metavar="IMAGE", help="What the image is built on: cpu, cuda or an image; default: `image_base` of the settings.")
+@click.option("--base", metavar="IMAGE", help="What the image is built on: cpu, cuda or an image; default: `base_image` of the settings.")
 @click.option("--image", metavar="NAME:TAG", help="Name of the image; default: that of the Bento.")
 @click.option("--build-arg", "arguments", **_PAIRS, help="For the Dockerfile, such as PIP_INDEX_URL.")
-@click.option("--opt", "options", **_PAIRS, help="For the engine's build command, such as isolation=chroot.")
-@click.option("--manifest", is_flag=True, help="Print what runs the image on Kubernetes, and make nothing.")
+@click.option("--build-opt", "--opt", "options", **_PAIRS, help="For the engine's build command, such as isolation=chroot.")
+@click.option(
+    "--kubernetes-manifest",
+    "--manifest",
+    "kubernetes_manifest",
+    is_flag=True,
+    help="Print what runs the image on Kubernetes, and make nothing.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def containerize(bento, engine, base, image, arguments, options, manifest, as_json):
+def containerize(bento, engine, base, image, arguments, options, kubernetes_manifest, as_json):
     """Make a container image of a Bento.
 
     The model is inside, the packages are those that it was tested with, and the service runs as a user without rights.
@@ -48,17 +54,17 @@ def containerize(bento, engine, base, image, arguments, options, manifest, as_js
     from mlnb.serving import container
 
     settings = load_settings()
-    if manifest:
-        chosen = container.chosen_bento(settings, bento).tag
-        click.echo(container.manifest(chosen.name, image or str(chosen)), nl=False)
+    if kubernetes_manifest:
+        chosen = container.find_containerizable_bento(settings, bento).tag
+        click.echo(container.kubernetes_manifest(chosen.name, image or str(chosen)), nl=False)
         return
-    made = container.containerize(settings, bento, engine, base, image, arguments, options)
-    if not container.is_digest(made.base):
-        right = f"pin it with image_base or --base: {made.base}@sha256:DIGEST"
-        click.echo(f"Warning: base {made.base} is a tag, which may be another image tomorrow; {right}", err=True)
+    built = container.containerize(settings, bento, engine, base, image, arguments, options)
+    if not container.is_digest(built.base):
+        right = f"pin it with base_image or --base: {built.base}@sha256:DIGEST"
+        click.echo(f"Warning: base {built.base} is a tag, which may be another image tomorrow; {right}", err=True)
     if as_json:
-        click.echo(json.dumps(asdict(made)))
+        click.echo(json.dumps(asdict(built)))
         return
-    click.echo(f"Made {click.style(made.image, bold=True)} of Bento {made.bento} on {made.base} with {made.engine}")
-    run = f"{made.engine} run -p {settings.port}:3000 -v {made.bento.partition(':')[0]}:/data {made.image}"
-    click.echo("" if made.engine == "buildah" else f"\nNext:\n  {run}", nl=made.engine != "buildah")
+    click.echo(f"Made {click.style(built.image, bold=True)} of Bento {built.bento} on {built.base} with {built.engine}")
+    run = f"{built.engine} run -p {settings.port}:3000 -v {built.bento.partition(':')[0]}:/data {built.image}"
+    click.echo("" if built.engine == "buildah" else f"\nNext:\n  {run}", nl=built.engine != "buildah")

@@ -11,7 +11,7 @@ import sys
 
 import click
 
-from .console import plain
+from .console import rich_escaped
 
 # %% ../../nbs/cli/02_doctor.ipynb #70a4a25c
 MARKS = {"good": "[green]●[/]", "note": "[yellow]●[/]", "missing": "[red]●[/]"}
@@ -26,12 +26,15 @@ def _show(report: dict):
     fine = [f for f in report["findings"] if f["item"].startswith("Library ") and f["state"] == "good"]
     for f in report["findings"]:
         if f not in fine:
-            table.add_row(MARKS[f["state"]], f["item"], plain(f["found"]))
+            table.add_row(MARKS[f["state"]], f["item"], rich_escaped(f["detail"]))
     table.add_row(MARKS["good"], "Libraries", ", ".join(f"{f['item'].removeprefix('Library ')} {f['found']}" for f in fine))
     console.print(table)
     for f in report["findings"]:
-        if f["mend"]:
-            console.print(f"\n{MARKS[f['state']]} {f['item']}: {plain(f['found'])}\n  [bold]{plain(f['mend'])}[/]", highlight=False)
+        if f["fix"]:
+            console.print(
+                f"\n{MARKS[f['state']]} {f['item']}: {rich_escaped(f['found'])}\n  [bold]{rich_escaped(f['mend'])}[/]",
+                highlight=False,
+            )
     console.print("\nAll is well." if report["healthy"] else "\nSomething is missing, see above.", highlight=False)
 
 # %% ../../nbs/cli/02_doctor.ipynb #c8f8ca3b

@@ -39,29 +39,29 @@ def _rows(server: dict):
         yield str(child["pid"]), f"  {child['kind']}", _age(child["age"]), _size(child["uss"]), where
 
 
-def _copy_row(copy: dict) -> tuple:
+def _snapshot_row(snapshot: dict) -> tuple:
     "One row for the copy of a kernel"
-    from mlnb.notebooks.copies import LIFETIME
+    from mlnb.notebooks.kernel_snapshots import LIFETIME
     from mlnb.notebooks.forkserver import memory
 
-    age = _age(max(0, time.time() - copy["until"] + LIFETIME))
-    what = f"of task {Path(copy['socket']).parent.name}, until {datetime.fromtimestamp(copy['until']):%H:%M}"
-    return str(copy["pid"]), "copy", age, _size(memory(copy["pid"])["uss"]), what
+    age = _age(max(0, time.time() - snapshot["until"] + LIFETIME))
+    description = f"of task {Path(snapshot['socket']).parent.name}, until {datetime.fromtimestamp(snapshot['until']):%H:%M}"
+    return str(snapshot["pid"]), "copy", age, _size(memory(snapshot["pid"])["uss"]), description
 
 
-def _copies() -> list[dict]:
+def _kernel_snapshots() -> list[dict]:
     "The copies of kernels that wait in the project around the working folder"
-    from mlnb.notebooks.checkpoints import waiting
+    from mlnb.notebooks.checkpoints import list_snapshots
     from mlnb.project.errors import SettingError
     from mlnb.project.settings import find_root
 
     try:
-        return waiting(find_root() / ".mlnb" / "checkpoints")
+        return list_snapshots(find_root() / ".mlnb" / "checkpoints")
     except SettingError:  # in no project
         return []
 
 
-def _show(servers: list[dict], copies: list[dict] = ()) -> None:
+def _show(servers: list[dict], snapshots: list[dict] = ()) -> None:
     "A table of servers, their children and the copies of kernels"
     from rich.console import Console
     from rich.markup import escape
@@ -74,8 +74,8 @@ def _show(servers: list[dict], copies: list[dict] = ()) -> None:
     for server in servers:
         for row in _rows(server):
             table.add_row(*map(escape, row))
-    for copy in copies:
-        table.add_row(*map(escape, _copy_row(copy)))
+    for snapshot in snapshots:
+        table.add_row(*map(escape, _snapshot_row(snapshot)))
     Console().print(table)
 
 # %% ../../nbs/cli/08_kernels.ipynb #4adf83c0
@@ -97,33 +97,33 @@ def kernels(action, pid, kill, as_json):
       mlnb kernels stop
       mlnb kernels stop 4711 --kill
     """
-    from mlnb.notebooks.checkpoints import forget
+    from mlnb.notebooks.checkpoints import release
     from mlnb.notebooks.kernels import ColdStart, status, stop
     from mlnb.project.errors import MlnbError
 
     if kill and not action:
         raise click.UsageError("--kill is for: mlnb kernels stop")
     try:
-        found = stop(pid, kill) if action else status()
+        servers = stop(pid, kill) if action else status()
     except ColdStart as e:
         raise MlnbError(str(e)) from None
-    copies = [copy for copy in _copies() if not action or pid in (None, copy["pid"])]
+    snapshots = [snapshot for snapshot in _kernel_snapshots() if not action or pid in (None, snapshot["pid"])]
     if action:
-        for copy in copies:
-            forget(copy)
-    if pid and not found and not copies:
+        for snapshot in snapshots:
+            release(snapshot)
+    if pid and not servers and not snapshots:
         raise MlnbError(f"no fork server has process id {pid}; see: mlnb kernels")
     if as_json:
-        click.echo(json.dumps(found + copies, indent=2))
-    elif not found and not copies:
+        click.echo(json.dumps(servers + snapshots, indent=2))
+    elif not servers and not snapshots:
         click.echo("No fork server runs.")
     elif action:
-        for server in found:
+        for server in servers:
             click.echo(_stopped(server, kill))
-        for copy in copies:
-            click.echo(f"{copy['pid']}, the copy of a kernel, has ended")
+        for snapshot in snapshots:
+            click.echo(f"{snapshot['pid']}, the copy of a kernel, has ended")
     else:
-        _show(found, copies)
+        _show(servers, snapshots)
 
 
 def _stopped(server: dict, kill: bool) -> str:

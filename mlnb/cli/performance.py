@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from .console import plain
+from .console import rich_escaped
 
 # %% ../../nbs/cli/17_performance.ipynb #44cc3fc4
 def _figure(value, form: str) -> str:
@@ -20,14 +20,14 @@ def _figure(value, form: str) -> str:
 
 def _cells(group) -> list[str]:
     "What one line says of a group"
-    from mlnb.monitoring.performance import FIGURES
+    from mlnb.monitoring.performance import SHOWN_METRICS
 
     cells = [group.name, f"{group.decisions:,}", f"{group.coverage:.1%}"]
-    for name, (_, form) in FIGURES.items():
-        found = _figure(group.realised and group.realised[name], form)
+    for name, (_, form) in SHOWN_METRICS.items():
+        text = _figure(group.realised and group.realised[name], form)
         if name in group.interval:
-            found += " [dim]" + "–".join(_figure(end, form) for end in group.interval[name]) + "[/]"
-        cells += [found, _figure(group.expected.get(name), form)]
+            text += " [dim]" + "–".join(_figure(end, form) for end in group.interval[name]) + "[/]"
+        cells += [text, _figure(group.expected.get(name), form)]
     cells.append(_figure(group.realised and group.realised["ece"], ".3f"))
     return [*cells, _state(group)]
 
@@ -44,126 +44,139 @@ def _table(groups, first: str):
     "Groups as a table"
     from rich.table import Table
 
-    from mlnb.monitoring.performance import FIGURES
+    from mlnb.monitoring.performance import SHOWN_METRICS
 
     table = Table(box=None, pad_edge=False, header_style="bold")
-    heads = [head for told, _ in FIGURES.values() for head in (told, "expected")]
+    heads = [head for title, _ in SHOWN_METRICS.values() for head in (title, "expected")]
     for name in (first, "decisions", "coverage", *heads, "ECE", ""):
-        table.add_column(plain(name), justify="left" if name in (first, "") else "right", no_wrap=True)
+        table.add_column(rich_escaped(name), justify="left" if name in (first, "") else "right", no_wrap=True)
     for group in groups:
         cells = _cells(group)
-        table.add_row(plain(cells[0]), *cells[1:])
+        table.add_row(rich_escaped(cells[0]), *cells[1:])
     return table
 
 # %% ../../nbs/cli/17_performance.ipynb #512d57f5
-def headline(found) -> str:
+def headline(result) -> str:
     "The result in a sentence"
-    whole = found.overall
-    if not whole.closed:
-        cost, auc = whole.expected["cost_per_1000"], _figure(whole.expected["auc"], ".3f")
+    overall = result.overall
+    if not overall.closed:
+        cost, auc = overall.expected["cost_per_1000"], _figure(overall.expected["auc"], ".3f")
         return f"No day's label window has closed: expected is a cost of {cost:.0f} per 1000 decisions, AUC {auc}."
-    if whole.realised is None:
-        none = f"none of the {whole.decisions:,} decisions of {whole.days} closed days has an outcome"
-        return f"{none[0].upper()}{none[1:]}; add some with: mlnb outcomes add FILE"
-    cost, hoped = whole.realised["cost_per_1000"], whole.expected["cost_per_1000"]
-    told = f"{whole.decisions:,} decisions of {whole.days} days cost {cost:.0f} per 1000, expected were {hoped:.0f}"
-    waiting = sum(day.decisions for day in found.days if not day.closed)
-    more = f"; {waiting:,} more wait for labels" if waiting else ""
-    return f"{told}; without a model it would have been {found.best_trivial:.0f}. {whole.coverage:.1%} of them have an outcome{more}."
+    if overall.realised is None:
+        none = f"none of the {overall.decisions:,} decisions of {overall.days} closed days has an outcome"
+        return f"{none[0].upper()}{none[1:]}; add some with: mlnb labels add FILE"
+    cost, expected_cost = overall.realised["cost_per_1000"], overall.expected["cost_per_1000"]
+    sentence = f"{overall.decisions:,} decisions of {overall.days} days cost {cost:.0f} per 1000, expected were {expected_cost:.0f}"
+    waiting = sum(day.decisions for day in result.days if not day.closed)
+    waiting_note = f"; {waiting:,} more wait for labels" if waiting else ""
+    return f"{sentence}; without a model it would have been {result.best_trivial:.0f}. {overall.coverage:.1%} of them have an outcome{waiting_note}."
 
 
-def _notes(found) -> list[str]:
+def _notes(result) -> list[str]:
     "What the reader must know beside the tables"
     from mlnb.monitoring.performance import ASSUMPTION
 
-    when, cost = f"{found.as_of.astype('datetime64[s]')}Z", f"An alert costs {found.cost.alert:g}, a missed event {found.cost.missed:g}"
-    notes = [f"As of {when}; a day (UTC) is scored {found.label_hours} hours after its end. {cost}."]
-    notes.append(f"Intervals: 95% of {found.samples} draws of whole days. {ASSUMPTION}")
-    if found.best:
-        notes.append(f"On these days, alerting from {found.best[0]:.2f} on would have cost least: {found.best[1]:.0f} per 1000.")
-    if found.repeated:
-        passed = f"{found.repeated:,} predictions of entities that were asked for again are passed over"
+    when, cost = (
+        f"{result.as_of.astype('datetime64[s]')}Z",
+        f"An alert costs {result.cost.positive:g}, a missed event {result.cost.false_negative:g}",
+    )
+    notes = [f"As of {when}; a day (UTC) is scored {result.label_hours} hours after its end. {cost}."]
+    notes.append(f"Intervals: 95% of {result.samples} draws of whole days. {ASSUMPTION}")
+    if result.best_threshold:
+        notes.append(
+            f"On these days, alerting from {result.best_threshold[0]:.2f} on would have cost least: {result.best_threshold[1]:.0f} per 1000."
+        )
+    if result.repeated:
+        passed = f"{result.repeated:,} predictions of entities that were asked for again are passed over"
         notes.append(f"{passed}: the last one of the first day counts.")
-    if found.left_out:
-        notes.append(found.left_out)
-    if found.early:
-        notes.append(f"{found.early:,} decisions were taken after their outcome was known, which is not used.")
-    if found.unusable:
-        notes.append(f"{found.unusable:,} predictions have no probability from 0 to 1; they are left out.")
-    if found.unmatched:
-        notes.append(f"{found.unmatched:,} outcomes have no prediction here.")
+    if result.left_out:
+        notes.append(result.left_out)
+    if result.early:
+        notes.append(f"{result.early:,} decisions were taken after their outcome was known, which is not used.")
+    if result.unusable:
+        notes.append(f"{result.unusable:,} predictions have no probability from 0 to 1; they are left out.")
+    if result.unmatched:
+        notes.append(f"{result.unmatched:,} outcomes have no prediction here.")
     return notes
 
 
-def _print(found, by: str):
+def _print(result, window: str):
     from rich.console import Console
 
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 200
-    console.print(f"[bold]{plain(headline(found))}[/]\n")
-    console.print(_table(found.days if by == "day" else found.months, by))
-    for name, groups in (("version", found.versions), ("arm", found.arms), (found.segment, found.segments)):
-        if len(groups) > 1 or (groups and name == found.segment):
+    console.print(f"[bold]{rich_escaped(headline(result))}[/]\n")
+    console.print(_table(result.days if window == "day" else result.months, window))
+    for name, groups in (("version", result.versions), ("arm", result.arms), (result.segment, result.segments)):
+        if len(groups) > 1 or (groups and name == result.segment):
             console.print()
             console.print(_table(groups, name))
     console.print()
-    for note in _notes(found):
-        console.print(plain(note), style="dim")
+    for note in _notes(result):
+        console.print(rich_escaped(note), style="dim")
 
 # %% ../../nbs/cli/17_performance.ipynb #02b76a02
-def _moment(context, parameter, text):
+def _parse_time(context, parameter, text):
     "A time as datetime64[s] in UTC; without an offset it is UTC"
     from mlnb.project.errors import ServingError
-    from mlnb.serving.log_reader import moment
+    from mlnb.serving.log_reader import parse_time
 
     try:
-        found = moment("it", text)
+        time = parse_time("it", text)
     except ServingError as e:
         raise click.BadParameter(str(e)) from None
-    return None if found is None else found.astype("datetime64[s]")
+    return None if time is None else time.astype("datetime64[s]")
 
 
-def _measured(as_of, since, until, segment):
+def _compute_performance(as_of, since, until, segment):
     "The performance that the command is asked for"
     import numpy as np
 
-    from mlnb.monitoring.outcomes import read_decisions
-    from mlnb.monitoring.performance import cost_of, measure
+    from mlnb.monitoring.labels import read_decisions
+    from mlnb.monitoring.performance import load_cost, measure_performance
     from mlnb.project.errors import ModelError
     from mlnb.project.settings import load_settings
     from mlnb.serving.log_reader import LogReader
-    from mlnb.serving.outcomes import OutcomeStore, gather
+    from mlnb.serving.labels import LabelStore, compact_labels
 
     settings = load_settings()
-    cost, store = cost_of(settings), OutcomeStore.of(settings)
-    gather(store)
+    cost, store = load_cost(settings), LabelStore.of(settings)
+    compact_labels(store)
     decisions = read_decisions(LogReader.of(settings), segment=segment)
     if not len(decisions):
         raise ModelError("the prediction log has no rows; serve the model first with: mlnb serve")
-    now = np.datetime64("now", "s") if as_of is None else as_of
-    return measure(decisions, store.read(), cost, settings.label_hours, now, segment, since, until)
+    as_of_time = np.datetime64("now", "s") if as_of is None else as_of
+    return measure_performance(decisions, store.read(), cost, settings.label_hours, as_of_time, segment, since, until)
 
 
-def _write(found, html: Path):
+def _write(result, html: Path):
     "Write the page; a place that cannot be written to is the caller's mistake"
     from mlnb.monitoring.performance_page import write_page
 
     try:
-        write_page(found, headline(found), html)
+        write_page(result, headline(result), html)
     except OSError as e:
         raise click.BadParameter(f"{html} cannot be written: {e.strerror}", param_hint="'--html'") from None
 
 
 @click.command()
-@click.option("--as-of", metavar="TIME", callback=_moment, help="What was known then: 2013-09-01 or 2013-09-01T05:30Z; default: now.")
-@click.option("--since", metavar="DAY", callback=_moment, help="First day of decisions, UTC.")
-@click.option("--until", metavar="DAY", callback=_moment, help="Day after the last one.")
-@click.option("--by", type=click.Choice(["month", "day"]), default="month", show_default=True, help="Rows of the table.")
-@click.option("--segment", metavar="NAME", help="Also by the values of this input or feature of the log.")
+@click.option("--as-of", metavar="TIME", callback=_parse_time, help="What was known then: 2013-09-01 or 2013-09-01T05:30Z; default: now.")
+@click.option("--since", metavar="DAY", callback=_parse_time, help="First day of decisions, UTC.")
+@click.option("--until", metavar="DAY", callback=_parse_time, help="Day after the last one.")
+@click.option(
+    "--window",
+    "--by",
+    "window",
+    type=click.Choice(["month", "day"]),
+    default="month",
+    show_default=True,
+    help="Rows of the table.",
+)
+@click.option("--group-by", "--segment", "group_by", metavar="NAME", help="Also by the values of this input or feature of the log.")
 @click.option("--json", is_flag=True, help="Print one JSON document.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Also write a page that opens offline.")
-def performance(as_of, since, until, by, segment, json, html):
+def performance(as_of, since, until, window, group_by, json, html):
     """How good were the decisions, and how good will they turn out to be?
 
     Joins the prediction log and the outcomes by entity. A day is scored once its label window (label_hours) has closed; what the
@@ -178,12 +191,12 @@ def performance(as_of, since, until, by, segment, json, html):
     from rich.console import Console
 
     with Console(stderr=True).status("joining predictions and outcomes"):
-        found = _measured(as_of, since, until, segment)
+        result = _compute_performance(as_of, since, until, group_by)
         if html:
-            _write(found, html)
+            _write(result, html)
     if json:
-        click.echo(json_format.dumps(found.to_dict(), allow_nan=False))
+        click.echo(json_format.dumps(result.to_dict(), allow_nan=False))
     else:
-        _print(found, by)
+        _print(result, window)
         if html:
             click.echo(f"\nPage: {html}")

@@ -14,9 +14,15 @@ import click
 @click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on; default: `port` of the settings.")
 @click.option("--bento", metavar="TAG", help="Which Bento; default: the newest.")
 @click.option("--development", is_flag=True, help="Serve the project's bundle as it lies there, without a Bento.")
-@click.option("--plain", is_flag=True, help="Serve the project's bundle under uvicorn alone: no BentoML, no build.")
+@click.option(
+    "--no-bento",
+    "--plain",
+    "no_bento",
+    is_flag=True,
+    help="Serve the project's bundle under uvicorn alone: no BentoML, no build.",
+)
 @click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes that answer.")
-def serve(host, port, bento, development, plain, workers):
+def serve(host, port, bento, development, no_bento, workers):
     """Serve the model over HTTP.
 
     Every prediction is in the prediction log before it is answered.
@@ -24,20 +30,20 @@ def serve(host, port, bento, development, plain, workers):
     \b
     Example:
       export MLNB_KEYS=predict:$(python -c 'import secrets; print(secrets.token_urlsafe(32))')
-      mlnb serve --plain --workers 2
+      mlnb serve --no-bento --workers 2
       curl -s -H "X-API-Key: ${MLNB_KEYS#predict:}" localhost:3000        # says what to send
     """
     from mlnb.project.settings import load_settings
     from mlnb.serving import server
-    from mlnb.serving.compactor import start_beside
+    from mlnb.serving.compactor import start_background_compactor
 
-    if bento and (development or plain):
-        other = "--plain" if plain else "--development"
+    if bento and (development or no_bento):
+        other = "--no-bento" if no_bento else "--development"
         raise click.UsageError(f"--bento and {other} exclude each other: a Bento is served, or the project as it lies there")
     settings = load_settings()
     where = {"host": host, "port": port, "workers": workers}
-    as_it_lies = development or plain
-    launch = server.launch_project(settings, **where, plain=plain) if as_it_lies else server.launch_bento(settings, bento, **where)
-    click.echo(f"Serving {launch.shown} at http://{host}:{port or settings.port} (what to send: GET /), stop with Ctrl-C", err=True)
-    start_beside(settings)
+    as_it_lies = development or no_bento
+    launch = server.launch_project(settings, **where, no_bento=no_bento) if as_it_lies else server.launch_bento(settings, bento, **where)
+    click.echo(f"Serving {launch.description} at http://{host}:{port or settings.port} (what to send: GET /), stop with Ctrl-C", err=True)
+    start_background_compactor(settings)
     launch.replace_process()

@@ -19,7 +19,7 @@ def _rows(found) -> str:
     return f"{count} row" if count == 1 else f"{count} rows"
 
 
-def _in_column(found, column: str, check: str, frame) -> str:
+def _column_message(found, column: str, check: str, frame) -> str:
     "The sentence for a violated check of one column"
     if check.startswith("dtype("):
         return f"column {column!r} has type {frame[column].dtype}, not {check[7:-2]}"
@@ -31,7 +31,7 @@ def _in_column(found, column: str, check: str, frame) -> str:
     return f"column {column!r}: {check} fails in {_rows(found)}, such as {np.asarray(example).item()!r}"
 
 
-def _in_table(found, check: str) -> str:
+def _table_message(found, check: str) -> str:
     "The sentence for a violated check of the whole table"
     if check == "column_in_dataframe":
         return f"column {', '.join(map(repr, found['failure_case']))} is missing"
@@ -42,15 +42,15 @@ def _in_table(found, check: str) -> str:
     return f"{check!r} does not hold in {_rows(found)}"
 
 
-def _sentences(cells, frame) -> list[str]:
+def _messages(cells, frame) -> list[str]:
     "One sentence for each check that is violated"
     tables = cells["schema_context"] == "DataFrameSchema"
-    of_table = [_in_table(found, check) for check, found in cells[tables].groupby("check", sort=False)]
-    of_column = [_in_column(found, *names, frame) for names, found in cells[~tables].groupby(["column", "check"], sort=False)]
+    of_table = [_table_message(found, check) for check, found in cells[tables].groupby("check", sort=False)]
+    of_column = [_column_message(found, *names, frame) for names, found in cells[~tables].groupby(["column", "check"], sort=False)]
     return of_table + of_column
 
 # %% ../../nbs/data/00_contracts.ipynb #6b742d93
-def _save(frame, cells, rejected: Path) -> str:
+def _write_rejected(frame, cells, rejected: Path) -> str:
     "Write the offending rows, with what each violates, and return the end of the sentence; a wrong type offends no single row"
     cells = cells[cells["index"].notna() & ~cells["check"].str.startswith("dtype(")]
     if cells.empty:
@@ -76,8 +76,8 @@ def validate(
         schema.validate(frame, lazy=True)
     except pandera.errors.SchemaErrors as e:
         cells = e.failure_cases.assign(check=e.failure_cases["check"].astype(str))
-        where = _save(frame, cells, rejected)
-        sentences = "; ".join(_sentences(cells, frame))
+        where = _write_rejected(frame, cells, rejected)
+        sentences = "; ".join(_messages(cells, frame))
         raise ContractError(f"{schema.name or 'the table'}, {len(frame)} rows, breaks its contract: {sentences}{where}") from None
     checks = len(schema.checks) + bool(schema.unique) + sum(len(c.checks) + (not c.nullable) + 1 for c in schema.columns.values())
     return {"table": schema.name, "rows": len(frame), "columns": len(frame.columns), "checks": checks}

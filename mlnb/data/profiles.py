@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..project.errors import ProfileError
-from ..project.files import write_whole
+from ..project.files import write_atomic
 
 # %% ../../nbs/data/02_profiles.ipynb #6663e808
 os.environ.setdefault("WHYLOGS_NO_ANALYTICS", "1")  # before its first import: it would report home
@@ -66,7 +66,7 @@ def _height(rows: int) -> int:
     return height
 
 # %% ../../nbs/data/02_profiles.ipynb #7c58b8dc
-def _middles(start: int, stop: int, size: int) -> np.ndarray:
+def _middle_ranks(start: int, stop: int, size: int) -> np.ndarray:
     "Rank of the middle row of each block of `size` rows between `start` and `stop`"
     return np.arange(start, stop - size + 1, size) + (size - 1) // 2
 
@@ -74,10 +74,10 @@ def _middles(start: int, stop: int, size: int) -> np.ndarray:
 def _ranks(rows: int, height: int) -> list[np.ndarray]:
     "The ranks that each level keeps, lowest level first"
     start = (rows >> height) << height
-    levels = [_middles(0, start, 1 << height)]
+    levels = [_middle_ranks(0, start, 1 << height)]
     for level in reversed(range(height)):
         stop = start + (rows & (1 << level))
-        levels.insert(0, _middles(start, stop, 1 << level))
+        levels.insert(0, _middle_ranks(start, stop, 1 << level))
         start = stop
     return levels
 
@@ -128,20 +128,20 @@ def _points(kll) -> tuple[np.ndarray, np.ndarray]:
     return values[order], ends / ends[-1:]
 
 # %% ../../nbs/data/02_profiles.ipynb #35469deb
-_RUN, _BLOCK = 1 << 13, 1 << 3  # rows that are sorted at once, of which every eighth stays
-_LONG = 1 << 16  # rows from which on that pays
+_RUN_ROWS, _BLOCK = 1 << 13, 1 << 3  # rows that are sorted at once, of which every eighth stays
+_RUNS_FROM_ROWS = 1 << 16  # rows from which on that pays
 
 
 def _kll_of_rows(
     rows: np.ndarray,  # (rows,) float64, finite, in any order
 ):
     "A KLL sketch of rows; the same rows in the same order give the same bytes"
-    if len(rows) < _LONG:
+    if len(rows) < _RUNS_FROM_ROWS:
         return _kll(np.sort(rows), np.arange(1, len(rows) + 1))
-    even = len(rows) // _RUN * _RUN
+    even = len(rows) // _RUN_ROWS * _RUN_ROWS
     last = np.sort(rows[even:])
     middle, left = _BLOCK // 2 - 1, len(last) % _BLOCK
-    runs = np.sort(rows[:even].reshape(-1, _RUN), axis=1)
+    runs = np.sort(rows[:even].reshape(-1, _RUN_ROWS), axis=1)
     kept = np.sort(np.append(runs[:, middle::_BLOCK].ravel(), last[middle : len(last) - left : _BLOCK]))
     height, step = _height(len(rows)), _BLOCK.bit_length() - 1
     rest = last[len(last) - left :]
@@ -149,13 +149,13 @@ def _kll_of_rows(
     return sketching.kll_doubles_sketch.deserialize(_kll_bytes(len(rows), levels, rows.min(), rows.max()))
 
 # %% ../../nbs/data/02_profiles.ipynb #516f94f8
-_SPAN = 1 << 18  # widest range of whole numbers that is counted rather than sorted
+_MAX_RANGE = 1 << 18  # widest range of whole numbers that is counted rather than sorted
 
 
-def _whole(values: np.ndarray) -> np.ndarray | None:
+def _as_small_range(values: np.ndarray) -> np.ndarray | None:
     "`values` (not empty, finite) as integers from 0 if they are whole numbers in a range worth counting, else None"
     least = values.min()
-    if not float(values.max()) - float(least) <= min(_SPAN, 4 * len(values) + 1024):
+    if not float(values.max()) - float(least) <= min(_MAX_RANGE, 4 * len(values) + 1024):
         return None
     if values.dtype.kind == "f":
         if (values[:64] != np.rint(values[:64])).any():  # a look at a few spares most columns the whole test
@@ -165,9 +165,9 @@ def _whole(values: np.ndarray) -> np.ndarray | None:
     return values - least
 
 
-def _ordered(
+def _distinct_values(
     values: np.ndarray,  # (rows,) int64 or float64, finite
-    whole: np.ndarray | None,  # of `_whole`
+    whole: np.ndarray | None,  # of `_as_small_range`
 ) -> tuple[np.ndarray, np.ndarray]:
     "Distinct values ascending, (distinct,), and the number of rows up to and including each, (distinct,)"
     if not len(values):
@@ -272,8 +272,8 @@ class ColumnProfile:
         shares = np.asarray(shares, np.float64)
         if not self.numbers:
             return np.full(len(shares), np.nan)
-        values, upto = self.points
-        at = np.searchsorted(upto, shares - 1e-12).clip(0, len(values) - 1)
+        values, cumulative_share = self.points
+        at = np.searchsorted(cumulative_share, shares - 1e-12).clip(0, len(values) - 1)
         return np.where(shares <= 0, self.min, np.where(shares >= 1, self.max, values[at]))
 
     def cdf(
@@ -284,8 +284,8 @@ class ColumnProfile:
         values = np.asarray(values, np.float64)
         if not self.numbers:
             return np.full(len(values), np.nan)
-        kept, upto = self.points
-        found = np.append(0.0, upto)[np.searchsorted(kept, values, side="right")]
+        kept, cumulative_share = self.points
+        found = np.append(0.0, cumulative_share)[np.searchsorted(kept, values, side="right")]
         return np.where(values >= self.max, 1.0, np.where(values < self.min, 0.0, found))
 
     def frequent(
@@ -311,7 +311,7 @@ def _total(parts: list[dict], names) -> dict[str, int]:
     return {name: sum(part.get(name, 0) for part in parts) for name in names}
 
 
-def _moments(parts: list[ColumnProfile]) -> tuple[float, float]:
+def _pooled_moments(parts: list[ColumnProfile]) -> tuple[float, float]:
     "Mean and sum of squared deviations of all parts together"
     n = np.array([p.numbers for p in parts], float)
     means, m2 = np.array([p.mean for p in parts]), np.array([p.m2 for p in parts])
@@ -326,13 +326,13 @@ def _merged_kll(sketches: list):
     "One sketch of all that hold something"
     full = [s for s in sketches if not s.is_empty()]
     if len(full) <= 2:
-        return full[0] if len(full) == 1 else _merged_one_by_one(full, _new_kll)
+        return full[0] if len(full) == 1 else _merged_pairwise(full, _new_kll)
     values, weights = map(np.concatenate, zip(*(_levels(s.serialize()) for s in full), strict=True))
     order = np.argsort(values, kind="stable")
     return _kll(values[order], np.cumsum(weights[order]), (min(s.get_min_value() for s in full), max(s.get_max_value() for s in full)))
 
 
-def _merged_one_by_one(sketches: list, new):
+def _merged_pairwise(sketches: list, new):
     merged = new()
     for sketch in sketches:
         merged.merge(sketch)
@@ -342,7 +342,7 @@ def _merged_one_by_one(sketches: list, new):
 def _merged_items(sketches: list):
     "One sketch of all that hold something"
     full = [s for s in sketches if not s.is_empty()]
-    return full[0] if len(full) == 1 else _merged_one_by_one(full, _new_items)
+    return full[0] if len(full) == 1 else _merged_pairwise(full, _new_items)
 
 
 def _merged_hll(sketches: list):
@@ -362,7 +362,7 @@ def _merged(
     "One profile of all parts' rows"
     if len(parts) == 1:
         return parts[0]
-    mean, m2 = _moments(parts)
+    mean, m2 = _pooled_moments(parts)
     return ColumnProfile(
         counts=_total([p.counts for p in parts], _COUNTS),
         types=_total([p.types for p in parts], _TYPES),
@@ -380,7 +380,7 @@ def _missing(rows: int, nan: int = 0) -> ColumnProfile:
     return ColumnProfile(counts={"n": rows, "null": rows, "nan": nan})
 
 
-def _others(rows: int, kind: str = "object") -> ColumnProfile:
+def _untyped(rows: int, kind: str = "object") -> ColumnProfile:
     "The profile of rows of which no more is known than that they are there"
     return ColumnProfile(counts={"n": rows}, types={kind: rows})
 
@@ -398,8 +398,8 @@ def _finite(
     raw: np.ndarray,  # (rows,) int64 or float64, finite
 ) -> ColumnProfile:
     "The profile of numbers"
-    integral, whole = raw.dtype.kind == "i", _whole(raw) if len(raw) else None
-    values, ends = _ordered(raw, whole) if integral or whole is not None else (raw, None)
+    integral, whole = raw.dtype.kind == "i", _as_small_range(raw) if len(raw) else None
+    values, ends = _distinct_values(raw, whole) if integral or whole is not None else (raw, None)
     hll = _new_hll()
     hll.update_np(values)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -424,8 +424,8 @@ def _floats(values: np.ndarray, nan_is_nan: bool = True) -> ColumnProfile:
             return _finite(values)
     nan, inf = np.isnan(values), np.isinf(values)
     missing, infinite = int(nan.sum()), int(inf.sum())
-    endless = ColumnProfile(counts={"n": infinite, "inf": infinite}, types={"fractional": infinite})
-    return _merged([_finite(values[~(nan | inf)]), _missing(missing, missing * nan_is_nan), endless])
+    infinite_rows = ColumnProfile(counts={"n": infinite, "inf": infinite}, types={"fractional": infinite})
+    return _merged([_finite(values[~(nan | inf)]), _missing(missing, missing * nan_is_nan), infinite_rows])
 
 
 def _integers(values: np.ndarray) -> ColumnProfile:
@@ -435,7 +435,7 @@ def _integers(values: np.ndarray) -> ColumnProfile:
     return _finite(values.astype(np.int64, copy=False))
 
 
-def _moments_in_time(values: np.ndarray) -> ColumnProfile:
+def _times(values: np.ndarray) -> ColumnProfile:
     "The profile of datetime64 or timedelta64, (rows,), as seconds (since 1970); NaT is missing"
     start = np.datetime64(0, "s") if values.dtype.kind == "M" else np.timedelta64(0, "s")
     return _floats((values - start) / np.timedelta64(1, "s"), nan_is_nan=False)
@@ -458,7 +458,7 @@ def _booleans(true: int, false: int) -> ColumnProfile:
     )
 
 
-def _texts(names: list[str], counts: list[int]) -> ColumnProfile:
+def _strings(names: list[str], counts: list[int]) -> ColumnProfile:
     "The profile of distinct texts with their rows"
     hll = _new_hll()
     hll.update_str_list([name or "\0" for name in names])  # the sketch passes over an empty text
@@ -466,7 +466,7 @@ def _texts(names: list[str], counts: list[int]) -> ColumnProfile:
     return ColumnProfile(counts={"n": rows}, types={"string": rows}, hll=hll, items=_items(names, counts))
 
 # %% ../../nbs/data/02_profiles.ipynb #05dde810
-def _of_arrow(array, hole_is_nan: bool = False) -> ColumnProfile:
+def _of_arrow(array, null_is_nan: bool = False) -> ColumnProfile:
     "The profile of a pyarrow array, nulls as missing"
     import pyarrow as pa
 
@@ -474,12 +474,12 @@ def _of_arrow(array, hole_is_nan: bool = False) -> ColumnProfile:
         array = array.cast(pa.large_string())  # Arrow cannot drop the nulls of a view yet
     elif pa.types.is_dictionary(array.type) and array.dictionary.null_count:
         array = array.dictionary_decode()
-    holes = array.null_count
-    part = _of_full_arrow(array.drop_null() if holes else array)
-    return _merged([part, _missing(holes, holes * hole_is_nan)]) if holes else part
+    nulls = array.null_count
+    part = _of_arrow_without_nulls(array.drop_null() if nulls else array)
+    return _merged([part, _missing(nulls, nulls * null_is_nan)]) if nulls else part
 
 
-def _of_full_arrow(array) -> ColumnProfile:
+def _of_arrow_without_nulls(array) -> ColumnProfile:
     "The profile of a pyarrow array without nulls"
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -489,13 +489,13 @@ def _of_full_arrow(array) -> ColumnProfile:
         return _of_arrow(array.dictionary_decode())
     if pa.types.is_dictionary(kind) or _is_text(kind):
         counted = pc.value_counts(array)
-        return _texts(counted.field("values").to_pylist(), counted.field("counts").to_pylist())
+        return _strings(counted.field("values").to_pylist(), counted.field("counts").to_pylist())
     if pa.types.is_decimal(kind):
         return _floats(array.cast(pa.float64()).to_numpy())
     if pa.types.is_date(kind):
-        return _moments_in_time(array.cast(pa.timestamp("ms")).to_numpy())
+        return _times(array.cast(pa.timestamp("ms")).to_numpy())
     if pa.types.is_null(kind):
-        return _texts([], [])
+        return _strings([], [])
     if pa.types.is_primitive(kind) and not pa.types.is_time(kind):
         return _of_array(array.to_numpy(zero_copy_only=False))
     return _of_objects(array.to_pylist())
@@ -507,13 +507,13 @@ def _is_text(kind) -> bool:
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 # %% ../../nbs/data/02_profiles.ipynb #a9845c0e
-_MAKERS = {
+_PROFILE_BY_DTYPE = {
     "b": lambda values: _booleans(int(values.sum()), int(len(values) - values.sum())),
     "i": _integers,
     "u": _integers,
     "f": _floats,
-    "M": _moments_in_time,
-    "m": _moments_in_time,
+    "M": _times,
+    "m": _times,
     "U": lambda values: _of_arrow_text(values),
 }  # by the kind of a numpy type
 
@@ -523,14 +523,14 @@ def _of_array(values: np.ndarray) -> ColumnProfile:
     if isinstance(values, np.ma.MaskedArray):
         present = values.compressed()
         return _merged([_of_array(present), _missing(len(values) - len(present))])
-    maker = _MAKERS.get(values.dtype.kind)
+    maker = _PROFILE_BY_DTYPE.get(values.dtype.kind)
     return maker(values) if maker else _of_object_array(values)
 
 
 def _of_arrow_text(values: np.ndarray) -> ColumnProfile:
     import pyarrow as pa
 
-    return _of_full_arrow(pa.array(values, pa.large_string()))
+    return _of_arrow_without_nulls(pa.array(values, pa.large_string()))
 
 
 def _of_object_array(values: np.ndarray) -> ColumnProfile:
@@ -544,7 +544,7 @@ def _of_object_array(values: np.ndarray) -> ColumnProfile:
     return _of_arrow(texts) if texts.null_count == 0 else _of_objects(values.tolist())
 
 # %% ../../nbs/data/02_profiles.ipynb #b1fa66ae
-def _sort_of(value) -> str:
+def _value_kind(value) -> str:
     "What a Python value is to a profile"
     import datetime as dt
     from decimal import Decimal
@@ -569,31 +569,31 @@ def _of_objects(values: list) -> ColumnProfile:
     "The profile of any Python objects"
     groups: dict[str, list] = {}
     for value in values:
-        groups.setdefault(_sort_of(value), []).append(value)
-    return _merged([_OF_SORT[sort](group) for sort, group in groups.items()] or [_texts([], [])])
+        groups.setdefault(_value_kind(value), []).append(value)
+    return _merged([_PROFILE_BY_KIND[sort](group) for sort, group in groups.items()] or [_strings([], [])])
 
 
 def _of_strings(values: list) -> ColumnProfile:
     "The profile of Python strings; half a surrogate pair, which no file could hold, becomes a question mark"
     counted = Counter(value.encode("utf-8", "replace").decode() for value in values)
-    return _texts(list(counted), list(counted.values()))
+    return _strings(list(counted), list(counted.values()))
 
 
 def _of_dates(values: list) -> ColumnProfile:
     import pandas as pd
 
-    return _moments_in_time(pd.to_datetime(pd.Series(values, dtype=object), utc=True).dt.tz_localize(None).to_numpy())
+    return _times(pd.to_datetime(pd.Series(values, dtype=object), utc=True).dt.tz_localize(None).to_numpy())
 
 
-_OF_SORT = {
+_PROFILE_BY_KIND = {
     "missing": lambda group: _missing(len(group)),
     "boolean": lambda group: _booleans(sum(map(bool, group)), len(group) - sum(map(bool, group))),
     "integral": lambda group: _finite(np.array(group, np.int64)),
     "fractional": lambda group: _floats(np.array([float(value) for value in group])),
     "string": _of_strings,
     "moment": _of_dates,
-    "tensor": lambda group: _others(len(group), "tensor"),
-    "object": lambda group: _others(len(group)),
+    "tensor": lambda group: _untyped(len(group), "tensor"),
+    "object": lambda group: _untyped(len(group)),
 }
 
 # %% ../../nbs/data/02_profiles.ipynb #0037bf66
@@ -607,7 +607,7 @@ def _of_column(values) -> ColumnProfile:
     if isinstance(dtype, np.dtype):
         return _of_array(values.to_numpy())
     if getattr(dtype, "kind", "") == "M" and hasattr(dtype, "tz"):
-        return _moments_in_time(values.dt.tz_convert(None).to_numpy())
+        return _times(values.dt.tz_convert(None).to_numpy())
     if type(dtype).__name__ == "SparseDtype":
         return _of_array(np.asarray(values))
     import pyarrow as pa
@@ -616,8 +616,8 @@ def _of_column(values) -> ColumnProfile:
         array = values if dtype is None else pa.array(getattr(values, "array", values))
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, UnicodeEncodeError):
         return _of_objects(list(values))
-    hole = getattr(dtype, "na_value", None)  # NaN in a column of pandas 3's own text type
-    return _of_arrow(array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array, isinstance(hole, float))
+    na_value = getattr(dtype, "na_value", None)  # NaN in a column of pandas 3's own text type
+    return _of_arrow(array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array, isinstance(na_value, float))
 
 
 def _of_list(values) -> ColumnProfile:
@@ -689,7 +689,7 @@ class Profile:
         path: str | Path,
     ) -> Path:
         "Write the profile, whole or not at all"
-        return write_whole(path, self.to_bytes())
+        return write_atomic(path, self.to_bytes())
 
     @classmethod
     def read(
@@ -721,7 +721,7 @@ def table_columns(
     elif isinstance(data, np.ndarray) and data.dtype.names:
         names, values = list(data.dtype.names), [data[name] for name in data.dtype.names]
     else:
-        raise ProfileError(f"cannot profile {_described(data)}; give a DataFrame, an Arrow table or a dictionary of name -> array")
+        raise ProfileError(f"cannot profile {_describe(data)}; give a DataFrame, an Arrow table or a dictionary of name -> array")
     _check_names(names)
     _check_lengths(dict(zip(names, values, strict=True)))
     return list(zip(names, values, strict=True))
@@ -731,11 +731,11 @@ def _of_rows(rows: list) -> dict[str, list]:
     "Rows as columns; what a row does not have is missing"
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
-            raise ProfileError(f"row {number} of the list is {_described(row)}; give rows as dictionaries of name -> value")
+            raise ProfileError(f"row {number} of the list is {_describe(row)}; give rows as dictionaries of name -> value")
     return {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
 
 
-def _described(value) -> str:
+def _describe(value) -> str:
     shape = getattr(value, "shape", None)
     return f"an object of type {type(value).__name__}" + (f" and shape {shape}" if shape is not None else "")
 
@@ -744,7 +744,7 @@ def _check_lengths(columns: dict):
     "Refuse what is no column, and columns that are not of one length"
     for name, values in columns.items():
         if not hasattr(values, "__len__") or isinstance(values, (str, bytes, dict)) or len(getattr(values, "shape", (0,))) != 1:
-            raise ProfileError(f"column {name!r} is {_described(values)}, not one value a row; split it into columns of their own")
+            raise ProfileError(f"column {name!r} is {_describe(values)}, not one value a row; split it into columns of their own")
     lengths = {name: len(v) for name, v in columns.items()}
     if len(set(lengths.values())) > 1:
         few, many = min(lengths, key=lengths.get), max(lengths, key=lengths.get)
@@ -765,7 +765,7 @@ _MAGIC = b"WHY1"
 
 
 @cache
-def _messages():
+def _protobuf():
     "The message types of whylogs, imported when first needed"
     from whylogs.core import proto
 
@@ -774,7 +774,7 @@ def _messages():
 
 def _components(column: ColumnProfile) -> dict:
     "Path -> message of all that a column holds"
-    pb = _messages()
+    pb = _protobuf()
     whole = {f"counts/{name}": column.counts.get(name, 0) for name in _COUNTS}
     whole |= {f"types/{name}": column.types.get(name, 0) for name in _TYPES}
     found = {path: pb.MetricComponentMessage(n=n) for path, n in whole.items()}
@@ -808,7 +808,7 @@ def _varint(number: int) -> bytes:
 
 def _to_bytes(columns: dict[str, ColumnProfile]) -> bytes:
     "Standard bytes of these columns"
-    pb = _messages()
+    pb = _protobuf()
     components = {name: _components(columns[name]) for name in sorted(columns)}
     index = {path: i for i, path in enumerate(sorted({path for parts in components.values() for path in parts}))}
     chunks, offsets, length = [], {}, 0
@@ -829,47 +829,47 @@ def _from_bytes(data: bytes, where: str) -> dict[str, ColumnProfile]:
     if not data.startswith(_MAGIC):
         raise ProfileError(f"{where} is not a whylogs profile: it begins with {data[:4]!r}, not with {_MAGIC!r}")
     try:
-        return _parsed(data)
+        return _parse(data)
     except ProfileError as e:
         raise ProfileError(f"{where}: {e}") from None
     except Exception as e:  # protobuf and the sketches raise whatever they like
         raise ProfileError(f"{where} is damaged and cannot be read: {e or type(e).__name__}") from None
 
 
-def _parsed(data: bytes) -> dict[str, ColumnProfile]:
-    pb = _messages()
-    segments, at = _message(pb.DatasetSegmentHeader, data, len(_MAGIC))
+def _parse(data: bytes) -> dict[str, ColumnProfile]:
+    pb = _protobuf()
+    segments, at = _read_message(pb.DatasetSegmentHeader, data, len(_MAGIC))
     if segments.has_segments:
         raise ProfileError("holds the profiles of several segments; write one profile to a file")
-    header, start = _message(pb.DatasetProfileHeader, data, at)
+    header, start = _read_message(pb.DatasetProfileHeader, data, at)
     if len(data) != start + header.length:
         raise ProfileError(f"is damaged: {len(data)} bytes where its header says {start + header.length}")
     places = sorted(header.column_offsets.items())
-    return {name: _parsed_column(data, start, chunk.offsets, header.indexed_metric_paths) for name, chunk in places}
+    return {name: _parse_column(data, start, chunk.offsets, header.indexed_metric_paths) for name, chunk in places}
 
 
-def _message(kind, data: bytes, at: int):
+def _read_message(kind, data: bytes, at: int):
     "The message of type `kind` that stands at `at` preceded by its length, and where it ends"
     length = shift = 0
     while True:
         length |= (data[at] & 127) << shift
         at, shift = at + 1, shift + 7
         if data[at - 1] < 128:
-            return kind.FromString(data[at : _inside(data, at + length)]), at + length
+            return kind.FromString(data[at : _check_end(data, at + length)]), at + length
 
 
-def _inside(data: bytes, end: int) -> int:
+def _check_end(data: bytes, end: int) -> int:
     if end > len(data):
         raise ValueError("it ends too early")
     return end
 
 # %% ../../nbs/data/02_profiles.ipynb #f88a26fc
-def _parsed_column(data: bytes, start: int, offsets, paths) -> ColumnProfile:
+def _parse_column(data: bytes, start: int, offsets, paths) -> ColumnProfile:
     "The column whose chunks stand at `offsets`"
-    pb, found = _messages(), {}
+    pb, found = _protobuf(), {}
     for offset in offsets:
-        head, at = _message(pb.ChunkHeader, data, start + offset)
-        chunk = pb.ChunkMessage.FromString(data[at : _inside(data, at + head.length)])
+        head, at = _read_message(pb.ChunkHeader, data, start + offset)
+        chunk = pb.ChunkMessage.FromString(data[at : _check_end(data, at + head.length)])
         found |= {paths[i]: part for i, part in chunk.metric_components.items()}
     return _from_components(found)
 

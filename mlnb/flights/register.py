@@ -8,7 +8,7 @@ __all__ = ['FIELDS', 'ENTITY', 'sample_rows', 'samples_of']
 # %% ../../nbs/flights/06_register.ipynb #6348e17b
 import numpy as np
 
-from ..data.context import Columns, to_columns
+from ..data.point_in_time import Columns, to_columns
 from .features import REQUEST, History, context_features
 from ..models.bundle import Field, Samples
 
@@ -27,12 +27,12 @@ ENTITY = ("carrier", "flight", "origin", "scheduled_departure")
 # %% ../../nbs/flights/06_register.ipynb #1f31eaec
 def sample_rows(
     table,  # rows of features.parquet
-    moments: int = 8,
+    as_of_times: int = 8,
     rows: int = 64,
     seed: int = 0,
 ):
     "Up to `rows` flights that are decided at a few moments, drawn by `seed`"
-    chosen = table["moment"].drop_duplicates().sample(moments, random_state=seed)
+    chosen = table["moment"].drop_duplicates().sample(as_of_times, random_state=seed)
     near = table[table["moment"].isin(chosen)]
     return near.sample(min(rows, len(near)), random_state=seed).sort_values(["decision_time", *ENTITY])
 
@@ -44,5 +44,5 @@ def samples_of(
 ) -> Samples:
     "Requests, the snapshots that they need, and the features that the pipeline computed for them"
     requests: Columns = to_columns(table, [*REQUEST, "decision_time"])
-    moments = np.unique(context_features.moment(requests["decision_time"]))
-    return Samples(requests, list(context_features.snapshots(history, moments)), to_columns(table, list(names)))
+    as_of_times = np.unique(context_features.as_of(requests["decision_time"]))
+    return Samples(requests, list(context_features.snapshots(history, as_of_times)), to_columns(table, list(names)))

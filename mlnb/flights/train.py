@@ -10,8 +10,8 @@ import datetime as dt
 
 import numpy as np
 
-from ..data.context import Columns, to_columns
-from .features import CATEGORICAL, NUMERIC, local_seconds, refuse_leaks
+from ..data.point_in_time import Columns, to_columns
+from .features import CATEGORICAL, NUMERIC, local_seconds, check_no_leakage
 from ..project.errors import ModelError
 
 # %% ../../nbs/flights/04_train.ipynb #15cf2cf6
@@ -41,5 +41,5 @@ def inputs(
 ) -> Columns:  # (n,) each
     "What the model may see; raises `ModelError` if it would see the future"
     names = [*CATEGORICAL, *NUMERIC]
-    refuse_leaks(names)
+    check_no_leakage(names)
     return to_columns(rows, names)

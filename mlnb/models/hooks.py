@@ -33,10 +33,10 @@ class Model:
     def features(
         self,
         request: dict[str, np.ndarray],  # (n,) each, what the caller sent; to be copied before anything is written to it
-        context: dict[str, np.ndarray],  # (n,) each, what was known for each row; empty without a context
+        point_in_time: dict[str, np.ndarray],  # (n,) each, what was known for each row; empty without a context
     ) -> dict[str, np.ndarray]:  # (n,) each
         "What the model sees, which is logged with the prediction; default: all of it"
-        return request | context
+        return request | point_in_time
 
     def predict(
         self,

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .performance import ASSUMPTION, FIGURES, LEVEL, SEED, Group, Performance
-from .report import STYLE
-from ..project.files import write_whole
+from .performance import ASSUMPTION, SHOWN_METRICS, CONFIDENCE_LEVEL, BOOTSTRAP_SEED, GroupPerformance, Performance
+from .drift_page import STYLE
+from ..project.files import write_atomic
 from ..project.text import html_text
 
 # %% ../../nbs/monitoring/10_performance_page.ipynb #1fd0c1bc
@@ -40,15 +40,15 @@ def _line(x: np.ndarray, y: np.ndarray) -> str:
 
 
 def days_chart(
-    days: list[Group],
+    days: list[GroupPerformance],
     name: str,  # of FIGURES
 ) -> str:
     "Realised and expected figures of each day as an SVG"
-    told, form = FIGURES[name]
-    hoped = np.array([_value(d.expected, name) for d in days])
-    came = np.array([_value(d.realised, name) for d in days])
-    known, found = np.isfinite(hoped), np.isfinite(came)
-    both = np.concatenate([hoped[known], came[found]])
+    told, form = SHOWN_METRICS[name]
+    expected = np.array([_value(d.expected, name) for d in days])
+    realised = np.array([_value(d.realised, name) for d in days])
+    known, found = np.isfinite(expected), np.isfinite(realised)
+    both = np.concatenate([expected[known], realised[found]])
     if not len(both):
         return ""
     x = _scale(np.array([d.name for d in days], "datetime64[D]").astype(float), _LEFT, _WIDTH - 8)
@@ -61,10 +61,10 @@ def days_chart(
         at = float(y(value))
         drawn.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH}" y1="{at:.1f}" y2="{at:.1f}"/>')
         drawn.append(f'<text x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{value:{form}}</text>')
-    drawn += [f'<path class="hoped" d="{_line(x[known], y(hoped[known]))}"/>']
+    drawn += [f'<path class="hoped" d="{_line(x[known], y(expected[known]))}"/>']
     for i in np.flatnonzero(found):
-        said = f"{days[i].name}: {came[i]:{form}}, expected {hoped[i]:{form}}, coverage {days[i].coverage:.0%}"
-        drawn.append(f'<circle class="came" cx="{x[i]:.1f}" cy="{y(came[i]):.1f}" r="2.4"><title>{html_text(said)}</title></circle>')
+        said = f"{days[i].name}: {realised[i]:{form}}, expected {expected[i]:{form}}, coverage {days[i].coverage:.0%}"
+        drawn.append(f'<circle class="came" cx="{x[i]:.1f}" cy="{y(realised[i]):.1f}" r="2.4"><title>{html_text(said)}</title></circle>')
     for at, anchor, i in ((_LEFT, "start", 0), (_WIDTH - 8, "end", -1)):
         drawn.append(f'<text x="{at}" y="{_HEIGHT - 4}" text-anchor="{anchor}">{days[i].name}</text>')
     title = f"{told} by day, realised and expected"
@@ -72,23 +72,23 @@ def days_chart(
     return f'<div class="scroll">{svg}</div>'
 
 # %% ../../nbs/monitoring/10_performance_page.ipynb #38f6b6f6
-def _cell(group: Group, name: str, form: str) -> str:
-    value, hoped = _value(group.realised, name), _value(group.expected, name)
+def _cell(group: GroupPerformance, name: str, form: str) -> str:
+    value, expected = _value(group.realised, name), _value(group.expected, name)
     shown = "–" if not np.isfinite(value) else f"<b>{value:{form}}</b>"
     if name in group.interval:
         shown += f' <span class="mute">{"–".join(format(end, form) for end in group.interval[name])}</span>'
-    return f"<td>{shown}</td><td>{'–' if not np.isfinite(hoped) else format(hoped, form)}</td>"
+    return f"<td>{shown}</td><td>{'–' if not np.isfinite(expected) else format(expected, form)}</td>"
 
 
 def table(
-    groups: list[Group],
+    groups: list[GroupPerformance],
     first: str,  # what a group is
 ) -> str:
     "Groups with their realised and expected figures as HTML"
-    heads = "".join(f"<th>{told}</th><th>expected</th>" for told, _ in FIGURES.values())
+    heads = "".join(f"<th>{told}</th><th>expected</th>" for told, _ in SHOWN_METRICS.values())
     lines = []
     for group in groups:
-        cells = "".join(_cell(group, name, form) for name, (_, form) in FIGURES.items())
+        cells = "".join(_cell(group, name, form) for name, (_, form) in SHOWN_METRICS.items())
         error = _value(group.realised, "ece")
         cells += f"<td><b>{error:.3f}</b></td>" if np.isfinite(error) else "<td>–</td>"
         note = "" if group.closed else "waits for labels"
@@ -111,8 +111,8 @@ def _tables(found: Performance) -> str:
 
 def _verdict(found: Performance) -> str:
     "The class of the headline's colour"
-    came = _value(found.overall.realised, "cost_per_1000")
-    return "moderate" if found.best_trivial is not None and came > found.best_trivial else "none"
+    realised = _value(found.overall.realised, "cost_per_1000")
+    return "moderate" if found.best_trivial is not None and realised > found.best_trivial else "none"
 
 
 def _key(found: Performance) -> str:
@@ -130,13 +130,13 @@ def page(
     written: dt.datetime | None = None,  # default: now
 ) -> str:
     "The whole page as HTML"
-    charts = "".join(f"<h2>{told}</h2>{days_chart(found.days, name)}" for name, (told, _) in FIGURES.items())
+    charts = "".join(f"<h2>{told}</h2>{days_chart(found.days, name)}" for name, (told, _) in SHOWN_METRICS.items())
     window = f"A day (UTC) is scored {found.label_hours} hours after its end."
-    how = f"Intervals: {LEVEL:.0%} of {found.samples} draws of whole days, seed {SEED}."
-    if found.best:
-        how += f" On these days, alerting from {found.best[0]:.2f} on would have cost least: {found.best[1]:.0f} per 1000."
+    how = f"Intervals: {CONFIDENCE_LEVEL:.0%} of {found.samples} draws of whole days, seed {BOOTSTRAP_SEED}."
+    if found.best_threshold:
+        how += f" On these days, alerting from {found.best_threshold[0]:.2f} on would have cost least: {found.best_threshold[1]:.0f} per 1000."
     date = f"{written or dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC"
-    cost = f"An alert costs {found.cost.alert:g}, a missed event {found.cost.missed:g}."
+    cost = f"An alert costs {found.cost.positive:g}, a missed event {found.cost.false_negative:g}."
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">
@@ -158,4 +158,4 @@ def write_page(
     path: str | Path,
 ) -> Path:
     "Write the page, whole or not at all"
-    return write_whole(path, page(found, headline))
+    return write_atomic(path, page(found, headline))

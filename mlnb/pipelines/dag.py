@@ -9,7 +9,7 @@ __all__ = ['dag', 'load']
 from datetime import datetime
 from functools import cache
 
-from ..notebooks.execute import without_address_grammar
+from ..notebooks.execute import without_slow_jsonschema
 from .runner import Pipeline
 from .runner import load as load_pipeline
 from ..project.settings import Settings
@@ -18,7 +18,7 @@ from ..project.settings import Settings
 @cache
 def _classes():
     "Import Ploomber, once and late, and derive what the pipeline needs"
-    with without_address_grammar():
+    with without_slow_jsonschema():
         from ploomber import DAG
         from ploomber.constants import TaskStatus
         from ploomber.exceptions import DAGBuildError
@@ -89,7 +89,7 @@ def _classes():
             words = {"executed": TaskStatus.Executed, "skipped": TaskStatus.Skipped, "failed": TaskStatus.Errored}
             for task in report.tasks:
                 dag[task.name].exec_status = words.get(task.status, TaskStatus.Aborted)
-            dag.look()
+            dag.refresh_states()
             if report.status != "succeeded":
                 raise DAGBuildError("; ".join(f"task '{t.name}' failed: {t.error}" for t in report.tasks if t.error))
             return []
@@ -100,18 +100,18 @@ def _classes():
         def __init__(self, pipeline: Pipeline):
             super().__init__(name=pipeline.settings.name, executor=Runner())
             self.pipeline, self.planner = pipeline, pipeline.planner()
-            self.look()
-            made = {name: NotebookTask(spec, self) for name, spec in pipeline.spec.tasks.items()}
+            self.refresh_states()
+            tasks_by_name = {name: NotebookTask(spec, self) for name, spec in pipeline.spec.tasks.items()}
             for name, spec in pipeline.spec.tasks.items():
                 for upstream in spec.upstream:
-                    made[name].set_upstream(made[upstream])
+                    tasks_by_name[name].set_upstream(tasks_by_name[upstream])
 
-        def look(self):
+        def refresh_states(self):
             "Ask the plan anew"
             self.states = {s.name: s.state for s in self.planner.plan()}
 
         def render(self, *arguments, **options):
-            self.look()
+            self.refresh_states()
             return super().render(*arguments, **options)
 
     return PipelineDAG

@@ -12,9 +12,9 @@ class MlnbError(Exception):
     exit_code = 1
 
     def __str__(self) -> str:
-        from mlnb.project.secrets import redacted
+        from mlnb.project.secrets import redact
 
-        return redacted(super().__str__())
+        return redact(super().__str__())
 
 
 class SettingError(MlnbError):
@@ -67,8 +67,8 @@ from difflib import get_close_matches
 # %% ../../nbs/project/00_errors.ipynb #6c8c2a77
 def did_you_mean(
     name: str,  # what was written
-    known,  # names that exist
+    candidates,  # names that exist
 ) -> str:  # " (did you mean 'x'?)" or ""
     "The nearest known name as a hint to end a sentence with, empty where nothing is near"
-    near = get_close_matches(name, [str(k) for k in known], n=1)
+    near = get_close_matches(name, [str(k) for k in candidates], n=1)
     return f" (did you mean {near[0]!r}?)" if near else ""

@@ -100,10 +100,10 @@ def training_rows():  # DataFrame
 
 
 def make_bundles(root: Path):
+    from mlnb.monitoring.null import calibrate
     from shipped.bundle import build
 
     from mlnb.data.profiles import Profile
-    from mlnb.monitoring.null import calibrate
 
     rows = training_rows()
     null = calibrate(rows, "departure", request=("origin", "distance"), left_out=("flight",)).to_bytes()
@@ -115,10 +115,10 @@ def make_bundles(root: Path):
 
 
 def store_context(root: Path):
+    from mlnb.data.context import SnapshotStore
     from shipped.bundle import history
     from shipped.features import context_features
 
-    from mlnb.data.context import SnapshotStore
     from mlnb.project.settings import load_settings
 
     store = SnapshotStore.of(load_settings(root))
@@ -157,8 +157,9 @@ def score(root: Path, at: str):
 
 def report_outcomes(root: Path, first: int):
     "Outcomes as the service takes them"
-    from mlnb.project.settings import load_settings
     from mlnb.serving.outcomes import OutcomeLog, read_outcomes
+
+    from mlnb.project.settings import load_settings
     from mlnb.serving.predictions import read
 
     log, settings = OutcomeLog.of(load_settings(root)), load_settings(root)

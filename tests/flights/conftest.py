@@ -1,6 +1,6 @@
 import pytest
 
-from mlnb.data.context import to_columns
+from mlnb.data.point_in_time import to_columns
 from mlnb.flights.features import History
 from mlnb.flights.ingest import read_raw, tidy_flights, tidy_weather
 

@@ -4,20 +4,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlnb.data.context import Context, Snapshot, SnapshotStore, View, quarter, to_columns
-from mlnb.flights.context import chosen_moments, write_snapshots
+from mlnb.data.point_in_time import FeatureSnapshot, FeatureView, PointInTimeFeatures, SnapshotStore, floor_to_interval, to_columns
 from mlnb.flights.features import (
     CATEGORICAL,
-    LEAKS,
+    LEAKY_COLUMNS,
     NUMERIC,
     REQUEST,
     History,
+    check_no_leakage,
     context_features,
     decision_time,
     feature_table,
-    refuse_leaks,
     request_features,
 )
+from mlnb.flights.snapshots import chosen_as_of_times, write_snapshots
 from mlnb.project.errors import ContractError, ModelError
 
 # a calm day, a blizzard, both changes of the clocks, a summer storm, the last evening of the year
@@ -40,19 +40,19 @@ def same(a, b):
         assert left == right, name
 
 
-def rows_at(history, moment):
-    "The flights that are decided within the quarter of an hour after `moment`"
-    mine = quarter(decision_time(history.flights["scheduled_departure"])) == moment
-    rows = {name: history.flights[name][mine] for name in REQUEST}
-    return rows | {"moment": np.full(mine.sum(), moment)}
+def rows_at(history, as_of):
+    "The flights that are decided within the quarter of an hour after `as_of`"
+    matches = floor_to_interval(decision_time(history.flights["scheduled_departure"])) == as_of
+    rows = {name: history.flights[name][matches] for name in REQUEST}
+    return rows | {"moment": np.full(matches.sum(), as_of)}
 
 
 # as it was known
 
 
-def cut_off(flights, weather, moment):
-    "The files as they could have been on the disk at `moment`: written here once more, independent of the library"
-    t = pd.Timestamp(moment)
+def cut_off(flights, weather, as_of):
+    "The files as they could have been on the disk at `as_of`: written here once more, independent of the library"
+    t = pd.Timestamp(as_of)
     f, w = flights.copy(), weather[weather["observed"] + pd.Timedelta(hours=1) <= t]
     in_the_air = ~(f["departure"] <= t)
     f.loc[in_the_air, ["departure", "departure_delay"]] = [pd.NaT, np.nan]
@@ -64,32 +64,32 @@ def cut_off(flights, weather, moment):
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_no_feature_of_any_key_knows_the_future(flights, weather, history, moment):
-    moment = np.datetime64(moment, "s")
-    then = cut_off(flights, weather, moment)
-    assert context_features.snapshot(then, moment).to_bytes() == context_features.snapshot(history, moment).to_bytes()
-    rows = rows_at(history, moment)
+def test_no_feature_of_any_key_knows_the_future(flights, weather, history, as_of):
+    as_of = np.datetime64(as_of, "s")
+    then = cut_off(flights, weather, as_of)
+    assert context_features.snapshot(then, as_of).to_bytes() == context_features.snapshot(history, as_of).to_bytes()
+    rows = rows_at(history, as_of)
     if len(rows["moment"]):
         same(context_features(then, rows), context_features(history, rows))
 
 
 @pytest.mark.parametrize("leak", ["labels", "done", "delays"])
 def test_that_test_notices_a_view_that_looks_ahead(flights, weather, history, leak):
-    moment = np.datetime64("2013-05-23T21:30", "s")
+    as_of = np.datetime64("2013-05-23T21:30", "s")
 
     def peek(history, pairs):
         return {"peek": getattr(history, leak)("origin").window(pairs, -3600, 900)[1].astype(float)}
 
-    leaky = Context([View("origin", ("origin",), ("peek",), peek, lambda history: history.known("origin"))])
-    then = cut_off(flights, weather, moment)
-    assert leaky.snapshot(then, moment).to_bytes() != leaky.snapshot(history, moment).to_bytes()
+    leaky = PointInTimeFeatures([FeatureView("origin", ("origin",), ("peek",), peek, lambda history: history.known("origin"))])
+    then = cut_off(flights, weather, as_of)
+    assert leaky.snapshot(then, as_of).to_bytes() != leaky.snapshot(history, as_of).to_bytes()
 
 
 def test_a_cancelled_flight_waits_until_its_cancellation_is_known(flights, history):
     gone = flights[flights["cancelled"] & (flights["origin"] == "LGA")].iloc[500]
     other = {name: column[history.flights["label_time"] != gone["label_time"]] for name, column in history.flights.items()}
     soon = pd.Timedelta(minutes=16)
-    pairs = {"origin": np.array(["LGA"] * 2), "moment": quarter([gone["scheduled_departure"] + soon, gone["label_time"] + soon])}
+    pairs = {"origin": np.array(["LGA"] * 2), "moment": floor_to_interval([gone["scheduled_departure"] + soon, gone["label_time"] + soon])}
     with_it = context_features.views[0].evaluate(history, pairs)["backlog"]
     without = context_features.views[0].evaluate(History(other, history.readings), pairs)["backlog"]
     assert with_it[0] - without[0] >= 1 and with_it[1] - without[1] == 0
@@ -149,8 +149,8 @@ def test_the_moment_is_the_last_full_quarter_before_the_decision(table):
 
 def test_the_table_has_a_row_a_flight_and_every_feature(table, raw):
     assert len(table) == 336_776 and not table.isna().all().any()
-    beside = {"decision_time", "moment", "month", "disrupted", "label_time"}
-    assert {*CATEGORICAL, *NUMERIC, *REQUEST, *beside} == set(table.columns)
+    other_columns = {"decision_time", "moment", "month", "disrupted", "label_time"}
+    assert {*CATEGORICAL, *NUMERIC, *REQUEST, *other_columns} == set(table.columns)
     months = raw["flights"].groupby("month").size()
     assert table.groupby("month").size().to_dict() == months.to_dict()
     always = ["backlog", "scheduled_load", "flight_disrupted_21d", "origin_disrupted_24h", *CATEGORICAL]
@@ -162,27 +162,27 @@ def test_the_table_has_a_row_a_flight_and_every_feature(table, raw):
 
 def test_batch_equals_the_snapshot_of_every_moment_bit_for_bit(history, table):
     days = np.array(["2013-03-10", "2013-07-01", "2013-12-31"], "datetime64[s]")
-    moments = (days[:, None] + np.arange(96) * 900).ravel()
-    frame = table[table["moment"].isin(moments)]
+    as_of_times = (days[:, None] + np.arange(96) * 900).ravel()
+    frame = table[table["moment"].isin(as_of_times)]
     rows = to_columns(frame)
     checked = 0
-    for snapshot in context_features.snapshots(history, moments):
-        mine = rows["moment"] == snapshot.moment
-        asked = {name: rows[name][mine] for name in context_features.keys}
-        expected = {name: rows[name][mine] for name in context_features.features}
+    for snapshot in context_features.snapshots(history, as_of_times):
+        matches = rows["moment"] == snapshot.as_of
+        asked = {name: rows[name][matches] for name in context_features.keys}
+        expected = {name: rows[name][matches] for name in context_features.features}
         data = snapshot.to_bytes()
         assert len(data) < 100_000
-        for served in (snapshot, Snapshot.from_bytes(data)):
+        for served in (snapshot, FeatureSnapshot.from_bytes(data)):
             same(served.lookup(asked), expected)
-        checked += mine.sum()
+        checked += matches.sum()
     assert checked == len(frame) > 2000
 
 
 def test_an_unknown_key_has_the_defaults(history):
-    moment = np.datetime64("2013-07-01T22:00", "s")
+    as_of = np.datetime64("2013-07-01T22:00", "s")
     keys = {"origin": np.array(["XXX"]), "carrier": np.array(["??"]), "dest": np.array(["YYY"]), "flight": np.array([9999.0])}
-    served = context_features.snapshot(history, moment).lookup(keys)
-    same(served, context_features(history, keys | {"moment": np.array([moment])}))
+    served = context_features.snapshot(history, as_of).lookup(keys)
+    same(served, context_features(history, keys | {"moment": np.array([as_of])}))
     assert all(served[name][0] == 0.25 for name in served if "disrupted" in name)
     assert all(np.isnan(served[name][0]) for name in served if "delay" in name) and served["backlog"][0] == 0
 
@@ -229,33 +229,35 @@ TOO_LATE = ["tailnum", "dep_delay", "air_time", "arr_time", "dep_time", "arr_del
 @pytest.mark.parametrize("name", TOO_LATE)
 def test_an_input_that_is_known_too_late_is_refused_by_name(name):
     with pytest.raises(ModelError, match=f"input '{name}' is known only after the decision"):
-        refuse_leaks([*CATEGORICAL, name, *NUMERIC])
+        check_no_leakage([*CATEGORICAL, name, *NUMERIC])
 
 
 def test_the_features_themselves_are_no_leaks():
-    refuse_leaks([*CATEGORICAL, *NUMERIC])
-    assert not {*CATEGORICAL, *NUMERIC} & set(LEAKS)
+    check_no_leakage([*CATEGORICAL, *NUMERIC])
+    assert not {*CATEGORICAL, *NUMERIC} & set(LEAKY_COLUMNS)
 
 
 # the scheduled task
 
 
 def test_moments_of_the_context_task(history):
-    assert chosen_moments(history, "2013-07-04T12:20", 2).astype(str).tolist() == ["2013-07-04T12:00:00", "2013-07-04T12:15:00"]
-    assert chosen_moments(history)[0] == quarter(decision_time(history.flights["scheduled_departure"]).max())
+    assert chosen_as_of_times(history, "2013-07-04T12:20", 2).astype(str).tolist() == ["2013-07-04T12:00:00", "2013-07-04T12:15:00"]
+    assert chosen_as_of_times(history)[0] == floor_to_interval(decision_time(history.flights["scheduled_departure"]).max())
     with pytest.raises(ContractError, match="'moment' has value 'noon'; write a time in UTC such as"):
-        chosen_moments(history, "noon")
+        chosen_as_of_times(history, "noon")
     with pytest.raises(ContractError, match="'count' has value 0"):
-        chosen_moments(history, count=0)
+        chosen_as_of_times(history, count=0)
 
 
 def test_snapshots_are_written_small_and_served(history, tmp_path):
-    store = SnapshotStore(tmp_path / "context", refresh=0)
-    moments = chosen_moments(history, "2013-08-01T12:00", 12)
-    written = write_snapshots(history, moments, store)
+    store = SnapshotStore(tmp_path / "context", listing_ttl=0)
+    as_of_times = chosen_as_of_times(history, "2013-08-01T12:00", 12)
+    written = write_snapshots(history, as_of_times, store)
     json.dumps(written)
-    assert [w["moment"] for w in written] == moments.astype(str).tolist() and all(w["bytes"] < 100_000 and w["rows"] > 100 for w in written)
-    rows = rows_at(history, moments[-1])
+    assert [w["moment"] for w in written] == as_of_times.astype(str).tolist() and all(
+        w["bytes"] < 100_000 and w["rows"] > 100 for w in written
+    )
+    rows = rows_at(history, as_of_times[-1])
     assert len(rows["moment"]) > 5
-    served = store.newest(moments[-1] + 60).lookup(rows)
+    served = store.newest(as_of_times[-1] + 60).lookup(rows)
     same(served, context_features(history, rows))

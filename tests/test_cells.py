@@ -49,18 +49,18 @@ def test_broken_files_are_named(tmp_path, text, says):
         ({"metadata": None}, "metadata is null"),
         ({"metadata": []}, "metadata is a list"),
         ({"metadata": {"tags": None}}, "metadata.tags is null"),
-        ({"metadata": {"tags": "parameters"}}, "metadata.tags is a text; write a list of texts"),
-        ({"metadata": {"tags": [None]}}, "metadata.tags is a list with more in it than texts"),
+        ({"metadata": {"tags": "parameters"}}, "metadata.tags is a string; write a list of strings"),
+        ({"metadata": {"tags": [None]}}, "metadata.tags is a list with more in it than strings"),
         ({"metadata": {"nbdev": None}}, "metadata.nbdev is null"),
         ({"source": None}, "source is null"),
         ({"source": 7}, "source is a number"),
-        ({"source": ["a", ["b"]]}, "source is a list with more in it than texts"),
+        ({"source": ["a", ["b"]]}, "source is a list with more in it than strings"),
         ({"source": {}}, "source is an object"),
-        ({"source": "x = '\ud800'"}, "a text holds half of a character"),
+        ({"source": "x = '\ud800'"}, "a string holds half of a character"),
         ({"cell_type": None}, "cell_type is null"),
         ({"cell_type": []}, r"cell_type is \[\]"),
         ({"id": 3}, "id is a number"),
-        ({"execution_count": "3"}, "execution_count is a text"),
+        ({"execution_count": "3"}, "execution_count is a string"),
         ({"execution_count": True}, "execution_count is true or false"),
         ({"outputs": None}, "outputs is null"),
         ({"outputs": [None]}, "outputs is a list with more in it than objects"),
@@ -83,7 +83,7 @@ def test_odd_cells_are_named_by_their_number(notebook, cell, says):
     [
         ({"metadata": None}, "metadata is null"),
         ({"metadata": {"kernelspec": None}}, "metadata.kernelspec is null"),
-        ({"metadata": {"kernelspec": "python3"}}, "metadata.kernelspec is a text"),
+        ({"metadata": {"kernelspec": "python3"}}, "metadata.kernelspec is a string"),
         ({"metadata": {"kernelspec": {"name": None}}}, "metadata.kernelspec.name is null"),
         ({"metadata": {"kernelspec": {"language": None}}}, "metadata.kernelspec.language is null"),
         ({"metadata": {"language_info": None}}, "metadata.language_info is null"),
@@ -93,8 +93,8 @@ def test_odd_cells_are_named_by_their_number(notebook, cell, says):
         ({"nbformat_minor": None}, "nbformat_minor is null"),
         ({"cells": None}, "needs a list of cells"),
         ({"cells": {}}, "needs a list of cells"),
-        ({"cells": [None]}, "cell 1: null is no cell"),
-        ({"cells": ["x = 1"]}, "cell 1: a text is no cell"),
+        ({"cells": [None]}, "cell 1: null is not a cell"),
+        ({"cells": ["x = 1"]}, "cell 1: a string is not a cell"),
         ({"nbformat": "4"}, 'format 4: nbformat is "4"'),
         ({"nbformat": 4.0}, "format 4: nbformat is 4.0"),
         ({"nbformat": True}, "format 4: nbformat is true"),
@@ -137,7 +137,7 @@ def test_what_is_no_file(tmp_path):
 
 def test_what_is_left_out_is_not_odd(tmp_path):
     (tmp_path / "small.ipynb").write_text('{"cells": [{"cell_type": "code", "source": ["a = 1\\n", "b = 2"]}], "nbformat": 4}')
-    assert cells.code(cells.read(tmp_path / "small.ipynb")) == "a = 1\nb = 2"
+    assert cells.python_source(cells.read(tmp_path / "small.ipynb")) == "a = 1\nb = 2"
 
 
 def test_sources_as_lists_of_lines(notebook):
@@ -306,4 +306,4 @@ def test_what_is_no_magic_is_left_as_it_is(source):
 
 def test_code_skips_what_a_run_skips(notebook):
     path = notebook(("a = 1",), ("b = 2", "skip-execution"), ("c = = 3",))
-    assert cells.code(cells.read(path)) == "a = 1\n__unparsed__('c = = 3')"
+    assert cells.python_source(cells.read(path)) == "a = 1\n__unparsed__('c = = 3')"

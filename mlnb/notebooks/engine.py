@@ -10,8 +10,8 @@ __all__ = ['MIN_SAVE_INTERVAL', 'MAX_STREAM_CHARACTERS', 'MAX_OUTPUT_CHARACTERS'
 # %% ../../nbs/notebooks/10_engine.ipynb #cd2d5ce9
 from . import unattended
 from .checkpoints import Checkpointer, connect, restore_outputs, release, executable_cells
-from .execute import without_slow_jsonschema
-from .languages import MLNB_KERNEL, is_python
+from .jsonschema_import import without_slow_jsonschema
+from .languages import MLNB_KERNEL, is_python_language
 from .liveness import Liveness, exit_reason, oom_kill_count
 from ..project.errors import NotebookError
 from ..project.files import write_atomic
@@ -342,7 +342,7 @@ class CellClient(KernelSession):
         return ast.literal_eval(value["data"]["text/plain"])
 
     async def _prepare(self) -> None:
-        if not is_python(self.nb.metadata["language_info"].get("name", "")):
+        if not is_python_language(self.nb.metadata["language_info"].get("name", "")):
             return
         may_fail = self.settings.captured_commands_may_fail
         code = _PREPARE.format(path=unattended.__file__, limit=self.limit.remaining, captured_may_fail=may_fail)

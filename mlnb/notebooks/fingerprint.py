@@ -288,7 +288,7 @@ def _read_script(path: str) -> dict:
     "The summary of a file that is run by its path; one that is not Python counts by its text"
     text = Path(path).read_bytes().decode("utf-8", "replace")
     try:
-        code = cells.code(cells.read(path)) if path.endswith(".ipynb") else cells.replace_magics(text)
+        code = cells.python_source(cells.read(path)) if path.endswith(".ipynb") else cells.replace_magics(text)
         if path.endswith((".sh", ".bash")):
             code = f"__magic__({'%%bash' + chr(10) + text!r})"
         return summary(NOTEBOOK, False, code)
@@ -297,7 +297,7 @@ def _read_script(path: str) -> dict:
 
 
 def _read_notebook(path: str | Path) -> dict:
-    return summary(NOTEBOOK, False, cells.code(cells.read(path)))
+    return summary(NOTEBOOK, False, cells.python_source(cells.read(path)))
 
 # %% ../../nbs/notebooks/02_fingerprint.ipynb #f66822d4
 class _Resolver:
@@ -558,7 +558,7 @@ class _Resolver:
 
 # %% ../../nbs/notebooks/02_fingerprint.ipynb #c1d279e0
 def closure(
-    code: str,  # Python, see `mlnb.notebooks.cells.code`
+    code: str,  # Python, see `mlnb.notebooks.cells.python_source`
     packages: Iterable[str],  # first-party top-level packages
     root: Path | None = None,  # the project, looked through before Python's path
 ) -> dict[str, str]:  # qualified name -> hash of its own source, sorted

@@ -25,7 +25,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from . import cells
-from .execute import without_slow_jsonschema
+from .jsonschema_import import without_slow_jsonschema
 from .static_analysis import normalised
 from ..project import yaml_reader
 from ..project.errors import MlnbError, NotebookError, SettingError

@@ -9,7 +9,7 @@ __all__ = ['dag', 'load']
 from datetime import datetime
 from functools import cache
 
-from ..notebooks.execute import without_slow_jsonschema
+from ..notebooks.jsonschema_import import without_slow_jsonschema
 from .runner import Pipeline
 from .runner import load as load_pipeline
 from ..project.settings import Settings

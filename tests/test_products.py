@@ -11,7 +11,7 @@ from pipeline_project import edit, finish, make, planner
 from mlnb.pipelines.products import Staging, content, remove_orphaned_stages
 from mlnb.project.errors import PipelineError
 from mlnb.project.file_signatures import file_signature
-from mlnb.project.files import open_locked
+from mlnb.project.files import lock_file
 
 
 @pytest.fixture
@@ -242,7 +242,7 @@ def test_only_staging_folders_that_nobody_uses_are_swept(root):
             stage.keep_on_exit = True
     (notes / "torn").write_text('["/')
     (notes / "alien").write_text(json.dumps([str(root / "versions")]))
-    held = open_locked(notes / "runs", os.O_RDONLY, wait=False)
+    held = lock_file(notes / "runs", flags=os.O_RDONLY)
     remove_orphaned_stages(notes, lambda task: task == "waits")
     os.close(held)
     left = {p.name for folder in ("out", "big") for p in (root / folder).iterdir()}

@@ -12,7 +12,7 @@ from pipeline_project import lives, make, notebook
 from waiting import until
 
 from mlnb.pipelines.runner import load
-from mlnb.project.errors import PipelineError
+from mlnb.project.errors import MlnbError, PipelineError
 from mlnb.project.settings import load_settings
 from mlnb.records import Records
 
@@ -163,7 +163,7 @@ def test_a_second_run_is_refused(project):
         fcntl.flock(holder, fcntl.LOCK_EX)
         holder.write("process 1 of somebody")
         holder.flush()
-        with pytest.raises(PipelineError, match="is being run by process 1 of somebody; wait until it has ended"):
+        with pytest.raises(MlnbError, match="is being run by process 1 of somebody; wait until it has ended"):
             run(project)
     assert statuses(project) == only()
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..project.errors import MlnbError
-from ..project.files import open_locked, name_folder_in_errors
+from ..project.files import lock_file, name_folder_in_errors
 from ..project.permissions import make_folder
 from ..project.secrets import REDACTED, redact
 from ..records import Records, as_json, check_columns, git_state, git_commit, sqlite_file, new_run, now
@@ -43,7 +43,7 @@ class _Journal:
         self.path, self.broken = path, False
         with name_folder_in_errors(path.parent):
             make_folder(path.parent)
-            self.file = open_locked(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, wait=True)
+            self.file = lock_file(path, None, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         if not os.fstat(self.file).st_size:
             self.append(json.dumps(["store", store]))
 
@@ -90,7 +90,7 @@ def _read(file: int) -> tuple[str | None, list[tuple], int]:  # store, changes, 
 def _abandoned_journal(path: Path) -> Iterator[int | None]:
     "A journal that nobody writes any more, or None"
     try:
-        file = open_locked(path, os.O_RDONLY, wait=False)
+        file = lock_file(path, flags=os.O_RDONLY)
     except FileNotFoundError:
         file = None
     try:

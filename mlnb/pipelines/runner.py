@@ -21,14 +21,14 @@ from . import plan_cache
 from . import spec as specification
 from .task_metrics import read_task_metrics, mlflow_notes
 from .plan import Planner, TaskState, TaskFingerprint
-from .products import Staging, lock
+from .products import Staging
 from .recorder import Recorder
 from .resources import ResourcePool, cores
 from .resume import ResumeStore, remove_orphaned_pipeline_stages
 from .resume import folder as resume_folder
 from .workers import WorkerPool
 from ..project.errors import MlnbError, PipelineError
-from ..project.files import write_atomic
+from ..project.files import hold_lock, write_atomic
 from ..project.settings import Settings
 from ..records import now
 
@@ -372,7 +372,7 @@ class Pipeline:
         only, to, from_ = map(specification.names, (only, to, from_))
         options = {"tasks": only, "to": to, "from": from_, "force": force, "keep_going": keep_going, "resumed": resumed}
         options["jobs"] = jobs or self.settings.jobs or cores()
-        with lock(self.settings.path(f".mlnb/locks/{self.spec.path.stem}.lock"), f"pipeline {self.spec.path}"):
+        with hold_lock(self.settings.path(f".mlnb/locks/{self.spec.path.stem}.lock"), f"pipeline {self.spec.path}"):
             remove_orphaned_pipeline_stages(self.settings)
             planner = self.planner()
             states = planner.plan(only, force, to, from_)

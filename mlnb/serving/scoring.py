@@ -27,9 +27,8 @@ import pyarrow.parquet as pq
 import mlnb
 from ..data.point_in_time import Columns, format_duration
 from ..models.bundle import DECISION_TIME, Bundle, are_probabilities, point_in_time_columns, entity_keys
-from ..pipelines.products import lock
 from ..project.errors import ServingError
-from ..project.files import write_atomic
+from ..project.files import hold_lock, write_atomic
 from ..project.text import FORMULA_PREFIX, spreadsheet_safe
 from mlnb.serving.table_files import (
     PROBLEM_SCHEMA,
@@ -471,7 +470,7 @@ def score(
         raise ServingError(f"{output} is not a CSV file, which alone can hold formulas; leave --spreadsheet-safe out, or write NAME.csv")
     folder = output.with_name(f".{output.name}.parts")
     try:
-        with lock(folder / "lock", f"the scoring of {output}"):
+        with hold_lock(folder / "lock", f"the scoring of {output}"):
             if not overwrite:
                 _check_not_existing(output, folder)
             scorer = Scorer(bundle, newest, max_age_minutes * 60, default_decision_time)

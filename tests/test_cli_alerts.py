@@ -151,7 +151,7 @@ def idle_service():
 def test_what_was_not_examined_comes_first_and_is_not_green(tmp_path):
     "Rules of every kind without anything to judge; of those that look, `age` alone finds something"
     toml = TOML.replace("snapshot_minutes = 60", "snapshot_minutes = 60\nprediction_minutes = 60") + RULES
-    (tmp_path / "pyproject.toml").write_text(toml.replace("[tool.mlnb]\n", "[tool.mlnb]\ncost_missed = 3.0\n", 1))
+    (tmp_path / "pyproject.toml").write_text(toml.replace("[tool.mlnb]\n", "[tool.mlnb]\ncost_false_negative = 3.0\n", 1))
     settings = load_settings(tmp_path)
     with idle_service() as port, Listener() as hook:
         variables = {"MLNB_PORT": str(port), "HOOK": hook.url}

@@ -31,7 +31,7 @@ def prediction(entity, time, q, input):
 @pytest.fixture
 def project(tmp_path):
     "A project with a prediction log of twenty days, and a file with the outcome of each"
-    (tmp_path / "pyproject.toml").write_text("[tool.mlnb]\ncost_missed = 3.0\n")
+    (tmp_path / "pyproject.toml").write_text("[tool.mlnb]\ncost_false_negative = 3.0\n")
     rng = np.random.default_rng(0)
     times, p = np.datetime64("2013-07-01T00:30") + np.arange(ROWS) * np.timedelta64(1, "h"), rng.beta(1.5, 4, ROWS)
 

@@ -739,7 +739,7 @@ assert len(ran) > 20 and not missed, missed
 @pytest.mark.parametrize(
     "code",
     [
-        "from mlnb.cli.plan import planned_states\nfrom mlnb.project.settings import load_settings as l\nstates_of(l())\nstates_of(l())",
+        "from mlnb.cli.plan import planned_states\nfrom mlnb.project.settings import load_settings as l\nplanned_states(l())\nstates_of(l())",
         "from mlnb.cli import main\nmain.cli(['plan', '--json'], standalone_mode=False)",
         "import numpy, mlnb.models.tabular as t\nt.Encoder.fit({'a': numpy.array(['x', 'y'])}, ['a'], [])\n"
         "from mlnb.data.profiles import Profile\nimport pandas\nProfile.of(pandas.DataFrame({'x': [1.0, 2.0]})).to_bytes()",

@@ -483,41 +483,41 @@ requests.shape"""
 _DRIFT = [
     ("markdown", "## How far each column moved\n\nPSI of the window against the reference; below `noise` it is chance."),
     ("code", "drift.head(12)"),
-    ("code", "column = {column}\nevidence.plot_columns(requests, reference, dict.fromkeys([column, *drift.index[:4]]))"),
+    ("code", "column = {column}\nalert_notebook.plot_columns(requests, reference, dict.fromkeys([column, *drift.index[:4]]))"),
     ("markdown", "## Since when"),
-    ("code", 'days = evidence.history(alert, settings, column, reference)\nevidence.plot_history(days, {limit})'),
+    ("code", 'days = alert_notebook.drift_history(alert, settings, column, reference)\nalert_notebook.plot_history(days, {limit})'),
     ("markdown", "## From hour to hour\n\nWhere other columns tell a column, or its hours follow each other, a fault shows as a distance."),
-    ("code", "hours = evidence.hours_of(alert, settings, column)\nevidence.plot_hours(hours)"),
+    ("code", "hours = alert_notebook.hourly_values(alert, settings, column)\nalert_notebook.plot_hours(hours)"),
     ("markdown", "## Worst segments\n\n`explains` is how much PSI goes away without the segment; near 0 for all, the drift is everywhere."),
-    ("code", "segments = evidence.worst_segments(requests, reference, column)\nsegments.head(10)"),
+    ("code", "segments = alert_notebook.worst_segments(requests, reference, column)\nsegments.head(10)"),
     ("markdown", "## Affected requests\n\nTheir values come at least 1.2 times as often as in the reference, the most unusual first."),
-    ("code", "affected = evidence.affected_requests(requests, reference, column)\naffected.head(10)"),
+    ("code", "affected = alert_notebook.affected_requests(requests, reference, column)\naffected.head(10)"),
 ]  # fmt: skip
 _SERVICE = [
     ("markdown", "## The service now"),
-    ("code", "evidence.service_now({url})"),
+    ("code", "alert_notebook.service_status({url})"),
     ("markdown", "## Its last day in the prediction log"),
-    ("code", "evidence.plot_traffic(requests)"),
+    ("code", "alert_notebook.plot_traffic(requests)"),
     ("code", "requests.groupby([\"model_version\", \"arm\"])[\"latency_ms\"].describe() if len(requests) else requests"),
     ("code", "affected = requests.nlargest(10, \"latency_ms\") if len(requests) else requests\naffected"),
 ]
 _FRESHNESS = [
     ("markdown", "## The newest of everything"),
-    ("code", "evidence.ages(settings)"),
+    ("code", "alert_notebook.data_freshness(settings)"),
     ("markdown", "## The last day that has predictions"),
-    ("code", "evidence.plot_traffic(requests)"),
+    ("code", "alert_notebook.plot_traffic(requests)"),
 ]
 _RUNS = [
     ("markdown", "## The newest runs"),
-    ("code", "runs = evidence.runs_of(settings, {pipeline})\nruns"),
+    ("code", "runs = alert_notebook.recent_runs(settings, {pipeline})\nruns"),
     ("markdown", "## What went wrong"),
-    ("code", "run = {run} or next(iter(runs.index), \"\")\ntasks = evidence.tasks_of(settings, run)\ntasks"),
+    ("code", "run = {run} or next(iter(runs.index), \"\")\ntasks = alert_notebook.run_tasks(settings, run)\ntasks"),
     ("code", "print(*tasks[\"error\"].dropna(), sep=\"\\n\\n\")"),
 ]
 _SCORES = [
     ("markdown", "## The scores, day by day\n\nWhat came of the decisions of closed days, beside what their probabilities had promised."),
-    ("code", "scores = evidence.scores_of(alert, settings)\nscores.tail(12)"),
-    ("code", "evidence.plot_scores(scores, {metric})"),
+    ("code", "scores = alert_notebook.daily_scores(alert, settings)\nscores.tail(12)"),
+    ("code", "alert_notebook.plot_scores(scores, {metric})"),
     ("markdown", "Where the score falls while the inputs below stay as they were, what they mean has changed: retrain."),
 ]
 CELLS = {  # kind of rule -> cells

@@ -11,7 +11,7 @@ __all__ = ['MIN_SAVE_INTERVAL', 'MAX_STREAM_CHARACTERS', 'MAX_OUTPUT_CHARACTERS'
 from . import unattended
 from .checkpoints import Checkpointer, connect, restore_outputs, release, executable_cells
 from .jsonschema_import import without_slow_jsonschema
-from .languages import MLNB_KERNEL, is_python_language
+from .languages import KERNEL_NAME, is_python_language
 from .liveness import Liveness, exit_reason, oom_kill_count
 from ..project.errors import NotebookError
 from ..project.files import write_atomic
@@ -349,7 +349,7 @@ class CellClient(KernelSession):
         try:
             can_tell = await self.evaluate(f"(lambda names: exec({code!r}, names) or names['result'])({{}})", self.startup_timeout)
         except RuntimeError as e:
-            if self.kernel_name == MLNB_KERNEL:
+            if self.kernel_name == KERNEL_NAME:
                 raise
             log.warning("kernel %s is used as it is, so a command that fails is not noticed: %s", self.kernel_name, e)
             return

@@ -2,26 +2,34 @@
 
 import ast
 import asyncio
+import copy
 import importlib
+import inspect
 import json
+import pickle
+import pkgutil
+import re
 import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
 from mlnb.cli.main import cli
 from mlnb.data import hourly_profiles
-from mlnb.data.point_in_time import SnapshotStore
+from mlnb.data.point_in_time import SnapshotStore, floor_to_interval
 from mlnb.data.profiles import Profile
 from mlnb.models.bundle import Bundle
+from mlnb.models.metrics import Cost, scores_by_group
 from mlnb.models.watcher import read_releases, releases_folder, verify_servable
 from mlnb.monitoring.drift_thresholds import DriftThresholds
 from mlnb.monitoring.notify import load_channels
 from mlnb.monitoring.rules import load_rules
+from mlnb.project.renames import RenamedWarning, renames
 from mlnb.project.settings import load_settings
 from mlnb.serving.app import create_app
 from mlnb.serving.log_profiles import LogProfileStore, profiles_url, update_profiles
@@ -251,7 +259,45 @@ def imported(notebook: Path):
 @projects("flight-delays")
 def test_what_notebooks_import_is_there(project):
     every = {pair for notebook in (*project.glob("nbs/*.ipynb"), *project.glob("alerts/*.ipynb")) for pair in imported(notebook)}
-    assert {("mlnb.monitoring", "evidence"), ("mlnb.models.bundle", "write_bundle"), ("mlnb.data.point_in_time", "Context")} <= every
+    assert {("mlnb.monitoring", "evidence"), ("mlnb.models.bundle", "write_bundle"), ("mlnb.data.context", "Context")} <= every
     for module, name in every:
         found = importlib.import_module(module)
         assert hasattr(found, name) or importlib.util.find_spec(f"{module}.{name}"), f"{module}.{name}"
+
+
+@projects("flight-delays")
+def test_modules_of_a_project_work_with_old_names(project, monkeypatch):
+    monkeypatch.syspath_prepend(str(project))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "flight_delays"]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.warns(RenamedWarning, match="'mlnb.data.context' is called 'mlnb.data.point_in_time'"):
+        sys.modules.pop("mlnb.data.context", None)
+        names = ("context", "evaluate", "register", "train")
+        context, evaluate, register, _ = (importlib.import_module(f"flight_delays.{name}") for name in names)
+    assert evaluate.by is scores_by_group and context.quarter is floor_to_interval
+    decided = np.array(["2013-07-01T05:07"], "datetime64[s]")
+    with pytest.warns(RenamedWarning, match="PointInTimeFeatures.moment is called 'as_of'"):
+        assert str(register.context_features.moment(decided)[0]) == "2013-07-01T05:00:00"
+
+
+def test_members_and_keywords_work_by_their_old_names():
+    with pytest.warns(RenamedWarning, match="argument 'missed' of mlnb.models.metrics.Cost is called 'false_negative'"):
+        cost = Cost(1.0, missed=4.0)
+    with pytest.warns(RenamedWarning, match="Cost.missed is called 'false_negative'"):
+        assert cost.missed == 4.0
+    with pytest.raises(TypeError, match="unexpected keyword argument 'mised'"):
+        Cost(mised=4.0)
+    with pytest.raises(AttributeError, match="'Cost' object has no attribute 'mised'"):
+        cost.mised
+    assert copy.deepcopy(cost) == pickle.loads(pickle.dumps(cost)) == cost
+
+
+def test_what_the_tables_name_is_there():
+    tables = renames()
+    for module, names in ({new: {} for new in tables["modules"].values()} | tables["names"]).items():
+        assert [name for name in names.values() if not hasattr(importlib.import_module(module), name)] == [], module
+    for kind, where, names in [(k, where, names) for k in ("members", "keywords") for where, names in tables[k].items()]:
+        target = pkgutil.resolve_name(where)
+        attributes = {*dir(target), *getattr(target, "__annotations__", ()), *re.findall(r"self\.(\w+)", inspect.getsource(target))}
+        there = inspect.signature(target).parameters if kind == "keywords" else attributes
+        assert [name for name in names.values() if name not in there] == [], f"{kind} of {where}"

@@ -26,6 +26,7 @@ import numpy as np
 
 from ..project.errors import ContractError
 from ..project.files import open_url, publish, storage_errors
+from ..project.renames import renamed_keywords, renamed_members
 
 # %% ../../nbs/data/01_point_in_time.ipynb #38f5e72c
 Columns = dict[str, np.ndarray]
@@ -51,6 +52,7 @@ def _array(series, name: str) -> np.ndarray:
     return series.to_numpy(dtype=np.str_)
 
 # %% ../../nbs/data/01_point_in_time.ipynb #23fd0ee0
+@renamed_keywords
 def floor_to_interval(
     times,  # datetime64, UTC; one or an array
     interval_minutes: int = 15,  # length of a "quarter"
@@ -167,6 +169,7 @@ class LatestReadings:
         order = np.argsort(sorted_key_times, kind="stable")
         self.sorted_key_times, self.readings = sorted_key_times[order], {name: column[known][order] for name, column in readings.items()}
 
+    @renamed_keywords
     def at(
         self,
         pairs: Mapping[str, np.ndarray],  # "moment" and the key columns, (m,) each
@@ -230,9 +233,12 @@ class FeatureTable:
         return self.values[at]
 
 # %% ../../nbs/data/01_point_in_time.ipynb #e3bacff8
+@renamed_keywords
 @dataclass(frozen=True)
 class FeatureSnapshot:
     "Everything that the views knew at a moment"
+    __getattr__ = renamed_members
+
     as_of: np.datetime64  # [s], UTC
     tables: tuple[FeatureTable, ...]
 
@@ -315,8 +321,11 @@ def _from_arrow(values) -> np.ndarray:
     return np.array(values.to_pylist(), np.str_) if pa.types.is_string(values.type) else values.to_numpy(zero_copy_only=False)
 
 # %% ../../nbs/data/01_point_in_time.ipynb #23a9cb3a
+@renamed_keywords
 class PointInTimeFeatures:
     "Features of what was known, by key, at a moment"
+    __getattr__ = renamed_members
+
 
     def __init__(
         self,
@@ -425,8 +434,11 @@ class NotCached(Exception):
     "Raised where an answer needs the storage, by what must not wait for it"
 
 
+@renamed_keywords
 class SnapshotStore:
     "Snapshots in a folder; safe to use from several threads, and beside other processes that write"
+    __getattr__ = renamed_members
+
 
     def __init__(
         self,

@@ -32,6 +32,7 @@ from .hooks import Model
 from .trust import Trust, check_signature, sign, trusted_point_in_time, trusted_function, trusted_predictor
 from ..project.errors import BundleError, ContractError, did_you_mean
 from ..project.permissions import current_umask
+from ..project.renames import renamed_members
 
 # %% ../../nbs/models/03_bundle.ipynb #a8d3af2b
 class Field(msgspec.Struct, frozen=True):
@@ -335,6 +336,7 @@ class _ResolvedCode:
 # %% ../../nbs/models/03_bundle.ipynb #f7c741c7
 class Bundle:
     "A loaded model: request columns and context in, probabilities and decisions out"
+    __getattr__ = renamed_members
 
     def __init__(self, folder: Path, manifest: Manifest, request_features, context_features, predictor):
         self.folder, self.manifest = folder, manifest

@@ -12,11 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..project.errors import ModelError
+from ..project.renames import renamed_keywords, renamed_members
 
 # %% ../../nbs/models/00_metrics.ipynb #70828b0d
+@renamed_keywords
 @dataclass(frozen=True)
 class Cost:
     "What an alert and a missed event cost, in any one unit"
+    __getattr__ = renamed_members
+
     positive: float = 1.0  # of each alert, right or wrong
     false_negative: float = 3.0  # of each event without an alert
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from ..pipelines.task_metrics import MLFLOW_MAX_PARAMETER_CHARS, mlflow_name, mlflow_names
 from ..project.errors import TrackingError
 from ..project.permissions import make_folder, make_private_file, make_private_folder
+from ..project.renames import renamed_keywords, renamed_members
 from ..project.secrets import redact
 
 # %% ../../nbs/models/04_registry.ipynb #23d8425d
@@ -165,6 +166,7 @@ class Run:
         names = mlflow_names(values)
         self._send("params", [Param(names[name], redact(str(value))[:MLFLOW_MAX_PARAMETER_CHARS]) for name, value in values.items()])
 
+    @renamed_keywords
     def metrics(
         self,
         values: dict[str, float],
@@ -204,6 +206,7 @@ class Run:
 # %% ../../nbs/models/04_registry.ipynb #c294954a
 class Tracking:
     "The MLflow store at a URL: runs, and versions of models"
+    __getattr__ = renamed_members
 
     def __init__(
         self,

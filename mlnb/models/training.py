@@ -30,6 +30,7 @@ from torch.nn import functional as F
 from .tabular import Encoder, TabularPredictor
 from ..project.errors import ModelError, did_you_mean
 from ..project.files import write_atomic
+from ..project.renames import renamed_keywords
 
 # %% ../../nbs/models/02_training.ipynb #3b80f5d7
 DEVICES = ("auto", "cpu", "cuda")
@@ -422,6 +423,7 @@ def _train(trainer: Trainer, path: Path | None, fingerprint: str, on_epoch: Call
         on_epoch(epoch)
 
 # %% ../../nbs/models/02_training.ipynb #714d3066
+@renamed_keywords
 def fit(
     train: dict,  # columns of the training rows: name -> (n,) array
     train_labels,  # (n,) 0 or 1

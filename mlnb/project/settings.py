@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from .errors import SettingError, did_you_mean
-from .renames import renames, warn_renamed
+from .renames import renamed_members, renames, warn_renamed
 from .secrets import redact
 
 # %% ../../nbs/project/01_settings.ipynb #38a9f7cb
@@ -48,6 +48,8 @@ _FILE_MODES = ("private", "group", "umask")
 @dataclass(frozen=True)
 class Settings:
     "Where a project lives and where it keeps things; paths are absolute, URLs are as written"
+    __getattr__ = renamed_members
+
     root: Path  # folder of pyproject.toml
     name: str  # of the project
     env: str = "default"  # environment in force

@@ -323,7 +323,7 @@ def test_roundabout_ways(project, code, found):
         ("from planes import work\ngetattr(work, name)(1)", "getattr with a name that is not literal"),
         ("from planes import work\nuse(work)", "it is used as a value"),
         ("from planes import work\nvars(work)", "it is used as a value"),
-        ("from planes.work import late", "it does not say where 'late' comes from"),
+        ("from planes.work import late", "it does not define 'late'"),
         ("from planes.late import f", "globals() may be any of its names"),
         ("from planes.late import g", "eval of a text that is not literal"),
         ("import importlib\nimportlib.import_module('planes.work')", "it is imported by its name"),
@@ -426,10 +426,10 @@ def test_code_that_is_reached_by_its_path_is_watched(scripts, code, found):
     [
         ("%run $name", "%run of a path that is not literal"),
         ("%run {name}.py", "%run of a path that is not literal"),
-        ("%run made.py", "made.py, which is not there"),
-        ("!python made.py", "made.py, which is not there"),
+        ("%run made.py", "made.py, which does not exist"),
+        ("!python made.py", "made.py, which does not exist"),
         ("!python {name}", "a Python program that is not named literally"),
-        ("import os\nos.system('python made.py')", "made.py, which is not there"),
+        ("import os\nos.system('python made.py')", "made.py, which does not exist"),
         ("import subprocess, sys\nsubprocess.run([sys.executable, name])", "a Python program that is not named literally"),
         ("import subprocess\nsubprocess.run(command)", "a command that is not literal"),
         ("exec(text)", "exec of a text that is not literal"),
@@ -739,7 +739,7 @@ assert len(ran) > 20 and not missed, missed
 @pytest.mark.parametrize(
     "code",
     [
-        "from mlnb.cli.plan import planned_states\nfrom mlnb.project.settings import load_settings as l\nplanned_states(l())\nstates_of(l())",
+        "from mlnb.cli.plan import planned_states\nfrom mlnb.project.settings import load_settings as l\nplanned_states(l())\nplanned_states(l())",
         "from mlnb.cli import main\nmain.cli(['plan', '--json'], standalone_mode=False)",
         "import numpy, mlnb.models.tabular as t\nt.Encoder.fit({'a': numpy.array(['x', 'y'])}, ['a'], [])\n"
         "from mlnb.data.profiles import Profile\nimport pandas\nProfile.of(pandas.DataFrame({'x': [1.0, 2.0]})).to_bytes()",

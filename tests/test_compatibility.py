@@ -10,16 +10,18 @@ import pickle
 import pkgutil
 import re
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import click
 import httpx
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from mlnb.cli.main import cli
+from mlnb.cli.main import COMMANDS, cli
 from mlnb.data import hourly_profiles
 from mlnb.data.point_in_time import SnapshotStore, floor_to_interval
 from mlnb.data.profiles import Profile
@@ -301,3 +303,30 @@ def test_what_the_tables_name_is_there():
         attributes = {*dir(target), *getattr(target, "__annotations__", ()), *re.findall(r"self\.(\w+)", inspect.getsource(target))}
         there = inspect.signature(target).parameters if kind == "keywords" else attributes
         assert [name for name in names.values() if name not in there] == [], f"{kind} of {where}"
+
+
+# --- commands --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_old_commands_and_options_work_with_one_warning_each(tmp_path):
+    words = ["outcomes", "add", "labels.csv", "--outcome", "late", "--outcome=late"]
+    done = subprocess.run([sys.executable, "-m", "mlnb.cli.main", *words], cwd=tmp_path, capture_output=True, text=True)
+    first, second, *_ = done.stderr.splitlines()
+    assert first == "Warning: command 'mlnb outcomes' is called 'mlnb labels' now; `mlnb upgrade` rewrites a project"
+    assert second == "Warning: option '--outcome' of mlnb labels add is called '--label' now; `mlnb upgrade` rewrites a project"
+    assert done.stderr.count("Warning") == 2 and "no project" in done.stderr
+
+
+def commands(command=cli, path: str = "mlnb"):
+    "Every command, by its name"
+    yield path, command
+    if isinstance(command, click.Group):
+        for name in command.list_commands(None):
+            yield from commands(command.get_command(None, name), f"{path} {name}")
+
+
+def test_old_options_are_in_no_help_and_new_ones_are():
+    found = {path: {name for option in command.params for name in option.opts} for path, command in commands()}
+    for path, options in renames()["options"].items():
+        assert set(options.values()) <= found[path] and not options.keys() & found[path], path
+    assert set(renames()["commands"].values()) <= set(COMMANDS) and not renames()["commands"].keys() & set(COMMANDS)

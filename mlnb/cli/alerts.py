@@ -219,7 +219,7 @@ def _user() -> str:
 @alerts.command()
 @click.argument("alert", type=int)
 @click.option("--note", help="What is known, for whoever comes next.")
-@click.option("--user", "--by", "user", metavar="NAME", help="Who has it in hand; default: the user of this machine.")
+@click.option("--user", metavar="NAME", help="Who has it in hand; default: the user of this machine.")
 def ack(alert, note, user):
     """Say that you have an alert in hand; it is told to nobody any more until it is over.
 
@@ -235,7 +235,7 @@ def ack(alert, note, user):
 @alerts.command()
 @click.argument("alert", type=int)
 @click.option("--note", help="What it was.")
-@click.option("--user", "--by", "user", metavar="NAME", help="Who says so; default: the user of this machine.")
+@click.option("--user", metavar="NAME", help="Who says so; default: the user of this machine.")
 def resolve(alert, note, user):
     """Say that an alert is over. It fires again where it is found in another window or run.
 
@@ -252,7 +252,7 @@ def resolve(alert, note, user):
 # %% ../../nbs/cli/18_alerts.ipynb #b4632c28
 @alerts.command(name="open")
 @click.argument("alert", type=int)
-@click.option("--recreate", "--again", "recreate", is_flag=True, help="Make another notebook where there is one already.")
+@click.option("--recreate", is_flag=True, help="Make another notebook where there is one already.")
 @click.option("--print", "only_print", is_flag=True, help="Print the path and do not open it.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document and do not open it.")
 def open_(alert, recreate, only_print, as_json):

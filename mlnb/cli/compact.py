@@ -100,8 +100,6 @@ def _watch(settings, seconds: int, json: bool):
 @click.option("--json", is_flag=True, help="Print one JSON document a run.")
 @click.option(
     "--parent-pid",
-    "--beside",
-    "parent_pid",
     metavar="PID",
     type=int,
     hidden=True,

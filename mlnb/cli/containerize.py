@@ -26,11 +26,9 @@ _PAIRS = {"metavar": "NAME=VALUE", "multiple": True, "callback": _pairs}
 @click.option("--base", metavar="IMAGE", help="What the image is built on: cpu, cuda or an image; default: `base_image` of the settings.")
 @click.option("--image", metavar="NAME:TAG", help="Name of the image; default: that of the Bento.")
 @click.option("--build-arg", "arguments", **_PAIRS, help="For the Dockerfile, such as PIP_INDEX_URL.")
-@click.option("--build-opt", "--opt", "options", **_PAIRS, help="For the engine's build command, such as isolation=chroot.")
+@click.option("--build-opt", "options", **_PAIRS, help="For the engine's build command, such as isolation=chroot.")
 @click.option(
     "--kubernetes-manifest",
-    "--manifest",
-    "kubernetes_manifest",
     is_flag=True,
     help="Print what runs the image on Kubernetes, and make nothing.",
 )

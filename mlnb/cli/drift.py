@@ -245,14 +245,12 @@ def _write(option: str, path: Path, text: str):
 @click.command()
 @click.argument("current")
 @click.option("--reference", metavar="SOURCE", default="bundle", show_default=True, help="What to compare with; a source like CURRENT.")
-@click.option("--window", "--by", "window", type=click.Choice(["month", "day", "hour"]), help="Split CURRENT into windows of UTC.")
+@click.option("--window", type=click.Choice(["month", "day", "hour"]), help="Split CURRENT into windows of UTC.")
 @click.option("--time", metavar="NAME", help="Column of a table that says when; default: decision_time, scheduled_departure, time.")
 @click.option("--version", metavar="VERSION", help="Rows of this version of the model only.")
 @click.option("--arm", metavar="ARM", help="Rows of this arm of the traffic only: champion, challenger, shadow.")
 @click.option(
     "--where",
-    "--segment",
-    "where",
     metavar="COLUMN=VALUE",
     help="Rows of one segment only, against the same segment of the reference.",
 )

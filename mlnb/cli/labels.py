@@ -56,7 +56,7 @@ def _summary_lines(path: Path, added) -> list[str]:
 @labels.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--entity", metavar="NAME", default="entity", show_default=True, help="Column of keys; without one, the entity's own fields.")
-@click.option("--label", "--outcome", "label", metavar="NAME", default="value", show_default=True, help="Column that says 1 or 0.")
+@click.option("--label", metavar="NAME", default="value", show_default=True, help="Column that says 1 or 0.")
 @click.option("--observed", metavar="NAME", help="Column that says when it was known; default: observed_at, else the file's last writing.")
 @click.option("--json", is_flag=True, help="Print one JSON document.")
 def add(file, entity, label, observed, json):

@@ -166,14 +166,12 @@ def _write(result, html: Path):
 @click.option("--until", metavar="DAY", callback=_parse_time, help="Day after the last one.")
 @click.option(
     "--window",
-    "--by",
-    "window",
     type=click.Choice(["month", "day"]),
     default="month",
     show_default=True,
     help="Rows of the table.",
 )
-@click.option("--group-by", "--segment", "group_by", metavar="NAME", help="Also by the values of this input or feature of the log.")
+@click.option("--group-by", metavar="NAME", help="Also by the values of this input or feature of the log.")
 @click.option("--json", is_flag=True, help="Print one JSON document.")
 @click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Also write a page that opens offline.")
 def performance(as_of, since, until, window, group_by, json, html):

@@ -411,8 +411,6 @@ def open_(run, task, only_print, as_json):
 @click.option("--keep", type=click.IntRange(min=0), metavar="N", help="Keep the newest N runs.")
 @click.option(
     "--older-than",
-    "--older",
-    "older_than",
     type=click.FloatRange(min=0),
     metavar="DAYS",
     help="Keep the runs of the last DAYS days.",

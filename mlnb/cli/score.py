@@ -79,8 +79,6 @@ def _parse_time(context, parameter, text):
 @click.option("--bundle", type=click.Path(path_type=Path), help="Folder of the model bundle; default: the project's.")
 @click.option(
     "--decision-time",
-    "--at",
-    "decision_time",
     metavar="TIME",
     callback=_parse_time,
     help="Moment of decision where there is no column decision_time; default: now.",

@@ -16,8 +16,6 @@ import click
 @click.option("--development", is_flag=True, help="Serve the project's bundle as it lies there, without a Bento.")
 @click.option(
     "--no-bento",
-    "--plain",
-    "no_bento",
     is_flag=True,
     help="Serve the project's bundle under uvicorn alone: no BentoML, no build.",
 )

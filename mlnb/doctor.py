@@ -173,7 +173,7 @@ def project(settings):
 
 def _bundle(settings) -> DoctorFinding:
     "A finding on the model bundle: whether its files are as they were written, and signed where that is asked for"
-    from mlnb.models.bundle import verify
+    from mlnb.models.manifest import verify
 
     folder = settings.path(settings.bundle)
     if not (folder / "bundle.json").exists():

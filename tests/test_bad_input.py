@@ -319,7 +319,7 @@ def damage(bundle: Path, how: str):
     [
         ("manifest", "bundle.json"),
         ("missing", "samples.json is missing"),
-        ("bit", "model/weights.safetensors is not what was written"),
+        ("bit", "model/weights.safetensors has changed since it was written"),
     ],
 )
 def test_a_corrupt_bundle(model, how, says):

@@ -350,4 +350,4 @@ def test_a_bento_that_changed_is_not_served(built):
     samples.write_bytes(kept + b" ")
     done = mlnb(root, "serve", "--bento", told["tag"], "--port", str(toy_project.free_port()))
     samples.write_bytes(kept)
-    assert done.returncode == 1 and "is not fit to serve" in done.stderr and "samples.json is not what was written" in done.stderr
+    assert done.returncode == 1 and "is not fit to serve" in done.stderr and "samples.json has changed since it was written" in done.stderr

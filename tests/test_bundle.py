@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import toy_project
 
-from mlnb.models.bundle import Bundle, Field, Samples, columns_of, records_of
+from mlnb.data.fields import Field, columns_of, records_of
+from mlnb.models.bundle import Bundle
 from mlnb.models.watcher import read_releases
+from mlnb.models.write_bundle import Samples
 from mlnb.project.errors import BundleError, ServingError
 from mlnb.project.settings import default_settings
 from mlnb.serving.routing import RoutingFile
@@ -68,7 +70,7 @@ def test_a_truncated_manifest(folder, cut):
 
 def test_a_manifest_that_is_no_object(folder):
     (folder / "bundle.json").write_text("[]")
-    refused(folder, "bundle.json is damaged: it is no JSON object")
+    refused(folder, "bundle.json is damaged: it is not a JSON object")
 
 
 def test_a_value_of_a_wrong_type(folder):
@@ -82,12 +84,12 @@ DEEP = b"[" * 200_000 + b"]" * 200_000
 @pytest.mark.parametrize("name", ["bundle.json", "samples.json"])
 @pytest.mark.parametrize(("change", "says"), [
     (lambda text: text.replace(b"{", b'{"x": ' + DEEP + b",", 1), "nested too deeply"),
-    (lambda text: b'{"format": 1, "requests": 1,' + text.lstrip()[1:], "stands there twice"),
+    (lambda text: b'{"format": 1, "requests": 1,' + text.lstrip()[1:], "is repeated in an object"),
     (lambda text: text.replace(b"0.3", b"NaN").replace(b": [\n   0.", b": [\n   NaN, 0."), "is damaged"),
     (lambda text: text.replace(b"0.3", b"1e999").replace(b": [\n   0.", b": [\n   1e999, 0."), "is damaged"),
     (lambda text: text.replace(b"UA", b"\xff"), "is damaged"),
     (lambda text: text.replace(b"UA", b"\\ud800"), "is damaged"),
-    (lambda text: text[:-1] + b" " * (65 << 20) + b"}", "64 is the most"),
+    (lambda text: text[:-1] + b" " * (65 << 20) + b"}", "the limit is 64 MB"),
     (lambda text: b"null", "is damaged"),
     (lambda text: b"", "is damaged"),
 ])  # fmt: skip
@@ -107,8 +109,8 @@ FIELD = {"name": "carrier", "type": "string", "description": "", "example": "UA"
 @pytest.mark.parametrize(("changed", "says"), [
     ({"threshold": -0.1}, ">= 0"), ({"threshold": 1.5}, "<= 1"), ({"threshold": None}, "threshold"), ({"threshold": True}, "threshold"),
     ({"version": ""}, "version"), ({"version": "v\x1b[2J"}, "version"), ({"name": "x" * 300}, "name"), ({"format": True}, "format"),
-    ({"request": [FIELD | {"type": "text"}]}, "has type 'text'"), ({"request": [FIELD, FIELD]}, "stands twice"),
-    ({"request": [FIELD | {"name": "decision_time"}]}, "stands twice"), ({"request": []}, "has no field"),
+    ({"request": [FIELD | {"type": "text"}]}, "has type 'text'"), ({"request": [FIELD, FIELD]}, "is repeated in the request"),
+    ({"request": [FIELD | {"name": "decision_time"}]}, "is repeated in the request"), ({"request": []}, "has no field"),
     ({"entity": ["carier"]}, "did you mean 'carrier'"), ({"output": [FIELD]}, "the output is carrier"),
     ({"unknown": 1}, "unknown"), ({"files": ["model"]}, "files"),
 ])  # fmt: skip
@@ -125,7 +127,7 @@ def test_a_path_that_leads_out_of_the_bundle(folder, name):
     (folder.parent / "outside").write_text("secret")
     names = json.loads((folder / "bundle.json").read_text())["files"]
     manifest(folder, files=names | {name: sha256(b"secret").hexdigest()})
-    with pytest.raises(BundleError, match=r"is no path below it|cannot be read"):
+    with pytest.raises(BundleError, match=r"is not a path inside it|cannot be read"):
         Bundle.load(folder)
 
 
@@ -141,13 +143,13 @@ def _link_to_a_folder(folder):
 
 
 @pytest.mark.parametrize(("change", "says"), [
-    (_link_to_a_file, "leads out of it"),
-    (_link_to_a_folder, "leads out of it"),
+    (_link_to_a_file, "is a link to a file outside it"),
+    (_link_to_a_folder, "is a link to a file outside it"),
     (lambda folder: (folder / "model/weights.safetensors").symlink_to("weights.safetensors"), "is missing"),
-    (lambda folder: (folder / "model/code.py").touch(), "model/code.py is not named"),
-    (lambda folder: (folder / "context/2100.snapshot").touch(), "context/2100.snapshot is not named"),
-    (lambda folder: (folder / "model/.hidden").touch(), "model/.hidden is not named"),
-    (lambda folder: (folder / "model/more").symlink_to("/etc"), "model/more is not named"),
+    (lambda folder: (folder / "model/code.py").touch(), "model/code.py is not listed"),
+    (lambda folder: (folder / "context/2100.snapshot").touch(), "context/2100.snapshot is not listed"),
+    (lambda folder: (folder / "model/.hidden").touch(), "model/.hidden is not listed"),
+    (lambda folder: (folder / "model/more").symlink_to("/etc"), "model/more is not listed"),
 ])  # fmt: skip
 def test_links_that_lead_out_and_files_that_the_manifest_does_not_name(folder, change, says):
     if says == "is missing":
@@ -189,7 +191,7 @@ def test_a_flipped_bit_in_the_weights(folder, position):
     weights = bytearray((file := folder / "model/weights.safetensors").read_bytes())
     weights[position] ^= 1
     file.write_bytes(weights)
-    refused(folder, "model/weights.safetensors", "is not what was written")
+    refused(folder, "model/weights.safetensors", "has changed since it was written")
 
 
 def test_an_unknown_format(folder):
@@ -221,16 +223,16 @@ def test_a_predictor_that_is_gone(folder):
 
 def test_the_self_test_names_sample_and_feature(toy, folder):
     bundle = Bundle.load(folder)
-    original = bundle.request_features
-    bundle.request_features = lambda request: original(request) | {"hour": original(request)["hour"] + (request["flight"] == 103)}
+    original = bundle.model.request_features
+    bundle.model.request_features = lambda request: original(request) | {"hour": original(request)["hour"] + (request["flight"] == 103)}
     with pytest.raises(BundleError, match=r"sample 3 gives hour = 7.0, the pipeline gave 6.0"):
         bundle.self_test()
 
 
 def test_the_self_test_sees_the_last_bit_of_a_prediction(folder):
     bundle = Bundle.load(folder)
-    predict = bundle.predictor.predict
-    bundle.predictor.predict = lambda features: np.nextafter(predict(features), 1)
+    predict = bundle.model.predict
+    bundle.model.predict = lambda features: np.nextafter(predict(features), 1)
     with pytest.raises(BundleError, match="sample 0 gives probability"):
         bundle.self_test()
 
@@ -281,7 +283,7 @@ build({str(folder)!r}, "v2")
         ("entity", ["carier"], "did you mean 'carrier'"),
         ("request", [Field("carrier", "text", "", "UA")], "write one of string, integer, number, time"),
         ("request_features", "toy.features.nothing", "cannot be imported"),
-        ("numeric", ["hour", "backlogs"], "feature 'backlogs' comes from neither"),
+        ("numeric", ["hour", "backlogs"], "feature 'backlogs' is in neither"),
         ("samples", Samples({}, []), "the samples have no 'carrier'"),
         ("entity", "carrier", r"entity is 'carrier'; write a list of names: \['carrier'\]"),
         ("categorical", "origin", "write a list of names"),

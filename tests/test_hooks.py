@@ -13,8 +13,10 @@ import pandas as pd
 import pytest
 import toy_project
 
-from mlnb.models.bundle import Bundle, Field, Samples, write_bundle
+from mlnb.data.fields import Field
+from mlnb.models.bundle import Bundle
 from mlnb.models.hooks import Model
+from mlnb.models.write_bundle import Samples, write_bundle
 from mlnb.project.errors import BundleError
 from mlnb.serving.app import create_app
 from mlnb.serving.predictions import PredictionLog, read, read_tables
@@ -210,7 +212,7 @@ def test_code_that_changed_since_training_is_refused(project, tmp_path):
 def test_a_flipped_bit_in_the_weights(project, tmp_path):
     copy = shutil.copytree(project / "linear", tmp_path / "linear")
     (copy / "model/pipeline.skops").write_bytes((copy / "model/pipeline.skops").read_bytes()[:-1] + b"x")
-    with pytest.raises(BundleError, match="is not what was written"):
+    with pytest.raises(BundleError, match="has changed since it was written"):
         Bundle.load(copy)
 
 
@@ -271,7 +273,7 @@ class Bare:
     (One(), {}, r"probability has shape \(\)"),
     (OneDecision(), {}, r"decision has shape \(\)"),
     (Scalar(), {}, r"feature 'month' has shape \(\)"),
-    (Half(), {"numeric": ["speed"]}, "feature 'speed' comes from neither"),
+    (Half(), {"numeric": ["speed"]}, "feature 'speed' is in neither"),
     (Writes(), {}, r"Writes or its features write to a column of the request.* write to a copy of it: column.copy\(\)"),
     (WritesLater(), {}, "WritesLater or its features write to a column of the request"),
     (Half(), {"request_features": "toy.features.request_features"}, "leave request_features out"),

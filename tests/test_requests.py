@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from mlnb.models.bundle import Field
+from mlnb.data.fields import Field
 from mlnb.serving.row_validation import MAX_TEXT_LENGTH, RequestError, RequestSchema
 
 FIELDS = (

@@ -16,9 +16,10 @@ import pytest
 import toy_project
 from waiting import until
 
-from mlnb.models.bundle import DECISION_TIME, columns_of, entity_keys, write_bundle
+from mlnb.data.fields import DECISION_TIME, columns_of, entity_keys
 from mlnb.models.hooks import Model
 from mlnb.models.watcher import ModelVersion, Releases
+from mlnb.models.write_bundle import write_bundle
 from mlnb.project.errors import SettingError
 from mlnb.project.settings import load_settings
 from mlnb.serving import shadow

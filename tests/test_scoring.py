@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import toy_project
 
+from mlnb.data.fields import DECISION_TIME, columns_of
 from mlnb.data.point_in_time import SnapshotStore
-from mlnb.models.bundle import DECISION_TIME, Bundle, columns_of
+from mlnb.models.bundle import Bundle
 from mlnb.project.errors import MlnbError, ServingError
 from mlnb.serving import scoring, table_files
 from mlnb.serving.predictions import PredictionLog, read

@@ -108,7 +108,7 @@ def test_a_bundle_that_breaks_under_the_server_stops_no_other_worker(toy, tmp_pa
         samples.write_bytes(kept + b" ")
         victim = workers(process)[0]
         victim.kill()
-        while "samples.json is not what was written" not in process.stderr.readline():
+        while "samples.json has changed since it was written" not in process.stderr.readline():
             assert process.poll() is None
         assert all(toy_project.post(f"{url}/predict", json=row).status_code == 200 for _ in range(5))
         samples.write_bytes(kept)

@@ -8,7 +8,8 @@ import pytest
 import toy_project
 from test_guard import ask, make  # noqa: F401
 
-from mlnb.models.bundle import Bundle, Field
+from mlnb.data.fields import Field
+from mlnb.models.bundle import Bundle
 from mlnb.serving import row_validation
 from mlnb.serving.app import ARROW
 from mlnb.serving.column_validation import ArrowColumns, JsonColumns

@@ -10,7 +10,8 @@ from textwrap import dedent
 
 import pytest
 
-from mlnb.models.bundle import Bundle, verify
+from mlnb.models.bundle import Bundle
+from mlnb.models.manifest import verify
 from mlnb.models.trust import Trust, sign, trusted_function, trusted_point_in_time, trusted_predictor
 from mlnb.models.watcher import verify_servable
 from mlnb.project.errors import BundleError, SettingError

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mlnb.models.bundle import Field
+from mlnb.data.fields import Field
 from mlnb.monitoring.labels import add
 from mlnb.project.errors import ServingError
 from mlnb.serving.column_validation import ArrowColumns, JsonColumns, to_arrow_stream

@@ -70,7 +70,8 @@ import sys
 import numpy as np
 
 from mlnb.data.point_in_time import SnapshotStore, floor_to_interval
-from mlnb.models.bundle import Field, Samples, write_bundle
+from mlnb.data.fields import Field
+from mlnb.models.write_bundle import Samples, write_bundle
 from toy.features import context_features
 from toy.model import Logistic
 
@@ -199,7 +200,8 @@ import sys
 
 import numpy as np
 
-from mlnb.models.bundle import Field, Samples, write_bundle
+from mlnb.data.fields import Field
+from mlnb.models.write_bundle import Samples, write_bundle
 from plain.model import Scorecard
 
 REQUEST = [

@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from mlnb.models.bundle import Field, Samples, write_bundle
+from mlnb.data.fields import Field
 from mlnb.models.registry import Tracking
+from mlnb.models.write_bundle import Samples, write_bundle
 from mlnb.project.settings import load_settings
 from speed.mlp import NAMES, THRESHOLD, Mlp, requests
 

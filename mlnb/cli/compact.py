@@ -52,7 +52,7 @@ def _run(settings):
 
 def _warn_unknown_segments(settings):
     "Name the columns of `profile_segments` that no prediction of the project's bundle has"
-    from mlnb.models.bundle import verify
+    from mlnb.models.manifest import verify
     from mlnb.project.errors import BundleError, did_you_mean
     from mlnb.serving.predictions import RECORD_FIELDS
 

@@ -29,7 +29,7 @@ def labels():
 # %% ../../nbs/cli/16_labels.ipynb #7774c2e3
 def _entity(settings) -> tuple:
     "The fields of the entity as the project's bundle has them; empty where there is no bundle"
-    from mlnb.models.bundle import verify
+    from mlnb.models.manifest import verify
     from mlnb.project.errors import BundleError
 
     try:

@@ -63,7 +63,7 @@ def _parse_time(context, parameter, text):
     "An ISO-8601 time with its offset as datetime64[s] in UTC"
     from datetime import datetime
 
-    from mlnb.models.bundle import FIELD_TYPES
+    from mlnb.data.fields import FIELD_TYPES
 
     try:
         if text is not None and datetime.fromisoformat(text).tzinfo is None:

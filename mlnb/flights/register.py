@@ -10,7 +10,8 @@ import numpy as np
 
 from ..data.point_in_time import Columns, to_columns
 from .features import REQUEST, History, context_features
-from ..models.bundle import Field, Samples
+from ..data.fields import Field
+from ..models.write_bundle import Samples
 
 # %% ../../nbs/flights/06_register.ipynb #30a01e0f
 FIELDS = (

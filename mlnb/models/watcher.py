@@ -22,7 +22,8 @@ from pathlib import Path
 
 import msgspec
 
-from .bundle import Bundle, verify
+from .bundle import Bundle
+from .manifest import verify
 from .registry import Tracking
 from ..project.errors import BundleError, MlnbError, SettingError, TrackingError
 from ..project.files import write_atomic

@@ -23,7 +23,7 @@ import numpy as np
 from ..data.hourly_profiles import HourlyProfile
 from ..data.profiles import ColumnProfile, Profile
 from ..data.segments import segment_mask
-from ..models.bundle import segment_folder
+from ..models.manifest import segment_folder
 from ..project.errors import ProfileError, did_you_mean
 
 # %% ../../nbs/monitoring/00_drift.ipynb #11fa85b0

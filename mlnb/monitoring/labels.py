@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from ..models.bundle import Field, entity_keys
+from ..data.fields import Field, entity_keys
 from ..project.errors import ServingError, did_you_mean
 from ..project.files import storage_errors
 from ..serving.table_files import PROBLEM_SCHEMA, RowBatch, read_batches, check_columns, validate_batch, open_reader, problem_table

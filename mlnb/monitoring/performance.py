@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..models.bundle import verify
+from ..models.manifest import verify
 from ..models.metrics import Cost, auc, quantile_bin, calibration_error, cost_curve, log_loss_per_row
 from ..project.errors import BundleError, ModelError
 from ..serving.labels import current_labels, to_microseconds

@@ -4,21 +4,24 @@
 
 # %% auto #0
 __all__ = ['name_folder_in_errors', 'write_atomic', 'storage_errors', 'publish', 'open_url', 'find_files', 'lock_file',
-           'exclusive_lock', 'hold_lock']
+           'exclusive_lock', 'hold_lock', 'publish_folder']
 
 # %% ../../nbs/project/03_files.ipynb #8f1ab77f
+import ctypes
 import fcntl
 import os
+import shutil
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import mkdtemp
 from uuid import uuid4
 
 from .errors import MlnbError, SettingError, did_you_mean
-from .permissions import is_private, make_folder, opener
+from .permissions import current_umask, is_private, make_folder, opener
 from .processes import current_user
 
 # %% ../../nbs/project/03_files.ipynb #e5727d69
@@ -175,3 +178,29 @@ def hold_lock(
             yield
         finally:
             os.ftruncate(fd, 0)
+
+# %% ../../nbs/project/03_files.ipynb #044906aa
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
+
+
+def _swap(first: Path, second: Path) -> bool:
+    "Swap two folders in one step; False if the system cannot"
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    return rename is not None and rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0
+
+
+def publish_folder(
+    draft: Path,  # a folder beside `folder`
+    folder: Path,  # whatever is there is replaced, and removed afterwards
+) -> None:
+    "Rename `draft` to `folder`, with the permissions of a new folder"
+    draft.chmod(0o777 & ~current_umask())
+    if folder.is_dir() and not folder.is_symlink() and _swap(draft, folder):
+        shutil.rmtree(draft)
+    elif os.path.lexists(folder):  # a file, or a link that may be dangling
+        old = Path(mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+        folder.rename(old / folder.name)
+        draft.rename(folder)
+        shutil.rmtree(old)
+    else:
+        draft.rename(folder)

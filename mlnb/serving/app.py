@@ -25,7 +25,8 @@ from operator import attrgetter
 import msgspec
 
 from ..data.point_in_time import NotCached, SnapshotStore
-from ..models.bundle import DECISION_TIME, FIELD_TYPES, Bundle
+from ..data.fields import DECISION_TIME, FIELD_TYPES
+from ..models.bundle import Bundle
 from ..models.watcher import followed_model
 from ..project.errors import ServingError
 from ..project.files import open_url

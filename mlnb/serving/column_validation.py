@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from ..data.point_in_time import Columns
-from ..models.bundle import DECISION_TIME, FIELD_TYPES, Field
+from ..data.fields import DECISION_TIME, FIELD_TYPES, Field
 from mlnb.serving.row_validation import (
     MSGSPEC_TYPES,
     MAX_TEXT_LENGTH,

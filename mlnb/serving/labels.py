@@ -21,7 +21,8 @@ from uuid import uuid4
 import msgspec
 import numpy as np
 
-from ..models.bundle import Bundle, Field, entity_keys, columns_of
+from ..data.fields import Field, columns_of, entity_keys
+from ..models.bundle import Bundle
 from ..project.errors import ServingError
 from ..project.files import find_files, open_url, publish, storage_errors, write_atomic
 from .predictions import PredictionLog, sync_folder

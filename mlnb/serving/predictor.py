@@ -23,7 +23,8 @@ import msgspec
 import numpy as np
 
 from ..data.point_in_time import Columns, format_duration
-from ..models.bundle import DECISION_TIME, Bundle, Field, are_all_probabilities, are_probabilities, entity_keys, records_of
+from ..data.fields import DECISION_TIME, Field, entity_keys, records_of
+from ..models.bundle import Bundle, are_all_probabilities, are_probabilities
 from ..project.errors import ServingError
 from .predictions import RECORD_FIELDS, Prediction, PredictionLog, to_record_batch, to_arrow_array
 

@@ -27,7 +27,8 @@ import msgspec
 import numpy as np
 
 from ..data.point_in_time import NotCached
-from ..models.bundle import DECISION_TIME, Bundle, columns_of, entity_keys
+from ..data.fields import DECISION_TIME, columns_of, entity_keys
+from ..models.bundle import Bundle
 from mlnb.models.watcher import (
     Releases,
     ModelVersion,

@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 
 from ..data.point_in_time import Columns
-from ..models.bundle import DECISION_TIME, FIELD_TYPES, Field
+from ..data.fields import DECISION_TIME, FIELD_TYPES, Field
 from ..project.errors import ServingError, did_you_mean
 
 # %% ../../nbs/serving/00_row_validation.ipynb #8640c595

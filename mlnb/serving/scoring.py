@@ -26,7 +26,8 @@ import pyarrow.parquet as pq
 
 import mlnb
 from ..data.point_in_time import Columns, format_duration
-from ..models.bundle import DECISION_TIME, Bundle, are_probabilities, point_in_time_columns, entity_keys
+from ..data.fields import DECISION_TIME, entity_keys
+from ..models.bundle import Bundle, are_probabilities, point_in_time_columns
 from ..project.errors import ServingError
 from ..project.files import hold_lock, write_atomic
 from ..project.text import FORMULA_PREFIX, spreadsheet_safe

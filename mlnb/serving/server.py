@@ -308,7 +308,7 @@ def _describe_release(model: str) -> str:
 
 def _staleness_note(settings: Settings, source: Path) -> str:
     "A word on a Bento that was built from another bundle than the project's newest, empty where it was not"
-    from mlnb.models.bundle import bundle_version
+    from mlnb.models.manifest import bundle_version
 
     in_bento, newest = bundle_version(source / "bundle"), bundle_version(settings.path(settings.bundle))
     return "" if newest in (None, in_bento) else f" of model {in_bento} (the project has {newest} by now; mlnb build would pack it)"

@@ -23,7 +23,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from ..data.point_in_time import Columns
-from ..models.bundle import Field
+from ..data.fields import Field
 from ..project.errors import ServingError, did_you_mean
 from .row_validation import MSGSPEC_TYPES, EXPECTED_FORMATS, MAX_EXACT_INTEGER, YEAR_RANGE, expected_format
 from .column_validation import accepts_arrow_type, to_float64, is_valid_text, is_text_type

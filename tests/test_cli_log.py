@@ -90,7 +90,7 @@ def test_mistakes_are_a_sentence(project, arguments, says):
 
 
 def test_a_setting_with_a_wrong_word(project):
-    (project / "pyproject.toml").write_text('[tool.mlnb]\nlog_full = "ignore"\n')
+    (project / "pyproject.toml").write_text('[tool.mlnb]\nlog_on_failure = "ignore"\n')
     done = mlnb(project, "compact")
     assert (
         done.returncode == 2

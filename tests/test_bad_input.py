@@ -16,6 +16,7 @@ import nbformat
 import pandas as pd
 import pytest
 import toy_project
+import warm_cli
 from pipeline_project import FIRST, make, notebook
 
 from mlnb.project.errors import ServingError
@@ -29,7 +30,7 @@ DECLARED = "upstream = None\nproduct = None"
 
 def mlnb(root, *words, **variables):
     "`mlnb STATISTIC_NAMES` in the folder `root`"
-    return subprocess.run([*PROGRAM, *words], cwd=root, env=PLAIN | variables, capture_output=True, text=True)
+    return warm_cli.run(words, cwd=root, env=PLAIN | variables, safe_path=True)
 
 
 def said(done) -> str:

@@ -14,6 +14,7 @@ import httpx
 import psutil
 import pytest
 import toy_project
+import warm_cli
 from plain_server import run_server
 from waiting import until
 
@@ -28,7 +29,7 @@ def mlnb(root, *arguments):
     "`mlnb ARGUMENTS` in the project below `root`, whose package is not installed"
     env = toy_project.environment(root)
     del env["PYTHONPATH"]
-    return subprocess.run([*MLNB, *arguments], cwd=root, env=env, capture_output=True, text=True)
+    return warm_cli.run(arguments, cwd=root, env=env)
 
 
 @pytest.fixture(scope="module")

@@ -10,14 +10,14 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import warm_cli
 
 HEAVY = {"torch", "pandas", "mlflow", "ploomber", "papermill", "whylogs", "bentoml", "sklearn", "matplotlib", "sqlalchemy", "pandera"}
 COMMANDS = ["new", "doctor", "check", "plan", "run", "runs", "kernels", "build", "serve", "predictions", "compact", "drift", "performance"]
 
 
 def mlnb(*words, cwd=None, **variables):
-    call = [sys.executable, "-c", "from mlnb.cli.main import main; main()", *words]
-    return subprocess.run(call, cwd=cwd, capture_output=True, text=True, env={**os.environ, **variables}, timeout=120)
+    return warm_cli.run(words, cwd=cwd or os.getcwd(), env={**os.environ, **variables})
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
 
 import pytest
+import warm_cli
 from listener import Listener
 
 from mlnb.monitoring.alerts import AlertStore
@@ -60,8 +61,7 @@ def project(tmp_path):
 
 def alerts(project, *arguments, **variables):
     environ = {k: v for k, v in os.environ.items() if not k.startswith("MLNB_") or k == "MLNB_RUNTIME_DIR"} | {"COLUMNS": "150"} | variables
-    command = [sys.executable, "-m", "mlnb.cli.main", "alerts", *arguments]
-    return subprocess.run(command, cwd=project, env=environ, capture_output=True, text=True)
+    return warm_cli.run(["alerts", *arguments], cwd=project, env=environ)
 
 
 def document(project, *arguments, **variables):

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+import warm_cli
 
 from mlnb.data.profiles import Profile
 
@@ -38,10 +39,8 @@ def project(tmp_path_factory):
 
 
 def mlnb(project, *arguments):
-    code = "from mlnb.cli.main import main; main()"
     environ = {k: v for k, v in os.environ.items() if not k.startswith("MLNB_")}
-    command = [sys.executable, "-c", code, "drift", *arguments]
-    return subprocess.run(command, cwd=project, env=environ, capture_output=True, text=True)
+    return warm_cli.run(["drift", *arguments], cwd=project, env=environ)
 
 
 def test_json_is_one_document_and_nothing_else(project):

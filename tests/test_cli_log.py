@@ -9,6 +9,7 @@ import sys
 
 import pandas as pd
 import pytest
+import warm_cli
 from pipeline_project import lives
 from test_compactor import DAMAGES, columns, ids_in_parquet, prediction
 from waiting import until
@@ -36,7 +37,7 @@ def command(*arguments):
 
 
 def mlnb(project, *arguments):
-    return subprocess.run(command(*arguments), cwd=project, env=environment(), capture_output=True, text=True)
+    return warm_cli.run(arguments, cwd=project, env=environment())
 
 
 def test_a_question_before_and_after_compacting(project):

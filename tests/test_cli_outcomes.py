@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import toy_project
+import warm_cli
 
 from mlnb.serving.labels import EXPECTED_FORMS, LabelStore, current_labels
 from mlnb.serving.predictions import Prediction, PredictionLog
@@ -45,7 +46,7 @@ def project(tmp_path):
 
 def mlnb(project, *words, code=0, **variables):
     env = toy_project.environment(project) | variables
-    done = subprocess.run([*MLNB, *map(str, words)], cwd=project, env=env, capture_output=True, text=True, timeout=600)
+    done = warm_cli.run(words, cwd=project, env=env)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout if code == 0 else done.stderr

@@ -1,10 +1,10 @@
 """mlnb plan as a program: what goes to which stream, and that nothing is run."""
 
 import json
-import subprocess
-import sys
+import os
 
 import pytest
+import warm_cli
 from pipeline_project import done, edit, make, notebook
 
 
@@ -14,8 +14,7 @@ def project(tmp_path):
 
 
 def mlnb(root, *words):
-    program = [sys.executable, "-c", "from mlnb.cli.main import main; main()", *words]
-    return subprocess.run(program, cwd=root, capture_output=True, text=True)
+    return warm_cli.run(words, cwd=root, env=os.environ)
 
 
 def test_a_new_project(tmp_path):

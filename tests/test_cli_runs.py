@@ -4,9 +4,9 @@ import json
 import os
 import sqlite3
 import subprocess
-import sys
 
 import pytest
+import warm_cli
 
 from mlnb.cli import runs
 from mlnb.monitoring import notify
@@ -45,9 +45,8 @@ def project(tmp_path):
 
 
 def mlnb(root, *words, stdin="", **variables):
-    program = [sys.executable, "-c", "from mlnb.cli.main import main; main()", "runs", *words]
     environ = {k: v for k, v in os.environ.items() if k != "COLUMNS"} | {"TZ": "UTC"} | variables
-    return subprocess.run(program, cwd=root, capture_output=True, text=True, input=stdin, env=environ)
+    return warm_cli.run(["runs", *words], cwd=root, env=environ, input=stdin)
 
 
 def document(root, *words):

@@ -2,12 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
+import warm_cli
 
 from mlnb.data.profiles import Profile
 from mlnb.monitoring.alarms import WindowResiduals, assess_drift, assess_window, describe_alarms
@@ -320,8 +319,7 @@ def test_segments_are_named_as_column_and_value():
 
 def mlnb(project, *arguments):
     environ = {k: v for k, v in os.environ.items() if not k.startswith("MLNB_")}
-    command = [sys.executable, "-c", "from mlnb.cli.main import main; main()", "drift", *arguments]
-    return subprocess.run(command, cwd=project, env=environ, capture_output=True, text=True)
+    return warm_cli.run(["drift", *arguments], cwd=project, env=environ)
 
 
 def test_the_command(tmp_path, known, reference, thresholds):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import warm_cli
 from click.testing import CliRunner
 from pipeline_project import make, notebook
 
@@ -325,8 +326,7 @@ def test_tasks_and_their_parameters(project):
 
 
 def mlnb(root, *words):
-    program = [sys.executable, "-c", "from mlnb.cli.main import main; main()", *words]
-    return subprocess.run(program, cwd=root, capture_output=True, text=True)
+    return warm_cli.run(words, cwd=root, env=os.environ)
 
 
 def test_the_command(project):

@@ -11,8 +11,9 @@ import httpx
 import psutil
 import pytest
 import toy_project
+import warm_cli
 from pipeline_project import make, notebook
-from plain_server import MLNB, run_server
+from plain_server import run_server
 from waiting import until
 
 from mlnb.cli.main import _os_error_text
@@ -70,7 +71,7 @@ def open_to_others(folder: Path) -> list[str]:
 def command(root, *words, mask=0o022, **variables):
     "`mlnb STATISTIC_NAMES` with every secret in its variables; none is shown"
     env = toy_project.environment(root) | VARIABLES | {"MLNB_RUNTIME_DIR": os.environ["MLNB_RUNTIME_DIR"]} | variables
-    done = subprocess.run([*MLNB, *words], cwd=root, env=env, capture_output=True, text=True, umask=mask)
+    done = warm_cli.run(words, cwd=root, env=env, umask=mask)
     assert PLANT not in done.stdout + done.stderr, done.stdout + done.stderr
     return done
 

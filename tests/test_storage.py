@@ -1,12 +1,11 @@
 """A storage that cannot be opened: a library is missing, or nobody knows such a place."""
 
 import shutil
-import subprocess
 
 import pandas as pd
 import pytest
 import toy_project
-from plain_server import MLNB
+import warm_cli
 
 from mlnb.project.errors import SettingError
 from mlnb.project.settings import load_settings
@@ -27,7 +26,7 @@ COMMANDS = ["drift log", "predictions", "performance", "compact", "outcomes add 
 def test_a_command_names_the_setting_and_what_to_do(project, command):
     words = [*command.split(), *(["--port", str(toy_project.free_port())] if "serve" in command else [])]
     environment = toy_project.environment(project) | {"MLNB_STORAGE": "foo://nope/x"}
-    done = subprocess.run([*MLNB, *words], cwd=project, env=environment, capture_output=True, text=True)
+    done = warm_cli.run(words, cwd=project, env=environment)
     said = " ".join(done.stderr.split())
     assert done.returncode == 2 and "Traceback" not in said, said
     assert "setting 'storage': foo://nope/x" in said and "Protocol not known: foo" in said and "s3://bucket/folder" in said

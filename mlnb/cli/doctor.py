@@ -27,12 +27,12 @@ def _show(report: dict):
     for f in report["findings"]:
         if f not in fine:
             table.add_row(MARKS[f["state"]], f["item"], rich_escaped(f["detail"]))
-    table.add_row(MARKS["good"], "Libraries", ", ".join(f"{f['item'].removeprefix('Library ')} {f['found']}" for f in fine))
+    table.add_row(MARKS["good"], "Libraries", ", ".join(f"{f['item'].removeprefix('Library ')} {f['detail']}" for f in fine))
     console.print(table)
     for f in report["findings"]:
         if f["fix"]:
             console.print(
-                f"\n{MARKS[f['state']]} {f['item']}: {rich_escaped(f['found'])}\n  [bold]{rich_escaped(f['mend'])}[/]",
+                f"\n{MARKS[f['state']]} {f['item']}: {rich_escaped(f['detail'])}\n  [bold]{rich_escaped(f['fix'])}[/]",
                 highlight=False,
             )
     console.print("\nAll is well." if report["healthy"] else "\nSomething is missing, see above.", highlight=False)

@@ -138,7 +138,7 @@ def test_unknown_paths_and_methods(server):
     [
         (None, "days old, the limit is 60 minutes"),
         ("2013-07-01T11:00:00Z", "is 75 minutes old"),
-        ("2013-06-01T00:00:00Z", "no context is known"),
+        ("2013-06-01T00:00:00Z", "no feature snapshot is available"),
     ],
 )
 def test_an_old_context_is_refused(server, row, decision_time, says):
@@ -168,8 +168,8 @@ def test_metrics(server, row):
     for status in (200, 400):
         validity = {200: "valid", 400: "invalid"}[status]
         assert f'mlnb_requests_total{{status="{status}",validity="{validity}"}}' in text
-    assert 'mlnb_request_seconds_bucket{arm="champion",le="0.0005",version="v1"}' in text
-    assert 'mlnb_rows_total{arm="champion",version="v1"}' in text and "mlnb_context_age_seconds 60" in text
+    assert 'mlnb_request_duration_seconds_bucket{arm="champion",le="0.0005",version="v1"}' in text
+    assert 'mlnb_predictions_total{arm="champion",version="v1"}' in text and "mlnb_feature_snapshot_age_seconds 60" in text
 
 
 def test_the_context_limit_is_a_setting(toy, tmp_path, row):
@@ -230,9 +230,9 @@ NOTED = """
 import sys
 from collections import Counter
 from types import SimpleNamespace
-from mlnb.serving.app import ServiceMetrics
+from mlnb.serving.service_metrics import ServiceMetrics
 metrics = ServiceMetrics()
-metrics.answered(Counter(), int(sys.argv[1]), SimpleNamespace(log=SimpleNamespace(unlogged=0), counts={}))
+metrics.record_predictions(Counter(), int(sys.argv[1]), SimpleNamespace(log=SimpleNamespace(unlogged_predictions=0), counts={}))
 print(metrics.text().decode())
 """
 
@@ -241,7 +241,7 @@ def test_the_age_of_the_context_is_not_that_which_a_dead_worker_noted(tmp_path):
     env = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
     for seconds in (3600, 60):
         text = subprocess.run([sys.executable, "-c", NOTED, str(seconds)], env=env, capture_output=True, text=True, check=True).stdout
-        assert f"mlnb_context_age_seconds {seconds}.0" in text
+        assert f"mlnb_feature_snapshot_age_seconds {seconds}.0" in text
 
 
 def call(app, body: bytes, cut: bool = False):

@@ -323,7 +323,7 @@ def test_what_the_registry_releases_is_served_although_the_bundle_in_the_bento_i
         assert toy_project.post(f"{url}/predict", json=toy_project.example(root)).json()["model_version"] == "v7"
         wanted = {"challenger_percent": 5, "shadow": True}
         answer = toy_project.put(f"{url}/routing", json=wanted).json()
-        assert answer == wanted | {"said_by": "request", "versions": {"champion": "v7"}, "problem": None}
+        assert answer == wanted | {"source": "request", "said_by": "request", "versions": {"champion": "v7"}, "problem": None}
     finally:
         samples.write_bytes(kept)
     with run_server(root, tmp_path / "log", MLNB_BUNDLE="no/such/folder", **follow) as (_, url):

@@ -11,9 +11,9 @@ from mlnb.project.errors import ServingError, SettingError
 from mlnb.project.settings import Settings, load_settings
 from mlnb.serving.app import create_app
 from mlnb.serving.guard import ApiKeys, Guard, Limits, is_loopback, load_api_keys
+from mlnb.serving.messages import HttpError
 from mlnb.serving.microbatcher import MicroBatcher
 from mlnb.serving.predictions import PredictionLog, read
-from mlnb.serving.predictor import HttpError
 
 PREDICT, ADMIN = "p" * 20, "a" * 40
 KEYS = ApiKeys(f"predict:{PREDICT},\nadmin:{ADMIN}\n")
@@ -245,14 +245,14 @@ def test_what_utf8_does_not_have_is_escaped_in_an_answer(make, body):
     def fail(*_):
         raise HttpError(503, "the model says \ud800")
 
-    app.rows._predict = fail
+    app.predictions.rows._predict = fail
     assert ask(app, body)[::2] == (503, {"error": "the model says \ud800"})
     status, _, answer = ask(make(), b'{"\\ud800": 1, "x": 2}')
     assert status == 400 and "\ud800" in answer["fields"][-2]["field"]
 
 
 def test_a_body_over_the_limit_is_refused_before_the_rest_is_read(make):
-    app, parts = make(limits=Limits(body=100)), [b" " * 60] * 10
+    app, parts = make(limits=Limits(max_body_bytes=100)), [b" " * 60] * 10
     status, headers, answer = ask(app, *parts)
     assert status == 413 and headers[b"connection"] == b"close" and answer["body_limit_bytes"] == 100
     assert ask(app, b"{}", content_length="9" * 5000)[0] == 413
@@ -261,7 +261,7 @@ def test_a_body_over_the_limit_is_refused_before_the_rest_is_read(make):
 
 
 def test_bodies_that_arrive_share_one_allowance(make):
-    app = make(limits=Limits(body=100, waiting=2, seconds=60))
+    app = make(limits=Limits(max_body_bytes=100, max_queued_requests=2, timeout_seconds=60))
 
     async def stalled():
         sent = asyncio.Event()
@@ -288,7 +288,7 @@ def test_bodies_that_arrive_share_one_allowance(make):
 
 
 def test_requests_beyond_the_limit_are_told_to_come_again(make, body, tmp_path):
-    app = make(limits=Limits(waiting=8))
+    app = make(limits=Limits(max_queued_requests=8))
 
     async def main():
         return await asyncio.gather(*(call(app, body) for _ in range(50)))
@@ -296,17 +296,17 @@ def test_requests_beyond_the_limit_are_told_to_come_again(make, body, tmp_path):
     answers = asyncio.run(main())
     assert sorted(a[0] for a in answers) == [200] * 8 + [503] * 42
     assert all(a[1][b"retry-after"] == b"1" for a in answers if a[0] == 503)
-    assert len(read(tmp_path)) == 8 and app.rows.waiting == []
+    assert len(read(tmp_path)) == 8 and app.predictions.rows.queue == []
     assert ask(app, body)[0] == 200
 
 
 async def late(app):
-    return await app.rows([None], -1e6)  # came long ago
+    return await app.predictions.rows([None], -1e6)  # came long ago
 
 
 def test_a_request_that_waited_too_long_is_not_predicted(make, body, tmp_path):
-    assert ask(make(limits=Limits(seconds=1e-9)), body)[0] in (408, 504)
-    app = make(limits=Limits(seconds=60))
+    assert ask(make(limits=Limits(timeout_seconds=1e-9)), body)[0] in (408, 504)
+    app = make(limits=Limits(timeout_seconds=60))
     with pytest.raises(HttpError, match="waited longer than 60 seconds"):
         asyncio.run(late(app))
     assert not list(tmp_path.iterdir())
@@ -314,7 +314,7 @@ def test_a_request_that_waited_too_long_is_not_predicted(make, body, tmp_path):
 
 def test_one_that_came_too_late_and_went_away_keeps_no_other_waiting():
     async def main():
-        together, now = MicroBatcher(lambda rows: rows, Limits(seconds=60)), time.perf_counter()
+        together, now = MicroBatcher(lambda rows: rows, Limits(timeout_seconds=60)), time.perf_counter()
         gone, other = asyncio.create_task(together([1], now - 100)), asyncio.create_task(together([2], now))
         await asyncio.sleep(0)  # both wait for their turn
         gone.cancel()
@@ -338,7 +338,7 @@ def test_another_form_of_body_is_415(make, body, headers):
 
 
 def test_what_became_of_requests_is_counted(make, body):
-    app = make(keys=KEYS, limits=Limits(body=1000))
+    app = make(keys=KEYS, limits=Limits(max_body_bytes=1000))
     for parts, key in [(body, PREDICT), (b"{}", PREDICT), (b" " * 2000, PREDICT), (body, "x")]:
         ask(app, parts, x_api_key=key)
     text = ask(app, method="GET", path="/metrics", x_api_key=ADMIN)[2]

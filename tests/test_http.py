@@ -215,7 +215,7 @@ def test_a_path_prefix_is_answered_with_and_without_it(server):
     key = b" HTTP/1.1\r\nHost: a\r\nX-API-Key: %s\r\nConnection: close\r\n\r\n" % KEY.encode()
     page = lambda path: json.loads(exchange(server[1], b"GET " + path + key).partition(b"\r\n\r\n")[2])
     assert page(b"/openapi.json") == page(b"/models/toy/openapi.json") and page(b"/openapi.json")["servers"] == [{"url": "/models/toy"}]
-    assert page(b"/") == page(b"/models/toy") == page(b"/models/toy/") and page(b"/")["more"][0] == "/models/toy/openapi.json"
+    assert page(b"/") == page(b"/models/toy") == page(b"/models/toy/") and page(b"/")["links"][0] == "/models/toy/openapi.json"
     assert page(b"/models/toy/readyz")["ready"]
     assert all("error" in page(path) for path in (b"/models/toys/readyz", b"/models/toy/models/toy/readyz"))
     assert exchange(server[1], b"GET /models/toy/metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").startswith(b"HTTP/1.1 401")

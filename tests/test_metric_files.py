@@ -16,13 +16,13 @@ from waiting import until
 COUNT = """
 import os, sys
 import prometheus_client, prometheus_client.multiprocess
-from mlnb.serving.app import ServiceMetrics
+from mlnb.serving.service_metrics import ServiceMetrics
 os.setuid(int(sys.argv[2]))
 metrics = ServiceMetrics()
 print("shared" if os.environ.get("PROMETHEUS_MULTIPROC_DIR") else "alone", flush=True)
 for number in range(int(sys.argv[1])):
     metrics.count(200, f"{number:04}" * 20)
-    metrics.took({("v1", "champion"): 1}, 0.1)
+    metrics.observe_duration({("v1", "champion"): 1}, 0.1)
 sys.stdout.write(metrics.text().decode())
 """
 
@@ -59,7 +59,7 @@ def test_a_disk_that_is_full_when_the_process_begins(disk, tmp_path):
     folder = disk(tmp_path / "full", "8k")
     lines, said = counted(folder)
     assert lines[0] == "alone" and any(line.startswith("mlnb_requests_total{") for line in lines)
-    assert said.splitlines() == [f"mlnb: metrics cannot be kept in {folder} (No space left on device); each worker reports its own alone"]
+    assert said.splitlines() == [f"mlnb: metrics cannot be kept in {folder} (No space left on device); each worker reports only its own"]
     assert not list(folder.iterdir())
 
 
@@ -85,13 +85,13 @@ def test_a_folder_of_another_user():
         (folder / "counter_1.db").write_bytes(bytes(4096))
         (folder / "counter_1.db").chmod(0o600)
         lines, said = counted(folder, user=65534)
-    assert lines[0] == "shared" and any("mlnb_requests_total{" in line for line in lines) and "those of one are reported" in said
+    assert lines[0] == "shared" and any("mlnb_requests_total{" in line for line in lines) and "those of one worker are reported" in said
 
 
 def test_a_left_over_file_that_is_none_of_ours(tmp_path):
     (tmp_path / "counter_1.db").write_bytes(b"\x01" * 100)
     lines, said = counted(tmp_path)
-    assert any("mlnb_requests_total{" in line for line in lines) and "those of one are reported" in said
+    assert any("mlnb_requests_total{" in line for line in lines) and "those of one worker are reported" in said
 
 
 @pytest.fixture

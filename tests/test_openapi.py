@@ -10,8 +10,8 @@ from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
 
 CHECKS = [not_a_server_error, status_code_conformance, response_schema_conformance]
-METHODS = {"/predict": "POST", "/predict/columns": "POST", "/outcomes": "POST", "/routing": "PUT"}
-PATHS = ["/predict", "/predict/columns", "/outcomes", "/", "/openapi.json", "/metrics", "/livez", "/readyz", "/routing"]
+METHODS = {"/predict": "POST", "/predict/columns": "POST", "/labels": "POST", "/routing": "PUT"}
+PATHS = ["/predict", "/predict/columns", "/labels", "/", "/openapi.json", "/metrics", "/livez", "/readyz", "/routing"]
 SENT = [(path, GenerationMode.POSITIVE) for path in PATHS] + [(path, GenerationMode.NEGATIVE) for path in METHODS]
 seeded = {"derandomize": True, "database": None, "phases": [Phase.generate]}
 many = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), **seeded)
@@ -33,7 +33,7 @@ def test_nothing_that_is_sent_makes_the_service_fail(service, path, mode):
     def sent(case):
         response = case.call()
         if response.status_code == 503:  # the replay of a time that nothing is known of, as described
-            assert "no context is known" in response.json()["error"]
+            assert "no feature snapshot is available" in response.json()["error"]
         else:
             case.validate_response(response, checks=CHECKS)
 

@@ -34,9 +34,9 @@ def kept(folder: Path) -> list[dict]:
 def test_what_was_answered_is_kept(service):
     client, folder = service
     before = len(kept(folder))
-    assert client.post("/outcomes", json=GOOD).json() == {"written": 1}
+    assert client.post("/labels", json=GOOD).json() == {"written": 1}
     many = [GOOD | {"entity": f"e{i}", "value": i % 2} for i in range(1000)]
-    assert client.post("/outcomes", json=many).json() == {"written": 1000}
+    assert client.post("/labels", json=many).json() == {"written": 1000}
     rows = kept(folder)[before:]
     assert [r["entity"] for r in rows[1:]] == [f"e{i}" for i in range(1000)] and rows[0]["value"] == 1 and rows[0]["source"] == "service"
     assert rows[0]["observed_at"] == datetime(2013, 7, 1, 12, tzinfo=UTC)
@@ -71,7 +71,7 @@ def test_an_outcome_without_a_moment_is_known_now(service):
 def test_a_wrong_field_is_named_and_nothing_is_kept(service, change, field, says):
     client, folder = service
     before = len(kept(folder))
-    answer = client.post("/outcomes", json=[GOOD, GOOD | change])
+    answer = client.post("/labels", json=[GOOD, GOOD | change])
     assert answer.status_code == 400 and len(kept(folder)) == before
     (problem,) = answer.json()["fields"]
     assert (problem["row"], problem["field"]) == (1, field) and says in problem["problem"] + problem["expected"]
@@ -91,22 +91,22 @@ def test_a_wrong_field_is_named_and_nothing_is_kept(service, change, field, says
     ],
 )
 def test_a_body_that_holds_no_outcomes_is_400(service, body, says):
-    answer = service[0].post("/outcomes", content=body, headers={"content-type": "application/json"})
+    answer = service[0].post("/labels", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 400 and says in answer.json()["error"]
 
 
 def test_the_guard_of_predictions_holds_here_too(service):
     client, _ = service
-    assert client.get("/outcomes").status_code == 405
-    assert client.post("/outcomes", content=b"a,b", headers={"content-type": "text/csv"}).status_code == 415
+    assert client.get("/labels").status_code == 405
+    assert client.post("/labels", content=b"a,b", headers={"content-type": "text/csv"}).status_code == 415
     long = json.dumps([GOOD] * 12_000).encode()
-    assert client.post("/outcomes", content=long, headers={"content-type": "application/json"}).status_code == 413
+    assert client.post("/labels", content=long, headers={"content-type": "application/json"}).status_code == 413
 
 
 def test_only_a_key_of_an_admin_may_say_what_is_true(toy, tmp_path):
     keys = f"predict:{PREDICT},admin:{ADMIN}"
     with run_server(toy, tmp_path / "p", MLNB_LABELS=str(tmp_path / "o"), MLNB_KEYS=keys) as (_, url):
-        send = lambda **headers: toy_project.post(f"{url}/outcomes", json=GOOD, headers=headers).status_code
+        send = lambda **headers: toy_project.post(f"{url}/labels", json=GOOD, headers=headers).status_code
         assert send() == 401
         assert send(authorization=f"Bearer {PREDICT}") == 403
         assert list((tmp_path / "o").glob("*.jsonl")) == []
@@ -122,7 +122,7 @@ def test_a_killed_worker_loses_nothing_and_its_file_is_gathered(toy, tmp_path):
             if i == 20:
                 os.kill(workers(process)[0].pid, signal.SIGKILL)
             with suppress(httpx.NetworkError, httpx.RemoteProtocolError):  # the worker died
-                written += toy_project.post(f"{url}/outcomes", json=GOOD | {"entity": f"e{i}"}).status_code == 200
+                written += toy_project.post(f"{url}/labels", json=GOOD | {"entity": f"e{i}"}).status_code == 200
         assert compact_labels(store) < written  # a file that a worker has open is left alone
         assert current_labels(store.read()).num_rows >= written > 0
     compact_labels(store)
@@ -132,5 +132,5 @@ def test_a_killed_worker_loses_nothing_and_its_file_is_gathered(toy, tmp_path):
 def test_a_folder_that_cannot_be_written_to_is_said(toy, tmp_path):
     (tmp_path / "o").write_text("a file")
     with run_server(toy, tmp_path / "p", MLNB_LABELS=str(tmp_path / "o")) as (_, url):
-        answer = toy_project.post(f"{url}/outcomes", json=GOOD)
+        answer = toy_project.post(f"{url}/labels", json=GOOD)
     assert answer.status_code == 503 and "cannot be written" in answer.json()["error"]

@@ -26,8 +26,8 @@ from mlnb.serving import shadow
 from mlnb.serving.app import RequestDecoder
 from mlnb.serving.column_validation import ARROW, to_arrow_stream
 from mlnb.serving.compactor import concat_tables
+from mlnb.serving.messages import HttpError, RequestRows
 from mlnb.serving.predictions import read, read_tables
-from mlnb.serving.predictor import HttpError, RequestRows
 from mlnb.serving.routing import FAILURE_THRESHOLD, Router, Routing, TrafficSplit, load_router, load_servable
 
 
@@ -179,7 +179,7 @@ def test_a_refusal_names_the_row_of_the_request(router):
     decision_times[17] = np.datetime64("2013-06-01T00:00:00")
     with pytest.raises(HttpError, match="for row 17,") as e:
         both(replace(rows, decision_times=decision_times))
-    assert e.value.more["row"] == 17
+    assert e.value.details["row"] == 17
 
 
 @pytest.mark.parametrize("percent", [50, 100])
@@ -250,9 +250,9 @@ def test_a_challenger_that_fails_again_and_again_is_out_until_it_is_another(rout
     assert both.counts["challenger_failed"] == FAILURE_THRESHOLD and "until its alias moves" in both.problem
     assert capfd.readouterr().err.count("Traceback") == 2  # the first and the last
     assert {a.arm for a in both(rows_of(both.bundle, 20))} == {"champion"}  # although it could
-    both.take(Releases(ModelVersion(1, str(bundles / "v1")), ModelVersion(2, str(bundles / "v2"))))
+    both.apply_releases(Releases(ModelVersion(1, str(bundles / "v1")), ModelVersion(2, str(bundles / "v2"))))
     assert {a.model_version for a in both(rows_of(both.bundle, 20))} == {"v2"} and both.problem is None
-    both.take(Releases(ModelVersion(1, str(bundles / "v1")), ModelVersion(3, str(bundles / "odd"))), Routing(100, False))
+    both.apply_releases(Releases(ModelVersion(1, str(bundles / "v1")), ModelVersion(3, str(bundles / "odd"))), Routing(100, False))
     assert {a.model_version for a in both(rows_of(both.bundle, 20))} == {"odd"}
     assert len(read(tmp_path / "log")) == 360
 
@@ -260,21 +260,21 @@ def test_a_challenger_that_fails_again_and_again_is_out_until_it_is_another(rout
 def test_another_share_does_not_bring_a_challenger_back(router, bundles):
     both = router("odd", challenger_percent=100)
     both(rows_of(both.bundle, 50, carrier=["RAISE"] * 50))
-    both.take(Releases(ModelVersion(1, str(bundles / "v1")), ModelVersion(3, str(bundles / "odd"))), Routing(60, True))
-    assert {a.arm for a in both(rows_of(both.bundle, 50))} == {"champion"} and both._arms.shadow
+    both.apply_releases(Releases(ModelVersion(1, str(bundles / "v1")), ModelVersion(3, str(bundles / "odd"))), Routing(60, True))
+    assert {a.arm for a in both(rows_of(both.bundle, 50))} == {"champion"} and both.arms.shadow
     assert both.counts["swaps"] == 0
 
 
 def test_a_version_is_not_split_against_itself(router, bundles):
     both = router(challenger_percent=50, shadow=True)
     v1, v2, broken = ModelVersion(1, str(bundles / "v1")), ModelVersion(2, str(bundles / "v2")), ModelVersion(3, str(bundles / "none"))
-    both.take(Releases(v2, broken))  # the challenger is promoted, the next one is not fit
+    both.apply_releases(Releases(v2, broken))  # the challenger is promoted, the next one is not fit
     assert both.versions == {"champion": "v2"} and both.problem.startswith("challenger cannot become version 3")
-    both.take(Releases(v1, v2))
+    both.apply_releases(Releases(v1, v2))
     assert both.versions == {"champion": "v1", "challenger": "v2"} and both.problem is None
-    both.take(Releases(broken, v1))  # the champion steps down, and has to stay
+    both.apply_releases(Releases(broken, v1))  # the champion steps down, and has to stay
     assert both.versions == {"champion": "v1"} and both.problem.startswith("champion cannot become version 3")
-    both.take(Releases(v1, v1))  # as somebody wants it
+    both.apply_releases(Releases(v1, v1))  # as somebody wants it
     assert both.versions == {"champion": "v1", "challenger": "v1"} and both.problem is None
 
 
@@ -331,7 +331,7 @@ def test_a_row_that_the_shadow_cannot_score_leaves_the_others(router, tmp_path, 
 
 
 def test_a_shadow_that_dies_is_replaced(router, monkeypatch):
-    monkeypatch.setattr(shadow, "AGAIN", 0.01)
+    monkeypatch.setattr(shadow, "RESTART_DELAY_SECONDS", 0.01)
     both = router("odd", shadow=True)
     assert len(both(rows_of(both.bundle, 1, carrier=["DIE"]))) == 1
     until(lambda: both.counts["shadow_failed"] == 1)
@@ -340,8 +340,8 @@ def test_a_shadow_that_dies_is_replaced(router, monkeypatch):
 
 
 def test_a_shadow_that_falls_silent_stops_nobody_and_is_replaced(router, monkeypatch):
-    monkeypatch.setattr(shadow, "AGAIN", 0.01)
-    monkeypatch.setattr(shadow, "WAITING", 50)
+    monkeypatch.setattr(shadow, "RESTART_DELAY_SECONDS", 0.01)
+    monkeypatch.setattr(shadow, "MAX_QUEUED_ROWS", 50)
     both = router("odd", shadow=True)
     both(rows_of(both.bundle, 5))
     until(lambda: both.counts["shadow_scored"] == 5)  # it is up
@@ -353,25 +353,25 @@ def test_a_shadow_that_falls_silent_stops_nobody_and_is_replaced(router, monkeyp
         try:
             return reply(waiting)
         finally:
-            monkeypatch.setattr(shadow, "SILENCE", 60.0)  # a busy machine starts the next one slowly
+            monkeypatch.setattr(shadow, "REPLY_TIMEOUT_SECONDS", 60.0)  # a busy machine starts the next one slowly
 
     monkeypatch.setattr(shadow.Shadow, "_receive_reply", held)
-    monkeypatch.setattr(shadow, "SILENCE", 0.1)
+    monkeypatch.setattr(shadow, "REPLY_TIMEOUT_SECONDS", 0.1)
     both(rows_of(both.bundle, 1, carrier=["HANG"]))
-    until(lambda: both._arms.shadow._dequeued == 6)
+    until(lambda: both.arms.shadow._dequeued == 6)
     answered = sum(len(both(rows_of(both.bundle, 10))) for _ in range(20))  # while it hangs
     assert answered == 200 and both.counts["shadow_dropped"] == 150
     hangs.set()
     until(lambda: both.counts["shadow_failed"] == 1)
     until(lambda: both.counts["shadow_scored"] == 55)
-    assert both.counts["shadow_failed"] == 1 and "fell silent" in both.problem
+    assert both.counts["shadow_failed"] == 1 and "stopped answering" in both.problem
 
 
 def test_the_process_of_a_shadow_ends_with_its_router(router):
     both = router(shadow=True)
     both(rows_of(both.bundle, 5))
     until(lambda: both.counts["shadow_scored"] == 5)
-    process = both._arms.shadow._process
+    process = both.arms.shadow._process
     both.stop()
     assert process.poll() is not None
 
@@ -388,7 +388,7 @@ router = Router(replace(load_settings("."), predictions=sys.argv[2], shadow=True
 router(test_routing.rows_of(bundle, 5))
 while not router.counts["shadow_scored"]:
     time.sleep(0.01)
-print(router._arms.shadow._process.pid, flush=True)
+print(router.arms.shadow._process.pid, flush=True)
 time.sleep(600)
 """
 

@@ -76,7 +76,7 @@ def test_metrics_are_summed_over_workers(toy, tmp_path, row):
         toy_project.wait_until_ready(process, url)
         text = toy_project.get(f"{url}/metrics").text
     assert 'mlnb_requests_total{status="200",validity="valid"} 40.0' in text
-    assert 'mlnb_rows_total{arm="champion",version="v1"} 40.0' in text
+    assert 'mlnb_predictions_total{arm="champion",version="v1"} 40.0' in text
 
 
 def refused(toy, *arguments, **variables) -> str:

@@ -216,12 +216,12 @@ def test_a_challenger_comes_and_goes(store, tmp_path):
         assert router.versions == {"champion": "v1"}
         store.release("v2", "challenger")
         until(lambda: router.versions == {"champion": "v1", "challenger": "v2"})
-        folder = router._arms.challenger.bundle.folder
+        folder = router.arms.challenger.bundle.folder
         store.release("v2")  # it has won
         until(lambda: router.versions == {"champion": "v2", "challenger": "v2"})
-        assert router.bundle.folder == folder and router._arms.challenger.bundle is router.bundle
+        assert router.bundle.folder == folder and router.arms.challenger.bundle is router.bundle
         store.tracking.client.delete_registered_model_alias("toy", "challenger")
-        until(lambda: router.versions == {"champion": "v2"} and router._arms.shadow is None)
+        until(lambda: router.versions == {"champion": "v2"} and router.arms.shadow is None)
         assert router.counts["swaps"] == 3 and router.problem is None
         store.tracking.client.delete_registered_model_alias("toy", "champion")
         until(lambda: router.problem)
@@ -261,7 +261,7 @@ def test_an_administrator_changes_the_routing_of_all_workers_and_a_restart_keeps
     more = KEYS | {"MLNB_MODEL_CACHE": str(tmp_path / "versions"), "MLNB_CHALLENGER_PERCENT": "10"}
     with serving(challenged, tmp_path / "log", workers=2, **more) as (_, url):
         told = httpx.get(f"{url}/routing", headers=ADMIN).json()
-        assert (told["challenger_percent"], told["shadow"], told["said_by"]) == (10, False, "settings")
+        assert (told["challenger_percent"], told["shadow"], told["source"]) == (10, False, "settings")
         assert httpx.get(f"{url}/routing").status_code == 401
         for method in ("GET", "PUT"):
             assert httpx.request(method, f"{url}/routing", headers=PREDICT).status_code == 403
@@ -287,7 +287,7 @@ def test_an_administrator_changes_the_routing_of_all_workers_and_a_restart_keeps
         challenged.release("v1")
     with serving(challenged, tmp_path / "log", workers=2, **more) as (_, url):
         told = httpx.get(f"{url}/routing", headers=ADMIN).json()
-        assert (told["challenger_percent"], told["shadow"], told["said_by"]) == (100, True, "request")
+        assert (told["challenger_percent"], told["shadow"], told["source"]) == (100, True, "request")
         until(lambda: share(url, row) == 1)
 
 
@@ -320,25 +320,25 @@ def test_a_change_of_the_routing_under_load_loses_nothing_and_two_at_once_leave_
 
 def test_a_torn_routing_file_changes_nothing_and_is_written_anew(challenged, tmp_path):
     settings = challenged.settings(predictions=str(tmp_path / "log"), model_cache=str(tmp_path / "versions"), challenger_percent=30)
-    asked = RoutingFile(settings)
-    asked.write(Routing(70, False))
+    file = RoutingFile(settings)
+    file.write(Routing(70, False))
     router = load_router(settings)
     try:
         assert router.routing == Routing(70, False)
-        asked.path.write_text('{"challenger_percent": 200, "sha')
+        file.path.write_text('{"challenger_percent": 200, "sha')
         until(lambda: router.problem)
         assert "PUT /routing writes it anew" in router.problem and str(tmp_path) not in router.problem
         assert router.routing == Routing(70, False)
-        asked.write(Routing(0, True))
-        until(lambda: router.routing == Routing(0, True) and router.problem is None and router._arms.shadow)
-        asked.path.unlink()
-        until(lambda: router.routing == Routing(30, False) and router._arms.shadow is None)
+        file.write(Routing(0, True))
+        until(lambda: router.routing == Routing(0, True) and router.problem is None and router.arms.shadow)
+        file.path.unlink()
+        until(lambda: router.routing == Routing(30, False) and router.arms.shadow is None)
     finally:
         router.stop()
 
 
 def test_a_version_that_one_worker_could_not_load_is_tried_again_there(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(routing, "PAUSES", (0.05, 0.1, 0.2, 0.4, 0.8))
+    monkeypatch.setattr(routing, "RETRY_BACKOFF_SECONDS", (0.05, 0.1, 0.2, 0.4, 0.8))
     settings = store.settings(predictions=str(tmp_path / "log"), model_cache=str(tmp_path / "versions"))
     folder = releases_folder(settings)
     shutil.copytree(store.place / "made/v1", folder / "1-a")
@@ -358,7 +358,7 @@ def test_a_version_that_one_worker_could_not_load_is_tried_again_there(store, tm
             (folder / "2-b/model/weights.safetensors").write_bytes((store.place / "made/v2/model/weights.safetensors").read_bytes())
             until(lambda: router.versions == {"champion": "v2"})
             assert router.problem is None
-            monkeypatch.setattr(routing, "PAUSES", (0.0, 0.0))
+            monkeypatch.setattr(routing, "RETRY_BACKOFF_SECONDS", (0.0, 0.0))
             tries.clear()
             broken = watcher.ModelVersion(3, str(store.place / "made/liar"))
             say(watcher.Releases(broken))
@@ -398,7 +398,7 @@ def test_versions_that_cannot_be_kept(store, tmp_path):
         pytest.skip("only root can mount a disk that is then read-only")
     try:
         store.release("v1")
-        settings = store.settings(versions=str(disk), predictions=str(tmp_path / "log"))
+        settings = store.settings(model_cache=str(disk), predictions=str(tmp_path / "log"))
         Watcher(store.tracking, "toy", releases_folder(settings)).poll()
         subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
         router = load_router(settings)
@@ -422,7 +422,7 @@ from dataclasses import replace
 from pathlib import Path
 from mlnb.models.watcher import ensure_watcher
 from mlnb.project.settings import load_settings
-print(ensure_watcher(replace(load_settings("."), serve_from="models:/toy", versions=sys.argv[1])).pid, flush=True)
+print(ensure_watcher(replace(load_settings("."), serve_from="models:/toy", model_cache=sys.argv[1])).pid, flush=True)
 time.sleep(600)
 """
     env = toy_project.environment(store.project)
@@ -449,7 +449,7 @@ def test_a_fetch_that_was_cut_short_is_done_again(store, tmp_path, monkeypatch):
     store.release("v1")
     follow = Watcher(store.tracking, "toy", tmp_path / "versions")
     with monkeypatch.context() as patched:
-        patched.setattr(watcher, "RETRY", 0.0)
+        patched.setattr(watcher, "RETRY_SECONDS", 0.0)
         patched.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         follow.poll()
     assert "No space left" in read_releases(tmp_path / "versions").problem
@@ -459,7 +459,7 @@ def test_a_fetch_that_was_cut_short_is_done_again(store, tmp_path, monkeypatch):
 
 
 def test_old_versions_are_removed(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(watcher, "KEPT", 1)
+    monkeypatch.setattr(watcher, "UNUSED_VERSIONS_KEPT", 1)
     follow = Watcher(store.tracking, "toy", tmp_path / "versions")
     for version in ("v1", "v2", "v3"):
         store.release(version)
@@ -474,9 +474,9 @@ def test_a_version_that_passed_for_the_watcher_and_not_here_is_refused_once(stor
     settings = replace(load_settings(toy), predictions=str(tmp_path))
     router = Router(settings, load_servable(store.place / "made/v1"))
     releases = watcher.Releases(champion=watcher.ModelVersion(9, str(store.place / "made/liar")))
-    router.take(releases)
+    router.apply_releases(releases)
     assert router.versions == {"champion": "v1"} and router.counts["refused"] == 1 and "fails its self-test" in router.problem
-    router.take(watcher.Releases(champion=watcher.ModelVersion(2, str(store.place / "made/v2"))))
+    router.apply_releases(watcher.Releases(champion=watcher.ModelVersion(2, str(store.place / "made/v2"))))
     assert router.versions == {"champion": "v2"} and router.problem is None
     assert capfd.readouterr().err.count("goes on answering") == 1
 

@@ -39,7 +39,7 @@ def load_requests(
 
     from mlnb.monitoring.rules import filter_segment
     from mlnb.serving.log_reader import LogReader, LogQuery
-    from mlnb.serving.predictor import SHADOW
+    from mlnb.serving.messages import SHADOW
 
     try:
         reader, version = LogReader.of(settings), alert.get("version") or None

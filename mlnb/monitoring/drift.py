@@ -732,7 +732,7 @@ def _log_rows(source: str, period: str, settings, by: str | None, row_filter: Ro
 def _answered_rows(settings, row_filter: RowFilter, since, until):
     "The rows of the log between two moments, of those that were answered"
     from mlnb.serving.log_reader import LogReader, LogQuery
-    from mlnb.serving.predictor import SHADOW
+    from mlnb.serving.messages import SHADOW
 
     frame = LogReader.of(settings).frame(LogQuery(since, until, row_filter.version, arm=row_filter.arm))
     frame = frame if row_filter.arm else frame[frame["arm"] != SHADOW]

@@ -18,7 +18,7 @@ from ..models.manifest import verify
 from ..models.metrics import Cost, auc, quantile_bin, calibration_error, cost_curve, log_loss_per_row
 from ..project.errors import BundleError, ModelError
 from ..serving.labels import current_labels, to_microseconds
-from ..serving.predictor import SHADOW
+from ..serving.messages import SHADOW
 
 # %% ../../nbs/monitoring/05_performance.ipynb #732d9a2f
 ASSUMPTION = (

@@ -275,7 +275,7 @@ def _window_profile(settings, rule: DriftRule, window):  # Profile
     from mlnb.data.profiles import Profile
     from mlnb.monitoring.drift import read_windows
     from mlnb.serving.log_reader import LogReader, LogQuery
-    from mlnb.serving.predictor import SHADOW
+    from mlnb.serving.messages import SHADOW
 
     if not (rule.version or rule.segment):
         return read_windows(f"log:{window}", settings)[f"log:{window}"]

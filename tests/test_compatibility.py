@@ -14,6 +14,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import click
 import httpx
@@ -31,6 +32,8 @@ from mlnb.models.watcher import read_releases, releases_folder, verify_servable
 from mlnb.monitoring.drift_thresholds import DriftThresholds
 from mlnb.monitoring.notify import load_channels
 from mlnb.monitoring.rules import load_rules
+from mlnb.notebooks.renamed_code import NameTable, rename_code
+from mlnb.project.errors import BundleError
 from mlnb.project.renames import RenamedWarning, renames
 from mlnb.project.settings import load_settings
 from mlnb.serving.app import create_app
@@ -105,6 +108,45 @@ def test_reference_and_null_of_a_bundle(project):
     assert null.families["distance"] == "input" and len(null.ordinary) > 1
     jfk = Profile.from_bytes((bundle.folder / "segments/origin=JFK/reference.profile").read_bytes())
     assert 0 < jfk.rows < Profile.from_bytes(bundle.reference).rows == 420
+
+
+def upgrade_features(project: Path, monkeypatch, change=lambda code: code):
+    "Rewrite the code that the bundle of `service` names, in the copy, and import it from there"
+    file = project / "shipped/features.py"
+    code = rename_code(file.read_text(), NameTable.forwards())
+    assert "PointInTimeFeatures([FeatureView(" in code and "Context(" not in code
+    file.write_text(change(code))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "shipped"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(str(project))
+
+
+def test_a_bundle_whose_code_was_upgraded_is_served(project, monkeypatch):
+    upgrade_features(project, monkeypatch)
+    bundle = Bundle.load(project / "products/bundle")
+    assert bundle.self_test() == 12 and bundle.context_features.__class__.__name__ == "PointInTimeFeatures"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("// 3600 % 24", "// 3600 % 12"),  # a number
+        ("np.log1p(request", "np.log(request"),  # a name that is not mlnb's
+        ("Events(", "Columns("),  # another name of mlnb
+        ('"time"]).window(', '"time"]).other('),  # a member
+    ],
+)
+def test_a_bundle_whose_code_was_changed_is_refused(project, monkeypatch, old, new):
+    upgrade_features(project, monkeypatch, lambda code: code.replace("import PointIn", "import Columns, PointIn").replace(old, new))
+    with pytest.raises(BundleError, match="was trained with another shipped"):
+        Bundle.load(project / "products/bundle")
+
+
+def test_an_upgraded_bundle_whose_answers_differ_is_refused(project, monkeypatch):
+    upgrade_features(project, monkeypatch)
+    monkeypatch.setattr("mlnb.models.bundle._compare", Mock(side_effect=BundleError("fails its self-test")))
+    with pytest.raises(BundleError, match="fails its self-test"):
+        Bundle.load(project / "products/bundle")
 
 
 def answered(project: Path, *rows: dict) -> list[dict]:

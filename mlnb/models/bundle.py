@@ -124,16 +124,20 @@ class Bundle:
         already_loaded: "Bundle | None" = None,  # loaded before in this process: code that both use is not fingerprinted again, which is slow
         trust: Trust | None = None,  # whose code it may name; default: the rules of the project around the working folder
     ) -> "Bundle":
-        "The bundle in `folder`; raises a `BundleError` that names what is missing, damaged, changed or not trusted, and how to fix it"
+        """The bundle in `folder`; raises a `BundleError` that names what is missing, damaged, changed or not trusted, and how to fix it.
+
+        Code that differs from that of the training only by names that mlnb itself renamed is accepted if the self-test agrees bit for bit.
+        """
         folder, trust = Path(folder), trust or Trust.of_working_folder()
         manifest = verify(folder, trust)
         names = [f and f.name for f in (manifest.request_features, manifest.context_features)]
         function, context_features, kind = resolve_code(*names, manifest.predictor, trust, folder)
         verified = already_loaded.manifest.functions if already_loaded else ()
-        for reference in manifest.functions:
-            if reference and reference not in verified:
-                check_unchanged(reference, folder)
-        return cls(folder, manifest, load_model(folder, kind, function, manifest.threshold), context_features)
+        unchanged = [check_unchanged(reference, folder) for reference in manifest.functions if reference and reference not in verified]
+        bundle = cls(folder, manifest, load_model(folder, kind, function, manifest.threshold), context_features)
+        if not all(unchanged):
+            bundle.self_test()
+        return bundle
 
     def point_in_time(
         self,

@@ -217,13 +217,30 @@ def code_reference(
     return CodeReference(name, fingerprint.fingerprint_of(name))
 
 
+def _fingerprint_before_renames(name: str) -> str:
+    "The fingerprint of the current code, with the names that mlnb's release before had"
+    from mlnb.notebooks.fingerprint import fingerprint_of
+    from mlnb.notebooks.renamed_code import NameTable, rename_code
+
+    table = NameTable.backwards()
+    return fingerprint_of(name, rewrite=lambda code: rename_code(code, table))
+
+
 def check_unchanged(
-    trained: CodeReference,
-    folder: Path,  # of the bundle
-) -> None:
-    "Raise a `BundleError` if the code has changed since training"
-    if (current := code_reference(trained.name).fingerprint) != trained.fingerprint:
-        raise BundleError(
-            f"bundle {folder} was trained with another {trained.name}: its fingerprint was {trained.fingerprint[:12]}, "
-            f"the code here has {current[:12]}, so features would differ from those of the training; train again with: mlnb run"
-        )
+    trained: CodeReference,  # as the manifest has it
+    folder: Path,  # of the bundle, for messages
+) -> bool:
+    """Whether the code named by `trained` is the code of the training; raises a `BundleError` if it is not.
+
+    False if it is that code after `mlnb upgrade`: equal but for imports from mlnb, uses of the imported names, and keyword arguments and
+    members of mlnb's own classes. Nothing else may differ.
+    """
+    current = code_reference(trained.name).fingerprint
+    if current == trained.fingerprint:
+        return True
+    if _fingerprint_before_renames(trained.name) == trained.fingerprint:
+        return False
+    raise BundleError(
+        f"bundle {folder} was trained with another {trained.name}: its fingerprint was {trained.fingerprint[:12]}, "
+        f"the code here has {current[:12]}, so features would differ from those of the training; train again with: mlnb run"
+    )

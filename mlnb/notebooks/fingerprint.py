@@ -141,11 +141,12 @@ class Dependencies:
     loaded: dict[str, str] = field(default_factory=dict, compare=False)  # first-party module that is imported -> its hash
 
 # %% ../../nbs/notebooks/02_fingerprint.ipynb #bda8fdfb
-def _read_module(name: str, path: str) -> dict:
+def _read_module(name: str, path: str, rewrite: Callable[[str], str] | None = None) -> dict:
     "The summary of a source file; one that does not parse counts by its bytes"
     data = Path(path).read_bytes()
     try:
-        return summary(name, path.endswith("__init__.py"), data.decode())
+        code = data.decode()
+        return summary(name, path.endswith("__init__.py"), rewrite(code) if rewrite else code)
     except (SyntaxError, ValueError):
         return summary(name, False, "") | {"whole": [digest(data.decode("utf-8", "replace")), []], "broken": True}
 
@@ -170,6 +171,7 @@ def _read_notebook(path: str | Path) -> dict:
 
 class _SummaryCache:
     "Summaries of first-party modules and scripts"
+    rewrite: Callable[[str], str] | None = None  # applied to the code of a module before it is read
 
     def __init__(self, packages: Iterable[str], root: Path | None, cache: dict | None):
         self.locations, self.cache = _ModuleLocator(packages, root), {} if cache is None else cache
@@ -211,7 +213,7 @@ class _SummaryCache:
             return None
         if not path.endswith(".py"):  # a folder without `__init__`
             return summary(name, True, "")
-        return self.cached(f"{name} {path}", self.locations.signatures[path], lambda: _read_module(name, path))
+        return self.cached(f"{name} {path}", self.locations.signatures[path], lambda: _read_module(name, path, self.rewrite))
 
     def display_name(self, module: str) -> str:
         "A module by its name, a script by its path relative to the project"
@@ -598,9 +600,11 @@ def _check_defined(library: Library, name: str) -> None:
 def fingerprint_of(
     name: str,  # "package.module.function", or a class or a global
     root: Path | None = None,  # the project, searched before Python's path
+    rewrite: Callable[[str], str] | None = None,  # applied to the code of each module before it is read
 ) -> str:  # 16 hexadecimal digits
     "The fingerprint of a function, class or global and of everything in its package that it reaches"
     library = Library([name.split(".")[0]], root)
+    library.rewrite = rewrite
     _check_defined(library, name)
     dependencies = library.dependencies(summary(NOTEBOOK, False, f"name = {name!r}"))
     return digest(repr({n: value for n, (_, value) in dependencies.code.items()}))

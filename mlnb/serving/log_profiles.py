@@ -27,7 +27,7 @@ from ..project.files import open_url, publish, storage_errors
 from .compactor import CompactionStats, Compactor, parts_url
 from .log_reader import LogReader, LogSnapshot
 from .predictions import read_tables
-from .predictor import SHADOW
+from .messages import SHADOW
 
 # %% ../../nbs/serving/18_log_profiles.ipynb #19912ae7
 _MAX_SEGMENTS = 50  # of a column and hour that are kept apart

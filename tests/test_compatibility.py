@@ -144,7 +144,7 @@ def test_a_bundle_whose_code_was_changed_is_refused(project, monkeypatch, old, n
 
 def test_an_upgraded_bundle_whose_answers_differ_is_refused(project, monkeypatch):
     upgrade_features(project, monkeypatch)
-    monkeypatch.setattr("mlnb.models.bundle._compare", Mock(side_effect=BundleError("fails its self-test")))
+    monkeypatch.setattr(Bundle, "self_test", Mock(side_effect=BundleError("fails its self-test")))
     with pytest.raises(BundleError, match="fails its self-test"):
         Bundle.load(project / "products/bundle")
 

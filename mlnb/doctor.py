@@ -273,7 +273,7 @@ READ_VARIABLES = (
     "MLNB_KEYS_FILE",
     "MLNB_RUNTIME_DIR",
 )  # variables that are no settings
-_INTERNAL_VARIABLES = ("MLNB_CHECKED", "MLNB_COUNTS", "MLNB_SUPERVISOR")  # that mlnb sets for processes which it starts
+_INTERNAL_VARIABLES = ("MLNB_CHECKED", "MLNB_METRICS_DIR", "MLNB_SUPERVISOR")  # that mlnb sets for processes which it starts
 
 
 @check

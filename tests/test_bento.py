@@ -20,7 +20,10 @@ from waiting import until
 
 from mlnb.models.bundle import Bundle
 from mlnb.models.registry import Tracking
+from mlnb.project.errors import ServingError
 from mlnb.serving.predictions import read
+from mlnb.serving.server import _with_old_names
+from mlnb.serving.worker import has_code_of_0_1, verify_bento
 
 MLNB = (sys.executable, "-c", "from mlnb.cli.main import main; main()")
 
@@ -175,7 +178,7 @@ def test_what_no_worker_could_do_ends_bentoml_serve_with_one_sentence(built, tmp
     broken = Path(shutil.copytree(told["path"], tmp_path / "broken"))
     (broken / "src/bundle/samples.json").write_text("{}")
     said = ended_by_hand(root, broken, cwd=tmp_path, MLNB_ROOT=str(root))
-    assert f"the Bento in {broken} is not fit to serve" in said and "samples.json" in said
+    assert f"the Bento in {broken} cannot be served" in said and "samples.json" in said
 
 
 def test_bentoml_serve_writes_where_the_project_looks(built):
@@ -351,4 +354,22 @@ def test_a_bento_that_changed_is_not_served(built):
     samples.write_bytes(kept + b" ")
     done = mlnb(root, "serve", "--bento", told["tag"], "--port", str(toy_project.free_port()))
     samples.write_bytes(kept)
-    assert done.returncode == 1 and "is not fit to serve" in done.stderr and "samples.json has changed since it was written" in done.stderr
+    assert done.returncode == 1 and "cannot be served" in done.stderr and "samples.json has changed since it was written" in done.stderr
+
+
+def test_a_bento_of_release_0_1_is_verified_and_served_by_its_own_names(tmp_path):
+    source = tmp_path / "src"
+    for module, code in {
+        "models/bundle.py": "class Bundle:\n    load = str.upper\n",
+        "serving/proof.py": "def prove(bundle):\n    assert bundle == 'BUNDLE' and not open('wrong').read(), 'it is wrong'\n",
+    }.items():
+        (file := source / "mlnb" / module).parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(code)
+    (source / "wrong").write_text("")
+    assert has_code_of_0_1(source)
+    verify_bento(source)
+    (source / "wrong").write_text("yes")
+    with pytest.raises(ServingError, match="cannot be served: AssertionError: it is wrong"):
+        verify_bento(source)
+    old = _with_old_names({"MLNB_LABELS": "/labels", "MLNB_SNAPSHOT_MAX_AGE_MINUTES": "60"})
+    assert old["MLNB_OUTCOMES"] == "/labels" and old["MLNB_CONTEXT_LIMIT_MINUTES"] == "60"

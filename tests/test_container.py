@@ -20,7 +20,7 @@ from test_bento import MLNB, mlnb
 from test_cli_serve import refused
 
 from mlnb.project.errors import ServingError
-from mlnb.serving.bento_requirements import add_hashes, parse_pins, requirements, resolve_versions
+from mlnb.serving.bento_requirements import add_hashes, parse_pins, resolve_versions, service_requirements
 from mlnb.serving.container import kubernetes_manifest
 
 # An engine that only writes down how it was called, and what it was to build
@@ -135,7 +135,7 @@ def test_a_setting_adds_packages(toy, tmp_path):
 
 def test_a_lock_that_is_not_installed_is_an_error():
     with pytest.raises(ServingError, match=f"msgspec {version('msgspec')} is installed, requirements.lock says 0.0.1"):
-        requirements(["msgspec"], "msgspec == 0.0.1  # old\nnumpy\n", "toy")
+        service_requirements(["msgspec"], "msgspec == 0.0.1  # old\nnumpy\n", "toy")
 
 
 def test_requirements_are_followed_with_their_extras():
@@ -231,14 +231,14 @@ def test_no_engine(engines):
 
 def test_an_engine_that_fails(engines):
     failing = ENGINE.replace("exit 0\n", "echo no space left >&2; exit 3\n")
-    refused(engines({"buildah": failing}, "--engine", "buildah"), "no space left", "buildah could not make an image of Bento toy")
+    refused(engines({"buildah": failing}, "--engine", "buildah"), "no space left", "buildah could not build an image of Bento toy")
 
 
 def test_wrong_calls(engines, built, toy, tmp_path):
     refused(engines({}, "--engine", "dockr"), "there is no engine 'dockr' (did you mean 'docker'?)")
     refused(mlnb(built[0], "containerize", "--bento", "none"), f"there is no Bento 'none'; built are {built[1]['tag']}")
     refused(mlnb(built[0], "containerize", "--build-arg", "PIP"), "'PIP' is not of the form NAME=VALUE")
-    refused(mlnb(built[0], "containerize", "--manifest", "--image", 'x"y'), "is no name of an image")
+    refused(mlnb(built[0], "containerize", "--manifest", "--image", 'x"y'), "is not a valid image name")
     refused(mlnb(toy, "containerize"), "no Bento has been built yet; run: mlnb build")
 
 

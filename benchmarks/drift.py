@@ -13,11 +13,9 @@ import needs
 
 needs.packages()
 
-import argparse
 import json
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -25,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from report import arguments, faster, finish, median_seconds, row
 
 from mlnb.data.hourly_profiles import HourlyProfile, HourlyStats
 from mlnb.data.profiles import Profile
@@ -57,25 +56,11 @@ def scored() -> pd.DataFrame:
     return table
 
 
-def row(name: str, ours, bar, holds: bool, peer=None, ratio=None) -> dict:
-    return {"name": name, "ours": ours, "peer": peer, "ratio": ratio, "bar": bar, "holds": bool(holds)}
-
-
 def share(part: float) -> str:
     return f"{part:.1%}"
 
 
 # --- what a report costs ----------------------------------------------------------------------------------------------------------
-
-
-def cpu_seconds(work, times: int) -> float:
-    """The median CPU time of a piece of work."""
-    taken = []
-    for _ in range(times):
-        start = time.process_time()
-        work()
-        taken.append(time.process_time() - start)
-    return statistics.median(taken)
 
 
 def evidently(before: pd.DataFrame, now: pd.DataFrame, times: int) -> float:
@@ -101,13 +86,12 @@ def cost(table: pd.DataFrame, thresholds: DriftThresholds, times: int) -> list[d
         reference, current = map(Profile.from_bytes, profiles)
         assess_drift(compare(reference, {"2013-07": current}, by="month"), thresholds, "month", hourly=hours)
 
-    ours, peer = cpu_seconds(report, 2 * times + 1), evidently(before, now, times)
+    ours, peer = median_seconds(report, 2 * times + 1), evidently(before, now, times)
     rows = [row("drift report of two profiles, 30 features, CPU s", ours, "<= 0.5", ours <= 0.5)]
-    whole = cpu_seconds(lambda: (Profile.of(now), report()), times)
+    with_profile = median_seconds(lambda: (Profile.of(now), report()), times)
     size = f"{len(before):,} and {len(now):,} rows"
     name = f"drift report, 30 features, CPU s, against Evidently on the raw frames ({size})"
-    rows.append(row(name, ours, 10, peer >= 10 * ours, peer, peer / ours))
-    return [*rows, row("the same, the profile of July made first", whole, 10, peer >= 10 * whole, peer, peer / whole)]
+    return [*rows, faster(name, ours, peer, 10), faster("the same, the profile of July made first", with_profile, peer, 10)]
 
 
 # --- how often it cries wolf ------------------------------------------------------------------------------------------------------
@@ -327,24 +311,15 @@ def until_caught(days: dict, labels: list[str], name: str, change, reference: Pr
 
 
 def main():
-    """Measure, print, and end with 1 where a bar does not hold."""
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--json", action="store_true", help="print a list of measurements")
+    """Measure, print, and exit with 1 if a bar does not hold."""
+    options = arguments(__doc__)
     options.add_argument("--times", type=int, default=1, help="runs of the peer, of which the median counts")
     options.add_argument("--draws", type=int, default=50, help="days, and months, that are judged for each seed")
     options.add_argument("--every", type=int, default=11, help="every such day of June to December gets the faults")
     chosen = options.parse_args()
     needs.products()
     needs.peer("evidently")
-    rows = measure(chosen.times, chosen.draws, chosen.every)
-    if chosen.json:
-        print(json.dumps(rows))
-    else:
-        for r in rows:
-            shown = "" if r["ours"] is None else r["ours"] if isinstance(r["ours"], str) else f"{r['ours']:.3g}"
-            against = f", peer {r['peer']:.3g}, {r['ratio']:.0f}x" if r["peer"] else ""
-            print(f"{r['name']}\n    {shown}{against}  bar {r['bar']}  holds {r['holds']}")
-    sys.exit(0 if all(r["holds"] for r in rows) else 1)
+    finish(measure(chosen.times, chosen.draws, chosen.every), chosen.json)
 
 
 def measure(times: int, draws: int, every: int) -> list[dict]:

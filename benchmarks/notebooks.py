@@ -13,13 +13,11 @@ import needs
 
 needs.packages()
 
-import argparse
 import contextlib
 import json
 import os
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -27,6 +25,7 @@ from pathlib import Path
 import pandas
 import torch
 from jupyter_client.manager import KernelManager
+from report import arguments, at_most, faster, finish, median_seconds, row
 
 from mlnb.notebooks import kernels
 from mlnb.notebooks.execute import execute
@@ -94,7 +93,7 @@ def launch(title: str, code: str, bar: float, times: int, pool: int) -> dict:
     """One row: launch to first answer of both kernels."""
     with server(pool):
         ours, peer = seconds("mlnb", code, 2 * times + 1, pool), seconds("python3", code, times)
-    return {"name": title, "ours": ours, "peer": peer, "ratio": peer / ours, "bar": bar, "holds": peer / ours >= bar}
+    return faster(title, ours, peer, bar)
 
 
 CELLS = ["import pandas as pd\nimport torch\nrows = 3", "pd.DataFrame({'a': range(rows)}).a.sum(), torch.ones(rows).sum()"]
@@ -109,20 +108,16 @@ def write(path: Path) -> Path:
     return path
 
 
-def median_of(times: int, function, *arguments, **options) -> float:
-    """Seconds of a call, the median of several after one that does not count."""
-    elapsed = []
-    for _ in range(times + 1):
-        begin = time.perf_counter()
-        function(*arguments, **options)
-        elapsed.append(time.perf_counter() - begin)
-    return statistics.median(elapsed[1:])
+def call_seconds(times: int, work) -> float:
+    """Seconds of a call by the clock, after one that does not count."""
+    work()
+    return median_seconds(work, times, time.perf_counter)
 
 
 def own_time(times: int) -> float:
     """What the cells take where both libraries are imported already."""
     code = [compile(cell, "cell", "exec") for cell in CELLS]
-    return median_of(times, lambda: [exec(c, {"rows": 3, "pd": pandas, "torch": torch}) for c in code])
+    return call_seconds(times, lambda: [exec(c, {"rows": 3, "pd": pandas, "torch": torch}) for c in code])
 
 
 def whole_notebook(times: int) -> list[dict]:
@@ -131,11 +126,11 @@ def whole_notebook(times: int) -> list[dict]:
 
     with server(1), tempfile.TemporaryDirectory() as folder:
         path, out, cell_seconds = write(Path(folder, "task.ipynb")), Path(folder, "out.ipynb"), own_time(times)
-        ours = median_of(4 * times, execute, path, out) - cell_seconds
-        peer = median_of(times, papermill.execute_notebook, str(path), str(out), progress_bar=False) - cell_seconds
+        ours = call_seconds(4 * times, lambda: execute(path, out)) - cell_seconds
+        run_papermill = lambda: papermill.execute_notebook(str(path), str(out), progress_bar=False)
+        peer = call_seconds(times, run_papermill) - cell_seconds
     name = "notebook that imports pandas and torch, beyond its cells' own time, s"
-    row = {"name": f"{name}, against papermill", "ours": ours, "peer": peer, "ratio": peer / ours, "bar": 20, "holds": peer / ours >= 20}
-    return [row, {"name": name, "ours": ours, "peer": None, "ratio": None, "bar": "at most 0.1 s", "holds": ours <= 0.1}]
+    return [faster(f"{name}, against papermill", ours, peer, 20), at_most(name, ours, 0.1, "s")]
 
 
 def idle(count: int) -> dict:
@@ -148,15 +143,15 @@ def idle(count: int) -> dict:
         for manager in [*running, cold]:
             manager.shutdown_kernel(now=True)
     name = f"own memory of each of {count} idle kernels, MB, at most {MEGABYTES}"
-    return {"name": name, "ours": ours, "peer": peer, "ratio": peer / ours, "bar": None, "holds": ours <= MEGABYTES}
+    return row(name, ours, None, ours <= MEGABYTES, peer, peer / ours)
 
 
 def main():
-    """Measure, print, and end with 1 where a bar does not hold."""
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--json", action="store_true", help="print a list of measurements")
+    """Measure, print, and exit with 1 if a bar does not hold."""
+    options = arguments(__doc__)
     options.add_argument("--times", type=int, default=5, help="runs of the peer, of which the median counts")
-    times = options.parse_args().times
+    chosen = options.parse_args()
+    times = chosen.times
     rows = [
         *whole_notebook(times),
         launch("kernel made ahead, launch to first answer, s, against python3", "1 + 1", 5, times, 1),
@@ -164,13 +159,7 @@ def main():
         launch("kernel made ahead, launch to pandas and torch imported, s, against python3", "import pandas, torch", 20, times, 1),
         idle(8),
     ]
-    if "--json" in sys.argv:
-        print(json.dumps(rows))
-    else:
-        for row in rows:
-            peer = f"{row['peer']:7.3f} {row['ratio']:6.1f}x" if row["peer"] else " " * 15
-            print(f"{row['name']:85} {row['ours']:7.3f} {peer}  bar {row['bar']}  holds {row['holds']}")
-    sys.exit(0 if all(row["holds"] for row in rows) else 1)
+    finish(rows, chosen.json)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,7 @@ import needs
 
 needs.packages()
 
-import argparse
-import json
 import resource
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
+from report import arguments, at_most, finish, row
 
 from mlnb.models.metrics import Cost
 from mlnb.monitoring.labels import add
@@ -29,11 +27,6 @@ from mlnb.serving.labels import LabelStore
 FLIGHTS = Path(__file__).parent.parent / "products" / "flights"
 COST, LABEL_HOURS, END = Cost(1, 3), 24, np.datetime64("2014-02-01")
 FIGURES = {"auc": ("AUC", ".4f"), "cost_per_1000": ("cost per 1000", ".1f"), "log_loss": ("log-loss", ".4f")}
-
-
-def row(name: str, ours, peer=None, bar: str | None = None, holds: bool = True) -> dict:
-    """One measurement in the form of all benchmarks."""
-    return {"name": name, "ours": ours, "peer": peer, "ratio": None, "bar": bar, "holds": holds}
 
 
 def as_utc(times):
@@ -72,7 +65,7 @@ def expectations(predictions: pa.Table, labels: pa.Table) -> list[dict]:
     found = measure_performance(predictions, labels, COST, LABEL_HOURS, END, samples=0)
     months = [m for m in found.months if m.days > 1]
     return [
-        row(f"CBPE, {m.name}: {labels}, expected against realised, error {m.error[name]:+{form}}", m.expected[name], m.realised[name])
+        row(f"CBPE, {m.name}: {labels}, expected against realised, error {m.error[name]:+{form}}", m.expected[name], peer=m.realised[name])
         for name, (labels, form) in FIGURES.items()
         for m in months
     ]
@@ -92,8 +85,8 @@ def replayed(predictions: pa.Table, labels: pa.Table, weeks: int) -> list[dict]:
     largest_difference = max(abs(scored[d.name].realised[name] - value) for d in batch for name, value in d.realised.items())
     prefix = f"labels of {weeks} weeks by the hour"
     return [
-        row(f"{prefix}: days scored before their window had closed", early, None, "none", early == 0),
-        row(f"{prefix}: largest difference from all labels at once", largest_difference, None, "at most 1e-9", largest_difference <= 1e-9),
+        row(f"{prefix}: days scored before their window had closed", early, "none", early == 0),
+        at_most(f"{prefix}: largest difference from all labels at once", largest_difference, 1e-9),
     ]
 
 
@@ -128,20 +121,12 @@ def a_million(n: int = 1_000_000) -> list[dict]:
 
 
 def main():
-    """Measure, print, and end with 1 where a bar does not hold."""
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--json", action="store_true", help="print a list of measurements")
+    """Measure, print, and exit with 1 if a bar does not hold."""
+    options = arguments(__doc__)
     options.add_argument("--weeks", type=int, default=3, help="weeks of labels that are replayed by the hour")
     chosen = options.parse_args()
     predictions, labels = flights()
-    rows = [*expectations(predictions, labels), *replayed(predictions, labels, chosen.weeks), *a_million()]
-    if chosen.json:
-        print(json.dumps(rows))
-    else:
-        for r in rows:
-            peer = "" if r["peer"] is None else f"{r['peer']:12.5g}"
-            print(f"{r['name']:92} {r['ours']:12.5g} {peer:12}  {r['bar'] or 'reported':14} {'holds' if r['holds'] else 'BROKEN'}")
-    sys.exit(0 if all(r["holds"] for r in rows) else 1)
+    finish([*expectations(predictions, labels), *replayed(predictions, labels, chosen.weeks), *a_million()], chosen.json)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Pipelines against `ploomber ploomber_build`, on generated projects, each command a process of its own from start to end.
+"""Pipelines against `ploomber build`, on generated projects, each command a process of its own from start to end.
 
 Both run the same 30 notebooks, each of which imports pandas and torch: in a chain, and side by side on two jobs. Beyond the cells' own
 time is what is left once the time is taken off that the same cells take in one process that has imported both. Kernels are warm: the
@@ -13,7 +13,6 @@ import needs
 
 needs.packages()
 
-import argparse
 import json
 import os
 import shutil
@@ -26,6 +25,7 @@ from functools import partial
 from pathlib import Path
 
 import generated
+from report import arguments, at_most, faster, finish
 
 ROUNDS = 5
 TASKS = 50
@@ -61,16 +61,11 @@ def outdated(tasks: list[dict]) -> list[str]:
 
 
 def ploomber_build(root: Path) -> float:
-    """Seconds of `ploomber ploomber_build` when nothing is to do."""
+    """Seconds of `ploomber build` when nothing is to do."""
     elapsed, text = timed([str(PROGRAMS / "ploomber"), "build"], root)
     if "True" in text:
         sys.exit(f"ploomber build ran tasks:\n{text}")
     return elapsed
-
-
-def at_most(name: str, ours: float, bar: float, unit: str = "s") -> dict:
-    """A row without a peer: at most `bar`."""
-    return {"name": name, "ours": ours, "peer": None, "ratio": None, "bar": f"at most {bar:g} {unit}", "holds": ours <= bar}
 
 
 def own_time(root: Path) -> float:
@@ -109,7 +104,7 @@ def mlnb_run(root: Path, *words: str) -> float:
 
 
 def ploomber_run(root: Path) -> float:
-    """Seconds of `ploomber ploomber_build` from nothing."""
+    """Seconds of `ploomber build` from nothing."""
     shutil.rmtree(root / "out", ignore_errors=True)
     elapsed, text = timed([str(PROGRAMS / "ploomber"), "build"], root)
     assert "False" not in text, text
@@ -127,7 +122,7 @@ def notebooks(folder: Path, chain: bool, count: int = 30) -> list[dict]:
     peer = statistics.median(ploomber_run(root) for _ in range(ROUNDS)) - cell_seconds
     how = "in a chain" if chain else "side by side, 2 jobs"
     name = f"{count} notebooks that import pandas and torch, {how}, beyond cell time, s, against ploomber build"
-    return [{"name": name, "ours": ours, "peer": peer, "ratio": peer / ours, "bar": 20, "holds": peer / ours >= 20}]
+    return [faster(name, ours, peer, 20)]
 
 
 def many_runs(folder: Path) -> list[dict]:
@@ -138,9 +133,8 @@ def many_runs(folder: Path) -> list[dict]:
     script += "except SystemExit: print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
     peak = float(timed([sys.executable, "-c", script], root)[1].rsplit("PEAK", 1)[1])
     name = "run of 1,000 trivial tasks against 4 runs of 250: it grows linearly, s"
-    ratio = 4 * elapsed[250] / elapsed[1000]
     return [
-        {"name": name, "ours": elapsed[1000], "peer": 4 * elapsed[250], "ratio": ratio, "bar": 0.75, "holds": ratio >= 0.75},
+        faster(name, elapsed[1000], 4 * elapsed[250], 0.75),
         at_most("run of 1,000 tasks, memory of mlnb run, MB", peak, 500, "MB"),
     ]
 
@@ -153,8 +147,7 @@ def nothing_changed(folder: Path) -> list[dict]:
     ploomber_build(root)
     ours, peer = (statistics.median(column) for column in zip(*((plan(root)[0], ploomber_build(root)) for _ in range(ROUNDS)), strict=True))
     name = f"nothing changed, {TASKS} tasks, whole process, s"
-    row = {"name": f"{name}, against ploomber build", "ours": ours, "peer": peer, "ratio": peer / ours, "bar": 20}
-    return [row | {"holds": peer / ours >= 20}, at_most(name, ours, 0.2)]
+    return [faster(f"{name}, against ploomber build", ours, peer, 20), at_most(name, ours, 0.2, "s")]
 
 
 def one_function_changed(folder: Path) -> list[dict]:
@@ -171,7 +164,7 @@ def one_function_changed(folder: Path) -> list[dict]:
         assert outdated(tasks) == sorted({f"t{f // 4:04}" for f in callers}), outdated(tasks)
         module.write_text(before)
         plan(root)
-    return [at_most(f"one function changed of {4 * TASKS}, {TASKS} tasks, whole mlnb plan, s", statistics.median(elapsed), 0.5)]
+    return [at_most(f"one function changed of {4 * TASKS}, {TASKS} tasks, whole mlnb plan, s", statistics.median(elapsed), 0.5, "s")]
 
 
 def many_tasks(folder: Path) -> list[dict]:
@@ -180,11 +173,9 @@ def many_tasks(folder: Path) -> list[dict]:
     for n in (250, 1000):
         root = generated.make(folder / f"many{n}", n)
         elapsed[n] = statistics.median(plan(root)[0] for _ in range(ROUNDS) if not subprocess.run(["rm", "-rf", root / ".mlnb"]).returncode)
-    ratio = elapsed[1000] / elapsed[250]
-    row = {"name": "plan of 1,000 tasks against 4 plans of 250: it grows linearly, s", "ours": elapsed[1000], "peer": 4 * elapsed[250]}
     return [
-        at_most("plan of 1,000 tasks, cold, whole process, s", elapsed[1000], 2),
-        row | {"ratio": 4 / ratio, "bar": 0.75, "holds": 4 / ratio >= 0.75},
+        at_most("plan of 1,000 tasks, cold, whole process, s", elapsed[1000], 2, "s"),
+        faster("plan of 1,000 tasks against 4 plans of 250: it grows linearly, s", elapsed[1000], 4 * elapsed[250], 0.75),
     ]
 
 
@@ -199,19 +190,12 @@ BENCHMARKS = {
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="print the rows as one JSON list")
+    parser = arguments(__doc__)
     parser.add_argument("--only", choices=BENCHMARKS, action="append", help="measure this part; default: all of them")
-    arguments = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        results = [row for name, measure in BENCHMARKS.items() if name in (arguments.only or BENCHMARKS) for row in measure(Path(folder))]
-    if arguments.json:
-        print(json.dumps(results))
-    else:
-        for r in results:
-            peer = f", peer {r['peer']:.3g}, {r['ratio']:.3g}x" if r["peer"] else ""
-            print(f"{r['name']}: ours {r['ours']:.3g}{peer}, bar {r['bar']}: {'holds' if r['holds'] else 'FAILS'}")
-    sys.exit(0 if all(r["holds"] for r in results) else 1)
+        results = [row for name, measure in BENCHMARKS.items() if name in (options.only or BENCHMARKS) for row in measure(Path(folder))]
+    finish(results, options.json)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,8 @@ import needs
 needs.packages()
 
 import argparse
-import gc
 import importlib.util
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import whylogs
+from report import arguments, faster, finish, median_seconds, row
 
 from mlnb.data.profiler import Profiler
 from mlnb.data.profiles import Profile
@@ -44,17 +43,6 @@ def continuous(rows: int, columns: int = 20) -> pd.DataFrame:
     """Columns in which every value is different."""
     rng = np.random.default_rng(0)
     return pd.DataFrame({f"x{i}": rng.normal(size=rows) for i in range(columns)})
-
-
-def cpu_seconds(work, times: int) -> float:
-    """The median CPU time of a piece of work."""
-    elapsed = []
-    for _ in range(times):
-        gc.collect()
-        start = time.process_time()
-        work()
-        elapsed.append(time.process_time() - start)
-    return statistics.median(elapsed)
 
 
 def figures(stock, name: str) -> dict:
@@ -94,32 +82,12 @@ def equality(frames: list[pd.DataFrame]) -> list[dict]:
     ]
     largest_difference = max(abs(own / theirs - 1) for own, theirs in both)
     return [
-        reported("counts, types, nulls, min, max, mean, std that differ from whylogs", len(odd), "0", not odd),
-        reported("largest error of a rank", ranks, "<= 0.003", ranks <= 0.003),
-        reported(
-            "largest difference of distinct values (HLL) from whylogs', %",
-            100 * largest_difference,
-            "<= 2",
-            largest_difference <= 0.02,
-        ),
-        reported(
-            "error of distinct values (HLL) against the rows, root mean square, %",
-            float(100 * np.sqrt((errors**2).mean())),
-            "reported",
-            True,
-        ),
-        reported(
-            "error of distinct values (HLL) against the rows, largest of 39 columns, %",
-            float(100 * np.abs(errors).max()),
-            "reported",
-            True,
-        ),
+        row("counts, types, nulls, min, max, mean, std that differ from whylogs", len(odd), "0", not odd),
+        row("largest error of a rank", ranks, "<= 0.003", ranks <= 0.003),
+        row("largest difference of distinct values (HLL) from whylogs', %", 100 * largest_difference, "<= 2", largest_difference <= 0.02),
+        row("error of distinct values (HLL) against the rows, root mean square, %", float(100 * np.sqrt((errors**2).mean())), "reported"),
+        row("error of distinct values (HLL) against the rows, largest of 39 columns, %", float(100 * np.abs(errors).max()), "reported"),
     ]
-
-
-def reported(name: str, ours: float, bar: str, holds: bool) -> dict:
-    """One row of a measurement without a peer."""
-    return {"name": name, "ours": ours, "peer": None, "ratio": None, "bar": bar, "holds": bool(holds)}
 
 
 def logged(folder: Path, table: pd.DataFrame, hours: int):
@@ -147,7 +115,7 @@ def served(table: pd.DataFrame, hours: int = 4) -> dict:
         start = time.process_time()
         profile_log(log, profiles, parts, lines=False)
         cost = (time.process_time() - start) / len(table) * 1e6
-    return reported(f"profile of the prediction log, {len(table):,} rows in {hours} hours, CPU us a row", cost, "<= 8", cost <= 8)
+    return row(f"profile of the prediction log, {len(table):,} rows in {hours} hours, CPU us a row", cost, "<= 8", cost <= 8)
 
 
 def batches(rows: int) -> dict:
@@ -173,24 +141,22 @@ def growth() -> list[dict]:
     each = {name: one["seconds"] / ROWS[name] * 1e6 for name, one in found.items()}
     min_memory, max_memory = min(one["memory"] for one in found.values()), max(one["memory"] for one in found.values())
     time_holds, memory_holds = max(each.values()) <= 1.25 * each["1M"], max_memory <= 1.1 * min_memory
-    rows = [reported(f"{name} rows x 3 by merged batches, CPU us a row", cost, "within 25%", time_holds) for name, cost in each.items()]
+    rows = [row(f"{name} rows x 3 by merged batches, CPU us a row", cost, "within 25%", time_holds) for name, cost in each.items()]
     return rows + [
-        reported(f"{name} rows x 3 by merged batches, peak MB", one["memory"], "within 10%", memory_holds) for name, one in found.items()
+        row(f"{name} rows x 3 by merged batches, peak MB", one["memory"], "within 10%", memory_holds) for name, one in found.items()
     ]
 
 
 def measure(name: str, frame: pd.DataFrame, bar: float, times: int) -> dict:
     """One row: CPU seconds of both and their ratio."""
-    ours = cpu_seconds(lambda: Profile.of(frame), 2 * times + 1)
-    peer = cpu_seconds(lambda: whylogs.log(frame), times)
-    ratio = peer / ours
-    return {"name": name, "ours": ours, "peer": peer, "ratio": ratio, "bar": bar, "holds": ratio >= bar}
+    ours = median_seconds(lambda: Profile.of(frame), 2 * times + 1)
+    peer = median_seconds(lambda: whylogs.log(frame), times)
+    return faster(name, ours, peer, bar)
 
 
 def main():
-    """Measure, print, and end with 1 where a bar does not hold."""
-    options = argparse.ArgumentParser(description=__doc__)
-    options.add_argument("--json", action="store_true", help="print a list of measurements")
+    """Measure, print, and exit with 1 if a bar does not hold."""
+    options = arguments(__doc__)
     options.add_argument("--times", type=int, default=3, help="runs of the peer, of which the median counts")
     options.add_argument("--batches", type=int, help=argparse.SUPPRESS)
     chosen = options.parse_args()
@@ -205,13 +171,7 @@ def main():
         served(table[:100_000]),
         *growth(),
     ]
-    if chosen.json:
-        print(json.dumps(rows))
-    else:
-        for row in rows:
-            peer = f"{row['peer']:7.3f} {row['ratio']:6.1f}x" if row["peer"] else 16 * " "
-            print(f"{row['name']:76} {row['ours']:9.4g} {peer}  bar {row['bar']}  holds {row['holds']}")
-    sys.exit(0 if all(row["holds"] for row in rows) else 1)
+    finish(rows, chosen.json)
 
 
 if __name__ == "__main__":

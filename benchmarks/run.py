@@ -5,7 +5,6 @@ Each program times mlnb and a peer in one run and prints, with `--json`, a list 
 It ends with 1 where a bar does not hold, and with 2 where it cannot run. So does this one, and then it leaves README.md as it is.
 """
 
-import argparse
 import datetime as dt
 import json
 import os
@@ -15,6 +14,7 @@ import sys
 from pathlib import Path
 
 import needs
+from report import arguments, formatted
 
 BENCHMARK_FOLDER = Path(__file__).parent
 TEXT = """# Benchmarks
@@ -58,11 +58,6 @@ def measure(program: Path) -> tuple[str, list[dict]]:
 def table(measured: list[tuple[str, list[dict]]]) -> str:
     """Markdown rows, one a measurement."""
 
-    def formatted(value) -> str:
-        if value is None or isinstance(value, str):
-            return value or ""
-        return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-
     def line(program: str, r: dict) -> str:
         figures = " | ".join(
             [
@@ -78,11 +73,10 @@ def table(measured: list[tuple[str, list[dict]]]) -> str:
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="print every row as one JSON list")
-    arguments = parser.parse_args()
+    parser = arguments(__doc__)
+    options = parser.parse_args()
     needs.everything()
-    programs = sorted(p for p in BENCHMARK_FOLDER.glob("*.py") if p.name not in {"run.py", "generated.py", "needs.py", "servers.py"})
+    programs = sorted(p for p in BENCHMARK_FOLDER.glob("*.py") if p.name not in {"run.py", "generated.py", "needs.py", "report.py", "servers.py"})
     measured = []
     for program in programs:
         print(f"{program.stem} ...", file=sys.stderr)
@@ -92,7 +86,7 @@ def main():
     written = "".join(file.read_text().partition(f"\n{WRITTEN}")[1:]) if file.exists() else ""
     file.write_text(page + written)
     rows = [row for _, rows in measured for row in rows]
-    print(json.dumps(rows) if arguments.json else page)
+    print(json.dumps(rows) if options.json else page)
     sys.exit(0 if all(r["holds"] for r in rows) else 1)
 
 

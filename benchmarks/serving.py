@@ -11,7 +11,6 @@ import needs
 
 needs.packages()
 
-import argparse
 import json
 import signal
 import statistics
@@ -29,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import servers
+from report import arguments, at_least, at_most, finish, no_more_than
 from servers import LOAD_CORE, Running, Server, pinned, running
 from speed.mlp import NAMES, Mlp, requests
 
@@ -104,22 +104,6 @@ def compare(bench: Bench, *several: Server) -> list[dict]:
     """Median figures of servers that run at once and are asked for one row."""
     with ExitStack() as stack:
         return take_turns(bench, *(one_row(bench, stack.enter_context(running(s))) for s in several))
-
-
-def at_least(name: str, ours: float, peer: float, bar: float) -> dict:
-    """A row: ours is at least `bar` times the peer's."""
-    return {"name": name, "ours": ours, "peer": peer, "ratio": ours / peer, "bar": bar, "holds": ours >= bar * peer}
-
-
-def at_most(name: str, ours: float, bar: float, unit: str, peer: float | None = None) -> dict:
-    """A row: ours is at most `bar`."""
-    ratio = ours / peer if peer else None
-    return {"name": name, "ours": ours, "peer": peer, "ratio": ratio, "bar": f"at most {bar:g} {unit}".strip(), "holds": ours <= bar}
-
-
-def no_more_than(name: str, ours: float, peer: float, bar: float) -> dict:
-    """A row: ours is at most `bar` times the peer's."""
-    return {"name": name, "ours": ours, "peer": peer, "ratio": ours / peer, "bar": f"at most {bar:g}x", "holds": ours <= bar * peer}
 
 
 def against(bench: Bench, peer: Callable, bar: float, ours: Callable = servers.under_uvicorn, slowest: float | None = None) -> list[dict]:
@@ -215,28 +199,21 @@ BENCHMARKS = {
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="print the rows as one JSON list")
+    parser = arguments(__doc__)
     parser.add_argument("--only", choices=BENCHMARKS, action="append", help="measure this part; default: all of them")
     parser.add_argument("--seconds", type=int, default=5, help="of load, each time")
     parser.add_argument("--rounds", type=int, default=5, help="of which the median counts")
     parser.add_argument("--requests", type=int, default=300_000, help="of the run that watches memory")
-    arguments = parser.parse_args()
+    options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the servers are ended all the same
-    chosen = {name: measure for name, measure in BENCHMARKS.items() if name in (arguments.only or BENCHMARKS)}
+    chosen = {name: measure for name, measure in BENCHMARKS.items() if name in (options.only or BENCHMARKS)}
     needs.wrk()
     for name in chosen.keys() & needs.PEERS.keys():
         needs.peer(name)
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(servers.project(Path(folder)), arguments.seconds, arguments.rounds, arguments.requests)
+        bench = Bench(servers.project(Path(folder)), options.seconds, options.rounds, options.requests)
         results = [row for measure in chosen.values() for row in measure(bench)]
-    if arguments.json:
-        print(json.dumps(results))
-    else:
-        for r in results:
-            peer = f", peer {r['peer']:,.3g}, {r['ratio']:.3g}x" if r["peer"] else ""
-            print(f"{r['name']}: ours {r['ours']:,.4g}{peer}, bar {r['bar']}: {'holds' if r['holds'] else 'FAILS'}")
-    sys.exit(0 if all(r["holds"] for r in results) else 1)
+    finish(results, options.json)
 
 
 if __name__ == "__main__":

@@ -9,15 +9,13 @@ import needs
 
 needs.packages()
 
-import argparse
-import json
 import statistics
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import torch
+from report import arguments, at_least, finish
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -92,24 +90,16 @@ def measure(device: torch.device, epochs: int) -> dict:
     mine, theirs = (statistics.median(column) for column in zip(*rounds, strict=True))
     where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU, one thread"
     name = f"training, samples/s, {where}, {source}, batch {config.batch}"
-    return {"name": name, "ours": mine, "peer": theirs, "ratio": mine / theirs, "bar": BAR, "holds": mine / theirs >= BAR}
+    return at_least(name, mine, theirs, BAR)
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="print the rows as one JSON list")
-    arguments = parser.parse_args()
+    chosen = arguments(__doc__).parse_args()
     torch.set_num_threads(1)
     results = [measure(torch.device("cpu"), epochs=2)]
     if torch.cuda.is_available():
         results.append(measure(torch.device("cuda"), epochs=10))
-    if arguments.json:
-        print(json.dumps(results))
-    else:
-        for r in results:
-            verdict = "holds" if r["holds"] else "FAILS"
-            print(f"{r['name']}: ours {r['ours']:,.0f}, peer {r['peer']:,.0f}, {r['ratio']:.2f}x, bar {r['bar']}x {verdict}")
-    sys.exit(0 if all(r["holds"] for r in results) else 1)
+    finish(results, chosen.json)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def test_a_program_prints_a_list_and_ends_with_1_where_a_bar_does_not_hold(name,
     module = program(name)
     row = {"name": "made up", "ours": 1.0, "peer": 3.0, "ratio": 3.0, "bar": 2.0, "holds": holds}
     monkeypatch.setattr(module, "measure", lambda *a, **k: row)
-    for other in ("served", "equality", "growth"):
+    for other in ("served", "equality", "growth"):  # of profiles
         monkeypatch.setattr(module, other, lambda *a, other=other, **k: row if other == "served" else [row], raising=False)
     monkeypatch.setattr(sys, "argv", [name, "--json"])
     with pytest.raises(SystemExit) as ended:
@@ -62,7 +62,8 @@ def test_what_is_measured_has_that_form(monkeypatch):
 
 @pytest.mark.parametrize(("bar", "code"), [(1.0, 0), (2.0, 1)])
 def test_all_of_them_become_one_page(bar, code, tmp_path):
-    shutil.copy(FOLDER / "run.py", tmp_path)
+    for name in ("run.py", "report.py"):
+        shutil.copy(FOLDER / name, tmp_path)
     (tmp_path / "needs.py").write_text("def everything(): pass")
     for name in ("one", "two"):
         (tmp_path / f"{name}.py").write_text(FAKE.replace("BAR", str(bar)))
@@ -165,7 +166,8 @@ HOLES = ["print([])", "import sys; print('[]'); sys.exit(2)", "raise ValueError"
 
 @pytest.mark.parametrize("program", HOLES)
 def test_a_page_has_no_silent_holes(program, tmp_path):
-    shutil.copy(FOLDER / "run.py", tmp_path)
+    for name in ("run.py", "report.py"):
+        shutil.copy(FOLDER / name, tmp_path)
     (tmp_path / "needs.py").write_text((FOLDER / "needs.py").read_text() + "\n\ndef everything(): pass\n")
     (tmp_path / "one.py").write_text(FAKE.replace("BAR", "1.0"))
     (tmp_path / "two.py").write_text(program)

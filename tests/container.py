@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import psutil
 import toy_project
+from waiting import free_port, wait_until_ready
 
 from mlnb.serving.predictions import read
 
@@ -94,7 +95,7 @@ def end(process: subprocess.Popen):
 
 def serve(root: Path, folder: Path):
     "Run the image and ask it"
-    container, port, data = run("buildah", "from", IMAGE).strip(), toy_project.free_port(), folder / "data"
+    container, port, data = run("buildah", "from", IMAGE).strip(), free_port(), folder / "data"
     (data / "storage").mkdir(parents=True)
     shutil.copytree(root / ".mlnb/storage/context", data / "storage/context")
     run("chown", "-R", "1034:1034", data)
@@ -103,7 +104,7 @@ def serve(root: Path, folder: Path):
     process = subprocess.Popen(command)
     try:
         started = time.monotonic()
-        url = toy_project.wait_until_ready(process, f"http://127.0.0.1:{port}", 120)
+        url = wait_until_ready(process, f"http://127.0.0.1:{port}")
         log_line(f"ready after {time.monotonic() - started:.1f} s")
         ask(url, root, data)
         health = json.loads(run("buildah", "inspect", "--type", "image", IMAGE))["Docker"]["config"]["Healthcheck"]["Test"]

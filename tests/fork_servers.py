@@ -7,7 +7,7 @@ import signal
 import tempfile
 from pathlib import Path
 
-from waiting import until
+from waiting import is_alive, until
 
 from mlnb.notebooks import kernels
 
@@ -54,20 +54,12 @@ def private_folder():
     try:
         yield Path(folder)
         servers = [server["pid"] for server in kernels.stop(kill=True)]
-        until(lambda: not any(map(lives, servers)))
+        until(lambda: not any(map(is_alive, servers)))
     finally:
         os.environ.pop("MLNB_RUNTIME_DIR")
         if before is not None:
             os.environ["MLNB_RUNTIME_DIR"] = before
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def lives(pid):
-    "Does the process run? One that has ended and was not waited for does not"
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
 
 
 def ask(worker, expression):

@@ -116,11 +116,3 @@ def done(root):
     plan.save()
     assert not plan.warnings
     return root
-
-
-def lives(pid):
-    "Whether a process runs; one that has ended and that nobody has waited for does not"
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except OSError:
-        return False

@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 import toy_project
+from waiting import free_port, wait_until_ready
 
 from mlnb.data.point_in_time import SnapshotStore
 from mlnb.models.bundle import Bundle
@@ -31,11 +32,11 @@ if __name__ == "__main__":
 @contextmanager
 def serving(toy, predictions, **variables):
     "A uvicorn process that serves the toy project, and its URL"
-    port = toy_project.free_port()
+    port = free_port()
     env = toy_project.environment(toy) | {"MLNB_PREDICTIONS": str(predictions), **variables}
     process = subprocess.Popen([sys.executable, "-c", SERVER, str(port)], cwd=toy, env=env, stderr=subprocess.PIPE, text=True)
     try:
-        yield process, toy_project.wait_until_ready(process, f"http://127.0.0.1:{port}")
+        yield process, wait_until_ready(process, f"http://127.0.0.1:{port}")
     finally:
         process.kill()
         process.wait()

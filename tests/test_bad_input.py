@@ -18,6 +18,7 @@ import pytest
 import toy_project
 import warm_cli
 from pipeline_project import FIRST, make, notebook
+from waiting import free_port, wait_until_ready
 
 from mlnb.project.errors import ServingError
 from mlnb.serving.server import check_port
@@ -208,7 +209,7 @@ TRACKED = """
 
 def test_no_such_mlflow_server(project):
     notebook(project / "nbs/other.ipynb", DECLARED, TRACKED)
-    url = f"http://127.0.0.1:{toy_project.free_port()}"
+    url = f"http://127.0.0.1:{free_port()}"
     says = f"TrackingError: setting 'tracking' has value '{url}', which does not answer"
     refused(project, "run other", says, "start it with mlflow server", MLNB_TRACKING=url)
 
@@ -355,10 +356,10 @@ def test_a_host_that_is_not_this_machine(model, host):
 def service(toy, tmp_path_factory):
     "A client of `mlnb serve`, and a request that is right"
     root = shutil.copytree(toy, tmp_path_factory.mktemp("service") / "project")
-    port = toy_project.free_port()
+    port = free_port()
     process = subprocess.Popen([*PROGRAM, "serve", "--development", "--port", str(port)], cwd=root, env=PLAIN | {"PYTHONPATH": str(root)})
     try:
-        with httpx.Client(base_url=toy_project.wait_until_ready(process, f"http://127.0.0.1:{port}")) as client:
+        with httpx.Client(base_url=wait_until_ready(process, f"http://127.0.0.1:{port}")) as client:
             yield client, toy_project.example(root)
     finally:
         process.send_signal(signal.SIGINT)

@@ -15,8 +15,8 @@ import psutil
 import pytest
 import toy_project
 import warm_cli
-from plain_server import run_server
-from waiting import until
+from uvicorn_process import run_server
+from waiting import free_port, until, wait_until_ready
 
 from mlnb.models.bundle import Bundle
 from mlnb.models.registry import Tracking
@@ -54,12 +54,12 @@ def serve(built):
     started = []
 
     def start(*arguments, **variables):
-        port = toy_project.free_port()
+        port = free_port()
         env = toy_project.environment(built[0]) | variables
         del env["PYTHONPATH"]
         process = subprocess.Popen([*MLNB, "serve", "--port", str(port), *arguments], cwd=built[0], env=env)
         started.append(process)
-        url = toy_project.wait_until_ready(process, f"http://127.0.0.1:{port}")
+        url = wait_until_ready(process, f"http://127.0.0.1:{port}")
         return process, url, family(process.pid)
 
     yield start
@@ -124,7 +124,7 @@ def test_a_bento_answers_as_the_pipeline_did_with_two_workers(built, serve):
 
 def by_hand(root: Path, *arguments, cwd: Path, **variables) -> tuple[subprocess.Popen, str]:
     "The program `bentoml serve`, as somebody starts it who does not know `mlnb serve`, and the URL at which it will answer"
-    port = toy_project.free_port()
+    port = free_port()
     env = toy_project.environment(root) | {"BENTOML_HOME": str(root / ".mlnb/bentoml")} | variables
     del env["PYTHONPATH"]
     command = [sys.executable, "-m", "bentoml", "serve", *map(str, arguments), "--port", str(port)]
@@ -143,7 +143,7 @@ def answered_by_hand(root: Path, *arguments, **where) -> str:
     "The id of a request that `bentoml serve` has answered"
     process, url = by_hand(root, *arguments, **where)
     try:
-        toy_project.wait_until_ready(process, url)
+        wait_until_ready(process, url)
         answer = toy_project.post(f"{url}/predict", json=toy_project.example(root))
         assert answer.status_code == 200, answer.text
         return answer.json()["request_id"]
@@ -226,7 +226,7 @@ def test_a_worker_that_has_not_begun_to_import_ends_with_its_supervisor(built, t
     root, _ = built
     (tmp_path / "sitecustomize.py").write_text(STALLED)
     env = toy_project.environment(root) | {"PYTHONPATH": str(tmp_path), "STALLED": str(tmp_path / "stalled")}
-    command = [*MLNB, "serve", "--port", str(toy_project.free_port())]
+    command = [*MLNB, "serve", "--port", str(free_port())]
     process = subprocess.Popen(command, cwd=root, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         until(lambda: process.poll() is not None or (tmp_path / "stalled").exists(), "the worker")
@@ -305,7 +305,7 @@ def test_idle_connections_do_not_keep_others_out_of_bentoml_for_long(serve, buil
     assert all(caller.recv(65536).startswith(b"HTTP/1.1 408") for caller in idle[:990])
     for caller in idle:
         caller.close()
-    toy_project.wait_until_ready(process, url)
+    wait_until_ready(process, url)
     assert toy_project.post(f"{url}/predict", json=toy_project.example(built[0])).status_code == 200
 
 
@@ -337,7 +337,7 @@ def test_an_old_bento_is_served_with_a_word(built, tmp_path):
     root = shutil.copytree(built[0], tmp_path / "project")
     assert toy_project.run(root, "-m", "toy.bundle", "v2").returncode == 0
     env = {k: v for k, v in toy_project.environment(root).items() if k != "PYTHONPATH"}
-    words = [*MLNB, "serve", "--port", str(toy_project.free_port())]
+    words = [*MLNB, "serve", "--port", str(free_port())]
     process = subprocess.Popen(words, cwd=root, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     said = process.stderr.readline()
     everyone = family(process.pid)
@@ -352,7 +352,7 @@ def test_a_bento_that_changed_is_not_served(built):
     samples = root / ".mlnb/bentoml/bentos" / told["tag"].replace(":", "/") / "src/bundle/samples.json"
     kept = samples.read_bytes()
     samples.write_bytes(kept + b" ")
-    done = mlnb(root, "serve", "--bento", told["tag"], "--port", str(toy_project.free_port()))
+    done = mlnb(root, "serve", "--bento", told["tag"], "--port", str(free_port()))
     samples.write_bytes(kept)
     assert done.returncode == 1 and "cannot be served" in done.stderr and "samples.json has changed since it was written" in done.stderr
 

@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from pipeline_project import lives, notebook
-from waiting import until
+from pipeline_project import notebook
+from waiting import is_alive, until
 
 from mlnb.notebooks import checkpoints, kernel_snapshots, worker
 from mlnb.notebooks.execute import execute
@@ -71,7 +71,7 @@ def test_a_mended_notebook_goes_on(task):
     failed = task.write(*first, "1 / 0", *last).fail()
     saved = failed.checkpoint
     assert saved, failed.why_not
-    assert "ZeroDivisionError" in str(failed) and saved["cell"] == saved["done"] == 2 and lives(saved["pid"]) and failed.why_not is None
+    assert "ZeroDivisionError" in str(failed) and saved["cell"] == saved["done"] == 2 and is_alive(saved["pid"]) and failed.why_not is None
     assert json.loads(json.dumps(saved)) == saved
     task.write(*first, "mended = 1", *last)
     assert checkpoints.check_resumable(saved, task.path) == ""
@@ -81,7 +81,7 @@ def test_a_mended_notebook_goes_on(task):
     assert not any(c["metadata"]["papermill"]["exception"] for c in cells)
     undisturbed = task.run("undisturbed.ipynb", checkpoints=None)
     assert task.count() == 2 and shown(cells) == shown(undisturbed)
-    assert list(task.kernel_snapshots.iterdir()) == [] and not lives(saved["pid"])
+    assert list(task.kernel_snapshots.iterdir()) == [] and not is_alive(saved["pid"])
     log = task.folder / "out.log"
     assert not log.exists() or "timed out" not in log.read_text(), "it ends at once"
 
@@ -90,7 +90,7 @@ def test_it_can_fail_again_and_go_on_again(task):
     before = ("n = 1", SLOW, "n += 1")
     saved = task.write(*before, "1 / 0", "n").fail().checkpoint
     again = task.write(*before, "[][1]", "n").fail(resume=saved).checkpoint
-    assert again["pid"] != saved["pid"] and again["done"] == saved["done"] and until(lambda: not lives(saved["pid"]))
+    assert again["pid"] != saved["pid"] and again["done"] == saved["done"] and until(lambda: not is_alive(saved["pid"]))
     cells = task.write(*before, "n += 1", "n").run(resume=again)
     assert cells[-1]["outputs"][0]["data"]["text/plain"] == ["3"] and task.count() == 1
 
@@ -235,7 +235,7 @@ def test_a_newer_copy_ends_the_older(task):
     failed = task.write(SLOW, children, SLOW, "None", "1 / 0").fail()
     cells = [c for c in json.loads((task.folder / "out.ipynb").read_text())["cells"] if c["cell_type"] == "code"]
     older = int("".join(cells[1]["outputs"][0]["text"]))
-    assert failed.checkpoint["done"] == 3 and older != failed.checkpoint["pid"] and not lives(older)
+    assert failed.checkpoint["done"] == 3 and older != failed.checkpoint["pid"] and not is_alive(older)
     assert [p.suffix for p in sorted(task.kernel_snapshots.iterdir())] == [".json", ".copy"]
 
 
@@ -252,7 +252,7 @@ def test_however_the_kernel_ends(task, end):
 def test_a_copy_that_was_killed(task):
     saved = task.write(SLOW, "1 / 0").fail().checkpoint
     os.kill(saved["pid"], signal.SIGKILL)
-    assert until(lambda: not lives(saved["pid"]))
+    assert until(lambda: not is_alive(saved["pid"]))
     assert checkpoints.check_resumable(saved, task.path) == "the copy of the kernel has ended"
     assert "could not be started: RuntimeError: the copy of the kernel has ended" in str(task.fail(resume=saved))
 
@@ -260,14 +260,14 @@ def test_a_copy_that_was_killed(task):
 def test_a_copy_does_not_wait_for_ever(task):
     wanted = {"folder": str(task.kernel_snapshots), "lifetime": 3}
     saved = task.write(SLOW, "1 / 0").fail(checkpoints=wanted).checkpoint
-    assert until(lambda: not lives(saved["pid"])) and not Path(saved["socket"]).exists()
+    assert until(lambda: not is_alive(saved["pid"])) and not Path(saved["socket"]).exists()
     assert checkpoints.check_resumable(saved, task.path) == "the copy of the kernel waited long enough and has ended"
 
 
 def test_discarded(task):
     saved = task.write(SLOW, "1 / 0").fail().checkpoint
     checkpoints.release_all(task.kernel_snapshots)
-    assert until(lambda: not lives(saved["pid"])) and list(task.kernel_snapshots.iterdir()) == []
+    assert until(lambda: not is_alive(saved["pid"])) and list(task.kernel_snapshots.iterdir()) == []
     checkpoints.release_all(task.kernel_snapshots / "none")
 
 
@@ -279,7 +279,7 @@ def test_what_was_changed(task):
     assert f"cell 1 of the notebook, which had run before the copy was made, {changed}" in why_not
     assert changed in checkpoints.check_resumable(saved, task.write("0", "a = 1", SLOW, "0").path)
     assert changed in checkpoints.check_resumable(saved, task.write("a = 1").path)
-    assert changed in str(task.fail(resume=saved)) and lives(saved["pid"])
+    assert changed in str(task.fail(resume=saved)) and is_alive(saved["pid"])
     Path(saved["saved"]).unlink()
     assert "not there any more" in checkpoints.check_resumable(saved, task.path)
 
@@ -319,13 +319,13 @@ def test_a_worker_tells(task):
     worker.perform(job, worker.JsonLinesConnection(theirs))
     theirs.shutdown(socket.SHUT_WR)
     *_, last = worker.JsonLinesConnection(ours)
-    assert "ZeroDivisionError" in last["error"] and lives(last["checkpoint"]["pid"]) and last["why_not"] is None
+    assert "ZeroDivisionError" in last["error"] and is_alive(last["checkpoint"]["pid"]) and last["why_not"] is None
     theirs.close()
     ours.close()
     task.write(SLOW, "2")
     with socket.socketpair()[0] as nobody:
         worker.perform(job | {"resume": last["checkpoint"]}, worker.JsonLinesConnection(nobody))
-    assert task.count() == 1 and until(lambda: not lives(last["checkpoint"]["pid"]))
+    assert task.count() == 1 and until(lambda: not is_alive(last["checkpoint"]["pid"]))
     task.write(SLOW, "1 / 0")
     with socket.socketpair()[0] as nobody:
         worker.perform(job, worker.JsonLinesConnection(nobody))
@@ -340,10 +340,10 @@ def test_a_kernel_ends_with_its_owner(task):
         "execute('task.ipynb', 'out.ipynb', cwd='.', checkpoints={'folder': sys.argv[2]}, resume=json.loads(sys.argv[1]))"
     )
     owner = subprocess.Popen([sys.executable, "-c", program, json.dumps(saved), str(task.kernel_snapshots)], cwd=task.folder)
-    assert until((task.folder / "began").exists) and lives(saved["pid"])
+    assert until((task.folder / "began").exists) and is_alive(saved["pid"])
     owner.kill()
     owner.wait()
-    assert until(lambda: not lives(saved["pid"]))
+    assert until(lambda: not is_alive(saved["pid"]))
 
 
 def test_a_kernel_that_goes_on_can_be_stopped(task):

@@ -10,9 +10,8 @@ import sys
 import pandas as pd
 import pytest
 import warm_cli
-from pipeline_project import lives
 from test_compactor import DAMAGES, columns, ids_in_parquet, prediction
-from waiting import until
+from waiting import is_alive, until
 
 from mlnb.project.settings import load_settings
 from mlnb.serving.predictions import PredictionLog
@@ -166,7 +165,7 @@ def test_beside_a_service_it_ends_with_it(project):
     until(lambda: len(ids_in_parquet(project / ".mlnb/storage/predictions")) == 30)
     service.kill()
     service.wait()
-    until(lambda: not lives(pid))
+    until(lambda: not is_alive(pid))
 
 
 def test_no_compactor_where_the_setting_says_so(project):

@@ -529,7 +529,7 @@ def test_parts_that_cannot_be_listed_are_not_none(place, monkeypatch, folder):
 def test_beside_the_real_server(toy, tmp_path):
     "Callers ask, workers are killed, the compactor runs again and again: each acknowledged answer is there, once"
     import toy_project
-    from plain_server import Callers, run_server, workers
+    from uvicorn_process import Callers, run_server, workers
 
     from mlnb.serving import log_profiles as p
 

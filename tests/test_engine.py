@@ -8,8 +8,8 @@ import threading
 import time
 
 import pytest
-from pipeline_project import lives, notebook
-from waiting import until
+from pipeline_project import notebook
+from waiting import is_alive, until
 
 from mlnb.notebooks import cells, engine, kernels
 from mlnb.notebooks.execute import execute
@@ -145,7 +145,7 @@ def test_threads_and_processes_end_with_the_notebook(task, tmp_path):
         "print(child.pid)"
     )
     child = int(text(copy))
-    until(lambda: not lives(child), "the end of the child")
+    until(lambda: not is_alive(child), "the end of the child")
 
 
 def test_what_was_written_stays_though_processes_and_threads_are_left(task, tmp_path):

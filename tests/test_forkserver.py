@@ -9,9 +9,9 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from fork_servers import SMALL, WORK, ask, dismiss, kill, lives, loaded, private_folder
+from fork_servers import SMALL, WORK, ask, dismiss, kill, loaded, private_folder
 from jupyter_client.session import Session
-from waiting import until
+from waiting import is_alive, until
 
 from mlnb.notebooks import forkserver, kernels
 
@@ -146,9 +146,9 @@ def test_it_ends_itself_when_idle(folder, project):
     worker = kernels.fork_worker("work:answer", cwd=project, options=kernels.KernelOptions(preload=("json",), pool=0, idle_timeout=0.3))
     (server,) = kernels.status()
     time.sleep(0.6)
-    assert lives(server["pid"]), "a server with a child at work is not idle"
+    assert is_alive(server["pid"]), "a server with a child at work is not idle"
     dismiss(worker)
-    until(lambda: not lives(server["pid"]))
+    until(lambda: not is_alive(server["pid"]))
     assert list(folder.iterdir()) == []
 
 
@@ -209,10 +209,10 @@ time.sleep(600)
 def test_a_killed_owner_leaves_nothing_behind(folder, project):
     owner = subprocess.Popen([sys.executable, "-c", OWNER], cwd=project, stdout=subprocess.PIPE, text=True)
     how, worker, grandchild = owner.stdout.readline().split()
-    assert how == "forked" and lives(worker) and lives(grandchild)
+    assert how == "forked" and is_alive(worker) and is_alive(grandchild)
     owner.kill()
     owner.communicate()
-    until(lambda: not lives(worker) and not lives(grandchild))
+    until(lambda: not is_alive(worker) and not is_alive(grandchild))
 
 
 def test_a_stopped_server_ends_with_its_last_child(folder, project):
@@ -220,11 +220,11 @@ def test_a_stopped_server_ends_with_its_last_child(folder, project):
     (server,) = kernels.status()
     assert kernels.stop() == [{"pid": server["pid"], "children": 1}]
     assert kernels.status() == [], "nobody finds it any more"
-    assert ask(worker, "1 + 1") == 2 and lives(server["pid"])
+    assert ask(worker, "1 + 1") == 2 and is_alive(server["pid"])
     other = warm(project)
     assert ask(other, "os.getppid()") != server["pid"]
     assert dismiss(worker) == dismiss(other) == 7
-    until(lambda: not lives(server["pid"]))
+    until(lambda: not is_alive(server["pid"]))
     assert len(kernels.status()) == 1
 
 
@@ -240,7 +240,7 @@ def test_a_server_whose_folder_was_removed_ends(folder, project):
     for path in folder.iterdir():
         path.unlink()
     assert dismiss(worker) == 7
-    until(lambda: not lives(server["pid"]))
+    until(lambda: not is_alive(server["pid"]))
 
 
 def test_nonsense_is_refused_and_the_server_lives_on(folder, project):

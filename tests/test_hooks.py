@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import toy_project
+from waiting import free_port, wait_until_ready
 
 from mlnb.data.fields import Field
 from mlnb.models.bundle import Bundle
@@ -133,10 +134,10 @@ def project(tmp_path_factory):
 
 @contextmanager
 def serving(root, bundle):
-    port, env = toy_project.free_port(), toy_project.environment(root) | {"MLNB_BUNDLE": bundle, "MLNB_PREDICTIONS": f".mlnb/{bundle}"}
+    port, env = free_port(), toy_project.environment(root) | {"MLNB_BUNDLE": bundle, "MLNB_PREDICTIONS": f".mlnb/{bundle}"}
     process = subprocess.Popen([sys.executable, "-c", SERVER, str(port)], cwd=root, env=env)
     try:
-        yield toy_project.wait_until_ready(process, f"http://127.0.0.1:{port}")
+        yield wait_until_ready(process, f"http://127.0.0.1:{port}")
     finally:
         process.kill()
         process.wait()

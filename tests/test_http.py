@@ -8,7 +8,7 @@ from contextlib import suppress
 import psutil
 import pytest
 import toy_project
-from plain_server import run_server, workers
+from uvicorn_process import run_server, workers
 
 KEY = "k" * 24
 POST = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nX-API-Key: %s\r\nContent-Type: application/json\r\n" % KEY.encode()

@@ -9,8 +9,8 @@ import subprocess
 import sys
 
 import pytest
-from fork_servers import SMALL, WORK, ask, dismiss, lives, private_folder
-from waiting import until
+from fork_servers import SMALL, WORK, ask, dismiss, private_folder
+from waiting import is_alive, until
 
 from mlnb.notebooks import kernels
 from mlnb.project.settings import load_settings
@@ -81,10 +81,10 @@ def test_files_are_written_at_the_end(start, project):
 def test_kill_ends_what_it_started_as_well(start):
     worker = start("work:sleep")
     grandchild = int(worker.socket.recv(100))
-    assert lives(grandchild)
+    assert is_alive(grandchild)
     worker.kill()
     assert worker.wait(60) == -signal.SIGKILL
-    until(lambda: not lives(grandchild))
+    until(lambda: not is_alive(grandchild))
     worker.kill()  # nothing to do
     worker.close()
 
@@ -205,7 +205,7 @@ def test_the_command_shows_and_stops_servers(folder, project):
     assert wrong.returncode == 1 and "no fork server has process id 1; see: mlnb kernels" in wrong.stderr
     assert f"{server['pid']} ends and ends with it 1" in mlnb("stop", str(server["pid"]), "--kill").stdout
     assert worker.wait(60) == -signal.SIGTERM
-    until(lambda: not lives(server["pid"]))
+    until(lambda: not is_alive(server["pid"]))
     worker.close()
     assert mlnb().stdout == "No fork server runs.\n"
 

@@ -4,16 +4,15 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
 
 import pytest
 from pipeline_project import make
+from waiting import free_port, wait_until_ready
 
 OURS = Path(__file__).parent.parent / "jupyter" / "etc"
 
@@ -30,12 +29,6 @@ def settings(tmp_path):
     return folder
 
 
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 @pytest.fixture
 def lab(settings, tmp_path):
     "A running JupyterLab on a small pipeline project: its address"
@@ -49,14 +42,7 @@ def lab(settings, tmp_path):
     process = subprocess.Popen(program, cwd=root, env=environment, stdout=log, stderr=subprocess.STDOUT)
     address = f"http://127.0.0.1:{port}"
     try:
-        while True:
-            assert process.poll() is None, (tmp_path / "log").read_text()
-            try:
-                urllib.request.urlopen(f"{address}/api/status", timeout=10).close()
-                break
-            except (urllib.error.URLError, ConnectionError, TimeoutError):
-                time.sleep(0.1)
-        yield address
+        yield wait_until_ready(process, address, "/api/status")
     finally:
         process.terminate()
         process.wait(30)

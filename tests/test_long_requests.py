@@ -15,7 +15,7 @@ import pyarrow as pa
 import pytest
 import toy_project
 from away_storage import ERRORS
-from waiting import until
+from waiting import free_port, until, wait_until_ready
 
 from mlnb.data.point_in_time import NotCached, SnapshotStore
 from mlnb.project.errors import ServingError
@@ -43,14 +43,14 @@ TABLE = {"content-type": ARROW.decode()}
 @pytest.fixture(scope="module")
 def service(toy, tmp_path_factory):
     "A client of a service whose storage may be made to fail; the file that says how; the folder of its log"
-    folder, port = tmp_path_factory.mktemp("away"), toy_project.free_port()
+    folder, port = tmp_path_factory.mktemp("away"), free_port()
     (mode := folder / "mode").write_text("")
     env = toy_project.environment(toy) | {"AWAY_MODE": str(mode), "MLNB_STORAGE": f"away://{toy}/.mlnb/storage"}
     env |= {"MLNB_PREDICTIONS": str(folder / "log"), "MLNB_REQUEST_TIMEOUT_SECONDS": "60", "MLNB_SNAPSHOT_MAX_AGE_MINUTES": "100000000"}
     code = SERVER.format(tests=str(Path(__file__).parent), port=port)
     process = subprocess.Popen([sys.executable, "-c", code], cwd=toy, env=env, stderr=subprocess.PIPE, text=True)
     try:
-        url = toy_project.wait_until_ready(process, f"http://127.0.0.1:{port}")
+        url = wait_until_ready(process, f"http://127.0.0.1:{port}")
         with httpx.Client(base_url=url, timeout=60) as client:
             yield client, mode, folder / "log"
     finally:

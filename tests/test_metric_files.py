@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 import toy_project
-from plain_server import MLNB
-from waiting import until
+from uvicorn_process import MLNB
+from waiting import free_port, until
 
 COUNT = """
 import os, sys
@@ -100,7 +100,7 @@ def server():
     started = []
 
     def start(root, *arguments, **variables):
-        port = toy_project.free_port()
+        port = free_port()
         env = toy_project.environment(root) | variables
         process = subprocess.Popen([*MLNB, "serve", "--port", str(port), *arguments], cwd=root, env=env, stderr=subprocess.PIPE, text=True)
         started.append(process)

@@ -35,7 +35,7 @@ def test_a_probability_on_the_threshold_is_an_alert():
     assert Cost(1, 3).decide([1 / 3, np.nextafter(1 / 3, 0)]).tolist() == [True, False]
 
 
-@pytest.mark.parametrize(("alert", "missed"), [(0, 3), (3, 3), (4, 3), (-1, 3), (1, np.inf), (np.nan, 3)])
+@pytest.mark.parametrize(("positive", "false_negative"), [(0, 3), (3, 3), (4, 3), (-1, 3), (1, np.inf), (np.nan, 3)])
 def test_costs_without_a_decision_are_refused(positive, false_negative):
     with pytest.raises(ModelError, match="write 0 < alert < missed"):
         Cost(positive, false_negative)

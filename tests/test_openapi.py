@@ -4,10 +4,10 @@ import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
-from plain_server import run_server
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
+from uvicorn_process import run_server
 
 CHECKS = [not_a_server_error, status_code_conformance, response_schema_conformance]
 METHODS = {"/predict": "POST", "/predict/columns": "POST", "/labels": "POST", "/routing": "PUT"}

@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 import toy_project
-from plain_server import run_server, workers
+from uvicorn_process import run_server, workers
 
 from mlnb.serving.labels import LabelStore, compact_labels, current_labels
 

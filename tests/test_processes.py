@@ -9,7 +9,7 @@ from contextlib import suppress
 import psutil
 import pytest
 import toy_project
-from waiting import until
+from waiting import is_alive, until
 
 # An import that never ends: what a helper is doing while its parent is killed
 STALL = """
@@ -94,14 +94,14 @@ def orphan(code: str, name="end_with_parent", call="", preexec="None") -> int:
 def test_a_child_whose_parent_is_gone_when_it_begins_ends_although_it_hangs(handler):
     code = "import os; parent = os.getppid(); import mlnb.project.processes as p; p.GRACE = 0.5; " + handler
     child = orphan(code + "p.end_with_parent(parent + 1); import time; time.sleep(3600)")
-    until(lambda: not toy_project.is_alive(child), "the end of the child")
+    until(lambda: not is_alive(child), "the end of the child")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone sends a signal when a parent ends")
 def test_a_child_that_runs_no_code_of_ours_ends_with_its_parent():
     more = {"name": "end_forks_with_this_process", "call": "end_forks_with_this_process()", "preexec": "os.setsid"}
     child = orphan("import time; time.sleep(3600)", **more)
-    until(lambda: not toy_project.is_alive(child), "the end of the child")
+    until(lambda: not is_alive(child), "the end of the child")
 
 
 def test_a_stopped_parent_ends_nothing(tmp_path):

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from fork_servers import kill, lives, loaded, private_folder
+from fork_servers import kill, loaded, private_folder
 from jupyter_client.manager import KernelManager
-from waiting import until
+from waiting import is_alive, until
 
 from mlnb.notebooks import forkserver, kernels
 
@@ -166,7 +166,7 @@ def test_shutdown_is_graceful_and_complete(kernel, folder, tmp_path):
     pid, connection = kernel.pid, Path(kernel.manager.connection_file)
     kernel.client.stop_channels()
     kernel.manager.shutdown_kernel()
-    until(lambda: not lives(pid))
+    until(lambda: not is_alive(pid))
     assert (tmp_path / "ended.txt").read_text() == "well"
     assert (tmp_path / "open.txt").read_text() == "kept"
     assert not connection.exists()
@@ -177,7 +177,7 @@ def test_kill_ends_what_the_kernel_started(kernel):
     child = int(kernel.run("import subprocess; print(subprocess.Popen(['sleep', '600']).pid)"))
     pid = kernel.pid
     kernel.manager.shutdown_kernel(now=True)
-    until(lambda: not lives(pid) and not lives(child))
+    until(lambda: not is_alive(pid) and not is_alive(child))
 
 
 def test_restart_gives_a_new_kernel_to_the_same_client(kernel):
@@ -188,7 +188,7 @@ def test_restart_gives_a_new_kernel_to_the_same_client(kernel):
         kernel.client.wait_for_ready(60)
         assert kernel.run("'x' in globals()") == "False"
         assert kernel.pid != pid
-        until(lambda pid=pid: not lives(pid))
+        until(lambda pid=pid: not is_alive(pid))
         pid = kernel.pid
 
 
@@ -279,7 +279,7 @@ def test_the_server_may_be_killed(folder):
     kernel.manager.restart_kernel()
     kernel.client.wait_for_ready(60)
     assert kernel.run("'again'") == "'again'" and kernel.how in ("pool", "forked")
-    until(lambda: not lives(pid))
+    until(lambda: not is_alive(pid))
     kernel.close()
 
 
@@ -312,10 +312,10 @@ def test_a_killed_owner_leaves_no_kernel(folder, monkeypatch, pool):
     if pool == "1":
         ahead()
     process, pid = owner()
-    assert lives(pid)
+    assert is_alive(pid)
     process.kill()
     process.communicate()
-    until(lambda: not lives(pid))
+    until(lambda: not is_alive(pid))
     until(lambda: not [p for p in folder.iterdir() if p.is_dir() and p.name.startswith("k")])
 
 
@@ -328,10 +328,10 @@ def test_nor_does_one_whose_server_was_killed_before(folder, monkeypatch, pool):
     (server,) = kernels.status()
     kill(server["pid"])
     time.sleep(0.3)
-    assert lives(pid)
+    assert is_alive(pid)
     process.kill()
     process.communicate()
-    until(lambda: not lives(pid))
+    until(lambda: not is_alive(pid))
 
 
 def test_an_independent_kernel_lives_on(folder):
@@ -340,9 +340,9 @@ def test_an_independent_kernel_lives_on(folder):
     process.wait()
     process.stdout.close()
     time.sleep(0.5)
-    assert lives(pid)
+    assert is_alive(pid)
     kill(pid)
-    until(lambda: not lives(pid))
+    until(lambda: not is_alive(pid))
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import toy_project
-from waiting import until
+from waiting import is_alive, until
 
 from mlnb.data.fields import DECISION_TIME, columns_of, entity_keys
 from mlnb.models.hooks import Model
@@ -401,7 +401,7 @@ def test_the_process_of_a_shadow_ends_with_a_service_that_is_killed(toy, bundles
     pid = int(service.stdout.readline())
     service.kill()
     service.wait()
-    until(lambda: not toy_project.is_alive(pid))
+    until(lambda: not is_alive(pid))
 
 
 def test_a_wrong_share_is_a_wrong_setting(toy):

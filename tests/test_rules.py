@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import toy_project
-from plain_server import run_server
+from uvicorn_process import run_server
 from waiting import until
 
 from mlnb.data.point_in_time import SnapshotStore

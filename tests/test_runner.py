@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from pipeline_project import lives, make, notebook
-from waiting import until
+from pipeline_project import make, notebook
+from waiting import is_alive, until
 
 from mlnb.pipelines.runner import load
 from mlnb.project.errors import MlnbError, PipelineError
@@ -189,7 +189,7 @@ def test_ended_from_outside(project, number, code):
     _, errors = process.communicate(timeout=300)
     assert process.returncode == code
     assert "Traceback" not in errors
-    until(lambda: not lives(kernel), "the end of its kernel")
+    until(lambda: not is_alive(kernel), "the end of its kernel")
     with (project / ".mlnb" / "locks" / "pipeline.lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     if number != signal.SIGKILL:

@@ -13,8 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from pipeline_project import FIRST, done, edit, lives, make, notebook
-from waiting import until
+from pipeline_project import FIRST, done, edit, make, notebook
+from waiting import is_alive, until
 
 from mlnb.pipelines.runner import load
 from mlnb.project.settings import load_settings
@@ -501,7 +501,7 @@ def test_the_copy_of_a_kernel_is_shown_and_ended(suspended):
     shown = next(line for line in told().splitlines() if line.split()[0] == str(pid))
     assert "copy" in shown and "of task long, until " in shown
     assert told("stop", str(pid)) == f"{pid}, the copy of a kernel, has ended\n"
-    until(lambda: not lives(pid))
+    until(lambda: not is_alive(pid))
     assert [c for c in json.loads(told("--json")) if "socket" in c] == []
     write_long(project, SLOW, "1 / 1")
     assert statuses(run(project, resumed=failed)) == {"long": "executed"}

@@ -13,7 +13,7 @@ import pytest
 import toy_project
 import warm_cli
 from pipeline_project import make, notebook
-from plain_server import run_server
+from uvicorn_process import run_server
 from waiting import until
 
 from mlnb.cli.main import _os_error_text

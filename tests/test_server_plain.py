@@ -7,8 +7,8 @@ import time
 import psutil
 import pytest
 import toy_project
-from plain_server import MLNB, Callers, run_server, workers
-from waiting import until
+from uvicorn_process import MLNB, Callers, run_server, workers
+from waiting import until, wait_until_ready
 
 from mlnb.serving.predictions import read
 
@@ -73,7 +73,7 @@ def test_metrics_are_summed_over_workers(toy, tmp_path, row):
         for _ in range(40):  # a connection each, so that both workers answer
             assert toy_project.post(f"{url}/predict", json=row).status_code == 200
         workers(process)[0].kill()
-        toy_project.wait_until_ready(process, url)
+        wait_until_ready(process, url)
         text = toy_project.get(f"{url}/metrics").text
     assert 'mlnb_requests_total{status="200",validity="valid"} 40.0' in text
     assert 'mlnb_predictions_total{arm="champion",version="v1"} 40.0' in text

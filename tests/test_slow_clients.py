@@ -5,7 +5,8 @@ from urllib.parse import urlsplit
 
 import pytest
 import toy_project
-from plain_server import run_server
+from uvicorn_process import run_server
+from waiting import wait_until_ready
 
 from mlnb.serving.predictions import read
 
@@ -171,7 +172,7 @@ def test_more_connections_than_the_limit_are_turned_away(toy, tmp_path):
         for caller in held:
             caller.close()
         assert all(answer.startswith(b"HTTP/1.1 503") and b"retry-after" in answer for answer in refused)
-        toy_project.wait_until_ready(process, url)
+        wait_until_ready(process, url)
 
 
 def test_the_head_of_an_answer_does_not_tell_what_serves(patient):

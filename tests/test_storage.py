@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import toy_project
 import warm_cli
+from waiting import free_port
 
 from mlnb.project.errors import SettingError
 from mlnb.project.settings import load_settings
@@ -24,7 +25,7 @@ COMMANDS = ["drift log", "predictions", "performance", "compact", "outcomes add 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_names_the_setting_and_what_to_do(project, command):
-    words = [*command.split(), *(["--port", str(toy_project.free_port())] if "serve" in command else [])]
+    words = [*command.split(), *(["--port", str(free_port())] if "serve" in command else [])]
     environment = toy_project.environment(project) | {"MLNB_STORAGE": "foo://nope/x"}
     done = warm_cli.run(words, cwd=project, env=environment)
     said = " ".join(done.stderr.split())

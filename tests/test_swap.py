@@ -15,7 +15,7 @@ import httpx
 import msgspec
 import pytest
 import toy_project
-from waiting import until
+from waiting import free_port, is_alive, until, wait_until_ready
 
 from mlnb.data.fields import Field
 from mlnb.models import watcher
@@ -107,7 +107,7 @@ def store(toy, tmp_path_factory):
 @contextmanager
 def serving(store, log, workers=1, **more):
     "A uvicorn server that follows the store: its process and URL"
-    port, place = toy_project.free_port(), log.parent
+    port, place = free_port(), log.parent
     (place / "server.py").write_text(SERVER)
     env = toy_project.environment(store.project) | store.variables(log, **({"MLNB_REQUEST_TIMEOUT_SECONDS": "60"} | more))
     env["PYTHONPATH"] += f":{place}"
@@ -115,7 +115,7 @@ def serving(store, log, workers=1, **more):
     with (place / "stderr").open("w") as told:
         process = subprocess.Popen(command, cwd=store.project, env=env, stderr=told)
     try:
-        yield process, toy_project.wait_until_ready(process, f"http://127.0.0.1:{port}")
+        yield process, wait_until_ready(process, f"http://127.0.0.1:{port}")
     finally:
         process.terminate()
         try:
@@ -430,7 +430,7 @@ time.sleep(600)
     pid = int(parent.stdout.readline())
     parent.kill()
     parent.wait()
-    until(lambda: not toy_project.is_alive(pid))
+    until(lambda: not is_alive(pid))
 
 
 def test_a_fetched_version_that_was_damaged_is_fetched_again(store, tmp_path):

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 import toy_project
 from click.testing import CliRunner
-from plain_server import run_server
+from uvicorn_process import run_server
 
 from mlnb.cli.main import cli
 from mlnb.data.profiles import Profile

@@ -2,12 +2,8 @@
 
 import json
 import os
-import secrets
-import socket
 import subprocess
 import sys
-import time
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from textwrap import dedent
@@ -148,40 +144,9 @@ def run(root: Path, *command: str) -> subprocess.CompletedProcess:
 get, post, put = (partial(send, timeout=60) for send in (httpx.get, httpx.post, httpx.put))  # httpx itself waits 5 seconds
 
 
-def free_port() -> int:
-    "A port that nothing listens at, and that no connection takes before a server does: the system gives them others"
-    while True:
-        port = 10_000 + secrets.randbelow(20_000)
-        with socket.socket() as s, suppress(OSError):
-            s.bind(("127.0.0.1", port))
-            return port
-
-
-def wait_until_ready(process: subprocess.Popen, url: str, seconds: float = 120) -> str:
-    "`url` once it answers; fails at once if the process has ended"
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        assert process.poll() is None, "the server ended before it was ready"
-        try:
-            if httpx.get(f"{url}/readyz", timeout=5).status_code == 200:
-                return url
-        except httpx.TransportError:
-            time.sleep(0.05)
-    raise AssertionError(f"{url} did not become ready")
-
-
 def example(root: Path, **other) -> dict:
     "A request that the bundle of `root` answers"
     return json.loads((root / "products/bundle/samples.json").read_text())["requests"][0] | other
-
-
-def is_alive(pid: int) -> bool:
-    "Whether a process runs; one that ended and was not waited for does not"
-    try:
-        os.kill(pid, 0)
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (ProcessLookupError, FileNotFoundError):
-        return False
 
 
 SCORECARD_MODEL = '''

@@ -63,7 +63,7 @@ def cut_off(flights, weather, as_of):
     return History(to_columns(f.drop(columns=["cancelled", "diverted"])), to_columns(w))
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("as_of", MOMENTS)
 def test_no_feature_of_any_key_knows_the_future(flights, weather, history, as_of):
     as_of = np.datetime64(as_of, "s")
     then = cut_off(flights, weather, as_of)

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 import httpx
 import psutil
 import toy_project
-from waiting import until
+from waiting import free_port, until, wait_until_ready
 
 MLNB = (sys.executable, "-c", "from mlnb.cli.main import main; main()")
 
@@ -17,13 +17,13 @@ MLNB = (sys.executable, "-c", "from mlnb.cli.main import main; main()")
 @contextmanager
 def run_server(toy, predictions, *arguments, **variables):
     "The process and the URL of a plain server of the toy project; everything has ended after the block"
-    port = toy_project.free_port()
+    port = free_port()
     env = toy_project.environment(toy) | {"MLNB_PREDICTIONS": str(predictions), **variables}
     command = [*MLNB, "serve", "--plain", "--port", str(port), *arguments]
     process = subprocess.Popen(command, cwd=toy, env=env, stderr=subprocess.PIPE, text=True)
     everyone = []
     try:
-        url = toy_project.wait_until_ready(process, f"http://127.0.0.1:{port}")
+        url = wait_until_ready(process, f"http://127.0.0.1:{port}")
         everyone = psutil.Process(process.pid).children(recursive=True)
         yield process, url
     finally:

@@ -27,7 +27,8 @@ from mlnb.data.profiler import Profiler
 from mlnb.data.profiles import Profile
 from mlnb.serving.compactor import Compactor
 from mlnb.serving.log_profiles import profile_log
-from mlnb.serving.predictions import PredictionLog, to_record_batch
+from mlnb.serving.log_records import to_record_batch
+from mlnb.serving.predictions import PredictionLog
 
 BATCH = 1 << 18  # rows
 ROWS = {"1M": 1_000_000, "10M": 10_000_000, "30M": 30_000_000}

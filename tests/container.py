@@ -18,7 +18,7 @@ import psutil
 import toy_project
 from waiting import free_port, wait_until_ready
 
-from mlnb.serving.predictions import read
+from mlnb.serving.log_reader import read_predictions
 
 MLNB = (sys.executable, "-m", "mlnb.cli.main")
 BASE, IMAGE = "localhost/mlnb-test-base:latest", "localhost/mlnb-test:latest"
@@ -71,7 +71,7 @@ def ask(url: str, root: Path, data: Path):
     assert answered.status_code == 200, answered.text
     answers = answered.json()
     assert [a["probability"] for a in answers] == samples["probability"]
-    logged = read(data / "predictions")
+    logged = read_predictions(data / "predictions")
     assert sorted(logged["request_id"]) == sorted(a["request_id"] for a in answers)
     log_line(f"{len(answers)} samples answered bit for bit, and logged")
 

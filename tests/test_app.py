@@ -17,7 +17,8 @@ from waiting import free_port, wait_until_ready
 from mlnb.data.point_in_time import SnapshotStore
 from mlnb.models.bundle import Bundle
 from mlnb.serving.app import create_app
-from mlnb.serving.predictions import PredictionLog, read
+from mlnb.serving.log_reader import read_predictions
+from mlnb.serving.predictions import PredictionLog
 
 SERVER = """
 import sys
@@ -82,7 +83,7 @@ def test_rows_of_one_request_may_have_different_contexts(server, row):
 def test_every_answer_is_in_the_log(server, row):
     rows = [row | {"flight": i} for i in range(1000)]
     answers = server[0].post("/predict", json=rows).json()
-    table = read(server[1]).set_index("request_id").loc[[a["request_id"] for a in answers]]
+    table = read_predictions(server[1]).set_index("request_id").loc[[a["request_id"] for a in answers]]
     assert table["probability"].tolist() == [a["probability"] for a in answers]
     assert table["flight"].tolist() == list(range(1000)) and table["hour"].notna().all() and (table["arm"] == "champion").all()
     assert table["entity"].iloc[7] == "UA/7/JFK/2013-07-01T05:00:00Z"
@@ -202,7 +203,7 @@ def test_nothing_acknowledged_is_lost_when_the_process_is_killed(toy, tmp_path, 
         os.kill(process.pid, signal.SIGKILL)
         for t in threads:
             t.join()
-    logged = read(tmp_path)["request_id"]
+    logged = read_predictions(tmp_path)["request_id"]
     assert len(acknowledged) > 100 and logged.is_unique and set(acknowledged) <= set(logged)
 
 
@@ -224,7 +225,7 @@ def test_a_prediction_that_cannot_be_logged_is_not_answered(toy, tmp_path, row):
         assert toy_project.get(f"{url}/readyz").status_code == 503
         (tmp_path / "log").unlink()
         assert toy_project.post(f"{url}/predict", json=row).status_code == 200
-    assert len(read(tmp_path / "log")) == 1
+    assert len(read_predictions(tmp_path / "log")) == 1
 
 
 NOTED = """

@@ -21,7 +21,7 @@ from waiting import free_port, until, wait_until_ready
 from mlnb.models.bundle import Bundle
 from mlnb.models.registry import Tracking
 from mlnb.project.errors import ServingError
-from mlnb.serving.predictions import read
+from mlnb.serving.log_reader import read_predictions
 from mlnb.serving.server import _with_old_names
 from mlnb.serving.worker import has_code_of_0_1, verify_bento
 
@@ -110,7 +110,7 @@ def test_a_bento_answers_as_the_pipeline_did_with_two_workers(built, serve):
     assert len(everyone) >= 3
     assert [a["probability"] for a in toy_project.post(f"{url}/predict", json=samples["requests"]).json()] == samples["probability"]
     answers = [toy_project.post(f"{url}/predict", json=samples["requests"][i % 12]).json() for i in range(60)]
-    logged = read(root / ".mlnb/predictions").set_index("request_id")
+    logged = read_predictions(root / ".mlnb/predictions").set_index("request_id")
     assert [logged.loc[a["request_id"], "probability"] for a in answers] == [a["probability"] for a in answers]
     wrong = toy_project.post(f"{url}/predict", json=samples["requests"][0] | {"distance": None})
     assert wrong.status_code == 400 and wrong.json()["fields"][0]["field"] == "distance"
@@ -184,7 +184,7 @@ def test_what_no_worker_could_do_ends_bentoml_serve_with_one_sentence(built, tmp
 def test_bentoml_serve_writes_where_the_project_looks(built):
     root, told = built
     answered = answered_by_hand(root, told["tag"], cwd=root, MLNB_ROOT=".", MLNB_WORKERS="2")
-    assert answered in set(read(root / ".mlnb/predictions")["request_id"])
+    assert answered in set(read_predictions(root / ".mlnb/predictions")["request_id"])
 
 
 def test_a_bento_on_another_machine_writes_where_its_variables_say(built, tmp_path):
@@ -192,7 +192,7 @@ def test_a_bento_on_another_machine_writes_where_its_variables_say(built, tmp_pa
     elsewhere = shutil.copytree(told["path"], tmp_path / "bento")
     places = {f"MLNB_{name.upper()}": str(tmp_path / name) for name in ("storage", "predictions", "labels")}
     shutil.copytree(root / ".mlnb/storage", tmp_path / "storage")
-    assert answered_by_hand(root, elsewhere, cwd=tmp_path, **places) in set(read(tmp_path / "predictions")["request_id"])
+    assert answered_by_hand(root, elsewhere, cwd=tmp_path, **places) in set(read_predictions(tmp_path / "predictions")["request_id"])
     assert not (elsewhere / "src/.mlnb").exists()
 
 

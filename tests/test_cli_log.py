@@ -76,9 +76,9 @@ def test_a_field_that_changed_its_type_is_text_in_a_file(project):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("predictions", "--until", ""), "until is '', which is no time; write 2013-07-01"),
-        (("performance", "--as-of", ""), "it is '', which is no time; write 2013-07-01"),
-        (("predictions", "--since", "soon"), "since is 'soon', which is no time; write 2013-07-01"),
+        (("predictions", "--until", ""), "until is '', which is not a time; write 2013-07-01"),
+        (("performance", "--as-of", ""), "it is '', which is not a time; write 2013-07-01"),
+        (("predictions", "--since", "soon"), "since is 'soon', which is not a time; write 2013-07-01"),
         (("predictions", "--output", "rows.xlsx"), "neither a .parquet nor a .csv file"),
         (("predictions", "--output", "pyproject.toml/rows.csv"), "pyproject.toml/rows.csv cannot be written"),
         (("compact", "--watch", "0"), "--watch"),
@@ -130,7 +130,7 @@ def test_damaged_columns_end_no_command(project, fixed_clock):
     log.close()
     (file,) = (project / ".mlnb/predictions").glob("*.arrows")
     file.write_bytes(DAMAGES["far away"](file.read_bytes()))
-    said = "1 line or table was answered and cannot be read back from the prediction log"
+    said = "1 line or table was served and cannot be read back from the prediction log"
     for _ in range(2):  # before and after the compactor has set it aside
         shown = mlnb(project, "predictions", "--limit", "90", "--json")
         assert len(json.loads(shown.stdout)) == 50 and (shown.returncode, said in shown.stderr) == (1, True)

@@ -10,7 +10,7 @@ from test_cli_serve import refused
 from test_scoring import many, parquet, text
 
 from mlnb.models.bundle import Bundle
-from mlnb.serving.predictions import read
+from mlnb.serving.log_reader import read_predictions
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_a_document_for_a_program(project):
     done = mlnb(project, "score", "in.parquet", "out.csv", "--json", "--log")
     told = json.loads(done.stdout)
     assert (told["rows"], told["rejected"], told["rejected_file"], told["model_version"]) == (30, 1, "out.rejected.csv", "v1")
-    assert len(read(project / ".mlnb/predictions")) == 29
+    assert len(read_predictions(project / ".mlnb/predictions")) == 29
 
 
 def test_where_no_row_is_good_the_command_fails(project):

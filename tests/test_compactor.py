@@ -18,9 +18,12 @@ import pytest
 
 from mlnb.project.errors import ServingError
 from mlnb.serving import compactor as c
-from mlnb.serving import log_reader
+from mlnb.serving import part_store
+from mlnb.serving.log_damage import count_unreadable, quarantined
 from mlnb.serving.log_reader import LogQuery, LogReader
-from mlnb.serving.predictions import Prediction, PredictionLog, count_unreadable, quarantined, read_tables, to_record_batch
+from mlnb.serving.log_records import read_tables, split_by_hour, to_record_batch
+from mlnb.serving.part_store import LogPart, LogPartStore
+from mlnb.serving.predictions import Prediction, PredictionLog
 
 
 def prediction(number, version="v1", hour=None):
@@ -93,7 +96,7 @@ def test_late_rows_make_a_further_part(place):
     c.Compactor(*place).run()
     log_files(place[0], 1, start=10)
     assert c.Compactor(*place).run().rows == 10
-    assert len({p.folder for p in c.PartStore(place[1]).parts()}) < len(c.PartStore(place[1]).parts())
+    assert len({p.folder for p in LogPartStore(place[1]).parts()}) < len(LogPartStore(place[1]).parts())
     assert ids_in_parquet(place[1]) == expected(20) == LogReader(*place).frame()["request_id"].sort_values().tolist()
 
 
@@ -101,7 +104,7 @@ def test_small_parts_are_merged_when_they_pile_up(place):
     for i in range(9):
         log_files(place[0], 1, start=10 * i, hour=5)
         c.Compactor(*place).run()
-    parts = c.PartStore(place[1]).parts()
+    parts = LogPartStore(place[1]).parts()
     assert {p.version: sum(q.version == p.version for q in parts) for p in parts} == {"v1": 2, "v2": 2}
     assert ids_in_parquet(place[1]) == expected(90)
 
@@ -184,7 +187,7 @@ def test_a_line_without_a_version_is_set_aside(place):
 
 
 def test_a_large_log_is_compacted_some_rows_at_a_time(place, monkeypatch):
-    monkeypatch.setattr(c, "_CHUNK", 40)
+    monkeypatch.setattr(c, "_CHUNK_ROWS", 40)
     log_files(place[0], 10, rows=15)
     steps = []
     done = c.Compactor(*place).run(lambda so_far: steps.append(so_far.rows))
@@ -208,14 +211,14 @@ def test_any_name_of_a_version_is_a_folder(place, version):
     log.append([prediction(0, version)])
     log.close()
     c.Compactor(*place).run()
-    (part,) = c.PartStore(place[1]).parts()
+    (part,) = LogPartStore(place[1]).parts()
     assert part.version == version and len(LogReader(*place).frame(LogQuery(version=version))) == 1
 
 
 def test_two_at_once_exclude_each_other(place):
     log_files(place[0], 1)
     one, other = c.Compactor(*place), c.Compactor(*place)
-    with one._exclusive(), pytest.raises(ServingError, match="is being compacted by another process"):
+    with c._compactor_lock(one.folder), pytest.raises(ServingError, match="is being compacted by another process"):
         other.run()
     assert other.run().rows == 10
 
@@ -225,7 +228,7 @@ def test_old_parts_expire_by_hour_and_by_age(place):
     compactor = c.Compactor(*place, retention_days=30)
     assert compactor.run().expired == 0  # old decisions, logged a moment ago
     for part in compactor.store.parts():
-        past = f"{datetime.now(UTC) - timedelta(days=31):{c._STAMP}}"
+        past = f"{datetime.now(UTC) - timedelta(days=31):{part_store.STAMP_FORMAT}}"
         Path(part.path).rename(part.path.replace(part.stamp, past))
     log_files(place[0], 1, start=10)
     assert compactor.run().expired > 0 and ids_in_parquet(place[1]) == expected(20)[10:]
@@ -233,7 +236,7 @@ def test_old_parts_expire_by_hour_and_by_age(place):
 
 def part(hour: str, stamp: str = ""):
     "A part of an hour of decisions, compacted on a day, by default that of the decisions"
-    return c.LogPart(
+    return LogPart(
         f"version=v/hour={hour}/{stamp}",
         1,
         "v",
@@ -268,7 +271,7 @@ NOW = "20261230"  # when all of a replay was compacted
     ],
 )
 def test_a_wrong_clock_removes_a_tenth_of_the_days_and_never_the_newest(parts, gone, later):
-    old, rest = c.expired(parts, datetime(2027, 12, 1, tzinfo=UTC))
+    old, rest = part_store.expired(parts, datetime(2027, 12, 1, tzinfo=UTC))
     assert sorted({p.hour[:10] for p in old}) == gone and rest == later
 
 
@@ -284,7 +287,7 @@ def test_a_pass_by_a_wrong_clock_is_logged(place, monkeypatch, caplog, ahead):
         def now(cls, zone=None):
             return datetime.now(zone) + timedelta(days=ahead)
 
-    monkeypatch.setattr(c, "datetime", Wrong)
+    monkeypatch.setattr(part_store, "datetime", Wrong)
     for _ in range(2):
         assert c.Compactor(*place, retention_days=30).run().expired == (2 if ahead > 0 else 0)
     assert ids_in_parquet(place[1]) == expected(23)[4 if ahead > 0 else 0 :]
@@ -343,7 +346,7 @@ def test_readers_beside_writers_and_compactor(place):
 
 def test_a_reader_that_looks_again_gives_the_compactor_time(place, monkeypatch):
     waits, left = [], [8]
-    monkeypatch.setattr(log_reader.time, "sleep", waits.append)
+    monkeypatch.setattr(part_store.time, "sleep", waits.append)
 
     def work(snapshot):
         left[0] -= 1
@@ -364,9 +367,9 @@ sys.path.insert(0, {tests!r})
 import pandas, pyarrow.dataset, pyarrow.parquet, pyarrow.compute
 import test_compactor as t
 from mlnb.serving import compactor as c
-from mlnb.serving import log_reader
+from mlnb.serving import part_store
 from mlnb.serving.log_reader import LogReader
-c._PILE = 3
+c._MERGE_MIN_PARTS = 3
 root = Path({root!r})
 STEPS = {{"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate"}}
 
@@ -521,7 +524,7 @@ def test_parts_that_cannot_be_listed_are_not_none(place, monkeypatch, folder):
     log_files(place[0], 1, hour=5)
     c.Compactor(*place).run()
     fails_at(folder, monkeypatch)
-    for ask in (LogReader(*place).frame, c.PartStore(place[1]).parts, c.Compactor(*place).run):
+    for ask in (LogReader(*place).frame, LogPartStore(place[1]).parts, c.Compactor(*place).run):
         with pytest.raises(ServingError, match=f"cannot be read: .*Input/output error: '.*{folder}'"):
             ask()
 
@@ -551,4 +554,4 @@ def test_beside_the_real_server(toy, tmp_path):
 
 def test_no_rows_are_of_no_hour():
     texts, times = pa.array([], pa.string()), pa.array([], pa.timestamp("us", "UTC"))
-    assert list(c.split_by_hour(pa.table({"time": times, "entity": texts, "request_id": texts}))) == []
+    assert list(split_by_hour(pa.table({"time": times, "entity": texts, "request_id": texts}))) == []

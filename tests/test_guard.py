@@ -13,7 +13,8 @@ from mlnb.serving.app import create_app
 from mlnb.serving.guard import ApiKeys, Guard, Limits, is_loopback, load_api_keys
 from mlnb.serving.messages import HttpError
 from mlnb.serving.microbatcher import MicroBatcher
-from mlnb.serving.predictions import PredictionLog, read
+from mlnb.serving.log_reader import read_predictions
+from mlnb.serving.predictions import PredictionLog
 
 PREDICT, ADMIN = "p" * 20, "a" * 40
 KEYS = ApiKeys(f"predict:{PREDICT},\nadmin:{ADMIN}\n")
@@ -296,7 +297,7 @@ def test_requests_beyond_the_limit_are_told_to_come_again(make, body, tmp_path):
     answers = asyncio.run(main())
     assert sorted(a[0] for a in answers) == [200] * 8 + [503] * 42
     assert all(a[1][b"retry-after"] == b"1" for a in answers if a[0] == 503)
-    assert len(read(tmp_path)) == 8 and app.predictions.rows.queue == []
+    assert len(read_predictions(tmp_path)) == 8 and app.predictions.rows.queue == []
     assert ask(app, body)[0] == 200
 
 

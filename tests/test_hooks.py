@@ -20,7 +20,9 @@ from mlnb.models.hooks import Model
 from mlnb.models.write_bundle import Samples, write_bundle
 from mlnb.project.errors import BundleError
 from mlnb.serving.app import create_app
-from mlnb.serving.predictions import PredictionLog, read, read_tables
+from mlnb.serving.log_reader import read_predictions
+from mlnb.serving.log_records import read_tables
+from mlnb.serving.predictions import PredictionLog
 
 TREES = '''
 import lightgbm
@@ -158,7 +160,7 @@ def test_a_model_of_another_library_is_served_to_the_bit(project, name, files, f
     assert [a["probability"] for a in many] == samples["probability"] and [a["decision"] for a in many] == samples["decision"]
     assert [a["probability"] for a in one] == samples["probability"][:5]
     assert (many[0]["context_moment"], many[0]["context_age_seconds"]) == (None, None)
-    table = read(project / f".mlnb/{name}").set_index("request_id").loc[[a["request_id"] for a in many]]
+    table = read_predictions(project / f".mlnb/{name}").set_index("request_id").loc[[a["request_id"] for a in many]]
     assert table["entity"].tolist() == [f"N{i}" for i in range(40)] and set(features) <= set(table)
 
 
@@ -379,10 +381,10 @@ def test_a_model_that_goes_wrong_after_its_self_test_answers_and_logs_nothing_fa
     path = "/predict"
     if form == "table":
         path, body = "/predict/columns", b'{"tail": ["N1", "N2"], "distance": [1, 1], "delay": [2, 2]}'
-    assert ask(app, path, body) == 200 and len(read(tmp_path / "log")) == 2
+    assert ask(app, path, body) == 200 and len(read_predictions(tmp_path / "log")) == 2
     monkeypatch.setattr(Odd, "given", {hook: LATER[hook][at]})
     status = ask(app, path, body)
-    table = read(tmp_path / "log")
+    table = read_predictions(tmp_path / "log")
     assert table.attrs["torn"] == 0 and (status, len(table)) in ((500, 2), (200, 4))
     assert status == 500 or hook == "features"  # a feature that JSON can say is logged as it was
 

@@ -16,16 +16,17 @@ from waiting import until
 from mlnb.project.errors import ServingError
 from mlnb.serving import predictions as p
 from mlnb.serving.compactor import Compactor
-from mlnb.serving.log_reader import LogReader
-from mlnb.serving.predictions import PredictionLog, read
+from mlnb.serving.log_reader import LogReader, read_predictions
+from mlnb.serving.predictions import PredictionLog
 
 WORKER = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
 from test_compactor import columns, prediction
-from mlnb.serving.predictions import PredictionLog, read
+from mlnb.serving.log_reader import read_predictions
+from mlnb.serving.predictions import PredictionLog
 log = PredictionLog(sys.argv[2], sync=sys.argv[4], rotate_mb=1)
-log._rotate = 100_000
+log._files.rotate_bytes = 100_000
 number, step = int(sys.argv[3]) * 100_000, 0
 while True:
     numbers = range(number, number + 1 + step % 7)
@@ -89,7 +90,7 @@ def test_files_of_a_living_worker_are_left_alone(tmp_path):
 
 def test_a_file_ends_with_its_size_and_with_its_hour(tmp_path, monkeypatch):
     log = PredictionLog(tmp_path / "log", rotate_mb=1)
-    log._rotate = 1000
+    log._files.rotate_bytes = 1000
     now = time.time()
     monkeypatch.setattr(p.time, "time", lambda: now)
     for i in range(10):
@@ -166,7 +167,7 @@ def test_a_full_disk_refuses_until_there_is_room(disk, sync, fixed_clock):
 
 
 def test_a_full_disk_may_serve_and_says_so(disk, capfd):
-    log = PredictionLog(disk / "log", full="serve")
+    log = PredictionLog(disk / "log", on_failure="serve")
     log.append([prediction(0)])
     for turn in (1000, 2000):
         before = log.unlogged_predictions
@@ -197,7 +198,7 @@ def test_a_full_disk_stops_the_compactor_and_loses_nothing(disk):
 
 
 def test_a_read_only_disk(disk, capfd):
-    refusing, serving = PredictionLog(disk / "log"), PredictionLog(disk / "other", full="serve")
+    refusing, serving = PredictionLog(disk / "log"), PredictionLog(disk / "other", on_failure="serve")
     for log in (refusing, serving):
         log.append([prediction(0)])
         log.close()
@@ -232,7 +233,7 @@ def test_a_part_of_a_line_that_cannot_be_cut_off_ends_its_file(disk, monkeypatch
 
 def test_threads_append_one_after_the_other(tmp_path):
     log = PredictionLog(tmp_path)
-    log._rotate = 5000
+    log._files.rotate_bytes = 5000
 
     def work(who):
         for i in range(100):
@@ -259,7 +260,7 @@ def test_what_is_on_the_disk_leaves_memory_and_the_page_of_the_end_stays(tmp_pat
     for (begin, size), (following, _) in pairwise(released):
         assert size >= p.RELEASE_BYTES and following == (begin + size) // p.PAGE_BYTES * p.PAGE_BYTES
     assert sum(released[-1]) < file.stat().st_size
-    assert read(tmp_path)["request_id"].nunique() == written
+    assert read_predictions(tmp_path)["request_id"].nunique() == written
 
 
 def test_interval_syncs_beside_the_requests(tmp_path, monkeypatch):
@@ -267,7 +268,7 @@ def test_interval_syncs_beside_the_requests(tmp_path, monkeypatch):
     synced, sync = [], os.fdatasync
     monkeypatch.setattr(p.os, "fdatasync", lambda number: (synced.append(p.threading.current_thread().name), sync(number)))
     log = PredictionLog(tmp_path, "interval")
-    log._rotate = 1000
+    log._files.rotate_bytes = 1000
     for i in range(20):
         log.append([prediction(i)])
         time.sleep(0.005)

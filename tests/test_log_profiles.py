@@ -14,7 +14,8 @@ from mlnb.data.hourly_profiles import HourlyProfile
 from mlnb.project.errors import ProfileError, ServingError
 from mlnb.project.settings import Settings
 from mlnb.serving import log_profiles as p
-from mlnb.serving.compactor import Compactor, PartStore
+from mlnb.serving.compactor import Compactor
+from mlnb.serving.part_store import LogPartStore
 from mlnb.serving.predictions import PredictionLog
 
 
@@ -35,7 +36,7 @@ def log_hours(folder, hours, rows=20, start=0, version="v1", arm="champion", **r
 
 
 def rows_of(places, **what) -> dict[str, int]:
-    return {hour: profile.rows for hour, profile in p.LogProfileStore(places[1]).windows(by="hour", **what).items()}
+    return {hour: profile.rows for hour, profile in p.LogProfileStore(places[1]).windows(window="hour", **what).items()}
 
 
 def same(one: dict, other: dict) -> bool:
@@ -91,8 +92,8 @@ def test_segments_of_the_log(places):
     hours = ["2013-07-04T05", "2013-07-05T06", "2013-07-06T06"]
     log_hours(places[0], hours, rows=30, origin=["JFK", "EWR", None], gate=list(range(90)))
     assert p.profile_log(*places) == hours
-    assert p.profile_log(*places, by=("origin", "nowhere", "gate")) == hours  # the setting changed
-    assert p.profile_log(*places, by=("origin", "nowhere", "gate")) == []
+    assert p.profile_log(*places, group_by=("origin", "nowhere", "gate")) == hours  # the setting changed
+    assert p.profile_log(*places, group_by=("origin", "nowhere", "gate")) == []
     assert sum(rows_of(places).values()) == 90
     for value in ("JFK", "EWR", None):
         assert list(rows_of(places, segment=("origin", value)).values()) == [10, 10, 10]
@@ -102,7 +103,7 @@ def test_segments_of_the_log(places):
 
 def test_many_and_long_segments_are_bounded(places):
     log_hours(places[0], ["2013-07-04T05"], rows=200, tail=[f"{i}-{'x' * 300}" for i in range(200)])
-    p.profile_log(*places, by=("tail",))
+    p.profile_log(*places, group_by=("tail",))
     folders = [path for path in places[1].rglob("*.profile") if "by=tail" in str(path)]
     assert len(folders) == 51 and rows_of(places, segment=("tail", p.OTHER)) == {"2013-07-04T05": 150}
 
@@ -116,7 +117,7 @@ def test_days_and_months_say_what_their_hours_say(places):
     assert not list(places[1].rglob("2013-07-03.profile")) and len(list(places[1].rglob("2013-07-02.profile"))) == 1
     store = p.LogProfileStore(places[1])
     assert store.merged().rows == 360 and store.merged("2013-05").rows == 120 and store.merged("2013-05-01").rows == 40
-    assert [w.rows for w in store.windows(by="month").values()] == [120, 120, 120] and len(store.windows(by="day")) == 9
+    assert [w.rows for w in store.windows(window="month").values()] == [120, 120, 120] and len(store.windows(window="day")) == 9
     log_hours(places[0], hours[:1], rows=7, start=500)  # late
     assert p.profile_log(*places) == hours[:1]
     assert store.merged().rows == 367 and store.merged("2013-05").rows == 127 and store.merged(arm="shadow").rows == 12
@@ -136,7 +137,7 @@ def test_hours_of_a_period_are_those_of_its_rows(places):
     hours = [f"2013-{month:02}-{day:02}T{hour:02}" for month in (5, 6, 7) for day in (1, 2) for hour in (1, 2)]
     log_hours(places[0], hours, origin=["JFK", "EWR"], distance=[100, 200])
     log_hours(places[0], hours[::3], rows=5, version="v2", arm="challenger", origin=["JFK"], distance=[800])
-    p.profile_log(*places, by=("origin",))
+    p.profile_log(*places, group_by=("origin",))
     store = p.LogProfileStore(places[1])
     found = figures(store.hourly())
     assert list(found) == hours and found[hours[1]] == (20, 20, 150, 0) and found[hours[0]] == (25, 25, 280, 0)
@@ -182,7 +183,7 @@ def test_what_expired_takes_its_days_and_months_along(places):
     p.profile_log(*places)
     names = lambda: sorted(path.name.partition(".")[0] for path in places[1].rglob("*.profile"))
     assert {"2013-05", "2013-05-02", "2013-06", "2013-06-03"} <= set(names()) and names().count("2013-06") == 2
-    for part in PartStore(places[2]).parts():
+    for part in LogPartStore(places[2]).parts():
         if part.hour < "2013-06" or part.hour > "2013-07" or part.version == "v2":
             Path(part.path).unlink()
     p.profile_log(*places)
@@ -192,7 +193,7 @@ def test_what_expired_takes_its_days_and_months_along(places):
 
 def test_segments_that_nobody_wants_any_more_go(places):
     log_hours(places[0], ["2013-07-04T05", "2013-07-05T05"])
-    p.profile_log(*places, by=("carrier",))
+    p.profile_log(*places, group_by=("carrier",))
     assert len(list(places[1].rglob("by=carrier/*/*.profile"))) == 3
     p.profile_log(*places)
     assert not list(places[1].rglob("by=carrier/*/*.profile")) and list(rows_of(places).values()) == [20, 20]
@@ -254,10 +255,10 @@ def test_a_torn_last_line_waits_for_its_end(places):
 def test_compacting_changes_no_profile(places):
     log_files(places[0], 3, rows=15)
     p.profile_log(*places)
-    before = p.LogProfileStore(places[1]).windows(by="hour")
+    before = p.LogProfileStore(places[1]).windows(window="hour")
     Compactor(places[0], places[2]).run()
     assert p.profile_log(*places, lines=False) == list(before)  # their rows are elsewhere now
-    assert same(before, p.LogProfileStore(places[1]).windows(by="hour"))
+    assert same(before, p.LogProfileStore(places[1]).windows(window="hour"))
 
 
 def test_rows_that_were_logged_twice_count_once(places):
@@ -351,7 +352,8 @@ from pathlib import Path
 sys.path.insert(0, {tests!r})
 import pandas, pyarrow.dataset, pyarrow.parquet, pyarrow.compute
 import test_log_profiles as t
-from mlnb.serving.compactor import Compactor, PartStore
+from mlnb.serving.compactor import Compactor
+from mlnb.serving.part_store import LogPartStore
 from mlnb.serving import log_profiles as p
 from mlnb.data import profiles
 profiles._protobuf()  # imported once, not in every child
@@ -373,7 +375,7 @@ def forked(work):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 def update():
-    p.profile_log(*places, by=("carrier",))
+    p.profile_log(*places, group_by=("carrier",))
 
 def run(last):
     left = [last]
@@ -395,12 +397,12 @@ def begin():
     t.log_hours(places[0], HOURS[:1], rows=5, start=200)
 
 def recover():
-    store = p.HourStore(places[1])
+    store = p.LogProfileStore(places[1])
     assert 60 <= store.merged().rows <= 77 and store.merged("2013-06").rows in (40, 45)
     update()
     assert store.merged().rows == 77 and store.merged("2013-06").rows == 45 and store.merged(segment=("carrier", "UA")).rows == 77
-    assert [w.rows for w in store.windows(by="hour").values()] == [25, 20, 26, 6]
-    assert [w.rows for w in store.windows(by="day").values()] == [25, 20, 26, 6]
+    assert [w.rows for w in store.windows(window="hour").values()] == [25, 20, 26, 6]
+    assert [w.rows for w in store.windows(window="day").values()] == [25, 20, 26, 6]
     update()
 
 assert forked(begin) == 0
@@ -451,11 +453,11 @@ def test_places_of_a_thousand_hours_are_found_by_their_name(places):
             return str.__eq__(self, other)
 
     for i, hour in enumerate(hours):
-        found.note(hour, [Place(f"version=v1/arm=champion/by=tail/is=N{i * 50 + n}") for n in range(50)])
-    assert calls < 2 * len(found.places) == 120_000
+        found.set_hour(hour, [Place(f"version=v1/arm=champion/by=tail/is=N{i * 50 + n}") for n in range(50)])
+    assert calls < 2 * len(found.partitions) == 120_000
     for hour in hours[:-2]:
-        found.note(hour, [])
+        found.set_hour(hour, [])
     store._write_index(found)
     kept = store._read_index()
-    assert len(kept.places) == 100 and kept.hours.keys() == set(hours[-2:])
-    assert {kept.places[n] for n in kept.hours[hours[-1]]} == {found.places[n] for n in found.hours[hours[-1]]}
+    assert len(kept.partitions) == 100 and kept.hours.keys() == set(hours[-2:])
+    assert {kept.partitions[n] for n in kept.hours[hours[-1]]} == {found.partitions[n] for n in found.hours[hours[-1]]}

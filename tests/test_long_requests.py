@@ -21,8 +21,8 @@ from mlnb.data.point_in_time import NotCached, SnapshotStore
 from mlnb.project.errors import ServingError
 from mlnb.project.files import find_files, open_url, publish
 from mlnb.serving.column_validation import ARROW, to_arrow_stream
-from mlnb.serving.compactor import LogPart, PartStore
-from mlnb.serving.predictions import read
+from mlnb.serving.log_reader import read_predictions
+from mlnb.serving.part_store import LogPart, LogPartStore
 
 SERVER = """
 import sys
@@ -146,7 +146,7 @@ def asked_beside(client, row: dict, work) -> tuple[float, list[float]]:
 @pytest.mark.parametrize("form", ["arrow", "columns", "rows"])
 def test_a_long_request_leaves_turns_to_others_and_is_logged_whole(service, toy, form):
     client, _, log = service
-    table, before = slow_table(toy, {"arrow": 20_000, "columns": 5_000, "rows": 4_000}[form]), len(read(log))
+    table, before = slow_table(toy, {"arrow": 20_000, "columns": 5_000, "rows": 4_000}[form]), len(read_predictions(log))
     columns = {
         name: [v.strftime("%Y-%m-%dT%H:%M:%SZ") if hasattr(v, "strftime") else v for v in c] for name, c in table.to_pydict().items()
     }
@@ -166,7 +166,7 @@ def test_a_long_request_leaves_turns_to_others_and_is_logged_whole(service, toy,
         ids = answers[0].json()["request_id"]
     else:
         ids = pa.ipc.open_stream(answers[0].content).read_all()["request_id"].to_pylist()
-    logged = read(log).set_index("request_id")
+    logged = read_predictions(log).set_index("request_id")
     assert len(logged) >= before + table.num_rows and len(set(ids)) == table.num_rows
     assert logged.loc[ids, "flight"].tolist() == table["flight"].to_pylist()
     few = [0, 7, table.num_rows - 1]
@@ -178,12 +178,12 @@ def test_a_long_request_leaves_turns_to_others_and_is_logged_whole(service, toy,
 
 def test_a_wrong_row_of_a_long_request_is_named_by_its_number_and_nothing_is_logged(service, toy):
     client, _, log = service
-    table, before = slow_table(toy, 3_000), len(read(log))
+    table, before = slow_table(toy, 3_000), len(read_predictions(log))
     late = table["decision_time"].to_pylist()
     late[2_500] = late[0].replace(year=1999)  # before any context
     table = table.set_column(table.column_names.index("decision_time"), "decision_time", pa.array(late, pa.timestamp("s", "UTC")))
     answer = client.post("/predict", content=to_arrow_stream(table), headers=TABLE)
-    assert answer.status_code == 503 and answer.json()["row"] == 2_500 and len(read(log)) == before
+    assert answer.status_code == 503 and answer.json()["row"] == 2_500 and len(read_predictions(log)) == before
 
 
 @pytest.mark.parametrize("error", ERRORS)
@@ -201,9 +201,9 @@ def test_calls_of_a_storage_fail_with_an_oserror_alone(tmp_path, monkeypatch, er
     for call in calls:
         with pytest.raises(OSError, match=f"the storage says {error}"):
             call()
-    parts = PartStore(f"away://{tmp_path}/log")
+    parts = LogPartStore(f"away://{tmp_path}/log")
     part = LogPart(f"{place}/x", 1, "v1", "2013-07-01T00", "log", "stamp", "1")
-    for call in (lambda: parts.remove(["x"]), lambda: parts.read(part)):
+    for call in (lambda: parts.remove(["x"]), lambda: parts.read_part(part)):
         with pytest.raises(OSError):
             call()
     with pytest.raises(ServingError, match=f"the storage says {error}"):

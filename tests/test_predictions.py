@@ -12,8 +12,9 @@ from msgspec.structs import replace
 
 from mlnb.models.bundle import Bundle
 from mlnb.project.errors import BundleError, ServingError
-from mlnb.serving.log_reader import to_frame
-from mlnb.serving.predictions import RECORD_FIELDS, Prediction, PredictionLog, read, read_tables, to_record_batch
+from mlnb.serving.log_reader import read_predictions, to_frame
+from mlnb.serving.log_records import RECORD_FIELDS, read_tables, to_record_batch
+from mlnb.serving.predictions import Prediction, PredictionLog
 from mlnb.serving.round_trip import verify_round_trip
 
 
@@ -27,7 +28,7 @@ def prediction(number=0, version="v1", **features):
 def test_what_is_logged_is_read(tmp_path):
     log = PredictionLog(tmp_path)
     log.append([prediction(1), prediction(0)])
-    table = read(tmp_path)
+    table = read_predictions(tmp_path)
     assert table["request_id"].tolist() == ["r0", "r1"] and table["probability"].tolist() == [0.1 + 0.2] * 2
     assert table["wind"].dtype == float and np.isnan(table["wind"][1])
     assert table["decision"].tolist() == [True, False] and table.attrs["torn"] == 0
@@ -40,7 +41,7 @@ def test_what_is_logged_is_read(tmp_path):
 def test_windows_and_versions(tmp_path):
     log = PredictionLog(tmp_path)
     log.append([prediction(i, "v1" if i < 3 else "v2") for i in range(6)])
-    ids = lambda **where: read(tmp_path, **where)["request_id"].tolist()
+    ids = lambda **where: read_predictions(tmp_path, **where)["request_id"].tolist()
     assert ids(since="2013-07-01T04:00:00Z") == ["r4", "r5"]
     assert ids(until="2013-07-01 02:00") == ["r0", "r1"]
     assert ids(since="2013-06-30T22:00:00-04:00", until="2013-07-01T03:00:00") == ["r2"]
@@ -50,7 +51,7 @@ def test_windows_and_versions(tmp_path):
 def test_versions_with_other_features_stand_in_one_table(tmp_path):
     log = PredictionLog(tmp_path)
     log.append([prediction(0), prediction(1, "v2", gust=9.0)])
-    table = read(tmp_path)
+    table = read_predictions(tmp_path)
     assert np.isnan(table["gust"][0]) and table["gust"][1] == 9.0
 
 
@@ -100,7 +101,7 @@ def test_a_line_says_once_what_was_sent_and_seen(tmp_path):
 
 
 def test_an_empty_log(tmp_path):
-    assert len(read(tmp_path / "nowhere")) == 0 and "entity" in read(tmp_path).columns
+    assert len(read_predictions(tmp_path / "nowhere")) == 0 and "entity" in read_predictions(tmp_path).columns
 
 
 @pytest.mark.parametrize("cut", range(1, 40, 7))
@@ -109,7 +110,7 @@ def test_a_torn_last_line_is_skipped_and_counted(tmp_path, cut):
     log.append([prediction(0), prediction(1)])
     (file,) = tmp_path.iterdir()
     os.truncate(file, file.stat().st_size - cut)
-    table = read(tmp_path)
+    table = read_predictions(tmp_path)
     assert (len(table), table.attrs["torn"]) == (1, 1)
 
 
@@ -120,7 +121,7 @@ def test_a_damaged_line_in_the_middle_is_skipped_and_counted(tmp_path, fixed_clo
     (file,) = tmp_path.iterdir()
     lines = file.read_bytes().splitlines(keepends=True)
     file.write_bytes(lines[0] + b"\x00\xff garbage\n" + lines[2] + msgspec.json.encode(prediction(5))[:50])
-    table = read(tmp_path)
+    table = read_predictions(tmp_path)
     assert table["request_id"].tolist() == ["r0", "r2"] and table.attrs["torn"] == 2
 
 
@@ -137,7 +138,7 @@ def test_several_processes(tmp_path):
         w.start()
     for w in workers:
         w.join()
-    table = read(tmp_path)
+    table = read_predictions(tmp_path)
     assert len(table) == table["request_id"].nunique() == 1200 and table.attrs["torn"] == 0
 
 
@@ -148,7 +149,7 @@ def test_a_forked_process_writes_to_a_file_of_its_own(tmp_path, fixed_clock):
     child.start()
     child.join()
     log.append([prediction(2)])
-    assert len(list(tmp_path.iterdir())) == 2 and len(read(tmp_path)) == 3
+    assert len(list(tmp_path.iterdir())) == 2 and len(read_predictions(tmp_path)) == 3
 
 
 def test_a_file_removed_under_the_log_swallows_nothing(tmp_path):
@@ -158,7 +159,7 @@ def test_a_file_removed_under_the_log_swallows_nothing(tmp_path):
         file.unlink()
     (tmp_path / "log").rmdir()
     log.append([prediction(1)])
-    assert read(tmp_path / "log")["request_id"].tolist() == ["r1"]
+    assert read_predictions(tmp_path / "log")["request_id"].tolist() == ["r1"]
 
 
 def test_a_file_moved_under_the_log_goes_on(tmp_path):
@@ -166,7 +167,7 @@ def test_a_file_moved_under_the_log_goes_on(tmp_path):
     log.append([prediction(0)])
     (tmp_path / "log").rename(tmp_path / "moved")
     log.append([prediction(1)])
-    assert read(tmp_path / "moved")["request_id"].tolist() == ["r0", "r1"] and not (tmp_path / "log").exists()
+    assert read_predictions(tmp_path / "moved")["request_id"].tolist() == ["r0", "r1"] and not (tmp_path / "log").exists()
 
 
 def test_a_log_that_cannot_be_written_says_so(tmp_path):
@@ -200,7 +201,7 @@ def test_a_disk_that_fills_up_tears_no_other_line(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "cannot be written: File too large" in done.stdout
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
-    table = read(tmp_path / "log")
+    table = read_predictions(tmp_path / "log")
     assert table["request_id"].iloc[-1] == "r9" and "r0" in set(table["request_id"]) and table.attrs["torn"] == 0
     acknowledged = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("written")]
     assert len(table) == 2 + sum(acknowledged)

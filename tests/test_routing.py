@@ -25,9 +25,10 @@ from mlnb.project.settings import load_settings
 from mlnb.serving import shadow
 from mlnb.serving.app import RequestDecoder
 from mlnb.serving.column_validation import ARROW, to_arrow_stream
-from mlnb.serving.compactor import concat_tables
+from mlnb.serving.log_records import concat_tables
 from mlnb.serving.messages import HttpError, RequestRows
-from mlnb.serving.predictions import read, read_tables
+from mlnb.serving.log_reader import read_predictions
+from mlnb.serving.log_records import read_tables
 from mlnb.serving.routing import FAILURE_THRESHOLD, Router, Routing, TrafficSplit, load_router, load_servable
 
 
@@ -134,7 +135,7 @@ def test_rows_of_one_request_are_answered_by_both_in_their_order(router, tmp_pat
         here = [i for i, a in enumerate(answers) if a.arm == name]
         assert [alone[i].probability for i in here] == [answers[i].probability for i in here]
     assert [a.arm for a in both(rows)] == [a.arm for a in answers]
-    logged = read(tmp_path / "log").set_index("request_id").loc[[a.request_id for a in answers]]
+    logged = read_predictions(tmp_path / "log").set_index("request_id").loc[[a.request_id for a in answers]]
     assert logged["flight"].tolist() == list(range(200))
     for column in ("arm", "model_version", "probability"):
         assert logged[column].tolist() == [getattr(a, column) for a in answers]
@@ -165,9 +166,9 @@ def test_a_table_that_is_split_is_logged_whole_or_refused(router, tmp_path, monk
     with monkeypatch.context() as broken, pytest.raises(HttpError, match="could not be logged"):
         broken.setattr(os, "write", full)
         both.table(table)
-    assert len(set(written)) == 2 and len(read(tmp_path / "log")) == 100 * sent_before
+    assert len(set(written)) == 2 and len(read_predictions(tmp_path / "log")) == 100 * sent_before
     both.table(table)
-    logged = read(tmp_path / "log")
+    logged = read_predictions(tmp_path / "log")
     assert len(logged) == 100 * (sent_before + 1) and logged.attrs["torn"] == 0
     assert sorted(logged["flight"].tolist()) == sorted([*range(100)] * (sent_before + 1))
 
@@ -197,7 +198,7 @@ def test_rows_that_the_challenger_fails_on_are_the_champions(router, tmp_path, c
     failed = sum(d and c == "RAISE" for d, c in zip(assigned, carriers, strict=True))
     assert both.counts["challenger_failed"] == failed and "ZeroDivisionError" in both.problem
     assert capfd.readouterr().err.count("Traceback") == 1  # not once a row
-    logged = read(tmp_path / "log").set_index("request_id")
+    logged = read_predictions(tmp_path / "log").set_index("request_id")
     assert len(logged) == 100 and logged.loc[[a.request_id for a in answers], "arm"].tolist() == wanted
     champion = router(None)(rows)
     for answer, alone in zip(answers, champion, strict=True):
@@ -216,7 +217,7 @@ def test_a_table_that_the_challenger_fails_on_in_part(router, tmp_path, percent)
     assigned = TrafficSplit("odd", percent)(entity_keys(both.bundle.entity, rows.request))
     wanted = ["challenger" if d and c == "UA" else "champion" for d, c in zip(assigned, carriers, strict=True)]
     assert [a["arm"] for a in answers] == wanted
-    logged = read(tmp_path / "log").set_index("request_id").loc[[a["request_id"] for a in answers]]
+    logged = read_predictions(tmp_path / "log").set_index("request_id").loc[[a["request_id"] for a in answers]]
     assert logged["flight"].tolist() == list(range(200)) and logged["arm"].tolist() == wanted
 
 
@@ -254,7 +255,7 @@ def test_a_challenger_that_fails_again_and_again_is_out_until_it_is_another(rout
     assert {a.model_version for a in both(rows_of(both.bundle, 20))} == {"v2"} and both.problem is None
     both.apply_releases(Releases(ModelVersion(1, str(bundles / "v1")), ModelVersion(3, str(bundles / "odd"))), Routing(100, False))
     assert {a.model_version for a in both(rows_of(both.bundle, 20))} == {"odd"}
-    assert len(read(tmp_path / "log")) == 360
+    assert len(read_predictions(tmp_path / "log")) == 360
 
 
 def test_another_share_does_not_bring_a_challenger_back(router, bundles):
@@ -307,7 +308,7 @@ def test_a_shadow_scores_what_the_champion_answered(router, bundles, tmp_path):
     answers = both(rows) + [both(rows.take([i]))[0] for i in range(40)]
     champions = [a.request_id for a in answers if a.arm == "champion"]
     until(lambda: both.counts["shadow_scored"] == len(champions))
-    table = read(tmp_path / "log")
+    table = read_predictions(tmp_path / "log")
     seen = table[table["arm"] == "shadow"].set_index("request_id")
     assert sorted(seen.index) == sorted(champions) and set(seen["model_version"]) == {"v2"}
     alone = router(challenger_percent=100)(rows)
@@ -326,7 +327,7 @@ def test_a_row_that_the_shadow_cannot_score_leaves_the_others(router, tmp_path, 
     until(lambda: sum(both.counts.values()) == 100)
     assert (both.counts["shadow_scored"], both.counts["shadow_failed"]) == (98, 2)
     assert "a model's mistake" in both.problem and capfd.readouterr().err.count("a model's mistake") == 1
-    table = read(tmp_path / "log")
+    table = read_predictions(tmp_path / "log")
     assert (table["arm"] == "shadow").sum() == 98 and (table["arm"] == "champion").sum() == 100
 
 

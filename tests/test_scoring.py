@@ -18,7 +18,8 @@ from mlnb.data.point_in_time import SnapshotStore
 from mlnb.models.bundle import Bundle
 from mlnb.project.errors import MlnbError, ServingError
 from mlnb.serving import scoring, table_files
-from mlnb.serving.predictions import PredictionLog, read
+from mlnb.serving.log_reader import read_predictions
+from mlnb.serving.predictions import PredictionLog
 from mlnb.serving.row_validation import RequestError, RequestSchema
 
 TIMES = ("departure", "decision_time")
@@ -210,7 +211,7 @@ def test_rows_that_the_model_fails_on_leave_the_others(model, newest, rows, tmp_
     answered = [i for i in range(40) if i % 12 != 3]
     assert pq.read_table(output)["probability"].to_pylist() == [model.samples["probability"][i % 12] for i in answered]
     assert pq.read_table(output)["note"].to_pylist() == [f"row {i}" for i in answered]
-    assert sorted(read(tmp_path / "log")["request_id"].str.rpartition("-")[2].astype(int)) == answered
+    assert sorted(read_predictions(tmp_path / "log")["request_id"].str.rpartition("-")[2].astype(int)) == answered
 
 
 def test_a_model_that_answers_nothing(model, newest, rows, tmp_path):
@@ -316,7 +317,7 @@ def test_predictions_are_logged_as_the_service_does(model, newest, rows, tmp_pat
     source = parquet(tmp_path / "in.parquet", [*many(rows, 11), rows[0] | {"carrier": "", "note": ""}])
     log = PredictionLog(tmp_path / "log")
     scoring.score(source, tmp_path / "out.parquet", model, newest, 60, log=log)
-    logged, found = read(tmp_path / "log"), pq.read_table(tmp_path / "out.parquet")
+    logged, found = read_predictions(tmp_path / "log"), pq.read_table(tmp_path / "out.parquet")
     logged["row"] = logged["request_id"].str.rpartition("-")[2].astype(int)
     logged = logged.sort_values("row")
     assert logged["row"].tolist() == list(range(11)) and set(logged["arm"]) == {"batch"}
@@ -368,7 +369,7 @@ def test_a_killed_run_goes_on(toy, model, newest, rows, tmp_path):
     assert int(said.split()[-1]) >= 100
     assert pq.read_table(output)["probability"].to_pylist() == [model.samples["probability"][i % 12] for i in range(200)]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.parquet", "log", "out.parquet"]
-    logged = read(log).drop_duplicates("request_id")
+    logged = read_predictions(log).drop_duplicates("request_id")
     assert sorted(logged["request_id"].str.rpartition("-")[2].astype(int)) == list(range(200))
 
 

@@ -10,7 +10,7 @@ import toy_project
 from uvicorn_process import MLNB, Callers, run_server, workers
 from waiting import until, wait_until_ready
 
-from mlnb.serving.predictions import read
+from mlnb.serving.log_reader import read_predictions
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def row(toy):
 
 def counted(acknowledged: list[str], folder) -> None:
     "Every acknowledged answer is in the log, once"
-    logged = read(folder)["request_id"]
+    logged = read_predictions(folder)["request_id"]
     assert len(acknowledged) > 100 and logged.is_unique and set(acknowledged) <= set(logged)
 
 

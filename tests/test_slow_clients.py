@@ -8,7 +8,7 @@ import toy_project
 from uvicorn_process import run_server
 from waiting import wait_until_ready
 
-from mlnb.serving.predictions import read
+from mlnb.serving.log_reader import read_predictions
 
 HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
 
@@ -147,12 +147,12 @@ def test_two_hundred_slow_callers_keep_nobody_from_an_answer(patient, row):
 
 
 def test_a_caller_that_goes_away_half_way_leaves_nothing(patient, row):
-    before = len(read(patient[1]))
+    before = len(read_predictions(patient[1]))
     for _ in range(20):
         with connect(patient[0]) as caller:
             caller.sendall(HEAD + b"Content-Length: 1000\r\n\r\n" + json.dumps(row).encode()[:50])
     assert toy_project.post(f"{patient[0]}/predict", json=row).status_code == 200
-    assert len(read(patient[1])) == before + 1
+    assert len(read_predictions(patient[1])) == before + 1
 
 
 def test_a_slow_body_within_the_time_is_answered(patient, row):

@@ -26,7 +26,7 @@ from mlnb.project.errors import BundleError, ServingError, TrackingError
 from mlnb.project.files import write_atomic
 from mlnb.project.settings import load_settings
 from mlnb.serving import routing
-from mlnb.serving.predictions import read
+from mlnb.serving.log_reader import read_predictions
 from mlnb.serving.routing import FollowingRouter, Router, Routing, RoutingFile, load_router, load_servable
 
 SERVER = """
@@ -162,7 +162,7 @@ def test_versions_change_under_load_without_an_error(store, tmp_path):
             store.release(version)
             until(lambda version=version: len(load.answers) > 50 and {a["model_version"] for a in load.answers[-50:]} == {version})
     assert not load.errors
-    logged = read(tmp_path / "log").set_index("request_id")
+    logged = read_predictions(tmp_path / "log").set_index("request_id")
     assert logged.index.is_unique and set(logged.index) == {a["request_id"] for a in load.answers}
     logged = logged.loc[[a["request_id"] for a in load.answers]]
     for column in ("model_version", "arm", "probability"):
@@ -198,7 +198,7 @@ def test_what_is_not_fit_stays_out_and_the_store_may_go(store, tmp_path):
         store.release("v3")
         until(lambda: load.answers[-1]["model_version"] == "v3")
     assert not load.errors and told().count("goes on being served") == 4 and told().count("can be followed again") == 2
-    assert set(read(tmp_path / "log")["request_id"]) == {a["request_id"] for a in load.answers}
+    assert set(read_predictions(tmp_path / "log")["request_id"]) == {a["request_id"] for a in load.answers}
 
 
 @contextmanager
@@ -311,7 +311,7 @@ def test_a_change_of_the_routing_under_load_loses_nothing_and_two_at_once_leave_
         assert {k: told[k] for k in wanted[0]} in wanted
         until(lambda: len(load.answers) > 50 and {a["arm"] for a in load.answers[-20:]} == {"challenger"})
     assert not load.errors
-    logged = read(tmp_path / "log").set_index("request_id")
+    logged = read_predictions(tmp_path / "log").set_index("request_id")
     logged = logged[logged["arm"] != "shadow"]
     assert logged.index.is_unique and set(logged.index) == {a["request_id"] for a in load.answers}
     assert logged.loc[[a["request_id"] for a in load.answers], "arm"].tolist() == [a["arm"] for a in load.answers]

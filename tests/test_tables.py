@@ -14,7 +14,7 @@ from mlnb.serving import row_validation
 from mlnb.serving.app import ARROW
 from mlnb.serving.column_validation import ArrowColumns, JsonColumns
 from mlnb.serving.labels import parse_labels
-from mlnb.serving.predictions import read
+from mlnb.serving.log_reader import read_predictions
 from mlnb.serving.row_validation import RequestError, RequestSchema
 
 FIELDS = (
@@ -260,7 +260,7 @@ def test_tables_are_answered_and_logged_as_rows_are(make, toy, tmp_path):  # noq
     assert answer["probability"].to_pylist() == bundle.samples["probability"]
     assert answer["decision"].to_pylist() == bundle.samples["decision"]
     assert answer["context_moment"].to_pylist() == [a["context_moment"] for a in rows]
-    logged = read(tmp_path).set_index("request_id")
+    logged = read_predictions(tmp_path).set_index("request_id")
     for ids in ([a["request_id"] for a in rows], found["request_id"], answer["request_id"].to_pylist()):
         one = logged.loc[ids].reset_index(drop=True).drop(columns=["latency_ms", "logged_at"])
         first = logged.loc[[a["request_id"] for a in rows]].reset_index(drop=True).drop(columns=["latency_ms", "logged_at"])

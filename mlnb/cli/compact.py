@@ -54,7 +54,7 @@ def _warn_unknown_segments(settings):
     "Name the columns of `profile_segments` that no prediction of the project's bundle has"
     from mlnb.models.manifest import verify
     from mlnb.project.errors import BundleError, did_you_mean
-    from mlnb.serving.predictions import RECORD_FIELDS
+    from mlnb.serving.log_records import RECORD_FIELDS
 
     try:
         manifest = verify(settings.path(settings.bundle)) if settings.profile_segments else None
@@ -73,7 +73,7 @@ def _warn_unknown_segments(settings):
 
 def _print(done, json: bool, settings):
     "What a run did; that predictions were lost goes to stderr"
-    from mlnb.serving.predictions import unreadable_message
+    from mlnb.serving.log_damage import unreadable_message
 
     click.echo(json_format.dumps(asdict(done)) if json else _summary(done))
     if done.lost:

@@ -104,7 +104,7 @@ def _version_hint(reader, version: str | None) -> str:
 
     def work(snapshot):
         names = {part.version for part in snapshot.parts}
-        for table in reader.lines(snapshot, LogQuery(), []):
+        for table in reader.read_lines(snapshot, LogQuery(), []):
             names.update(table["model_version"].unique().to_pylist())
         return sorted(names)
 
@@ -137,7 +137,7 @@ def predictions(since, until, version, entity, arm, limit, json, output, safe):
     """
     from mlnb.project.settings import load_settings
     from mlnb.serving.log_reader import LogReader, LogQuery
-    from mlnb.serving.predictions import unreadable_message, count_unreadable
+    from mlnb.serving.log_damage import unreadable_message, count_unreadable
 
     _check_output(output, safe)
     settings = load_settings()

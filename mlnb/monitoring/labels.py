@@ -27,7 +27,7 @@ from ..project.files import storage_errors
 from ..serving.table_files import PROBLEM_SCHEMA, RowBatch, read_batches, check_columns, validate_batch, open_reader, problem_table
 from ..serving.log_reader import LogReader, LogQuery
 from ..serving.labels import EXPECTED_FORMS, CLOCK_SKEW, MAX_KEY_LENGTH, LabelStore, compact_labels, to_microseconds, schema
-from ..serving.predictions import FEATURE_PREFIX, INPUT_PREFIX
+from ..serving.log_records import FEATURE_PREFIX, INPUT_PREFIX
 from ..serving.row_validation import EXPECTED_FORMATS
 from ..serving.scoring import ScoringProgress, rejected_file
 from ..serving.column_validation import is_text_type
@@ -72,7 +72,7 @@ def read_decisions(
 
     def work(snapshot):
         names, condition, found = set(), where.expression(), []
-        for table in reader.lines(snapshot, where, []):
+        for table in reader.read_lines(snapshot, where, []):
             names.update(table.schema.names)
             found.append(_decision_columns(table, segment))
         for part in filter(where.may_match, snapshot.parts):

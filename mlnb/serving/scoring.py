@@ -41,7 +41,8 @@ from mlnb.serving.table_files import (
     open_reader,
     problem_table,
 )
-from .predictions import PredictionLog, to_record_batch
+from .log_records import to_record_batch
+from .predictions import PredictionLog
 from .column_validation import is_text_type
 
 # %% ../../nbs/serving/15_scoring.ipynb #42d302f3

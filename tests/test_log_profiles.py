@@ -355,8 +355,8 @@ import test_log_profiles as t
 from mlnb.serving.compactor import Compactor
 from mlnb.serving.part_store import LogPartStore
 from mlnb.serving import log_profiles as p
-from mlnb.data import profiles
-profiles._protobuf()  # imported once, not in every child
+from mlnb.data import sketches
+sketches.whylogs_messages()  # imported once, not in every child
 os.fsync = lambda number: None  # a kill loses nothing that was written
 root = Path({root!r})
 places = root / "log", root / "profiles", root / "parts"

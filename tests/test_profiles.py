@@ -12,7 +12,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from mlnb.data.profiles import ColumnProfile, Profile, _distinct_values, _kll
+from mlnb.data.profiles import ColumnProfile, Profile
+from mlnb.data.sketches import distinct_values, kll_of_sorted
 from mlnb.project.errors import ProfileError
 
 COUNTS = ("n", "null", "nan", "inf", "true")
@@ -113,7 +114,7 @@ def test_ranks_and_distinct_are_near_the_truth(flights):
 @pytest.mark.parametrize("rows", [0, 1, 2, 7, 8, 1023, 1024, 1025, 1700, 1701, 2303, 2304, 5000, 65_537, 300_001])
 def test_a_sketch_of_any_size_is_valid(rows):
     values = np.random.default_rng(rows).normal(size=rows)
-    sketch = _kll(*_distinct_values(values, None))
+    sketch = kll_of_sorted(*distinct_values(values, None))
     assert sketch.get_n() == rows
     if rows:
         column = ColumnProfile(kll=sketch)
@@ -454,8 +455,8 @@ def test_many_different_texts_are_not_exact():
         ({"a": np.arange(3), "b": np.arange(4)}, "'a' has 3 rows, 'b' has 4"),
         ([1, 2, 3], "row 0 of the list is an object of type int"),
         (np.zeros((3, 2)), r"cannot profile an object of type ndarray and shape \(3, 2\)"),
-        ({"a": np.arange(3), "b": np.zeros((3, 2))}, r"column 'b' is an object of type ndarray and shape \(3, 2\), not one value a row"),
-        ({"a": 3}, "column 'a' is an object of type int, not one value a row"),
+        ({"a": np.arange(3), "b": np.zeros((3, 2))}, r"column 'b' is an object of type ndarray and shape \(3, 2\), not one value per row"),
+        ({"a": 3}, "column 'a' is an object of type int, not one value per row"),
         ({"a": np.array(3)}, "column 'a' is an object of type ndarray and shape"),
         ({"a": "abc"}, "column 'a' is an object of type str"),
     ],

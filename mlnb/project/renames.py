@@ -52,9 +52,15 @@ def renamed_names(
         if new is None:
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         warn_renamed(f"{module}.{name}", new)
-        return getattr(sys.modules[module], new)
+        return _find(sys.modules[module], new)
 
     return find
+
+
+def _find(module: ModuleType, name: str):
+    "An object of a module, or of another one if the name has dots"
+    home, _, name = name.rpartition(".")
+    return getattr(importlib.import_module(home) if home else module, name)
 
 
 class _Loader(SourceFileLoader):
@@ -85,7 +91,7 @@ class _RenamedModule(ModuleType):
         if name.startswith("__"):
             raise AttributeError(name)
         new = self.__dict__["_module"]
-        return getattr(new, renames()["names"].get(new.__name__, {}).get(name, name))
+        return _find(new, renames()["names"].get(new.__name__, {}).get(name, name))
 
 
 class RenamedModules:

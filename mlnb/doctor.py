@@ -189,7 +189,7 @@ def prediction_log(settings):
     "Every prediction that was answered can be read back"
     if settings is None:
         return
-    from mlnb.serving.predictions import unreadable_message, count_unreadable
+    from mlnb.serving.log_damage import unreadable_message, count_unreadable
 
     folder = settings.path(settings.predictions)
     if count := count_unreadable(folder):

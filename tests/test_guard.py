@@ -11,9 +11,9 @@ from mlnb.project.errors import ServingError, SettingError
 from mlnb.project.settings import Settings, load_settings
 from mlnb.serving.app import create_app
 from mlnb.serving.guard import ApiKeys, Guard, Limits, is_loopback, load_api_keys
+from mlnb.serving.log_reader import read_predictions
 from mlnb.serving.messages import HttpError
 from mlnb.serving.microbatcher import MicroBatcher
-from mlnb.serving.log_reader import read_predictions
 from mlnb.serving.predictions import PredictionLog
 
 PREDICT, ADMIN = "p" * 20, "a" * 40

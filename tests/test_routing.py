@@ -25,10 +25,9 @@ from mlnb.project.settings import load_settings
 from mlnb.serving import shadow
 from mlnb.serving.app import RequestDecoder
 from mlnb.serving.column_validation import ARROW, to_arrow_stream
-from mlnb.serving.log_records import concat_tables
-from mlnb.serving.messages import HttpError, RequestRows
 from mlnb.serving.log_reader import read_predictions
-from mlnb.serving.log_records import read_tables
+from mlnb.serving.log_records import concat_tables, read_tables
+from mlnb.serving.messages import HttpError, RequestRows
 from mlnb.serving.routing import FAILURE_THRESHOLD, Router, Routing, TrafficSplit, load_router, load_servable
 
 

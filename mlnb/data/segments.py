@@ -6,6 +6,8 @@
 __all__ = ['OTHER', 'segment_label', 'segment_mask', 'segments', 'merged_segments']
 
 # %% ../../nbs/data/05_segments.ipynb #27bdc053
+from collections.abc import Iterable
+
 import numpy as np
 
 from .profiles import Profile, table_columns
@@ -13,19 +15,18 @@ from ..project.errors import ProfileError, did_you_mean
 
 # %% ../../nbs/data/05_segments.ipynb #3b77f2ad
 def _codes(values) -> tuple[np.ndarray, list]:
-    "For each row the place of its value in a list of values, in which None stands for missing"
+    "For each row the index of its value in a list of values, in which None stands for missing"
     import pandas as pd
 
     values = values.to_pandas() if hasattr(values, "to_pandas") else values
     try:
-        codes, found = pd.factorize(pd.Series(values))
-    except TypeError:  # lists and dictionaries cannot be told apart by their hash
-        codes, found = pd.factorize(pd.Series(map(repr, values), dtype=object))
-    return np.where(codes < 0, len(found), codes), [*found.tolist(), None]
+        codes, distinct = pd.factorize(pd.Series(values))
+    except TypeError:  # lists and dictionaries have no hash
+        codes, distinct = pd.factorize(pd.Series(map(repr, values), dtype=object))
+    return np.where(codes < 0, len(distinct), codes), [*distinct.tolist(), None]
 
 
 def _reorder(values, order: np.ndarray):
-    "A column in another order"
     if hasattr(values, "iloc"):
         return values.iloc[order]
     return values.take(order) if hasattr(values, "take") else [values[i] for i in order]
@@ -38,76 +39,79 @@ def _slice(values, start: int, stop: int):
 def segment_label(
     value,
 ) -> str:
-    "A value as a segment names it: True is true, and 2.0 is 2"
+    "A value as the label of a segment: True is true, and 2.0 is 2"
     text = str(value)
     return text.lower() if text in ("True", "False") else text.removesuffix(".0")
 
 
 def segment_mask(
-    column,  # (rows,) Series
-    value: str,  # as a person wrote it; empty: missing
-):  # (rows,) of bool
-    "Which rows of a column a segment has"
+    column,  # (rows,) pandas.Series
+    value: str,  # as a user wrote it; empty: missing
+):  # (rows,) pandas.Series of bool
+    "Which rows of a column belong to a segment"
     if value == "":
         return column.isna()
-    texts, wanted = column.astype(str), segment_label(value)
-    return texts.isin([text for text in texts.unique() if segment_label(text) == wanted]) & column.notna()
+    texts, label = column.astype(str), segment_label(value)
+    return texts.isin([text for text in texts.unique() if segment_label(text) == label]) & column.notna()
 
 # %% ../../nbs/data/05_segments.ipynb #56786ece
-OTHER = "(other)"  # the value of a segment of all that are too many to be kept apart
+OTHER = "(other)"  # the value of the segment of all values beyond the limit
 
 
-def _segment_codes(columns: dict, by: list[str]) -> tuple[np.ndarray, list[tuple]]:
+def _segment_codes(columns: dict, group_by: list[str]) -> tuple[np.ndarray, list[tuple]]:
     "The number of each row's segment, (rows,), and the key of each number"
-    number, keys = np.zeros(len(columns[by[0]]), np.int64), [()]
-    for name in by:
+    number, keys = np.zeros(len(columns[group_by[0]]), np.int64), [()]
+    for name in group_by:
         codes, values = _codes(columns[name])
         present, number = np.unique(number * len(values) + codes, return_inverse=True)
-        keys = [(*keys[at // len(values)], values[at % len(values)]) for at in present]
+        keys = [(*keys[pair // len(values)], values[pair % len(values)]) for pair in present]
     return number, keys
 
 
-def _largest(sizes, limit: int) -> list:
+def _largest(sizes: dict, limit: int) -> list:
     "The keys of the `limit` largest segments, the largest first"
     return sorted(sizes, key=lambda key: (-sizes[key], repr(key)))[:limit]
 
 
 def segments(
     data,  # as for `Profile.of`
-    by: list[str],  # names of columns
-    limit: int = 100,  # segments that are kept apart: the largest; others are in the segment (OTHER, ...)
+    group_by: list[str],  # names of columns
+    limit: int = 100,  # largest segments; all others are the segment (OTHER, ...)
 ) -> dict[tuple, Profile]:  # (value of each column) -> profile, the largest segment first
-    "The profile of each segment of a table; None is the value of a segment whose value is missing"
+    "The profile of each segment of a table; None stands for a missing value"
     columns = dict(table_columns(data))
-    for name in by:
+    for name in group_by:
         if name not in columns:
             raise ProfileError(f"no column {name!r} to segment by{did_you_mean(name, columns)}; columns: {', '.join(columns)}")
-    if not by or limit < 1:
-        raise ProfileError(f"segments by {by!r}, {limit} at most, are none; write segments(data, by=['origin'])")
-    number, keys = _segment_codes(columns, by)
+    if not group_by or limit < 1:
+        raise ProfileError(f"{limit} segments by {group_by!r} are none; write segments(data, group_by=['origin'])")
+    number, keys = _segment_codes(columns, group_by)
     sizes = dict(zip(keys, np.bincount(number, minlength=len(keys)).tolist(), strict=True))
-    kept = [key for key in _largest(sizes, limit) if sizes[key]]
-    place = {key: at for at, key in enumerate(kept)}
-    number = np.array([place.get(key, len(kept)) for key in keys], np.int64)[number]
-    order = np.argsort(number, kind="stable")  # rows of a segment stay in their order
+    largest = [key for key in _largest(sizes, limit) if sizes[key]]
+    rank = {key: i for i, key in enumerate(largest)}
+    number = np.array([rank.get(key, len(largest)) for key in keys], np.int64)[number]
+    order = np.argsort(number, kind="stable")  # rows of a segment keep their order
     ordered = {name: _reorder(values, order) for name, values in columns.items()}
-    ends = np.searchsorted(number[order], np.arange(len(kept) + 2)).tolist()
-    parts = zip([*kept, (OTHER,) * len(by)], ends, ends[1:], strict=False)
-    return {key: Profile.of({n: _slice(v, start, stop) for n, v in ordered.items()}) for key, start, stop in parts if stop > start}
+    ends = np.searchsorted(number[order], np.arange(len(largest) + 2)).tolist()
+    slices = zip([*largest, (OTHER,) * len(group_by)], ends, ends[1:], strict=False)
+    cut = lambda start, stop: {name: _slice(values, start, stop) for name, values in ordered.items()}
+    return {key: Profile.of(cut(start, stop)) for key, start, stop in slices if stop > start}
 
-
+# %% ../../nbs/data/05_segments.ipynb #dc2ff088
 def merged_segments(
-    found,  # any number of results of `segments`, by the same columns
-    limit: int = 100,  # as there
+    parts: Iterable[dict[tuple, Profile]],  # of `segments`, by the same columns
+    limit: int = 100,  # as in `segments`
 ) -> dict[tuple, Profile]:
-    "The segments of all of them together; a segment that was among the others of one part has those rows in OTHER still"
-    together: dict[tuple, list[Profile]] = {}
-    for part in found:
+    "The segments of all parts"
+    profiles_by_key: dict[tuple, list[Profile]] = {}
+    for part in parts:
         for key, profile in part.items():
-            together.setdefault(key, []).append(profile)
-    rest = next((key for key in together if set(key) == {OTHER}), None)
-    others = together.pop(rest, [])
-    sizes = {key: sum(profile.rows for profile in profiles) for key, profiles in together.items()}
-    kept = {key: Profile.merged(together.pop(key)) for key in _largest(sizes, limit)}
-    others += [profile for profiles in together.values() for profile in profiles]
-    return kept | ({(OTHER,) * len(next(iter(sizes), rest)): Profile.merged(others)} if others else {})
+            profiles_by_key.setdefault(key, []).append(profile)
+    other_key = next((key for key in profiles_by_key if set(key) == {OTHER}), None)
+    others = profiles_by_key.pop(other_key, [])
+    sizes = {key: sum(profile.rows for profile in profiles) for key, profiles in profiles_by_key.items()}
+    largest = {key: Profile.merged(profiles_by_key.pop(key)) for key in _largest(sizes, limit)}
+    others += [profile for profiles in profiles_by_key.values() for profile in profiles]
+    if others:
+        largest[(OTHER,) * len(next(iter(sizes), other_key))] = Profile.merged(others)
+    return largest

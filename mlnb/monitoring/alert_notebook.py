@@ -313,7 +313,7 @@ def _reference_bins(
 
 def _segment_columns(requests, column: str) -> list[str]:
     "Columns whose few values are worth a look"
-    from mlnb.serving.predictions import RECORD_FIELDS
+    from mlnb.serving.log_records import RECORD_FIELDS
 
     names = [n for n in requests if n != column and (n not in RECORD_FIELDS or n in ("arm", "model_version"))]
     names = [n for n in names if requests[n].dtype.kind != "f" and not requests[n].map(type).isin((dict, list)).any()]

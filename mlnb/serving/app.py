@@ -36,7 +36,8 @@ from .labels import LabelLog, parse_labels
 from .messages import Answer, HttpError, RequestRows
 from .microbatcher import MicroBatcher
 from .openapi import index_page, openapi
-from .predictions import PredictionLog, quarantined
+from .log_damage import quarantined
+from .predictions import PredictionLog
 from .predictor import LoggedScorer, Predictor, log_rows, log_tables
 from .request_decoder import JSON, RequestDecoder, by_content_type, to_json
 from .routing import Routing, RoutingFile, load_router

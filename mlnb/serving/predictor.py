@@ -24,7 +24,8 @@ from ..project.errors import ServingError
 from ..project.settings import Settings
 from .messages import ANSWER_FIELDS, CHAMPION, Answer, HttpError, PendingAnswers, RequestRows, RowScores
 from .messages import ScoringBatch, count_rows_by_arm, request_ids
-from .predictions import RECORD_FIELDS, Prediction, PredictionLog, to_arrow_array, to_record_batch
+from .log_records import RECORD_FIELDS, to_arrow_array, to_record_batch
+from .predictions import Prediction, PredictionLog
 
 # %% ../../nbs/serving/05_predictor.ipynb #adf2fc55
 def log_before_answering(

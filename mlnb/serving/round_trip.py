@@ -15,7 +15,8 @@ from types import SimpleNamespace
 from ..models.bundle import Bundle
 from ..project.errors import BundleError, MlnbError
 from .messages import Answer
-from .predictions import PredictionLog, read_tables
+from .log_records import read_tables
+from .predictions import PredictionLog
 from .predictor import Predictor
 from .request_decoder import JSON, RequestDecoder
 

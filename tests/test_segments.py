@@ -159,7 +159,7 @@ def test_a_folder_of_files_and_files_that_are_none(tmp_path):
     data = bytearray(torn.read_bytes())
     data[4:60] = b"\xff" * 56
     torn.write_bytes(data)
-    for path, said in ((tmp_path / "0.parquet", "not a readable Parquet file"), (tmp_path / "no", "is not there"), (torn, "is damaged")):
+    for path, said in ((tmp_path / "0.parquet", "not a readable Parquet file"), (tmp_path / "no", "does not exist"), (torn, "is damaged")):
         with pytest.raises(ProfileError, match=said):
             profile_parquet(path)
     with pytest.raises(ProfileError, match="did you mean 'delay'"):

@@ -40,6 +40,7 @@ COMMANDS = {
     "labels": "Add the ground-truth labels of predictions, and show them.",
     "performance": "How good were the decisions, and how good will they turn out to be?",
     "alerts": "Say what is wrong, who has it in hand, and open a notebook with the evidence.",
+    "upgrade": "Rewrite the project to the names of this release.",
 }
 
 # %% ../../nbs/cli/00_main.ipynb #efeea7ad
@@ -79,7 +80,8 @@ def _apply_permissions() -> None:
     from mlnb.project.permissions import apply_file_permissions
     from mlnb.project.settings import load_settings
 
-    with suppress(MlnbError, OSError):
+    with suppress(MlnbError, OSError), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RenamedWarning)  # the command that needs a setting warns
         apply_file_permissions(load_settings())
 
 

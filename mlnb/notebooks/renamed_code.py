@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NameTable', 'rename_cells', 'rename_code']
 
-# %% ../../nbs/notebooks/16_renamed_code.ipynb #2e8c7630
+# %% ../../nbs/notebooks/16_renamed_code.ipynb #6f6d0df0
 import ast
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from ..project.renames import renames
 
-# %% ../../nbs/notebooks/16_renamed_code.ipynb #e691f97b
+# %% ../../nbs/notebooks/16_renamed_code.ipynb #61ee2854
 @dataclass(frozen=True)
 class NameTable:
     "What each dotted path is to be called; keywords and members by the current path of their function or class"
@@ -31,11 +31,9 @@ class NameTable:
     @classmethod
     def backwards(cls) -> "NameTable":
         "From the current names to those of the release before"
-        tables = renames()
-        former = {new: old for old, new in tables["modules"].items()}
-        names = {f"{m}.{new}": f"{former.get(m, m)}.{old}" for m, pairs in tables["names"].items() for old, new in pairs.items()}
+        tables, current = renames(), _current_paths(renames())
         inverse = lambda table: {path: {new: old for old, new in pairs.items()} for path, pairs in table.items()}
-        return cls(former | names, inverse(tables["keywords"]), inverse(tables["members"]), _current_paths(tables))
+        return cls({new: old for old, new in current.items()}, inverse(tables["keywords"]), inverse(tables["members"]), current)
 
     def rename(
         self,
@@ -46,15 +44,16 @@ class NameTable:
 
 
 def _current_paths(tables: dict) -> dict[str, str]:
-    former: dict[str, list[str]] = {}
-    for old, new in tables["modules"].items():
-        former.setdefault(new, []).append(old)
-    return tables["modules"] | {
-        f"{module}.{old}": f"{new_module}.{new}"
-        for new_module, names in tables["names"].items()
-        for old, new in names.items()
-        for module in (new_module, *former.get(new_module, ()))
-    }
+    "Old dotted path -> current path, of modules and names; what a module had in the release before comes last of several"
+    former = {new: old for old, new in tables["modules"].items()}
+    paths = dict(tables["modules"])
+    for module in tables["names"].keys() | tables.get("moved", {}).keys():
+        homes = {name: home for home, names in tables.get("moved", {}).get(module, {}).items() for name in names}
+        renamed = tables["names"].get(module, {})
+        for old, new in ({name: name for name in homes.keys() - set(renamed.values())} | renamed).items():
+            for source in dict.fromkeys((module, former.get(module, module))):
+                paths[f"{source}.{old}"] = f"{homes.get(new, module)}.{new}"
+    return paths
 
 
 def _renamed(path: str, paths: dict[str, str]) -> str:
@@ -65,7 +64,7 @@ def _renamed(path: str, paths: dict[str, str]) -> str:
             return ".".join([new, *parts[end:]])
     return path
 
-# %% ../../nbs/notebooks/16_renamed_code.ipynb #b0d1e9bb
+# %% ../../nbs/notebooks/16_renamed_code.ipynb #555ca8e8
 _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 _IMPORTS = (ast.Import, ast.ImportFrom)
@@ -138,7 +137,7 @@ def _scope(body: Sequence[ast.AST], arguments: ast.arguments | None = None) -> _
             scope.values[node.target.id].append(node.annotation)
     return scope
 
-# %% ../../nbs/notebooks/16_renamed_code.ipynb #0597f5a3
+# %% ../../nbs/notebooks/16_renamed_code.ipynb #0752151f
 class _Renamer(ast.NodeVisitor):
     """Collects the edits of one text; module-level names are in `scopes[0]`.
 
@@ -159,10 +158,10 @@ class _Renamer(ast.NodeVisitor):
         "Replace `old`, which begins at byte `start` of a line (from 1 on)"
         if old == new:
             return
-        if self.in_f_string is not None:
-            self.in_f_string[old] = new
-        elif self.lines[line - 1][start : start + len(old.encode())] == old.encode():
+        if re.compile(rb"(?<!\w)" + re.escape(old.encode()) + rb"(?!\w)").match(self.lines[line - 1], start):
             self.edits.add((line - 1, start, start + len(old.encode()), new.encode()))
+        elif self.in_f_string is not None:
+            self.in_f_string[old] = new
 
     def replace_in(self, node: ast.AST, old: str, new: str) -> None:
         "Replace the first `old` at or after the start of a node, which may have several lines"
@@ -204,12 +203,28 @@ class _Renamer(ast.NodeVisitor):
     def visit_ImportFrom(self, node):
         ours = list(_imported(node))
         targets = [self.table.rename(path).rpartition(".") for _, path, _ in ours]
-        if not ours or len({parent for parent, _, _ in targets}) > 1:  # no table moves names apart
+        if len({parent for parent, _, _ in targets}) > 1:
+            self.split_import(node, ours, targets)
+        if len({parent for parent, _, _ in targets}) != 1:
             return
         self.replace_in(node, node.module, targets[0][0])
         for (local, _, alias), (_, _, new) in zip(ours, targets, strict=True):
             kept = self.scopes[-1].renamed.get(local, local)
             self.edit_alias(alias, new, kept)
+
+    def split_import(self, node: ast.ImportFrom, ours: list, targets: list) -> None:
+        "One statement a module, where the names of one statement are in several modules now"
+        names: dict[str, list[str]] = {}
+        for (local, _, _), (parent, _, new) in zip(ours, targets, strict=True):
+            bound = self.scopes[-1].renamed.get(local, local)
+            names.setdefault(parent, []).append(new if new == bound else f"{new} as {bound}")
+        indent = self.lines[node.lineno - 1][: node.col_offset]
+        separator = "; " if indent.strip() else f"\n{indent.decode()}"
+        text = separator.join(f"from {parent} import {', '.join(parts)}" for parent, parts in names.items())
+        for line in range(node.lineno - 1, node.end_lineno):
+            start = node.col_offset if line == node.lineno - 1 else 0
+            end = node.end_col_offset if line == node.end_lineno - 1 else len(self.lines[line])
+            self.edits.add((line, start, end, text.encode() if line == node.lineno - 1 else b""))
 
     def edit_alias(self, alias: ast.alias, new: str, local: str) -> None:
         "Rewrite `name` or `name as other` so that it binds `local`"
@@ -225,7 +240,8 @@ class _Renamer(ast.NodeVisitor):
 
     def visit_Name(self, node):
         scope = self.scope_of(node.id)
-        inner = self.scopes[self.scopes.index(scope) + 1 :] if scope else self.scopes
+        visible = [other for other in self.scopes if not other.is_class or other is self.scopes[-1]]
+        inner = visible[visible.index(scope) + 1 :] if scope else visible
         for other in inner:
             other.through.add(node.id)
         if scope:
@@ -328,13 +344,13 @@ class _Renamer(ast.NodeVisitor):
             self.visit(child)
         self.scopes.pop()
 
-# %% ../../nbs/notebooks/16_renamed_code.ipynb #98c6d4b1
+# %% ../../nbs/notebooks/16_renamed_code.ipynb #0939a783
 _PYTHON_CELL_MAGICS = ("%%time", "%%timeit", "%%capture", "%%prun")
 
 
 def _parsed(text: str) -> ast.Module | None:
     "The syntax tree of a cell, in which magics are `pass`; None where it is not Python"
-    lines = text.splitlines()
+    lines = text.split("\n")
     first = next((line for line in lines if line.strip() and not line.startswith("#|")), "")
     if first.startswith("%%") and not first.startswith(_PYTHON_CELL_MAGICS):
         return None

@@ -33,7 +33,8 @@ from mlnb.models.metrics import Cost
 from mlnb.models.tabular import TabularPredictor
 from mlnb.monitoring.alarms import WindowResiduals, assess_drift, assess_window
 from mlnb.monitoring.cross_column import Residuals, effects
-from mlnb.monitoring.drift import compare, hourly_from_table, is_timestamp, split
+from mlnb.monitoring.drift import compare, is_timestamp
+from mlnb.monitoring.drift_sources import hourly_from_table, split_windows
 from mlnb.monitoring.drift_thresholds import DriftThresholds, calibrate, thresholds_from_days
 
 ROOT = Path(__file__).parents[1]
@@ -84,7 +85,7 @@ def cost(table: pd.DataFrame, thresholds: DriftThresholds, times: int) -> list[d
 
     def report():
         reference, current = map(Profile.from_bytes, profiles)
-        assess_drift(compare(reference, {"2013-07": current}, by="month"), thresholds, "month", hourly=hours)
+        assess_drift(compare(reference, {"2013-07": current}, window_size="month"), thresholds, "month", hourly=hours)
 
     ours, peer = median_seconds(report, 2 * times + 1), evidently(before, now, times)
     rows = [row("drift report of two profiles, 30 features, CPU s", ours, "<= 0.5", ours <= 0.5)]
@@ -99,7 +100,7 @@ def cost(table: pd.DataFrame, thresholds: DriftThresholds, times: int) -> list[d
 
 def false_alarm_rates(known: pd.DataFrame, thresholds: DriftThresholds, draws: int) -> list[dict]:
     """The share of reports with an alarm where nothing is wrong, over several seeds."""
-    days, hourly = split(known, "day", TIME), hourly_from_table(known, TIME)
+    days, hourly = split_windows(known, "day", TIME), hourly_from_table(known, TIME)
     labels = sorted(days)[7:-1]
     weeks = [labels[at : at + 7] for at in range(0, len(labels) - 6, 7)]
     unseen = [unseen_blocks(days, hourly, weeks, draws, seed) for seed in range(SEEDS)]  # of each: days, weeks, months
@@ -192,7 +193,7 @@ def months(table: pd.DataFrame, reference: Profile, thresholds: DriftThresholds)
         now = Profile.of(table.loc[table.month == month, COLUMNS])
         alarms = assess_window(reference, now, thresholds, "month", hours=hours.effects(f"2013-{month:02}")).alarms
         family_excess = {
-            alarm.family: alarm.over for alarm in reversed(alarms) if alarm.family in OUTPUTS
+            alarm.family: alarm.times_threshold for alarm in reversed(alarms) if alarm.family in OUTPUTS
         }  # the most unusual of each family
         summary.append(f"{name} {' and '.join(f'{family} {over:.2f}x' for family, over in sorted(family_excess.items())) or 'none'}")
         holds &= bool(family_excess) == (month != 8)

@@ -128,17 +128,17 @@ def test_a_channel_that_comes_back_is_told(project):
 RULE = from_table(RULE_KINDS, "alerts", "inputs", {"kind": "drift"})
 
 
-def look(alerts, *subjects, began=None, evaluation_error=None, window=None, rule=RULE, **details):
+def look(alerts, *subjects, started=None, evaluation_error=None, window=None, rule=RULE, **details):
     details |= {"since": window} if window else {}
     findings = [rule.finding(s, f"{s} moved", value=float("inf"), details=details) for s in subjects]
-    return alerts.note([RuleResult(rule, began or now(), findings, {"n": 1}, evaluation_error)], ["ops"])
+    return alerts.record([RuleResult(rule, started or now(), findings, {"n": 1}, evaluation_error)], ["ops"])
 
 
 def test_a_check_that_began_before_another_was_noted_changes_nothing(project):
     _, alerts = project
     early = now()
     look(alerts, "a")
-    assert look(alerts, began=early) == AlertChanges([], []) and look(alerts, "b", began=early) == AlertChanges([], [])
+    assert look(alerts, started=early) == AlertChanges([], []) and look(alerts, "b", started=early) == AlertChanges([], [])
     assert [(a["subject"], a["missed"]) for a in alerts.select()] == [("a", 0)]
     alerts.close()
 

@@ -78,9 +78,9 @@ def test_a_trouble_from_its_first_check_to_its_end(project):
         assert checked["told"] == {name: {"alerts": 1, "error": None, "note": None} for name in ("file", "hook")}
         assert [r["found"] for r in checked["rules"]] == [["context"], []] and len(hook.got) == 1
     shown = alerts(project, "check", HOOK="http://127.0.0.1:9/secret")
-    assert shown.returncode == 1 and "there is no context yet" in shown.stdout and shown.stderr == ""  # nothing new is to be told
+    assert shown.returncode == 1 and "there is no feature snapshot yet" in shown.stdout and shown.stderr == ""  # nothing new is to be told
     done = alerts(project, "ack", "1", "--note", "on it", "--by", "ada")
-    assert done.stdout == "Alert 1 is acknowledged by ada: there is no context yet\n"
+    assert done.stdout == "Alert 1 is acknowledged by ada: there is no feature snapshot yet\n"
     assert document(project, "check")[1] == 3  # somebody has it in hand, and no run has ended yet
     events = document(project, "show", "1")[0]["events"]
     assert [(e["what"], e["who"]) for e in events] == [("firing", None), ("acknowledged", "ada")]
@@ -173,11 +173,11 @@ def test_what_was_not_examined_comes_first_and_is_not_green(tmp_path):
     log.append([Prediction(f"r{i}", f"e{i}", day, day, *said, {}, {"x": 1.0}) for i in range(20)])
     log.close()
     reasons = {one["rule"]: one["unexamined"] for one in document(tmp_path, "check")[0]["rules"]}
-    assert reasons["auc"] == "none of the decisions from 2013-07-01 to 2013-07-01 has an outcome" and reasons["coverage"] is None
+    assert reasons["auc"] == "none of the decisions from 2013-07-01 to 2013-07-01 has a label" and reasons["coverage"] is None
     now = datetime.now(UTC)
     LabelLog.of(settings).append([Label(f"e{i}", 1.0, now, now, "service") for i in range(20)])
     reasons = {one["rule"]: one["unexamined"] for one in document(tmp_path, "check")[0]["rules"]}
-    assert reasons["auc"] == "the outcomes of the decisions from 2013-07-01 to 2013-07-01 are all the same, so there is no auc"
+    assert reasons["auc"] == "the labels of the decisions from 2013-07-01 to 2013-07-01 are all the same, so there is no auc"
 
 
 def test_a_rule_with_nothing_to_judge_ends_no_alert(tmp_path):
@@ -185,7 +185,7 @@ def test_a_rule_with_nothing_to_judge_ends_no_alert(tmp_path):
     (tmp_path / "pyproject.toml").write_text('[tool.mlnb]\n[tool.mlnb.alerts.hours]\nkind = "drift"\nclear_after = 1\n')
     store = AlertStore.of(load_settings(tmp_path))
     (rule,) = load_rules(load_settings(tmp_path))
-    store.note([RuleResult(rule, now(), [rule.finding("x", "x moved")], {})], [])
+    store.record([RuleResult(rule, now(), [rule.finding("x", "x moved")], {})], [])
     store.close()
     checked, code = document(tmp_path, "check")
     assert code == 1 and [alert["subject"] for alert in checked["alerts"]] == ["x"] and checked["rules"][0]["unexamined"]

@@ -29,8 +29,8 @@ from mlnb.data.profiles import Profile
 from mlnb.models.bundle import Bundle
 from mlnb.models.metrics import Cost, scores_by_group
 from mlnb.models.watcher import read_releases, releases_folder, verify_servable
+from mlnb.monitoring.channels import load_channels
 from mlnb.monitoring.drift_thresholds import DriftThresholds
-from mlnb.monitoring.notify import load_channels
 from mlnb.monitoring.rules import load_rules
 from mlnb.notebooks.renamed_code import NameTable, rename_code
 from mlnb.project.errors import BundleError

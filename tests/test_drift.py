@@ -8,6 +8,8 @@ import pytest
 
 from mlnb.data.profiles import ColumnProfile, Profile
 from mlnb.monitoring import drift as d
+from mlnb.monitoring import drift_sources as sources
+from mlnb.monitoring import drift_statistics as statistics
 from mlnb.project.errors import ProfileError
 from mlnb.project.settings import Settings
 from mlnb.serving.compactor import Compactor
@@ -23,8 +25,8 @@ def one(values) -> ColumnProfile:
     return Profile.of(pd.DataFrame({"x": values})).columns["x"]
 
 
-def drifted(reference, current) -> d.ColumnDrift:
-    return d.column_drift("x", one(reference), one(current))
+def drifted(reference, current) -> statistics.ColumnDrift:
+    return statistics.column_drift("x", one(reference), one(current))
 
 
 def normal(mean=0.0, sd=1.0, rows=20_000, seed=0):
@@ -67,7 +69,7 @@ def test_no_drift_is_none_and_its_psi_is_noise():
     ids=["shift", "units", "stuck", "missing", "infinite", "nothing"],
 )
 def test_faults_of_numbers(now, least):
-    words = list(d.LEVELS)
+    words = list(statistics.LEVELS)
     assert words.index(drifted(normal(), now).level) <= words.index(least)
 
 
@@ -96,12 +98,12 @@ def test_rare_values_share_a_bin():
 
 def test_too_many_different_texts_are_not_compared():
     found = drifted([f"a{i}" for i in range(5000)], [f"b{i}" for i in range(5000)])
-    assert found.level == d.NOT_COMPARED and found.psi is None and "about" in found.note
+    assert found.level == statistics.NOT_COMPARED and found.psi is None and "about" in found.note
 
 
 def test_a_small_window_is_said_to_be_small():
     found = drifted(normal(), normal(seed=1, rows=60))
-    assert found.level == d.TOO_SMALL and found.rows == (20_000, 60) and found.noise > 0.05
+    assert found.level == statistics.TOO_SMALL and found.rows == (20_000, 60) and found.noise > 0.05
 
 
 def test_a_column_that_became_text_is_large():
@@ -121,7 +123,7 @@ def test_columns_without_values():
 
 
 def test_objects_are_not_compared():
-    assert drifted([[1]] * 10, [[2]] * 10).level == d.NOT_COMPARED
+    assert drifted([[1]] * 10, [[2]] * 10).level == statistics.NOT_COMPARED
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------------------
@@ -142,7 +144,7 @@ def test_what_drifts_by_construction_is_left_out_unless_named():
     extra = {"month": np.full(4000, 7), "request_id": np.array([f"r{i}" for i in range(4000)]), "departs": times, "hour": np.zeros(4000)}
     reference, now = table(**extra), table(1, **extra)
     assert d.compare(reference, {"now": now}).left_out == ["month", "request_id", "departs"]
-    assert d.compare(reference, {"now": now}, by="hour").left_out == ["month", "request_id", "departs", "hour"]
+    assert d.compare(reference, {"now": now}, window_size="hour").left_out == ["month", "request_id", "departs", "hour"]
     chosen = d.compare(reference, {"now": now}, columns=["month"])
     assert [c.name for c in chosen.windows[0].columns] == ["month"] and chosen.left_out == []
 
@@ -162,7 +164,7 @@ def test_nothing_to_compare(windows, columns, said):
 
 
 def test_an_empty_reference_is_refused():
-    with pytest.raises(ProfileError, match="holds no rows"):
+    with pytest.raises(ProfileError, match="has no rows"):
         d.compare(Profile.of({"x": np.empty(0)}), {"now": table()})
 
 
@@ -197,13 +199,13 @@ def frame() -> pd.DataFrame:
 
 @pytest.mark.parametrize(("by", "windows"), [("month", 2), ("day", 3), ("hour", 72)])
 def test_split(by, windows):
-    parts = d.split(frame(), by)
+    parts = sources.split_windows(frame(), by)
     assert len(parts) == windows and list(parts) == sorted(parts) and sum(p.rows for p in parts.values()) == 144
 
 
 def test_split_takes_offsets_and_skips_rows_without_time():
     rows = pd.DataFrame({"when": ["2013-06-30T23:30:00-04:00", None, "2013-06-30T10:00:00-04:00"], "x": [1.0, 2.0, 3.0]})
-    assert {k: p.rows for k, p in d.split(rows, "month", "when").items()} == {"2013-06": 1, "2013-07": 1}
+    assert {k: p.rows for k, p in sources.split_windows(rows, "month", "when").items()} == {"2013-06": 1, "2013-07": 1}
 
 
 @pytest.mark.parametrize(
@@ -216,7 +218,7 @@ def test_split_takes_offsets_and_skips_rows_without_time():
 )
 def test_no_time(rows, time, said):
     with pytest.raises(ProfileError, match=said):
-        d.split(rows, "day", time)
+        sources.split_windows(rows, "day", time)
 
 
 # --- sources -----------------------------------------------------------------------------------------------------------------------
@@ -230,8 +232,8 @@ def test_every_kind_of_file_is_known_by_its_content(settings):
     profile.write(root / "any.name")
     profile.write(root / "products/bundle/reference.profile")
     for source in ("rows.data", "rows.csv", "any.name", "bundle", "products/bundle", str(root / "products/bundle/reference.profile")):
-        assert d.read_reference(source, settings).columns["x"].mean == profile.columns["x"].mean
-    assert len(d.read_windows("rows.csv", settings, "day")) == 3
+        assert sources.read_reference(source, settings).columns["x"].mean == profile.columns["x"].mean
+    assert len(sources.read_windows("rows.csv", settings, "day")) == 3
 
 
 def test_a_csv_holds_what_the_reference_holds(settings):
@@ -248,7 +250,7 @@ def test_a_csv_holds_what_the_reference_holds(settings):
     table.to_csv(settings.root / "rows.csv", index=False)
     table.to_csv(settings.root / "from_r.csv", index=False, na_rep="NA", columns=["far"])
     for source, columns in {"rows.csv": list(rows), "from_r.csv": ["far"]}.items():
-        drift = d.compare(reference, d.DriftSource(source, settings, reference=lambda: reference).windows())
+        drift = d.compare(reference, sources.DriftSource(source, settings, reference=lambda: reference).windows())
         assert {c.name: c.psi for c in drift.windows[0].columns} == dict.fromkeys(columns, 0.0)
 
 
@@ -257,12 +259,12 @@ def test_numbers_are_times_where_they_are_seconds(unit):
     seconds = pd.date_range("2013-07-01", periods=48, freq="h").astype("datetime64[s]").astype(int) * unit
     table = pd.DataFrame({"time": seconds, "x": np.arange(48.0)})
     if unit == 1:
-        assert list(d.split(table, "day")) == ["2013-07-01", "2013-07-02"]
+        assert list(sources.split_windows(table, "day")) == ["2013-07-01", "2013-07-02"]
         table["time"] = table["time"].astype(float).where(table["x"] > 0)
-        assert [p.rows for p in d.split(table, "day").values()] == [23, 24]
+        assert [p.rows for p in sources.split_windows(table, "day").values()] == [23, 24]
     else:
-        with pytest.raises(ProfileError, match="column 'time' holds numbers that are no seconds since 1970"):
-            d.split(table, "day")
+        with pytest.raises(ProfileError, match="the numbers in column 'time' are not seconds since 1970"):
+            sources.split_windows(table, "day")
 
 
 @pytest.mark.parametrize(
@@ -274,9 +276,9 @@ def test_numbers_are_times_where_they_are_seconds(unit):
         (b"WHY1 not really", "x.profile", "x.profile"),
         (b"\x00\x01\x02\x03", "x.bin", "neither a whylogs profile nor a Parquet"),
         (b"", "x.csv", "x.csv is empty"),
-        (b"a,b\n", "x.csv", "holds no rows"),
-        (None, ".", "no model bundle"),
-        (None, "log:july", "names no period"),
+        (b"a,b\n", "x.csv", "has no rows"),
+        (None, ".", "not a model bundle"),
+        (None, "log:july", "is not a period"),
         (None, "log", "no rows"),
     ],
 )
@@ -284,13 +286,13 @@ def test_sources_that_are_none(settings, content, source, said):
     if content is not None:
         (settings.root / source).write_bytes(content)
     with pytest.raises(ProfileError, match=said):
-        d.read_windows(source, settings)
+        sources.read_windows(source, settings)
 
 
 def test_a_profile_cannot_be_split(settings):
     table().write(settings.root / "x.profile")
     with pytest.raises(ProfileError, match="cannot be split by day"):
-        d.read_windows("x.profile", settings, "day")
+        sources.read_windows("x.profile", settings, "day")
 
 
 # --- the log -----------------------------------------------------------------------------------------------------------------------
@@ -324,7 +326,7 @@ def log_hours(settings, hours, rows=20, start=0):
 
 def test_windows_of_the_log(settings):
     log_hours(settings, ["2013-07-04T05", "2013-07-04T06", "2013-07-05T00", "2013-08-01T00"])
-    rows = lambda source, by=None: {label: p.rows for label, p in d.read_windows(source, settings, by).items()}
+    rows = lambda source, by=None: {label: p.rows for label, p in sources.read_windows(source, settings, by).items()}
     assert rows("log") == {"log": 80} and rows("log", "month") == {"2013-07": 60, "2013-08": 20}
     assert rows("log:2013-07", "day") == {"2013-07-04": 40, "2013-07-05": 20}
     assert rows("log:2013-07-04T05") == {"log:2013-07-04T05": 20}
@@ -334,7 +336,7 @@ def test_windows_of_the_log(settings):
 
 def test_a_named_period_has_a_length():
     found = [
-        d.window_size_of_source(source)
+        sources.window_size_of_source(source)
         for source in ("log", "log:2013", "log:2013-07", "log:2013-07-04", "log:2013-07-04T05", "x.parquet")
     ]
     assert found == [None, None, "month", "day", "hour", None]
@@ -343,14 +345,14 @@ def test_a_named_period_has_a_length():
 def test_compacting_changes_no_profile(settings):
     hours = ["2013-07-04T05", "2013-07-04T06", "2013-08-01T00"]
     log_hours(settings, hours)
-    compactor, before = Compactor.of(settings), d.read_windows("log", settings, "hour")
+    compactor, before = Compactor.of(settings), sources.read_windows("log", settings, "hour")
     compactor.run()
-    after = d.read_windows("log", settings, "hour")
+    after = sources.read_windows("log", settings, "hour")
     assert [p.to_bytes() for p in after.values()] == [p.to_bytes() for p in before.values()] and list(after) == hours
     log_hours(settings, hours[1:2], rows=5, start=100)
-    assert [p.rows for p in d.read_windows("log", settings, "hour").values()] == [20, 25, 20]
+    assert [p.rows for p in sources.read_windows("log", settings, "hour").values()] == [20, 25, 20]
     compactor.run()
-    assert [p.rows for p in d.read_windows("log", settings, "hour").values()] == [20, 25, 20]
+    assert [p.rows for p in sources.read_windows("log", settings, "hour").values()] == [20, 25, 20]
 
 
 def test_profiles_beside_the_compactor_count_nothing_twice(settings):
@@ -365,7 +367,7 @@ def test_profiles_beside_the_compactor_count_nothing_twice(settings):
     try:
         for i in range(1, 8):
             log_hours(settings, ["2013-07-04T05"], start=20 * i)
-            assert d.read_windows("log", settings)["log"].rows == 20 * i
+            assert sources.read_windows("log", settings)["log"].rows == 20 * i
     finally:
         ended.set()
         thread.join()

@@ -11,7 +11,8 @@ import warm_cli
 from mlnb.data.profiles import Profile
 from mlnb.monitoring.alarms import WindowResiduals, assess_drift, assess_window, describe_alarms
 from mlnb.monitoring.cross_column import CrossColumnModel
-from mlnb.monitoring.drift import RowFilter, compare, hourly_from_table
+from mlnb.monitoring.drift import compare
+from mlnb.monitoring.drift_sources import RowFilter, hourly_from_table
 from mlnb.monitoring.drift_thresholds import STATISTIC_NAMES, DriftThresholds, calibrate, thresholds_from_days
 from mlnb.project.errors import ProfileError
 
@@ -51,8 +52,8 @@ def reference(known):
     return Profile.of(known)
 
 
-def alarms(reference, thresholds, frame, by="day"):
-    return assess_window(reference, Profile.of(frame), thresholds, by).alarms
+def alarms(reference, thresholds, frame, window_size="day"):
+    return assess_window(reference, Profile.of(frame), thresholds, window_size).alarms
 
 
 def a_day(seed):
@@ -103,7 +104,7 @@ def test_hours_find_what_a_month_of_another_season_hides(name, seed, knows_weath
     later = weather(3, 100 + seed, "2013-07-01")
     day = lambda frame: {"2013-07-02": Profile.of(frame[frame.time.dt.day == 2])}
     judged = lambda frame, **hours: (
-        assess_drift(compare(reference, day(frame), by="day"), thresholds, "day", **hours).windows[0].assessment.alarms
+        assess_drift(compare(reference, day(frame), window_size="day"), thresholds, "day", **hours).windows[0].assessment.alarms
     )
     assert judged(later, hourly=hourly_from_table(later)) == []
     found = {alarm.column: alarm for alarm in judged(change(later), hourly=hourly_from_table(change(later)))}
@@ -113,9 +114,9 @@ def test_hours_find_what_a_month_of_another_season_hides(name, seed, knows_weath
         hourly_series = found[column].hourly_series
         assert (
             hourly_series.hours[0] == "2013-07-02T00"
-            and len(hourly_series.hours) == len(hourly_series.mean) == len(hourly_series.told) == 24
+            and len(hourly_series.hours) == len(hourly_series.mean) == len(hourly_series.expected) == 24
         )
-        assert max(abs(a - b) for a, b in zip(hourly_series.mean, hourly_series.told, strict=True)) > 2
+        assert max(abs(a - b) for a, b in zip(hourly_series.mean, hourly_series.expected, strict=True)) > 2
 
 
 def test_of_two_that_do_not_fit_the_one_that_moved_is_named(knows_weather):
@@ -225,11 +226,11 @@ def test_a_fault_is_the_first_alarm_of_its_day(name, seed, reference, thresholds
 def test_an_alarm_states_what_it_is(reference, thresholds):
     found = alarms(reference, thresholds, FAULTS["renamed"][1](a_day(1000)))[0]
     assert found.family == "input" and found.statistic in STATISTIC_NAMES and found.effect > found.threshold > 0
-    assert found.over == pytest.approx(found.effect / found.threshold) and f"{found.over:.1f} times the threshold" in found.words
+    assert found.times_threshold == pytest.approx(found.effect / found.threshold) and f"{found.times_threshold:.1f} times the threshold" in found.words
 
 
 def test_a_report_says_how_often_it_is_wrong(reference, thresholds):
-    found = assess_drift(compare(reference, {"2013-07-01": Profile.of(a_day(1000))}, by="day"), thresholds, "day")
+    found = assess_drift(compare(reference, {"2013-07-01": Profile.of(a_day(1000))}, window_size="day"), thresholds, "day")
     said = " ".join(describe_alarms(found))
     assert found.windows[0].assessment.false_alarms_per_week == pytest.approx(0.04 * 7)
     assert "4% of reports" in said and "0.28 false ones a week" in said
@@ -240,7 +241,7 @@ def test_what_could_have_moved_the_score(reference, thresholds):
     windy = table(30, 5, "2013-07-01").assign(wind=lambda f: f.wind + 10)
     windy["probability"] = 1 / (1 + np.exp(2 - windy["wind"] / 10))
     found = assess_window(reference, Profile.of(windy), thresholds, "month")
-    assert found.score_shifts[0][0] == "wind" and found.score_shifts[0][1] > 0 and found.moved > 0
+    assert found.score_shifts[0][0] == "wind" and found.score_shifts[0][1] > 0 and found.score_difference > 0
 
 
 @pytest.mark.parametrize(
@@ -250,7 +251,7 @@ def test_what_could_have_moved_the_score(reference, thresholds):
 )
 def test_what_cannot_be_judged_is_not(frame, said, reference, thresholds):
     found = assess_window(reference, Profile.of(frame), thresholds, "day")
-    assert not found.judged and said in found.note and found.alarms == []
+    assert not found.is_assessed and said in found.note and found.alarms == []
 
 
 def office_hours(days, seed, start, hours=(8, 18), shift=0.0):
@@ -265,7 +266,7 @@ def test_a_day_is_as_long_as_a_day_of_the_reference():
     known = office_hours(60, 0, "2013-01-01")
     thresholds, reference = calibrate(known), Profile.of(known)
     judged = lambda by="day", **of: assess_window(reference, Profile.of(office_hours(1, 1, "2013-07-04", **of)), thresholds, by)
-    assert judged().judged and judged().alarms == []
+    assert judged().is_assessed and judged().alarms == []
     assert [alarm.column for alarm in judged(shift=5.0).alarms] == ["distance"]
     assert "shorter than a day" in judged(hours=(8, 11), shift=5.0).note and "shorter than a day" in judged("hour").note
     assert DriftThresholds.from_bytes(thresholds.to_bytes()).day_span == pytest.approx(10 / 24, abs=0.01)
@@ -280,7 +281,7 @@ def test_a_service_that_decides_once_a_day_is_judged():
 
 def test_another_schema_is_judged_by_what_is_common(reference, thresholds):
     found = assess_window(reference, Profile.of(a_day(1)[["decision_time", "distance"]].assign(new=1)), thresholds, "day")
-    assert found.judged and {alarm.column for alarm in found.alarms} <= {"distance"}
+    assert found.is_assessed and {alarm.column for alarm in found.alarms} <= {"distance"}
 
 
 def test_too_few_days_is_a_sentence(known):
@@ -330,7 +331,7 @@ def test_the_command(tmp_path, known, reference, thresholds):
     FAULTS["other units"][1](a_day(1000)).to_parquet(tmp_path / "today.parquet")
     done = mlnb(tmp_path, "today.parquet", "--by", "day", "--json", "--metrics", "drift.prom", "--html", "drift.html")
     window = json.loads(done.stdout)["windows"][0]
-    assert window["judgement"]["alarms"][0]["column"] == "distance" and window["judgement"]["false_a_week"] == pytest.approx(0.28)
+    assert window["assessment"]["alarms"][0]["column"] == "distance" and window["assessment"]["false_alarms_per_week"] == pytest.approx(0.28)
     assert 'mlnb_drift_times_over{window="2013-07-01",column="distance"' in (tmp_path / "drift.prom").read_text()
     assert "<h2>Alarms</h2>" in (tmp_path / "drift.html").read_text()
     assert "distance" in mlnb(tmp_path, "today.parquet").stdout.splitlines()[0]
@@ -349,9 +350,9 @@ def test_the_command_knows_the_hours_of_a_table(tmp_path, knows_weather):
     off.to_parquet(tmp_path / "days.parquet")
     off.drop(columns="time").assign(time=range(len(off))).to_parquet(tmp_path / "timeless.parquet")
     windows = json.loads(mlnb(tmp_path, "days.parquet", "--by", "day", "--json", "--html", "drift.html").stdout)["windows"]
-    alarms = {w["window"]: {alarm["column"]: alarm for alarm in w["judgement"]["alarms"]} for w in windows}
+    alarms = {w["window"]: {alarm["column"]: alarm for alarm in w["assessment"]["alarms"]} for w in windows}
     assert "air" not in alarms["2013-07-01"] and alarms["2013-07-02"]["air"]["statistic"] == "together"
-    assert len(alarms["2013-07-03"]["air"]["course"]["hours"]) == 24
+    assert len(alarms["2013-07-03"]["air"]["hourly_series"]["hours"]) == 24
     assert "air from hour to hour" in (tmp_path / "drift.html").read_text()
     said = mlnb(tmp_path, "days.parquet", "--by", "day").stdout
     assert "2013-07-02" in said and "air (" in said

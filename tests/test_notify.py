@@ -10,7 +10,8 @@ from waiting import TIMEOUT_SECONDS
 
 from mlnb.monitoring import notify
 from mlnb.monitoring.alerts import AlertStore
-from mlnb.monitoring.notify import Notification, SlackChannel, WebhookChannel, load_channels, send_all
+from mlnb.monitoring.channels import CHANNEL_KINDS, Notification, SlackChannel, WebhookChannel, load_channels
+from mlnb.monitoring.notify import send_all
 from mlnb.monitoring.rules import RULE_KINDS, RuleResult, from_table
 from mlnb.project.errors import SettingError
 from mlnb.project.settings import load_settings
@@ -51,8 +52,8 @@ def test_a_dead_channel_is_in_nobodys_way_and_tells_no_secret(settings, monkeypa
         errors |= sent([hook("DRIPS")], settings, patience=2.0)
     assert errors["GOOD"] is None and len(good.got) == 1 and len(moved.got) == 1
     assert errors["BROKEN"] == "the server answers 500" and errors["MOVED"] == "the server answers 302"
-    assert "did not end within 2 seconds" in errors["DRIPS"] and "not answer" in errors["NOBODY"]
-    assert "holds no URL" in errors["NO_URL"] and "UNSET is not set" in errors["UNSET"] and errors["ODD"] and errors["NO_HOST"]
+    assert "not finished within 2 seconds" in errors["DRIPS"] and "not answer" in errors["NOBODY"]
+    assert "does not hold a URL" in errors["NO_URL"] and "UNSET is not set" in errors["UNSET"] and errors["ODD"] and errors["NO_HOST"]
     assert not any("secret" in (error or "") for error in errors.values())
 
 
@@ -98,7 +99,7 @@ def mailbox(box, **more):
 
 def email(server, **more):
     table = {"kind": "email", "server": f"127.0.0.1:{server.port}", "sender": "mlnb@example.org", "to": ["team@example.org"], **more}
-    return from_table(notify.CHANNEL_KINDS, "channels", "mail", table)
+    return from_table(CHANNEL_KINDS, "channels", "mail", table)
 
 
 def test_plain_mail(settings):
@@ -116,10 +117,10 @@ def test_plain_mail(settings):
     text = box.got[0].content.decode()
     assert "Subject: [mlnb] flights: distance moved <far> [inputs, alert 3]" in text and "mlnb alerts open 3" in text
     assert box.got[0].rcpt_tos == ["team@example.org"] and box.got[1].rcpt_tos == ["ada@example.org"] and len(box.got) == 2
-    assert "does not take the mail" in refused and "does not take the mail" in insecure
+    assert "does not accept the mail" in refused and "does not accept the mail" in insecure
     assert (
         partial_result.error is None
-        and partial_result.note == f"127.0.0.1:{server.port} takes no mail for nobody@example.org; the others have it"
+        and partial_result.note == f"127.0.0.1:{server.port} accepts no mail for nobody@example.org; the others received it"
     )
     assert "does not answer" in sent([email(server)], settings)["mail"]
 
@@ -151,18 +152,18 @@ def test_mail_with_encryption_and_password(settings, certificate, monkeypatch):
         ({"kind": ["log"]}, "has kind ['log']"),
         ({"kind": "webhook"}, 'holds a secret; write url = "$OPS_WEBHOOK"'),
         ({"kind": "webhook", "url": "http://a/secret"}, 'holds a secret; write url = "$OPS_WEBHOOK"'),
-        ({"kind": "log", "quite": "22:00-07:00"}, "unknown setting 'quite' (did you mean 'quiet'?)"),
+        ({"kind": "log", "quiet_hour": "22:00-07:00"}, "unknown setting 'quiet_hour' (did you mean 'quiet_hours'?)"),
         ({"kind": "log", "quiet_hours": "22-7"}, 'write quiet_hours = "22:00-07:00"'),
         ({"kind": "log", "time_zone": "Mars/Base"}, 'write time_zone = "Europe/Vienna"'),
         ({"kind": "email", "server": "host"}, 'write server = "smtp.example.org:587"'),
-        ({"kind": "email", "server": "host:25", "sender": "a@b", "to": ["c\r\nBcc: d@e"]}, "is no address"),
+        ({"kind": "email", "server": "host:25", "sender": "a@b", "to": ["c\r\nBcc: d@e"]}, "is not an address"),
         ({"kind": "email", "server": "host:25", "sender": "a@b", "to": ["c@d"], "user": "x", "password": "secret"}, "holds a secret"),
         ({"kind": "email", "security": "ssl"}, 'write security = "starttls", "tls" or "none"'),
     ],
 )
 def test_a_wrong_channel_is_a_sentence_without_its_secret(table, says):
     with pytest.raises(SettingError) as error:
-        from_table(notify.CHANNEL_KINDS, "channels", "ops", table)
+        from_table(CHANNEL_KINDS, "channels", "ops", table)
     assert says in str(error.value) and "[tool.mlnb.channels.ops]" in str(error.value) and "/secret" not in str(error.value)
 
 
@@ -183,22 +184,22 @@ def test_quiet_hours(tmp_path):
     table = '[tool.mlnb.channels.ops]\nkind = "log"\nfile = "log.jsonl"\nquiet_hours = "22:00-07:00"\ntime_zone = "Europe/Vienna"\n'
     (tmp_path / "pyproject.toml").write_text(table)
     settings, alerts = load_settings(tmp_path), AlertStore(Records(f"sqlite:///{tmp_path}/records.db"), "p")
-    alerts.note([looked("a", "b")], ["ops"])
+    alerts.record([looked("a", "b")], ["ops"])
     assert told(settings, 23) == []
     alerts.resolve(1, "ada")  # over before anybody was told
     assert told(settings, 4) == [] and told(settings, 5) == ["b moved"] and told(settings, 6) == []
-    alerts.note([looked("c", severity="critical")], ["ops"])
+    alerts.record([looked("c", severity="critical")], ["ops"])
     assert told(settings, 23) == ["c moved"]
     alerts.close()
 
 
 def test_many_alerts_are_one_message(settings):
     alerts = AlertStore(Records(f"sqlite:///{settings.root}/records.db"), "p")
-    alerts.note([looked(*map(str, range(2000)))], ["log"])
+    alerts.record([looked(*map(str, range(2000)))], ["log"])
     assert notify.notify(alerts, load_channels(settings), settings)["log"].alerts == 2000
     (line,) = settings.path(".mlnb/alerts.jsonl").read_text().splitlines()
     document = json.loads(line)
-    assert document["headline"] == "p: 2000 alerts began" and len(document["alerts"]) == 100 and document["more"] == 1900
+    assert document["headline"] == "p: 2,000 alerts fired" and len(document["alerts"]) == 100 and document["more"] == 1900
     assert notify.notify(alerts, load_channels(settings), settings) == {}
     alerts.close()
 
@@ -210,11 +211,11 @@ def test_a_mailbox_that_is_no_more_does_not_have_the_others_told_again(settings)
     channel = email(server, security="none", to=["nobody@example.org", "ada@example.org"])
     alerts = AlertStore(Records(f"sqlite:///{settings.root}/records.db"), "p")
     try:
-        alerts.note([looked("a")], ["mail"])
+        alerts.record([looked("a")], ["mail"])
         first, second = (notify.notify(alerts, {"mail": channel}, settings) for _ in range(2))
     finally:
         server.stop()
-    assert "takes no mail for nobody@example.org" in first["mail"].note and second == {} and len(box.got) == 1
+    assert "accepts no mail for nobody@example.org" in first["mail"].note and second == {} and len(box.got) == 1
     (delivery,) = alerts.get(1)["deliveries"]
     assert delivery["status"] == "sent" and "nobody@example.org" in delivery["error"]
     alerts.close()

@@ -75,7 +75,7 @@ def test_links_lead_to_files():
 
 def test_its_rules_and_channels_are_some(tmp_path):
     """The TOML of the README is what settings take, and every channel that a rule names is there."""
-    from mlnb.monitoring.notify import check_rule_channels, load_channels
+    from mlnb.monitoring.channels import check_rule_channels, load_channels
     from mlnb.monitoring.rules import load_rules
     from mlnb.project.settings import load_settings
 

@@ -92,7 +92,7 @@ def test_no_figure_is_nan():
 
 
 def test_a_page_of_few_rows():
-    assert "too few to judge" in page(compare(season(40, 0), {"now": season(60, 1, rows=15)}))
+    assert "too few to assess" in page(compare(season(40, 0), {"now": season(60, 1, rows=15)}))
 
 
 def test_a_page_without_drift():

@@ -19,9 +19,11 @@ from mlnb.data.point_in_time import SnapshotStore
 from mlnb.data.profiles import Profile
 from mlnb.monitoring import alert_notebook
 from mlnb.monitoring.alerts import AlertStore
-from mlnb.monitoring.drift import DriftSource, RowFilter, read_windows
+from mlnb.monitoring.drift_sources import DriftSource, RowFilter, read_windows
 from mlnb.monitoring.drift_thresholds import calibrate
-from mlnb.monitoring.rules import RULE_KINDS, evaluate, from_table, http_get, load_decisions, load_rules
+from mlnb.monitoring.http_client import http_get
+from mlnb.monitoring.rules import RULE_KINDS, evaluate, from_table, load_rules
+from mlnb.monitoring.rules_performance import load_decisions
 from mlnb.project.errors import SettingError
 from mlnb.project.settings import load_settings
 from mlnb.records import Records, now
@@ -166,7 +168,7 @@ def test_a_service_that_never_ends_its_answer(dripping, begins):
 
     def ask():
         try:
-            said.append(http_get(f"http://127.0.0.1:{dripping.server_address[1]}/readyz", seconds=0.5))
+            said.append(http_get(f"http://127.0.0.1:{dripping.server_address[1]}/readyz", timeout=0.5))
         except OSError as e:
             said.append(str(e))
 
@@ -258,7 +260,7 @@ def test_drift(project):
     assert found(rule("drift", version="v2"), project) == {} and "far" in found(rule("drift", version="v1"), project)
     assert "carrier=A: far" in found(rule("drift", version="v1", segment="carrier=A"), project)
     evaluation_error = lambda **table: evaluate(rule("drift", **table), *project).evaluation_error
-    assert "no answered prediction on 2013-07-04 is of version v1, carrier=Z" in evaluation_error(version="v1", segment="carrier=Z")
+    assert "no answered prediction on 2013-07-04 is of version v1, segment carrier=Z" in evaluation_error(version="v1", segment="carrier=Z")
     assert "no prediction in the log is of version 'v9'" in evaluation_error(version="v9")
     assert "did you mean 'far'" in evaluate(rule("drift", columns=["fra"]), *project).evaluation_error
     assert found(rule("drift", window="month", columns=["carrier"]), project) == {}
@@ -310,7 +312,7 @@ def test_drift_that_only_the_hours_show(project, asked):
     log.close()
     assert "misfit with other columns" in next(iter(moved.values())).words
     hours = alert_notebook.hourly_values(next(iter(moved.values())).details, project[0], "level")
-    assert list(hours.index) == [f"2013-06-11T{hour:02}" for hour in range(24)] and (hours["mean"] - hours["told"]).mean() > 1
+    assert list(hours.index) == [f"2013-06-11T{hour:02}" for hour in range(24)] and (hours["mean"] - hours["expected"]).mean() > 1
     of_nothing = [({"window": "2013-06-11"}, "carrier"), ({"window": "2013-06-13"}, "level"), ({}, "level")]
     assert not any(len(alert_notebook.hourly_values(alert, project[0], column)) for alert, column in of_nothing)
 
@@ -333,7 +335,7 @@ def test_hours_of_a_part_of_the_log_are_those_of_the_days_around(project):
 def test_drift_that_cannot_be_judged_resolves_nothing(office):
     project, log = office
     alerts = AlertStore(project[1], "here")
-    check = lambda: alerts.note([evaluate(rule("drift"), *project)], ["log"])
+    check = lambda: alerts.record([evaluate(rule("drift"), *project)], ["log"])
     serve(log, "2013-07-04", 600, shift=20.0, hours=(8, 18))
     check()
     serve(log, "2013-07-05", 20, hours=(8, 18))
@@ -361,7 +363,7 @@ def test_levels_of_too_few_rows_and_lost_columns(project):
     assert lost.subject == "wind" and "wind is in the reference and in no prediction" in lost.words and lost.value is None
     serve(log, "2013-07-04", 20)
     log.close()
-    assert "2013-07-04 is not judged: in its 20 rows every column is too small" in evaluate(rule("drift"), *project).evaluation_error
+    assert "2013-07-04 is not assessed: in its 20 rows every column is too small" in evaluate(rule("drift"), *project).evaluation_error
 
 
 @pytest.mark.parametrize("segments", [(), ("vip", "maybe")], ids=["rows", "hours"])

@@ -20,9 +20,9 @@ from mlnb.cli.drift import prometheus_text
 from mlnb.cli.main import cli
 from mlnb.data.profiles import Profile
 from mlnb.monitoring import alert_notebook
+from mlnb.monitoring.channels import EmailChannel, Notification, SlackChannel
 from mlnb.monitoring.drift import compare
 from mlnb.monitoring.drift_page import page
-from mlnb.monitoring.notify import EmailChannel, Notification, SlackChannel
 from mlnb.project.errors import MlnbError
 from mlnb.project.text import markdown_text, printable
 from mlnb.serving.predictions import Prediction, PredictionLog

@@ -67,7 +67,7 @@ def alerts():
 
 # %% ../../nbs/cli/18_alerts.ipynb #ba4b31e6
 def _checked_document(done) -> dict:
-    from mlnb.monitoring.notify import document
+    from mlnb.monitoring.channels import alert_document
 
     rules = [
         {
@@ -78,11 +78,11 @@ def _checked_document(done) -> dict:
     ]  # fmt: skip
     told = {
         name: {"alerts": rule_result.alerts, "error": rule_result.error, "note": rule_result.note}
-        for name, rule_result in done.told.items()
+        for name, rule_result in done.deliveries.items()
     }
     counts = {"firing": len(done.firing), "unexamined": len(done.no_data)}
     changes = {"fired": done.changes.fired, "resolved": done.changes.resolved}
-    return {**counts, **changes, "rules": rules, "told": told, "alerts": [document(row) for row in done.current]}
+    return {**counts, **changes, "rules": rules, "told": told, "alerts": [alert_document(row) for row in done.unresolved]}
 
 
 @alerts.command()
@@ -105,7 +105,7 @@ def check(as_json):
     settings = load_settings()
     with terminal(stderr=True).status("looking") as status:
         done = notify.check(settings, on_rule=lambda name: status.update(f"looking: {rich_escaped(name)}"))
-    for name, told in done.told.items():
+    for name, told in done.deliveries.items():
         if told.error:
             click.echo(f"channel {name!r} could not be told, the next check tries again: {told.error}", err=True)
         if told.note:
@@ -128,8 +128,8 @@ def _show_check(done, console):
     for rule_result in done.no_data:
         console.print(f"  [yellow]●[/] {rich_escaped(rule_result.rule.name)}: {rich_escaped(rule_result.no_data)}", soft_wrap=True)
     examined = len(done.results) - len(done.no_data)
-    if done.current:
-        _show(done.current, console)
+    if done.unresolved:
+        _show(done.unresolved, console)
     elif examined:
         console.print(f"Nothing is wrong{' otherwise' if done.no_data else ''}: {_rules(examined)} looked.")
 
@@ -146,12 +146,12 @@ def list_(everything, limit, as_json):
       mlnb alerts list
       mlnb alerts list --all --json
     """
-    from mlnb.monitoring.notify import document
+    from mlnb.monitoring.channels import alert_document
 
     with _open_alerts() as (_, store):
         rows = store.select(everything, limit)
     if as_json:
-        print_json([document(row) for row in rows])
+        print_json([alert_document(row) for row in rows])
     elif rows:
         _show(rows, terminal())
     else:
@@ -168,13 +168,13 @@ def show(alert, as_json):
     Example:
       mlnb alerts show 3
     """
-    from mlnb.monitoring.notify import document
+    from mlnb.monitoring.channels import alert_document
 
     with _open_alerts() as (_, store):
         alert_row = store.get(alert)
     if as_json:
-        related = {name: [document(row) for row in alert_row[name]] for name in ("events", "deliveries")}
-        print_json(document(alert_row) | related)
+        related = {name: [alert_document(row) for row in alert_row[name]] for name in ("events", "deliveries")}
+        print_json(alert_document(alert_row) | related)
         return
     console = terminal()
     _show([alert_row], console)
@@ -294,17 +294,18 @@ def test(channel, as_json):
     Example:
       mlnb alerts test oncall
     """
-    from mlnb.monitoring import notify
     from mlnb.monitoring.alerts import deployment_name
+    from mlnb.monitoring.channels import Notification, load_channels
+    from mlnb.monitoring.notify import send_all
     from mlnb.project.errors import AlertError, SettingError, did_you_mean
     from mlnb.project.settings import load_settings
 
     settings = load_settings()
-    channels = notify.load_channels(settings)
+    channels = load_channels(settings)
     if channel not in channels:
         right = f"channels are {', '.join(channels)}; a [tool.mlnb.channels.NAME] table makes one"
         raise SettingError(f"there is no channel '{channel}'{did_you_mean(channel, channels)}; {right}")
-    delivery = notify.send_all([(channels[channel], notify.Notification(deployment_name(settings)))], settings)[channel]
+    delivery = send_all([(channels[channel], Notification(deployment_name(settings)))], settings)[channel]
     if as_json:
         print_json({"channel": channel, "error": delivery.error, "note": delivery.note})
         sys.exit(1 if delivery.error else 0)

@@ -75,7 +75,7 @@ def _block(column) -> str:
 # %% ../../nbs/cli/07_drift.ipynb #05b968ea
 def _notes(drift, limit: int) -> list[str]:
     "What the reader must know beside the table"
-    from mlnb.monitoring.drift import TOO_SMALL, describe_levels
+    from mlnb.monitoring.drift_statistics import describe_levels
 
     compared = drift.names()
     judged = "" if drift.rate is None else " Thresholds of alarms are the null's, levels are only words."
@@ -84,7 +84,7 @@ def _notes(drift, limit: int) -> list[str]:
         notes.append(f"{limit} of {len(compared)} columns are shown, the largest first; --limit shows more.")
     if drift.left_out:
         notes.append(f"Left out, since they drift by construction: {', '.join(drift.left_out)}.")
-    small = [w.window for w in drift.windows if 2 * sum(c.level == TOO_SMALL for c in w.columns) > len(w.columns)]
+    small = [w.window for w in drift.windows if w.is_too_small]
     if small:
         windows_text = f"{len(small)} windows" if len(small) > 3 else ", ".join(small)
         notes.append(f"Too small to judge: {windows_text}. So few rows move as far by chance alone (noise).")
@@ -114,7 +114,7 @@ def _alarms(window, limit: int):
         figures = [
             _number(alarm.effect, ".3g"),
             _number(alarm.threshold, ".2g"),
-            _number(alarm.over, ".1f"),
+            _number(alarm.times_threshold, ".1f"),
             _number(alarm.score_shift, "+.3f"),
         ]
         table.add_row(f"[bold red]{rich_escaped(alarm.column)}[/]", alarm.family, STATISTIC_NAMES[alarm.statistic], *figures)
@@ -130,7 +130,7 @@ def _alarms_by_window(drift, width: int):
         table.add_column(name, justify=justify, no_wrap=justify == "right", overflow="ellipsis")
     for window in drift.windows:
         alarms, note = window.assessment.alarms, window.assessment.note
-        alarms_text = f"[dim]{note}[/]" if note else rich_escaped(", ".join(f"{a.column} ({a.over:.1f}x)" for a in alarms[:5]))
+        alarms_text = f"[dim]{note}[/]" if note else rich_escaped(", ".join(f"{a.column} ({a.times_threshold:.1f}x)" for a in alarms[:5]))
         suffix = f" and {len(alarms) - 5} more" if len(alarms) > 5 else ""
         count = "[dim]-[/]" if note else f"[bold red]{len(alarms)}[/]" if alarms else "[green]0[/]"
         table.add_row(rich_escaped(window.window), f"{window.rows:,}", count, alarms_text + suffix)
@@ -144,7 +144,7 @@ def _quoted(value: str) -> str:
 
 def prometheus_text(drift, written_at: float) -> str:
     "The newest judged window as metrics in Prometheus' text format"
-    window = drift.judged()
+    window = drift.newest_assessed()
     assessment = window.assessment
     rows = [
         (
@@ -157,7 +157,7 @@ def prometheus_text(drift, written_at: float) -> str:
             "mlnb_drift_judged",
             "1 where there was a null, and rows enough",
             {},
-            int(assessment is not None and assessment.judged),
+            int(assessment is not None and assessment.is_assessed),
         ),
         ("mlnb_drift_rows", "Rows of the window", {}, window.rows),
         (
@@ -166,12 +166,12 @@ def prometheus_text(drift, written_at: float) -> str:
             {},
             assessment and assessment.false_alarms_per_week,
         ),
-        ("mlnb_drift_score_moved", "Mean score less that of the reference", {}, assessment and assessment.moved),
+        ("mlnb_drift_score_moved", "Mean score less that of the reference", {}, assessment and assessment.score_difference),
         ("mlnb_drift_written_seconds", "When this was written", {}, written_at),
     ]
     for alarm in assessment.alarms if assessment else ():
         names = {"column": alarm.column, "family": alarm.family, "statistic": alarm.statistic}
-        rows.append(("mlnb_drift_times_over", "Effect of an alarm by its threshold", names, alarm.over))
+        rows.append(("mlnb_drift_times_over", "Effect of an alarm by its threshold", names, alarm.times_threshold))
     lines, declared = [], set()
     for name, text, labels, value in rows:
         if value is None:
@@ -186,8 +186,9 @@ def prometheus_text(drift, written_at: float) -> str:
 # %% ../../nbs/cli/07_drift.ipynb #a0fcd45c
 def _compute_drift(current, reference, columns, window, time, version, arm, where):
     "The drift that the command is asked for, judged where the reference has a null"
-    from mlnb.monitoring.drift import RowFilter, DriftSource, compare, window_size_of_source, read_reference
     from mlnb.monitoring.alarms import assess_drift
+    from mlnb.monitoring.drift import compare
+    from mlnb.monitoring.drift_sources import DriftSource, RowFilter, read_reference, window_size_of_source
     from mlnb.monitoring.drift_thresholds import load_thresholds
     from mlnb.project.settings import load_settings
 
@@ -246,7 +247,7 @@ def _write(option: str, path: Path, text: str):
 @click.argument("current")
 @click.option("--reference", metavar="SOURCE", default="bundle", show_default=True, help="What to compare with; a source like CURRENT.")
 @click.option("--window", type=click.Choice(["month", "day", "hour"]), help="Split CURRENT into windows of UTC.")
-@click.option("--time", metavar="NAME", help="Column of a table that says when; default: decision_time, scheduled_departure, time.")
+@click.option("--time", metavar="NAME", help="Column of a table that says when; default: decision_time, time, timestamp, or the first of a time type.")
 @click.option("--version", metavar="VERSION", help="Rows of this version of the model only.")
 @click.option("--arm", metavar="ARM", help="Rows of this arm of the traffic only: champion, challenger, shadow.")
 @click.option(

@@ -266,7 +266,7 @@ TABLES = {"table.csv": "a,b\n1,2\n", "semicolons.csv": "a;b\n1;2\n"}
         ("serve --port 99999", 2, "99999 is not in the range"),
         ("drift", 2, "Missing argument 'CURRENT'"),
         ("drift log", 1, "has no rows; serve the model first with: mlnb serve"),
-        ("drift july.parquet", 1, "'july.parquet' is no such file; write one of: bundle, log,"),
+        ("drift july.parquet", 1, "there is no file 'july.parquet'; write one of: bundle, log,"),
         ("drift empty.parquet", 1, "empty.parquet is empty"),
         ("drift empty.csv", 1, "empty.csv is empty"),
         ("drift heads.csv --reference heads.csv", 1, "heads.csv holds no rows"),

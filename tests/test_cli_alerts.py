@@ -160,13 +160,13 @@ def test_what_was_not_examined_comes_first_and_is_not_green(tmp_path):
         assert code == 1 and checked["unexamined"] == 6 and reasons["age"] is None
         assert reasons["hours"] == "no hour of predictions has ended yet" and reasons["auc"] == reasons["coverage"]
         assert reasons["coverage"] == "the label window of no day of decisions has closed yet"
-        assert "first look" in reasons["up"] and "no run" in reasons["pipeline"]
+        assert "first check" in reasons["up"] and "no run" in reasons["pipeline"]
         for alert in document(tmp_path, "list")[0]:
             assert alert["rule"] == "age"
             alerts(tmp_path, "ack", str(alert["id"]))
         shown = alerts(tmp_path, "check", **variables)
     assert shown.returncode == 3 and shown.stdout.startswith("Not examined by 6 of 7 rules:\n  ● pipeline: no run of pipeline")
-    assert "had 0 requests since an earlier check, fewer than 50 are not judged" in shown.stdout
+    assert "had 0 requests since an earlier check, fewer than min_requests = 50" in shown.stdout
     assert shown.stdout.index("● up") < shown.stdout.index("acknowledged")
     log, day = PredictionLog.of(settings), "2013-07-01T05:00:00Z"
     said = ("v1", "champion", "", 1.0, 0.5, True)
@@ -195,7 +195,7 @@ def test_open(project):
     document(project, "check")
     opened, code = document(project, "open", "1")
     assert code == 0 and opened == {"alert": 1, "notebook": str(project / "alerts/1.ipynb"), "new": True, "failed": None}
-    assert "no context yet" in (project / "alerts/1.ipynb").read_text()
+    assert "no feature snapshot yet" in (project / "alerts/1.ipynb").read_text()
     assert alerts(project, "open", "1").stdout == f"{project}/alerts/1.ipynb\n"
 
 

@@ -101,11 +101,11 @@ def test_the_page(project, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
-        (["nowhere.parquet"], 1, "no such file"),
+        (["nowhere.parquet"], 1, "there is no file"),
         (["log"], 1, "mlnb serve"),
-        (["log:july"], 1, "names no period"),
-        (["log:2013-13"], 1, "names no period"),
-        (["log:2013-02-30", "--segment", "carrier=UA", "--reference", "later.parquet"], 1, "names no period"),
+        (["log:july"], 1, "is not a period"),
+        (["log:2013-13"], 1, "is not a period"),
+        (["log:2013-02-30", "--segment", "carrier=UA", "--reference", "later.parquet"], 1, "is not a period"),
         (["later.parquet", "--metrics", "no/such/folder/x.prom"], 2, "folder no/such/folder is not there"),
         (["bundle", "--by", "day"], 1, "cannot be split"),
         (["later.parquet", "--column", "temprature"], 1, "did you mean 'temperature'?"),

@@ -16,7 +16,8 @@ from listener import Listener
 
 from mlnb.monitoring.alerts import CLAIM_LEASE, EVALUATION_FAILED, AlertChanges, AlertStore
 from mlnb.monitoring.rules import RULE_KINDS, RuleResult, from_table
-from mlnb.records import Records, now
+from mlnb.records import Records
+from mlnb.records import utc_now as now
 
 POSTGRESQL = os.environ.get("MLNB_TEST_POSTGRESQL", "")
 PROJECT = """

@@ -109,7 +109,7 @@ def test_a_wrong_type(project, value):
 
 def test_a_circle(project):
     notebook(project / "nbs/first.ipynb", 'upstream = ["second"]\nproduct = None\nn = 1', FIRST)
-    refused(project, "run", "the tasks wait for each other in a circle: first -> second -> first; remove one upstream name")
+    refused(project, "run", "the tasks depend on each other in a circle: first -> second -> first; remove one upstream name")
 
 
 def test_an_unknown_upstream_task(project):
@@ -128,7 +128,7 @@ def test_an_unknown_upstream_task(project):
         ("tasks:\n- source: nbs/first.py\n  product: out/first.ipynb\n", "a task is a notebook, write for example: source:"),
         ("tasks:\n- source: nbs/first.ipynb\n", "'product' is missing; write for example: product:"),
         ("tasks:\n- source: nbs/first.ipynb\n  prodct: out/first.ipynb\n", "unknown key 'prodct' (did you mean 'product'?)"),
-        ("tasks:\n- {source: nbs/other.ipynb, product: {nb: out/a.ipynb, n: {{n}}}}\n", 'a placeholder stands in quotes: "{{name}}"'),
+        ("tasks:\n- {source: nbs/other.ipynb, product: {nb: out/a.ipynb, n: {{n}}}}\n", 'write a placeholder in quotes: "{{name}}"'),
         ("tasks:\n- {source: nbs/other.ipynb, product: out/a.ipynb, params: {w: {0: 1.0}}}\n", "pipeline.yaml: key 0 has type int"),
         ("tasks:\n- {source: nbs/other.ipynb, product: out/a.ipynb, params: {w: !!set {a}}}\n", "value {'a'} has type set; write a text"),
     ],
@@ -146,7 +146,7 @@ def test_a_missing_pipeline_and_a_broken_env(project):
     (project / "env.yaml").write_text("")
     refused(project, "run", "'{{n}}' names 'n', which env.yaml does not define")
     (project / "pipeline.yaml").unlink()
-    refused(project, "run", "there is no", "pipeline.yaml; write it, or make a project that has one with: mlnb new NAME")
+    refused(project, "run", "there is no", "pipeline.yaml; write it, or create a project with: mlnb new NAME")
 
 
 @pytest.mark.parametrize("text", ["", '{"cells": [', "[]", "print('no notebook')"])
@@ -177,7 +177,7 @@ def test_a_notebook_that_raises(project):
 def test_a_task_that_writes_only_half_its_products(project):
     body = 'from pathlib import Path\nPath(product["data"]).write_text("half")'
     notebook(project / "nbs/first.ipynb", f"{DECLARED}\nn = 1", body)
-    refused(project, "run", "task 'first' ended without writing folder", "earlier products are left as they were")
+    refused(project, "run", "task 'first' ended without writing folder", "earlier products are unchanged")
     assert not list((project / "out").glob(".stage*"))
 
 
@@ -259,7 +259,7 @@ TABLES = {"table.csv": "a,b\n1,2\n", "semicolons.csv": "a;b\n1;2\n"}
         ("run sceond", 1, "there is no task 'sceond' (did you mean 'second'?)"),
         ("--env prod run", 2, "no environment 'prod'; [tool.mlnb.env.NAME] tables: none"),
         ("new", 2, "Missing argument 'NAME'"),
-        ("new 2fast", 2, "'2fast' is no name of a Python package; choose a new word"),
+        ("new 2fast", 2, "'2fast' is not a valid name of a Python package; choose a new word"),
         ("new planes", 2, "exists already; choose another name, or remove it"),
         ("build", 1, "it has no bundle.json; make one with: mlnb run"),
         ("serve", 1, "no Bento has been built yet; run: mlnb run, then mlnb build"),
@@ -283,7 +283,7 @@ def test_a_slip_of_the_first_hour(project, words, code, says):
 
 @pytest.mark.parametrize("command", ["run", "check", "build", "serve", "drift log"])
 def test_the_wrong_folder(tmp_path, command):
-    refused(tmp_path, command, f"no project at or above {tmp_path}", "make one with: mlnb new NAME", code=2)
+    refused(tmp_path, command, f"no project at or above {tmp_path}", "create one with: mlnb new NAME", code=2)
 
 
 def test_ctrl_c(project):
@@ -402,7 +402,7 @@ def test_a_product_that_would_replace_what_a_person_wrote(project, place):
     body = 'from pathlib import Path\nPath(product["data"]).mkdir()'
     notebook(project / "nbs/other.ipynb", DECLARED, body)
     (project / "pipeline.yaml").write_text(f"tasks:\n- {{source: nbs/other.ipynb, product: {{nb: out/other.ipynb, data: {place}}}}}\n")
-    refused(project, "run", "task 'other': product 'data' would replace", "which is or holds")
+    refused(project, "run", "task 'other': product 'data' would replace", "which is or contains")
 
 
 def test_a_product_inside_another(project):

@@ -35,7 +35,7 @@ def test_help_shows_an_example_and_imports_nothing_heavy(command):
 def test_outside_a_project(command, tmp_path):
     done = mlnb(*command.split(), cwd=tmp_path)
     assert done.returncode == 2
-    assert "make one with: mlnb new NAME" in done.stderr
+    assert "create one with: mlnb new NAME" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -131,7 +131,7 @@ def test_doctor_calls_nothing_good_that_it_did_not_examine(monkeypatch, tmp_path
     monkeypatch.setattr(doctor, "CHECKS", [broken, doctor.stores])
     report = doctor.examine()
     found = {f["item"]: f for f in report["findings"]}
-    assert not report["healthy"] and found["Broken"]["detail"].startswith("not examined, RuntimeError: the rest")
+    assert not report["healthy"] and found["Broken"]["detail"].startswith("the check failed, RuntimeError: the rest")
     assert found["Storage"]["state"] == "note" and found["Storage"]["detail"] == "memory://bucket, which was not contacted"
 
 

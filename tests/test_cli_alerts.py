@@ -17,7 +17,8 @@ from mlnb.monitoring.alerts import AlertStore
 from mlnb.monitoring.rules import RuleResult, load_rules
 from mlnb.pipelines import recorder as recorders
 from mlnb.project.settings import load_settings
-from mlnb.records import Records, now
+from mlnb.records import Records
+from mlnb.records import utc_now as now
 from mlnb.serving.labels import Label, LabelLog
 from mlnb.serving.predictions import Prediction, PredictionLog
 

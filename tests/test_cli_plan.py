@@ -85,7 +85,7 @@ def test_code_that_is_not_watched_is_named_with_its_tasks(tmp_path):
     (root / "scripts" / "s.py").write_text("x = 1\n")
     done(root)
     note = (
-        "it runs code whose changes are not seen: exec of a text that is not literal; name the files that it may be as inputs of the task"
+        "it runs code that is not tracked: exec of a text that is not literal; declare its files as inputs"
     )
     text = mlnb(root, "plan").stdout
     assert f"  note on other: {note}" in text and text.count("note on") == 1 and "Nothing to do" in text

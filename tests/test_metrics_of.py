@@ -6,7 +6,7 @@ import pytest
 
 from mlnb.models.registry import Tracking, log_pipeline_run
 from mlnb.pipelines.task_metrics import mlflow_names, mlflow_notes, read_task_metrics
-from mlnb.records import now
+from mlnb.records import utc_now as now
 
 ODD_NAMES = ["", " ", ".", "..", "../up", "/root", "a//b", "a/", "./a", "tab\tand\nline", "50 %", "x" * 300, "é/∆", "a\x00b", "a=b", "{c}"]
 
@@ -38,21 +38,21 @@ def test_numbers_by_dotted_names(product, document, metrics, caplog):
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "-Infinity", "1" + "0" * 400])
 def test_what_is_not_finite_is_said(product, value):
     found = read_task_metrics({"scores": product(f'{{"a": {value}, "d": 1}}')})
-    assert found.values == {"a": None, "d": 1.0} and found.notes[0].startswith("no finite number is in the metrics 'a'")
+    assert found.values == {"a": None, "d": 1.0} and found.notes[0].startswith("the metrics 'a' are not finite")
 
 
 @pytest.mark.parametrize("inner", [[0.8, 0.9], [{"auc": 1}], [[1]], ["x", 2]])
 def test_numbers_in_lists_are_not_recorded_and_that_is_said(product, inner):
     found = read_task_metrics({"scores": product({"auc": 1, "folds": {"k" * 100: inner}})})
     assert found.values == {"auc": 1.0}
-    assert found.notes == (f"what stands in the lists 'folds.{'k' * 54}...' is not recorded; give each number a name",)
+    assert found.notes == (f"numbers in the lists 'folds.{'k' * 54}...' is not recorded; give each number a name",)
 
 
 @pytest.mark.parametrize("text", ["", "auc = 0.5", '{"auc": 0.5', "[" * 100_000, "\udcff"])
 def test_what_is_no_json_is_said(tmp_path, text, caplog):
     (file := tmp_path / "m.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     assert read_task_metrics({"metrics": file}).values == {}
-    assert f"product 'metrics' ({file}) is no JSON document" in caplog.text and len(caplog.records) == 1
+    assert f"product 'metrics' ({file}) is not a JSON document" in caplog.text and len(caplog.records) == 1
 
 
 def test_a_file_that_is_missing_or_of_another_kind(tmp_path, product, caplog):
@@ -118,7 +118,7 @@ def test_no_name_costs_mlflow_a_value(tmp_path):
 def test_what_mlflow_has_otherwise_is_said_beforehand():
     assert mlflow_notes(["auc", "train/loss"], {"seed": 1, "text": "x" * 6000}) == []
     assert mlflow_notes(["a*b"], {"ok": 1, "c?": 1, "long": "x" * 6001}) == [
-        "MLflow takes no metric of such a name: it has 'a*b' as 'a_b'",
-        "MLflow takes no parameter of such a name: it has 'c?' as 'c_'",
-        "MLflow has the first 6000 characters of the parameters 'long'",
+        "MLflow does not allow the name of a metric: it stores 'a*b' as 'a_b'",
+        "MLflow does not allow the name of a parameter: it stores 'c?' as 'c_'",
+        "MLflow stores the first 6000 characters of the parameters 'long'",
     ]

@@ -74,7 +74,7 @@ def test_a_store_of_a_newer_mlnb_is_refused_and_left_alone(tmp_path):
         connection.execute("update mlnb_version set version_num = '99'")
     connection.close()
     records = Records(url)
-    with pytest.raises(SettingError, match=r"are of a newer mlnb \(schema 99, this one knows \d+\): upgrade mlnb"):
+    with pytest.raises(SettingError, match=r"are of a newer mlnb \(schema 99, this one supports \d+\): upgrade mlnb"):
         records.runs()
     with pytest.raises(SettingError, match="newer mlnb"):
         records.start_run("flights", {})

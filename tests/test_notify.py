@@ -15,7 +15,8 @@ from mlnb.monitoring.notify import send_all
 from mlnb.monitoring.rules import RULE_KINDS, RuleResult, from_table
 from mlnb.project.errors import SettingError
 from mlnb.project.settings import load_settings
-from mlnb.records import Records, now
+from mlnb.records import Records
+from mlnb.records import utc_now as now
 
 ALERT = {"id": 3, "rule": "inputs", "subject": "distance", "severity": "warning", "what": "firing", "words": "distance moved <far>"}
 MESSAGE = Notification("flights", [ALERT])

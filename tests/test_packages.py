@@ -13,7 +13,7 @@ def site(tmp_path, monkeypatch):
     "A function that installs a distribution into a made-up folder of packages"
     folder = tmp_path / "site-packages"
     folder.mkdir()
-    monkeypatch.setattr(packages, "folders", lambda: [str(folder)])
+    monkeypatch.setattr(packages, "site_packages", lambda: [str(folder)])
 
     def install(name, version, kind="dist-info", **files):
         information = folder / f"{name}-{version}.{kind}"
@@ -57,7 +57,7 @@ def test_an_upgrade_is_seen_and_nothing_else_is_read_again(site, monkeypatch):
     assert PackageIndex(memory).versions(["pandas", "sklearn"]) == {"pandas": "3.1.1", "scikit-learn": "1.6"}
     with monkeypatch.context() as m:
         m.setattr(packages, "installed", None)
-        m.setattr(packages, "owners", None)
+        m.setattr(packages, "distributions_by_module", None)
         assert PackageIndex(memory).versions(["sklearn"]) == {"scikit-learn": "1.6"}
     again = PackageIndex(memory)
     (site.folder / "pandas-3.1.1.dist-info").rename(site.folder / "pandas-3.1.2.dist-info")
@@ -69,5 +69,5 @@ def test_an_upgrade_is_seen_and_nothing_else_is_read_again(site, monkeypatch):
 def test_damaged_memory_and_no_folders(site, monkeypatch):
     site("pandas", "3.1.1")
     assert PackageIndex({"times": 3, "have": 4}).versions(["pandas"]) == {"pandas": "3.1.1"}
-    monkeypatch.setattr(packages, "folders", list)
+    monkeypatch.setattr(packages, "site_packages", list)
     assert PackageIndex().versions(["pandas", "mlnb"]) == {"mlnb": packages.mlnb.__version__}

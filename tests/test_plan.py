@@ -80,11 +80,11 @@ CHANGES = {
         lambda root: edit(root / "pipeline.yaml", '    params: {n: "{{n}}"}\n', ""),
         {"first": ["parameter n is not given any more"]},
     ),
-    "garbage": (replaced("data.txt", "99"), {"first": ["data.txt was changed from outside"]}),
-    "garbage inside": (replaced("folder/part", "x"), {"first": ["folder was changed from outside"]}),
-    "one more file": (replaced("folder/more", ""), {"first": ["folder was changed from outside"]}),
-    "deleted": (lambda root: (root / "out" / "sum.txt").unlink(), {"second": ["sum.txt is not there"]}),
-    "folder deleted": (lambda root: shutil.rmtree(root / "out" / "folder"), {"first": ["folder is not there"]}),
+    "garbage": (replaced("data.txt", "99"), {"first": ["data.txt was modified after the run"]}),
+    "garbage inside": (replaced("folder/part", "x"), {"first": ["folder was modified after the run"]}),
+    "one more file": (replaced("folder/more", ""), {"first": ["folder was modified after the run"]}),
+    "deleted": (lambda root: (root / "out" / "sum.txt").unlink(), {"second": ["sum.txt does not exist"]}),
+    "folder deleted": (lambda root: shutil.rmtree(root / "out" / "folder"), {"first": ["folder does not exist"]}),
     "moved": (
         lambda root: edit(root / "pipeline.yaml", "data: out/sum.txt", "data: out/total.txt"),
         {"second": ["product data is now out/total.txt, it was out/sum.txt"]},
@@ -96,7 +96,7 @@ CHANGES = {
     "record deleted": (lambda root: (root / ".mlnb/tasks/pipeline/other.json").unlink(), {"other": ["never ran"]}),
     "two at once": (
         lambda root: [work("FACTOR = 10", "FACTOR = 20")(root), (root / "out" / "data.txt").unlink()],
-        {"first": ["global planes.work.FACTOR changed", "data.txt is not there"]},
+        {"first": ["global planes.work.FACTOR changed", "data.txt does not exist"]},
     ),
 }
 
@@ -131,7 +131,7 @@ def test_an_executed_notebook_counts_where_it_is_alone(project):
     (project / "out" / "other.ipynb").write_text("again")
     assert planner(project).decide("second").reasons == ("output of other changed",)
     (project / "out" / "other.ipynb").unlink()
-    assert planner(project).decide("second").reasons == ("output of other is not there (nb)",)
+    assert planner(project).decide("second").reasons == ("output of other does not exist (nb)",)
 
 
 def test_an_edit_while_the_task_runs_is_seen_by_the_next_plan(project):
@@ -184,12 +184,12 @@ def with_inputs(root):
 
 def test_declared_inputs(tmp_path):
     root = done(with_inputs(make(tmp_path / "project")))
-    assert [s.notes for s in planner(root).plan(["other"])] == [("input limits.json is not there",)]
-    assert cached_plan(load_settings(root), only=["other"])[0].notes == ("input limits.json is not there",)
+    assert [s.notes for s in planner(root).plan(["other"])] == [("input limits.json does not exist",)]
+    assert cached_plan(load_settings(root), only=["other"])[0].notes == ("input limits.json does not exist",)
     for change, why in (
         (lambda: (root / "data" / "a.csv").write_text("2"), "input data/a.csv changed"),
         (lambda: (root / "data" / "b.csv").touch(), "input data/b.csv is new"),
-        (lambda: (root / "data" / "a.csv").unlink(), "input data/a.csv is gone"),
+        (lambda: (root / "data" / "a.csv").unlink(), "input data/a.csv does not exist any more"),
         (lambda: (root / "limits.json").touch(), "input limits.json is new"),
         (lambda: (root / "raw" / "x").touch(), "input raw changed"),
     ):
@@ -219,8 +219,8 @@ def test_some_tasks_and_force(project):
     assert [s.name for s in plan.plan(["second"])] == ["first", "second"]
     assert [(s.name, s.state) for s in plan.plan(from_="second")] == [("second", "current")]  # what it needs is taken as it lies
     forced = {s.name: s.reasons[:1] for s in plan.plan(["second"], force=True)}
-    assert forced == {"first": ("global planes.work.FACTOR changed",), "second": ("it was asked for",)}
-    assert all("it was asked for" in s.reasons for s in plan.plan(force=True))
+    assert forced == {"first": ("global planes.work.FACTOR changed",), "second": ("it was forced",)}
+    assert all("it was forced" in s.reasons for s in plan.plan(force=True))
     assert [s.state for s in plan.plan(from_="first", force=True)] == ["outdated", "outdated"]
 
 
@@ -307,7 +307,7 @@ def test_the_clock_was_put_back(project):
     with data.open("r+") as f:  # same size, same time
         f.write("F")
     os.utime(data, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert planner(project).decide("first").reasons == ("data.txt was changed from outside",)
+    assert planner(project).decide("first").reasons == ("data.txt was modified after the run",)
 
 
 def test_an_edit_of_the_same_size_and_time(project):
@@ -316,7 +316,7 @@ def test_an_edit_of_the_same_size_and_time(project):
         path.write_text(text or path.read_text().replace("FACTOR = 10", "FACTOR = 90"))
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
         assert os.stat(path).st_size == before.st_size and known(project) is None
-    assert set(reasons(project)["first"]) == {"data.txt was changed from outside", "global planes.work.FACTOR changed"}
+    assert set(reasons(project)["first"]) == {"data.txt was modified after the run", "global planes.work.FACTOR changed"}
 
 
 def test_edits_in_the_tick_of_the_plan(project):
@@ -341,7 +341,7 @@ def test_an_unwritable_folder(tmp_path):
     start_fingerprint = plan.begin("other")
     (root / "out").mkdir()
     (root / "out" / "other.ipynb").touch()
-    with pytest.raises(PipelineError, match="what task 'other' wrote cannot be recorded"):
+    with pytest.raises(PipelineError, match="the products of task 'other' cannot be recorded"):
         plan.commit("other", start_fingerprint, "run", 1)
 
 
@@ -349,7 +349,7 @@ def test_a_product_that_is_not_there_is_not_recorded(project):
     plan = planner(project)
     start_fingerprint = plan.begin("second")
     (project / "out" / "sum.txt").unlink()
-    with pytest.raises(PipelineError, match=r"'second' wrote cannot be recorded: .*sum\.txt"):
+    with pytest.raises(PipelineError, match=r"'second' cannot be recorded: .*sum\.txt"):
         plan.commit("second", start_fingerprint, "run", 1)
 
 

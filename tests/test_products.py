@@ -115,11 +115,11 @@ def test_links_inside_a_folder_are_moved_as_links(root):
 WRONG = {
     "itself": (lambda place: place.symlink_to(place.parents[1] / "latest"), "is a link that leads back to itself"),
     "itself by its name": (lambda place: place.symlink_to("latest"), "is a link that leads back to itself"),
-    "nowhere": (lambda place: place.symlink_to("/nowhere/at/all"), "is a link to /nowhere/at/all, where nothing is"),
+    "nowhere": (lambda place: place.symlink_to("/nowhere/at/all"), "is a link to /nowhere/at/all, which does not exist"),
     "a device": (lambda place: place.symlink_to("/dev/null"), "is a link to /dev/null, a device"),
     "a FIFO": (os.mkfifo, "is a FIFO; a product is a file, a folder, or a link to one"),
-    "a FIFO in a folder": (lambda place: (place.mkdir(), os.mkfifo(place / "pipe")), "holds pipe, which is a FIFO"),
-    "a FIFO behind a link": (lambda place: (os.mkfifo(place.parent / "p"), place.symlink_to(place.parent / "p")), "where nothing is"),
+    "a FIFO in a folder": (lambda place: (place.mkdir(), os.mkfifo(place / "pipe")), "contains pipe, which is a FIFO"),
+    "a FIFO behind a link": (lambda place: (os.mkfifo(place.parent / "p"), place.symlink_to(place.parent / "p")), "which does not exist"),
     "nothing": (lambda place: None, "ended without writing latest"),
 }
 
@@ -129,7 +129,7 @@ def test_what_cannot_be_a_product_is_one_sentence(root, write, says):
     (root / "out" / "latest").write_text("old")
     with pytest.raises(PipelineError) as e:
         publish(root, write)
-    assert says in str(e.value) and "earlier products are left as they were" in str(e.value)
+    assert says in str(e.value) and "earlier products are unchanged" in str(e.value)
     assert (root / "out" / "latest").read_text() == "old" and not list((root / "out").glob(".*"))
 
 
@@ -201,10 +201,10 @@ def project(tmp_path):
 
 BROKEN = {
     "a loop": (lambda place: place.symlink_to("latest"), "latest cannot be read: Too many levels of symbolic links"),
-    "nowhere": (lambda place: place.symlink_to("nowhere"), "latest is not there"),
+    "nowhere": (lambda place: place.symlink_to("nowhere"), "latest does not exist"),
     "a FIFO": (os.mkfifo, "latest cannot be read: it is a FIFO, not a file or a folder"),
     "a device": (lambda place: place.symlink_to("/dev/null"), "latest cannot be read: it is a device, not a file or a folder"),
-    "another file": (lambda place: place.symlink_to("sum.txt"), "latest was changed from outside"),
+    "another file": (lambda place: place.symlink_to("sum.txt"), "latest was modified after the run"),
 }
 
 

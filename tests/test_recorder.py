@@ -200,8 +200,8 @@ def test_a_server_that_is_not_there(url, runs, caplog, quick):
 def test_a_store_that_never_answers(url, runs, caplog, quick, monkeypatch):
     monkeypatch.setattr(module, "CLOSE_TIMEOUT_SECONDS", 0.2)
     recorder, answer = Recorder(url, runs), threading.Event()
-    put = recorder._records.put
-    monkeypatch.setattr(recorder._records, "put", lambda changes: answer.wait() and put(changes))
+    put = recorder._store.records.put
+    monkeypatch.setattr(recorder._store.records, "put", lambda changes: answer.wait() and put(changes))
     run = whole_run(recorder)
     assert "no answer within" in caplog.text and (runs / run / JOURNAL).exists()
     records = Records(url)
@@ -226,7 +226,7 @@ def test_a_store_that_is_locked_for_a_while(url, runs, caplog, quick, monkeypatc
     holder = sqlite3.connect(url.removeprefix("sqlite:///"), isolation_level=None)
     holder.execute("begin immediate")
     recorder = Recorder(url, runs)
-    recorder._records.lock_timeout = 0.1
+    recorder._store.records.lock_timeout = 0.1
     run = recorder.start_run("demo", {"seed": 0})
     until(lambda: recorder.problem)
     assert "locked" in recorder.problem
@@ -265,12 +265,12 @@ def test_a_store_that_is_deleted_as_soon_as_it_is_written(url, runs, tmp_path, q
     recorder, written = Recorder(url, runs), []
 
     def put(changes):
-        Records.put(recorder._records, changes)
+        Records.put(recorder._store.records, changes)
         for name in () if written else ("records.db", "records.db-wal", "records.db-shm"):
             (tmp_path / name).unlink(missing_ok=True)
         written.extend(changes)
 
-    monkeypatch.setattr(recorder._records, "put", put)
+    monkeypatch.setattr(recorder._store.records, "put", put)
     run = recorder.start_run("demo", {})
     until(lambda: written)
     recorder.end_run(run, "succeeded")
@@ -335,7 +335,7 @@ def test_a_folder_that_cannot_be_written(url, runs, tmp_path, caplog):
     assert is_whole(url, run) and not caplog.records
     lost = whole_run(Recorder("sqlite:////proc/none/records.db", runs))
     (said,) = [r.message for r in caplog.records]
-    assert f"run {lost} is in no record" in said and str(runs) in said
+    assert f"run {lost} is not recorded" in said and str(runs) in said
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux") or os.geteuid() != 0 or not shutil.which("mount"), reason="needs root on Linux")

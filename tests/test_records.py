@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 from mlnb.project.errors import RecordError, SettingError
-from mlnb.records import Records, current_process_name, git_commit, git_state, is_process_dead, now
+from mlnb.records import Records, current_process_name, git_commit, git_state, is_process_dead, utc_now
 
 WRITER = """
 import sys
@@ -55,7 +55,7 @@ def test_records_that_are_damaged_after_they_were_opened(tmp_path, words, monkey
     records.start_run("demo", {})
     failing = records.engine.dialect.__class__
     monkeypatch.setattr(failing, "do_execute", lambda *_: (_ for _ in ()).throw(sqlite3.DatabaseError(words)))
-    with pytest.raises(RecordError, match=rf"the records in {tmp_path}/records.db are damaged \({words}\); put back .* mlnb runs, which"):
+    with pytest.raises(RecordError, match=rf"the records in {tmp_path}/records.db are damaged \({words}\); restore a backup.* mlnb runs, which"):
         records.runs()
     records.close()
 
@@ -68,9 +68,9 @@ def test_a_server_that_is_not_there():
 def test_a_task_is_noted_more_than_once(tmp_path):
     records = Records(f"sqlite:///{tmp_path}/records.db")
     run = records.start_run("demo", {}, selection={"tasks": ["b"], "force": True}, resumed="earlier")
-    records.put_task(run, "b", status="running", started=now(), attempts=1)
+    records.put_task(run, "b", status="running", started=utc_now(), attempts=1)
     records.put_task(run, "a")
-    records.put_task(run, "b", status="failed", error="bad \0 text \ud800", cell=3, ended=now().isoformat())
+    records.put_task(run, "b", status="failed", error="bad \0 text \ud800", cell=3, ended=utc_now().isoformat())
     records.put_task(run, "b", attempts=2, metrics={"auc": 0.5, "loss": None}, fingerprint={"notebook": "aa"})
     b, a = records.tasks(run)
     assert (a["name"], a["status"], a["seconds"]) == ("a", "waiting", 0.0)
@@ -91,7 +91,7 @@ def test_a_run_is_named_by_its_id_its_beginning_its_end_or_its_place(tmp_path):
     for which, number in {"last": 2, "last~2": 0, "20260101": 1, "abc1": 1, "abc10f": 1, "20260102T000000-abc20f": 2}.items():
         assert records.run(which)["id"].startswith(f"2026010{number}"), which
     assert records.run("last", pipeline="a")["id"] == "20260101T000000-abc10f"
-    wrong = {"2026": "may be any of 3 runs", "last~3": "the first one is last~2", "last~x": "cannot be called", "%": "no run"}
+    wrong = {"2026": "may be any of 3 runs", "last~3": "the first one is last~2", "last~x": "is not the name of a run", "%": "no run"}
     for which, says in (wrong | {"abx10f": "did you mean 'abc10f'"}).items():
         with pytest.raises(RecordError, match=says):
             records.run(which)

@@ -26,7 +26,8 @@ from mlnb.monitoring.rules import RULE_KINDS, evaluate, from_table, load_rules
 from mlnb.monitoring.rules_performance import load_decisions
 from mlnb.project.errors import SettingError
 from mlnb.project.settings import load_settings
-from mlnb.records import Records, now
+from mlnb.records import Records
+from mlnb.records import utc_now as now
 from mlnb.serving.compactor import Compactor
 from mlnb.serving.labels import Label, LabelLog
 from mlnb.serving.predictions import Prediction, PredictionLog

@@ -81,7 +81,7 @@ STAGES = {
     "all is written": "from mlnb.pipelines.products import Staging as C; name = 'check'",
     "the record goes": "from mlnb.pipelines.plan import Planner as C; name = 'forget'",
     "products move": "from mlnb.pipelines.products import Staging as C; name = 'publish'",
-    "between two products": "import mlnb.pipelines.products as C; name = '_place'; after = 2",
+    "between two products": "import mlnb.pipelines.products as C; name = '_move_into_place'; after = 2",
     "the record comes": "from mlnb.pipelines.plan import Planner as C; name = 'commit'",
     "the second record": "from mlnb.pipelines.plan import Planner as C; name = 'commit'; after = 2",
     "last note": "from mlnb.pipelines.recorder import Recorder as C; name = 'end_run'",
@@ -270,7 +270,7 @@ def test_side_by_side(project):
 def test_what_the_machine_does_not_have(project):
     text = (project / "pipeline.yaml").read_text()
     (project / "pipeline.yaml").write_text(text.replace("product: out/other.ipynb", "product: out/other.ipynb\n    gpu: 99"))
-    assert "it needs gpu: 99, this machine shows" in error_of(run(project, ["other"]))
+    assert "it needs gpu: 99, this machine has" in error_of(run(project, ["other"]))
 
 
 def test_a_task_that_never_ends(project):
@@ -441,7 +441,7 @@ def suspended(project):
     (project / "pipeline.yaml").write_text(LONG_PIPELINE)
     write_long(project, SLOW, "1 / 0")
     report = run(project)
-    assert "ZeroDivisionError" in error_of(report) and f"mlnb run --resume {report.run} goes on after cell [" in error_of(report)
+    assert "ZeroDivisionError" in error_of(report) and f"mlnb run --resume {report.run} resumes after cell [" in error_of(report)
     assert "mlnb kernels stop" in error_of(report)
     yield project, report.run
     from mlnb.notebooks import checkpoints
@@ -455,7 +455,7 @@ def test_resume_goes_on_inside_the_notebook(suspended):
     events = []
     report = run(project, resumed=failed, on_event=events.append)
     assert statuses(report) == {"long": "executed"}, report
-    assert next(e.reason for e in events if e.status == "resumed").startswith("goes on after cell [")
+    assert next(e.reason for e in events if e.status == "resumed").startswith("resumes after cell [")
     assert (project / "count").read_text() == "x" and (project / "out" / "long.txt").read_text() == "20"
     copy = json.loads((project / "out" / "long.ipynb").read_text())
     assert [c["execution_count"] is not None for c in copy["cells"] if c["cell_type"] == "code"] == [True] * 5
@@ -473,7 +473,7 @@ def use_another(root):
     ("change", "says"),
     [
         (lambda p: (p / "planes" / "work.py").write_text((p / "planes" / "work.py").read_text().replace("= 10", "= 30")), "FACTOR changed"),
-        (use_another, "module planes.work changed, which the copy of its kernel does not know"),
+        (use_another, "module planes.work changed, after its checkpoint"),
         (lambda p: (p / "out" / ".stage-pipeline-long" / "long.txt").write_text("touched"), "long.txt has been changed since"),
         (lambda p: write_long(p, SLOW + "value = 3", "1 / 1"), "has changed"),
     ],

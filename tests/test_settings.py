@@ -84,5 +84,5 @@ def test_wrong_variable(project, monkeypatch):
 
 def test_no_project(tmp_path, monkeypatch):
     monkeypatch.delenv("MLNB_ROOT", raising=False)
-    with pytest.raises(SettingError, match="make one with: mlnb new NAME"):
+    with pytest.raises(SettingError, match="create one with: mlnb new NAME"):
         load_settings(tmp_path)

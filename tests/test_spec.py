@@ -42,7 +42,6 @@ def test_it_is_read(project):
     assert list(found.tasks) == ["first", "second", "other"]
     assert found.tasks["first"].params == {"n": 1} and found.tasks["second"].upstream == ("first",)
     assert found.tasks["other"].products == {"nb": project / "out" / "other.ipynb"}
-    assert found.needed(["second"]) == {"first", "second"}
 
 
 LAST = "product: out/other.ipynb"
@@ -66,7 +65,7 @@ LAST = "product: out/other.ipynb"
         ("tasks:", "tusks:", "needs a list of tasks"),
         ("tasks:", "executor: parallel\ntasks:", "unknown key 'executor'"),
         ('"{{n}}"', '"{{m}}"', "names 'm', which env.yaml does not define"),
-        ('"{{n}}"', "{{n}}", 'is not valid YAML in line 6: found unhashable key; a placeholder stands in quotes: "{{name}}"'),
+        ('"{{n}}"', "{{n}}", 'is not valid YAML in line 6: found unhashable key; write a placeholder in quotes: "{{name}}"'),
         ('{n: "{{n}}"}', "{k: 1}", "first.ipynb declares no parameter 'k'"),
         ('{n: "{{n}}"}', "{n: one}", "parameter 'n' has value 'one' of type str; write a value of type int"),
         ('{n: "{{n}}"}', "{n: 1, product: x}", "'product' is set by the pipeline"),
@@ -107,7 +106,7 @@ def test_mistakes_in_the_pipeline(project, old, new, says):
     ("parameters", "says"),
     [
         ('upstream = ["frist"]\nproduct = None', "names the upstream task 'frist', which does not exist (did you mean 'first'?)"),
-        ('upstream = ["second"]\nproduct = None', "wait for each other in a circle: second -> second"),
+        ('upstream = ["second"]\nproduct = None', "depend on each other in a circle: second -> second"),
         ('upstream = ["fi" + "rst"]\nproduct = None', "must name upstream tasks literally"),
         ("upstream = [1]\nproduct = None", 'upstream is [1]; write for example: upstream = ["ingest"]'),
         (None, "second.ipynb has no parameters cell"),
@@ -137,7 +136,7 @@ def test_missing_or_empty_files(project):
     (project / "env.yaml").unlink()
     assert "names 'n', which env.yaml does not define" in sentence(project)
     (project / "pipeline.yaml").unlink()
-    assert "pipeline.yaml; write it, or make a project that has one" in sentence(project)
+    assert "pipeline.yaml; write it, or create a project" in sentence(project)
 
 
 def test_overrides(project):
@@ -155,7 +154,7 @@ def test_an_override_reaches_a_task_or_is_refused(project):
     rewrite(project, "params: {n: 3}", "params: {}")
     assert spec(project, n=5).tasks["first"].params == {"n": 5}
     (project / "env.yaml").write_text("n: 1\nspare: 1\n")
-    assert "parameter 'spare' would change nothing, since no task takes it; write {{spare}} in pipeline.yaml" in sentence(project, spare=2)
+    assert "parameter 'spare' would change nothing, since no task uses it; write {{spare}} in pipeline.yaml" in sentence(project, spare=2)
 
 
 def test_types_and_dates_survive(project):
@@ -205,10 +204,9 @@ def test_ends(project):
     assert found.selected(["second"]) == found.selected(to="second") == ["first", "second"]
     assert found.selected(from_="first") == ["first", "second"] and found.selected(from_=["second", "other"]) == ["second", "other"]
     assert found.selected(["second"], from_="first") == ["first", "second"] and found.selected(to="second", from_="second") == ["second"]
-    assert found.dependent(["first"]) == {"first", "second"}
     with pytest.raises(PipelineError, match=r"there is no task 'secund' \(did you mean 'second'\?\)"):
         found.selected(from_="secund")
-    with pytest.raises(PipelineError, match="no task lies between second and other; --from names a task that the one of --to needs"):
+    with pytest.raises(PipelineError, match="no task lies between second and other; --from must name a task upstream of --to"):
         found.selected(to="other", from_="second")
 
 
@@ -269,7 +267,7 @@ def test_values_are_those_of_yaml_1_2_at_any_depth(project):
 @pytest.mark.parametrize(("text", "right"), AMBIGUOUS.items(), ids=AMBIGUOUS)
 def test_ambiguous_values_are_refused_with_the_right_form(project, text, right):
     loose(project)
-    says = f'{text} can be read in two ways; write {right}, or "{text}" in quotes for the text'
+    says = f'{text} is ambiguous; write {right}, or "{text}" in quotes for the text'
     with pytest.raises(PipelineError) as e:
         parse_parameters(load_settings(project), [f"a=[{text}]"])
     assert str(e.value) == f"parameter 'a': {says}; in a shell: --param 'a=\"...\"'"
@@ -286,13 +284,13 @@ def test_ambiguous_values_are_refused_with_the_right_form(project, text, right):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("n: 1\nm: 2\nn: 3\n", "env.yaml, line 3: the key 'n' stands in line 1 already"),
-        ('n: 1\nm: {a: 1, b: 2, "a": 3}\n', "env.yaml, line 2: the key 'a' stands in line 2 already"),
+        ("n: 1\nm: 2\nn: 3\n", "env.yaml, line 3: the key 'n' is in line 1 already"),
+        ('n: 1\nm: {a: 1, b: 2, "a": 3}\n', "env.yaml, line 2: the key 'a' is in line 2 already"),
         ("n: 1\nm: &x {a: 1}\nk: {<<: *x, b: 1, b: 2}\n", "env.yaml, line 3: the key 'b'"),
         ("n: 1e999\n", "is not valid YAML in line 1: 1e999 is larger than any float; write .inf"),
-        ("n: 1\nm: &x [*x]\n", "an anchor (&) holds an alias (*) of itself"),
+        ("n: 1\nm: &x [*x]\n", "an anchor (&) contains an alias (*) of itself"),
         ("n: " + "[" * 5000, "it is nested more than 200 levels deep"),
-        ("n: 1\nm: {2: x}\n", "key 2 has type int; a notebook is given keys of text, write it in quotes"),
+        ("n: 1\nm: {2: x}\n", "key 2 has type int; keys of notebook parameters are texts, write it in quotes"),
     ],
 )
 def test_what_a_reader_would_lose_or_choke_on(project, text, says):
@@ -346,10 +344,10 @@ def test_a_whole_number_of_env_yaml_may_become_a_float(project):
         ("{{}}", "has the placeholder {{}}; write {{name}} with a name of env.yaml"),
         ("{{n|upper}}", "has the placeholder {{n|upper}}; write {{name}}"),
         ("{{n + 1}}", "has the placeholder {{n + 1}}; write {{name}}"),
-        ("x{{n", "has '{{', which is no placeholder; write {{name}}"),
-        ("{n}}", "has '{n}}', which is no placeholder"),
-        ("{% if n %}x{% endif %}", "has '{% if n %}', which is no placeholder"),
-        ("{# n #}", "has '{# n #}', which is no placeholder"),
+        ("x{{n", "has '{{', which is not a placeholder; write {{name}}"),
+        ("{n}}", "has '{n}}', which is not a placeholder"),
+        ("{% if n %}x{% endif %}", "has '{% if n %}', which is not a placeholder"),
+        ("{# n #}", "has '{# n #}', which is not a placeholder"),
     ],
 )
 def test_what_looks_like_a_placeholder_is_a_value_or_an_error(project, place, text, says):
@@ -386,7 +384,7 @@ def test_placeholders_reach_into_mappings_and_braces_can_be_written(project):
 @pytest.mark.parametrize(
     ("path", "says"),
     [
-        ("s3://bucket/a.ipynb", "a URL; write a path below"),
+        ("s3://bucket/a.ipynb", "a URL; write a path such as"),
         ("gs://bucket/a.ipynb", "a URL"),
         ("https://host/a.ipynb", "a URL"),
         ("file:///tmp/a.ipynb", "a URL"),
@@ -395,10 +393,10 @@ def test_placeholders_reach_into_mappings_and_braces_can_be_written(project):
         ("~ann/a.ipynb", "a path with ~"),
         ("$HOME/a.ipynb", "a path with a variable, which is not expanded"),
         ("out/${RUN}/a.ipynb", "a path with a variable"),
-        ("C:/data/a.ipynb", "a path of Windows"),
-        ("C:\\data\\a.ipynb", "a path of Windows"),
+        ("C:/data/a.ipynb", "a Windows path"),
+        ("C:\\data\\a.ipynb", "a Windows path"),
         ("out\\a.ipynb", "a path with a backslash"),
-        (" out/a.ipynb", "a path with white space at an end"),
+        (" out/a.ipynb", "a path that starts or ends with white space"),
     ],
 )
 def test_paths_of_other_systems_are_refused(project, key, path, says):
@@ -452,4 +450,4 @@ def test_a_product_never_replaces_a_link_to_a_notebook_or_its_own_input(project,
         assert "product 'nb' would replace" in sentence(project)
         rewrite(project, f"product: {product}", LAST)
     rewrite(project, LAST, "product: {nb: out/other.ipynb, data: data}\n    inputs: [data/raw.csv]")
-    assert f"product 'data' would replace {project}/data, which is or holds its own input data/raw.csv" in sentence(project)
+    assert f"product 'data' would replace {project}/data, which is or contains its own input data/raw.csv" in sentence(project)

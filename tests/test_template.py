@@ -79,7 +79,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", where["dir"])
 
     monkeypatch.setattr("mlnb.project.template.mkdtemp", denied)
-    with pytest.raises(SettingError, match=r"delays cannot be made in .* \(Permission denied\); go to a folder"):
+    with pytest.raises(SettingError, match=r"delays cannot be created in .* \(Permission denied\); change to a folder"):
         new_project("delays", tmp_path)
 
 

@@ -13,7 +13,7 @@ from .rule_base import Rule, RuleFinding, truncate_text
 from .rules import RuleResult
 from ..project.errors import AlertError
 from ..project.settings import Settings
-from ..records import Records, current_process_name, is_process_dead, now
+from ..records import Records, current_process_name, is_process_dead, utc_now
 
 # %% ../../nbs/monitoring/20_alerts.ipynb #08b10eb9
 _LOCK = 0x6D6C6E63  # of PostgreSQL: "mlnc"
@@ -173,7 +173,7 @@ class _AlertRecorder(_AlertReader):
         "Record the result of one rule, unless another check has recorded the rule since this one started"
         this_rule = (self.rule.c.project == self.project) & (self.rule.c.rule == result.rule.name)
         rule_rows = self._rows(connection, self.rule.select().where(this_rule))
-        if rule_rows and rule_rows[0]["checked"] and result.started < rule_rows[0]["checked"] <= now():
+        if rule_rows and rule_rows[0]["checked"] and result.started < rule_rows[0]["checked"] <= utc_now():
             return
         alerts_of_rule = (self.alert.c.project == self.project) & (self.alert.c.rule == result.rule.name)
         rows = self._rows(connection, self.alert.select().where(alerts_of_rule).order_by(self.alert.c.id))
@@ -188,7 +188,7 @@ class _AlertRecorder(_AlertReader):
         for columns in ending:
             self._resolve(connection, by_id[columns["id"]], None, None)
             resolved.append(columns["id"])
-        state = {"checked": now(), "memory": result.memory}
+        state = {"checked": utc_now(), "memory": result.memory}
         if rule_rows:
             connection.execute(self.rule.update().where(this_rule).values(state))
         else:
@@ -222,7 +222,7 @@ class _AlertRecorder(_AlertReader):
 
     def _record_event(self, connection, alert_id: int, what: str, who: str | None, note: str | None) -> None:
         who, note = who and truncate_text(who), note and truncate_text(note, 2000)
-        connection.execute(self.event.insert().values(alert_id=alert_id, at=now(), what=what, who=who, note=note))
+        connection.execute(self.event.insert().values(alert_id=alert_id, at=utc_now(), what=what, who=who, note=note))
 
     def _queue_deliveries(self, connection, alert: dict, what: str, channels) -> None:
         delivery = {"alert_id": alert["id"], "episode": alert["episode"], "what": what, "status": "waiting", "attempts": 0}
@@ -231,7 +231,7 @@ class _AlertRecorder(_AlertReader):
 
     def _resolve(self, connection, alert: dict, who: str | None, note: str | None) -> None:
         "End an episode; the channels that were notified of its start are notified of its end"
-        self._update(connection, {"id": alert["id"], "state": "resolved", "ended": now(), "missed": 0})
+        self._update(connection, {"id": alert["id"], "state": "resolved", "ended": utc_now(), "missed": 0})
         self._record_event(connection, alert["id"], "resolved", who, note)
         self._queue_deliveries(connection, alert, "resolved", self._notified_channels(connection, alert))
 
@@ -293,7 +293,7 @@ class AlertStore(_AlertRecorder):
         "The deliveries to a channel; no other process sends them until `finish_delivery`"
         import sqlalchemy as sa
 
-        d, current_time = self.delivery, now()
+        d, current_time = self.delivery, utc_now()
         query = sa.select(self.alert, d.c.what, d.c.claimed, d.c.claimed_at, d.c.episode.label("of_episode"))
         query = query.join(d, d.c.alert_id == self.alert.c.id).where(d.c.channel == channel, d.c.status == "waiting")
         query = query.where(self.alert.c.project == self.project).order_by(d.c.alert_id, d.c.episode)
@@ -316,7 +316,7 @@ class AlertStore(_AlertRecorder):
         "Record how the deliveries ended that this process claimed"
         d = self.delivery
         claimed = (d.c.channel == channel) & (d.c.status == "waiting") & (d.c.claimed == current_process_name())
-        values = {"claimed": None, "error": error or note} | ({} if error else {"status": "sent", "sent": now()})
+        values = {"claimed": None, "error": error or note} | ({} if error else {"status": "sent", "sent": utc_now()})
         with self.records.exclusive_transaction(_LOCK) as connection:
             connection.execute(d.update().where(claimed).values(values))
 

@@ -24,7 +24,7 @@ from ..project.errors import AlertError, SettingError, did_you_mean
 from ..project.permissions import make_folder, opener
 from ..project.settings import Settings
 from ..project.text import count_of, one_line
-from ..records import now
+from ..records import utc_now
 
 # %% ../../nbs/monitoring/21_channels.ipynb #4ee68140
 MAX_ALERTS_IN_TEXT, MAX_ALERTS_IN_JSON = 20, 100  # alerts that a notification shows
@@ -74,7 +74,7 @@ class Notification:
     def document(self) -> dict:
         "The notification as JSON values"
         shown = [alert_document(alert) for alert in self.alerts[:MAX_ALERTS_IN_JSON]]
-        head = {"project": self.project, "at": f"{now().isoformat()}+00:00", "headline": self.headline(), "test": not self.alerts}
+        head = {"project": self.project, "at": f"{utc_now().isoformat()}+00:00", "headline": self.headline(), "test": not self.alerts}
         return head | {"alerts": shown, "more": len(self.alerts) - len(shown)}
 
 

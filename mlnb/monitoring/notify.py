@@ -19,7 +19,7 @@ from .channels import Channel, Notification, check_rule_channels, load_channels
 from .rules import RuleResult, evaluate, load_rules
 from ..project.errors import AlertError, SettingError
 from ..project.settings import Settings
-from ..records import Records, now
+from ..records import Records, utc_now
 
 # %% ../../nbs/monitoring/22_notify.ipynb #205b8d13
 SEND_TIMEOUT = 30.0  # seconds for all channels together
@@ -70,7 +70,7 @@ def notify(
     timestamp: dt.datetime | None = None,  # UTC, without a time zone; default: the current time
 ) -> dict[str, Delivery]:  # channel -> how it ended, if there was something to send
     "Send every channel the alerts that it has not been notified of"
-    claimed = {name: alerts.claim_deliveries(name, c.is_quiet(timestamp or now())) for name, c in channels.items()}
+    claimed = {name: alerts.claim_deliveries(name, c.is_quiet(timestamp or utc_now())) for name, c in channels.items()}
     notifications = [(channels[name], Notification(alerts.project, rows)) for name, rows in claimed.items() if rows]
     deliveries = send_all(notifications, settings)
     for name, delivery in deliveries.items():

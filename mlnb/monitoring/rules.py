@@ -19,7 +19,7 @@ from .rules_service import ServiceRule
 from .table_settings import from_table
 from ..project.errors import MlnbError
 from ..project.settings import Settings
-from ..records import Records, now as current_time
+from ..records import Records, utc_now as current_time
 
 # %% ../../nbs/monitoring/19_rules.ipynb #b9c9d941
 RULE_KINDS: dict[str, type[Rule]] = {

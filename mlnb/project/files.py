@@ -26,9 +26,7 @@ from .processes import current_user
 
 # %% ../../nbs/project/03_files.ipynb #e5727d69
 @contextmanager
-def name_folder_in_errors(
-    folder: str | Path,
-) -> Iterator[None]:
+def name_folder_in_errors(folder: str | Path) -> Iterator[None]:
     "Add `folder` to an `OSError` that names no file"
     try:
         yield
@@ -71,11 +69,7 @@ def storage_errors() -> Iterator[None]:
         raise OSError(f"{type(e).__name__}: {e}") from e
 
 # %% ../../nbs/project/03_files.ipynb #18afe2e5
-def publish(
-    files,  # an fsspec file system
-    path: str,  # in it
-    content: bytes,
-) -> None:
+def publish(files, path: str, content: bytes) -> None:
     "Write a file atomically to any file system; raises `OSError`"
     if "file" in files.protocol:
         write_atomic(path, content)
@@ -84,10 +78,7 @@ def publish(
             files.pipe_file(path, content)
 
 # %% ../../nbs/project/03_files.ipynb #125acff3
-def open_url(
-    url: str | Path,  # a folder, or an fsspec URL such as "s3://bucket/folder"
-    source: str = "setting 'storage'",  # where the URL comes from
-):  # an fsspec file system, and the path in it
+def open_url(url: str | Path, source: str = "setting 'storage'"):  # an fsspec file system, and the path in it
     "Open a URL; raises `SettingError` for an unknown protocol or a missing library"
     import fsspec
 
@@ -101,10 +92,7 @@ def open_url(
         raise SettingError(message) from None
 
 # %% ../../nbs/project/03_files.ipynb #1f0d38ac
-def find_files(
-    files,  # an fsspec file system
-    folder: str,  # in it
-) -> dict[str, dict]:  # path -> its fsspec details, such as its size
+def find_files(files, folder: str) -> dict[str, dict]:  # path -> its fsspec details, such as its size
     "All files below a folder, none if it does not exist; raises `OSError` if it cannot be read"
     if "file" not in files.protocol:
         with storage_errors():
@@ -161,10 +149,7 @@ def exclusive_lock(
 
 # %% ../../nbs/project/03_files.ipynb #930f9251
 @contextmanager
-def hold_lock(
-    path: Path,  # of the lock file; its folder is created
-    resource: str,  # what is locked, for the message
-) -> Iterator[None]:
+def hold_lock(path: Path, resource: str) -> Iterator[None]:
     "Hold the lock on `path`, or raise an `MlnbError` that says who holds it and since when"
     with exclusive_lock(path, mode=0o600 if is_private(path) else 0o666) as fd:
         if fd is None:
@@ -186,7 +171,8 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of Linux
 def _swap(first: Path, second: Path) -> bool:
     "Swap two folders in one step; False if the system cannot"
     rename = getattr(ctypes.CDLL(None), "renameat2", None)
-    return rename is not None and rename(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0
+    names = os.fsencode(first), os.fsencode(second)
+    return rename is not None and rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0
 
 
 def publish_folder(

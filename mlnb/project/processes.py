@@ -25,9 +25,7 @@ def current_user() -> str:
 KILL_DELAY_SECONDS = 45.0  # from SIGTERM to SIGKILL; a server has 30 s to answer the requests it has accepted
 
 
-def end_with_parent(
-    parent: int,  # process id, passed on by the parent, which may be gone already
-) -> None:
+def end_with_parent(parent: int) -> None:
     "End this process when its parent is gone"
     _end_unless_child_of(parent)
     threading.Thread(target=_watch, args=(parent,), name="mlnb-parent", daemon=True).start()

@@ -21,7 +21,7 @@ from .errors import SettingError
 from .permissions import current_umask
 
 # %% ../../nbs/project/02_template.ipynb #9373f333
-TEMPLATE_FILES = {  # where it stands here: where it goes in the new project
+TEMPLATE_FILES = {  # path here -> path in the new project
     "nbs/flights": "nbs",
     "tests/flights": "tests",
     "pipeline.yaml": "pipeline.yaml",
@@ -39,52 +39,40 @@ TEMPLATE_FILES = {  # where it stands here: where it goes in the new project
 
 # %% ../../nbs/project/02_template.ipynb #09cb68b0
 def template_root() -> Path:
-    "The folder that holds the pieces: inside the installed package, or the checkout around it"
+    "The folder of the template files: inside the installed package, or the checkout around it"
     package = Path(mlnb.__file__).parent
     return packaged if (packaged := package / "template").is_dir() else package.parent
 
 
-def template_files(
-    root: Path,  # folder that holds the pieces
-) -> dict[str, str]:  # path below root: path in the new project
-    "Every file of every piece"
+def template_files(root: Path) -> dict[str, str]:  # path below root -> path in the new project
+    "Every file of the template"
     targets = {}
     for source, target in TEMPLATE_FILES.items():
-        source_path = root / source
-        inside = sorted(
-            p
-            for p in source_path.rglob("*")
-            if p.is_file() and "__pycache__" not in p.parts and ".ipynb_checkpoints" not in p.parts
-        )
-        files = inside if source_path.is_dir() else [source_path]
-        targets |= {
-            str(p.relative_to(root)): str(Path(target) / p.relative_to(source_path)) if source_path.is_dir() else target
-            for p in files
-        }
+        path = root / source
+        if path.is_dir():
+            files = (p for p in sorted(path.rglob("*")) if p.is_file())
+            files = (p for p in files if not {"__pycache__", ".ipynb_checkpoints"} & set(p.parts))
+            targets |= {str(p.relative_to(root)): str(Path(target) / p.relative_to(path)) for p in files}
+        else:
+            targets[source] = target
     return targets
 
 # %% ../../nbs/project/02_template.ipynb #eb632435
-def package_name(
-    name: str,  # of the project, hyphens allowed
-) -> str:
-    "The package of project `name`, or a `SettingError` that says which names will do"
+def package_name(name: str) -> str:
+    "The package of a project name, which may have hyphens; raises a `SettingError` that says what is allowed"
     package = name.replace("-", "_")
     right = "choose a new word of letters, digits and hyphens, for example: mlnb new flight-delays"
     if not re.fullmatch(r"[a-z][a-z0-9_]*", package) or keyword.iskeyword(package):
-        raise SettingError(f"project name {name!r} is no name of a Python package; {right}")
+        raise SettingError(f"project name {name!r} is not a valid name of a Python package; {right}")
     if package in {"nbs", "tests", "products", "template", "alerts", "build", "dist", "docs"}:
-        raise SettingError(f"project name {name!r} is a folder that projects have for other things; {right}")
+        raise SettingError(f"project name {name!r} is the name of a folder that projects use; {right}")
     if package in sys.stdlib_module_names or importlib.util.find_spec(package):
         raise SettingError(f"project name {name!r} would hide the installed package of that name; {right}")
     return package
 
 # %% ../../nbs/project/02_template.ipynb #51591f36
-def substitute_names(
-    text: str,  # content of a file of the template
-    name: str,  # of the project
-    package: str,  # of the project
-) -> str:
-    "`text` with the reference project's package, folders and names replaced"
+def substitute_names(text: str, name: str, package: str) -> str:
+    "The content of a template file with the reference project's package, folders and names replaced"
     phrases = {
         "default_exp flights.": "default_exp ",
         "mlnb.flights": package,
@@ -92,38 +80,35 @@ def substitute_names(
         "tests/flights": "tests",
         "products/flights": f"products/{package}",
         "model_name: flights": f"model_name: {name}",
-        'model_name = \\"flights\\"': f'model_name = \\"{name}\\"',  # as a notebook's file has it
+        'model_name = \\"flights\\"': f'model_name = \\"{name}\\"',  # in the JSON of a notebook
         "PROJECT_NAME": name,
         "PROJECT_PACKAGE": package,
     }
     return re.sub("|".join(map(re.escape, phrases)), lambda match: phrases[match[0]], text)
 
 # %% ../../nbs/project/02_template.ipynb #619e217f
-def _export(project: Path):
+def _export(project: Path) -> None:
     "Export the notebooks of `project` to its package"
     command = [sys.executable, "-c", "from nbdev.doclinks import nbdev_export\nnbdev_export()"]
-    done = subprocess.run(command, cwd=project, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(project)})
+    environment = {**os.environ, "PYTHONPATH": str(project)}
+    done = subprocess.run(command, cwd=project, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise SettingError(f"the notebooks of {project.name} could not be exported:\n{done.stderr.strip()}")
 
 
-def new_project(
-    name: str,  # of the project; its package is the same with underscores
-    parent: str | Path = ".",  # folder to make it in
-) -> Path:
-    "Make project `name` below `parent` and return its folder; raises `SettingError` for a name or a place that is taken"
+def new_project(name: str, parent: str | Path = ".") -> Path:
+    "Create the project `name` in the folder `parent`; raises `SettingError` if the name or the folder is taken"
     package, project_folder = package_name(name), Path(parent).resolve() / name
     if os.path.lexists(project_folder):
         raise SettingError(f"{project_folder} exists already; choose another name, or remove it")
     if not project_folder.parent.is_dir():
-        raise SettingError(f"there is no folder {project_folder.parent} to make {name} in")
+        raise SettingError(f"there is no folder {project_folder.parent} to create {name} in")
     root = template_root()
     try:
         draft = Path(mkdtemp(prefix=f".{name}-", dir=project_folder.parent))
     except OSError as e:
-        raise SettingError(
-            f"{name} cannot be made in {project_folder.parent} ({e.strerror}); go to a folder that you may write to"
-        ) from None
+        problem = f"{name} cannot be created in {project_folder.parent} ({e.strerror})"
+        raise SettingError(f"{problem}; change to a folder that you may write to") from None
     try:
         for source, target in template_files(root).items():
             to = draft / substitute_names(target, name, package)

@@ -20,11 +20,8 @@ _ORDINARY = re.compile(rf"[{_SPACES}{_DRAWN_SIGNS}]|{_JOINER}")
 _SUSPECT = re.compile(rf"[^\w\s!-~]|[\x00-\x1f\x7f-\x9f\u2028\u2029{_SPACES}{_HANGUL_FILLERS}]")
 
 
-def printable(
-    text: str,
-    multiline: bool = False,  # keep line breaks and tabs, as in a traceback
-) -> str:  # the same object if there is nothing to escape
-    r"Escape control characters, bidirectional overrides, invisible characters and lone surrogates, as in `\x1b` and `\u202e`"
+def printable(text: str, multiline: bool = False) -> str:  # the same object if there is nothing to escape
+    r"Escape control and invisible characters, bidirectional overrides and lone surrogates, as in `\x1b` and `\u202e`"
     if text.isascii() and text.isprintable():
         return text
     allowed = "\n\t" if multiline else ""
@@ -39,32 +36,23 @@ def printable(
     return _SUSPECT.sub(escape, text)
 
 # %% ../../nbs/project/05_text.ipynb #84da3573
-def one_line(
-    text: str,
-) -> str:
+def one_line(text: str) -> str:
     "Text on one line, safe to show: every run of white space becomes one space"
     return printable(" ".join(text.split()))
 
 # %% ../../nbs/project/05_text.ipynb #0b23df8f
-def shorten(
-    text: str,
-    length: int = 60,  # characters at most
-) -> str:
+def shorten(text: str, length: int = 60) -> str:
     "Text cut to a length, with `...` at the end if anything is missing"
     return text if len(text) <= length else text[: length - 3] + "..."
 
 
-def short_json(
-    value,
-    length: int = 60,  # characters at most
-) -> str:
+def short_json(value, length: int = 60) -> str:
     "A value as JSON for a message, cut to a length; what JSON cannot hold is shown as its `str`"
-    return shorten(json.dumps(value, default=str), length)
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return shorten(text.encode("utf-8", "backslashreplace").decode(), length)  # lone surrogates are escaped
 
 
-def duration(
-    seconds: float,  # an int is shown without decimals
-) -> str:
+def duration(seconds: float) -> str:
     "A duration as `4.2 s`, `3 min 07 s` or `2 h 05 min`"
     if seconds < 60:
         return f"{seconds} s" if isinstance(seconds, int) else f"{seconds:.1f} s"
@@ -72,10 +60,7 @@ def duration(
     return f"{minutes} min {remaining:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
-def count_of(
-    number: int,
-    noun: str,  # in the singular
-) -> str:
+def count_of(number: int, noun: str) -> str:
     "A number with its noun, as `1 row` or `1,204 rows`"
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
@@ -83,16 +68,12 @@ def count_of(
 _MARKDOWN = {ord(c): f"&#{ord(c)};" for c in "|<>*_[]`~&@"} | {ord(c): f"<span>&#{ord(c)};</span>" for c in "$\\"}
 
 
-def html_text(
-    text: str,
-) -> str:
+def html_text(text: str) -> str:
     "Text for an HTML page, safe to show and without markup"
     return escape_html(printable(text))
 
 
-def markdown_text(
-    text: str,
-) -> str:
+def markdown_text(text: str) -> str:
     "Text for one line or cell of Markdown, without markup, mathematics or links"
     safe = one_line(text).translate(_MARKDOWN)
     return safe.replace("://", ":&#47;/").replace("www.", "www&#46;")
@@ -102,8 +83,6 @@ FORMULA_PREFIX = "[=+\\-@\t\r\n＝＋－＠]"  # regular expression; Excel accep
 _FORMULA = re.compile(rf"(?!{FORMULA_PREFIX}(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\Z){FORMULA_PREFIX}")
 
 
-def spreadsheet_safe(
-    text: str,
-) -> str:
+def spreadsheet_safe(text: str) -> str:
     "Text for a cell, with a leading apostrophe if a spreadsheet would run it as a formula"
     return f"'{text}" if _FORMULA.match(text) else text

@@ -45,7 +45,7 @@ def test_what_is_not_finite_is_said(product, value):
 def test_numbers_in_lists_are_not_recorded_and_that_is_said(product, inner):
     found = read_task_metrics({"scores": product({"auc": 1, "folds": {"k" * 100: inner}})})
     assert found.values == {"auc": 1.0}
-    assert found.notes == (f"numbers in the lists 'folds.{'k' * 54}...' is not recorded; give each number a name",)
+    assert found.notes == (f"numbers in the lists 'folds.{'k' * 51}...' are not recorded; give each number a name",)
 
 
 @pytest.mark.parametrize("text", ["", "auc = 0.5", '{"auc": 0.5', "[" * 100_000, "\udcff"])
@@ -58,7 +58,7 @@ def test_what_is_no_json_is_said(tmp_path, text, caplog):
 def test_a_file_that_is_missing_or_of_another_kind(tmp_path, product, caplog):
     assert read_task_metrics({"metrics": product("a,b\n1,2", "metrics.csv"), "data": product({"a": 1})}).values == {}
     assert not caplog.records
-    assert read_task_metrics({"metrics": tmp_path / "none.json"}).values == {} and "no JSON document" in caplog.text
+    assert read_task_metrics({"metrics": tmp_path / "none.json"}).values == {} and "not a JSON document" in caplog.text
 
 
 def test_two_products(product):

@@ -56,7 +56,7 @@ def test_an_upgrade_is_seen_and_nothing_else_is_read_again(site, monkeypatch):
     memory = {}
     assert PackageIndex(memory).versions(["pandas", "sklearn"]) == {"pandas": "3.1.1", "scikit-learn": "1.6"}
     with monkeypatch.context() as m:
-        m.setattr(packages, "installed", None)
+        m.setattr(packages, "installed_distributions", None)
         m.setattr(packages, "distributions_by_module", None)
         assert PackageIndex(memory).versions(["sklearn"]) == {"scikit-learn": "1.6"}
     again = PackageIndex(memory)

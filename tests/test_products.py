@@ -141,7 +141,7 @@ def test_two_links_that_lead_to_each_other(root):
 def test_a_socket_is_named_too(root, monkeypatch):
     monkeypatch.chdir(root)
     with socket.socket(socket.AF_UNIX) as listener:
-        with pytest.raises(PipelineError, match="holds s, which is a socket"):
+        with pytest.raises(PipelineError, match="contains s, which is a socket"):
             publish(root, lambda place: (place.mkdir(), listener.bind(os.path.relpath(place / "s"))))
         listener.close()
 

@@ -173,7 +173,7 @@ def take_in(task, *states):
 
 
 WHY_NOT = {
-    "a thread runs beside the cells: mine": (
+    "a thread is still running: mine": (
         "import threading\nstop = threading.Event(); t = threading.Thread(target=stop.wait, name='mine'); t.start()",
         "stop.set(); t.join()",
     ),
@@ -182,10 +182,10 @@ WHY_NOT = {
         "import torch\nreal = torch.cuda.is_initialized\ntorch.cuda.is_initialized = lambda: True",
         "torch.cuda.is_initialized = real",
     ),
-    "a coroutine runs beside the cells": (
+    "a coroutine is still running": (
         "import asyncio\nasync def mine(): await asyncio.sleep(60)\nt = asyncio.create_task(mine())", "t.cancel(); await asyncio.sleep(0)",
     ),
-    "a temporary folder ends with the kernel": ("import tempfile\nd = tempfile.TemporaryDirectory()", "d.cleanup()"),
+    "a temporary folder is removed when the kernel ends": ("import tempfile\nd = tempfile.TemporaryDirectory()", "d.cleanup()"),
     "memory is short: 1 MiB are left": (
         "real = kernel_snapshots.available_memory\nkernel_snapshots.available_memory = lambda: 1 << 20",
         "kernel_snapshots.available_memory = real",
@@ -194,7 +194,7 @@ WHY_NOT = {
     "a file is mapped into memory to be written": ("import torch\nm = torch.from_file('mapped', shared=True, size=10)", "del m"),
     "a network connection is open: ": ("import socket\ns = socket.create_server(('127.0.0.1', 0))", "s.close()"),
     "a connection is open: ": ("s = socket.socket(socket.AF_UNIX); s.connect(os.environ['LISTENER'])", "s.close()"),
-    "2 threads run Python beside the cells that its threading does not know": (
+    "2 threads run Python code and are unknown to threading": (
         "import _thread, time\nlock = _thread.allocate_lock(); lock.acquire()\n"
         "def wait():\n    with lock: pass\nfor _ in range(2): _thread.start_new_thread(wait, ())",
         "lock.release()\nwhile kernel_snapshots._hidden_threads(): time.sleep(0.01)",
@@ -281,7 +281,7 @@ def test_what_was_changed(task):
     assert changed in checkpoints.check_resumable(saved, task.write("a = 1").path)
     assert changed in str(task.fail(resume=saved)) and is_alive(saved["pid"])
     Path(saved["saved"]).unlink()
-    assert "not there any more" in checkpoints.check_resumable(saved, task.path)
+    assert "of the earlier run are missing" in checkpoints.check_resumable(saved, task.path)
 
 
 def test_parameters_are_injected(task):

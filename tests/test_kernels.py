@@ -101,7 +101,7 @@ def test_output_goes_where_it_should(start, project):
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"options": kernels.KernelOptions(warm=False)}, "the settings say warm_kernels = false"),
+        ({"options": kernels.KernelOptions(warm=False)}, "warm_kernels is false in the settings"),
         ({"env": {**os.environ, "PYTHONPATH": "src"}}, "PYTHONPATH has a relative folder"),
     ],
 )
@@ -138,7 +138,7 @@ def test_a_folder_that_others_can_enter_is_not_used(folder, project, caplog):
     folder.chmod(0o755)
     worker = kernels.fork_worker("work:answer", cwd=project, options=SMALL)
     assert worker.how == "cold" and dismiss(worker) == 7
-    assert "is not a folder of this user alone; make it so with chmod 700" in caplog.text
+    assert "is not private to this user; run chmod 700 on it" in caplog.text
     folder.chmod(0o700)
 
 

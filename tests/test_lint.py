@@ -366,7 +366,7 @@ def test_notebooks_of_the_pipeline_are_checked_wherever_they_are(project, monkey
     change(project / "work" / "other.ipynb", lambda d: d["cells"][1].update(execution_count=3))
     code, text = command(project, monkeypatch)
     first, *lines = text.splitlines()
-    assert first.startswith("not examined: notebooks beside those of the pipeline: there is no folder nbs; there are some in work")
+    assert first.startswith("not examined: notebooks outside of the pipeline: there is no folder nbs; there are some in work")
     assert "  work/other.ipynb: cell 2 is not clean; run: nbdev-clean --fname work/other.ipynb" in lines and code == 1
     assert "● notebooks are valid" in lines and not any("planes/tools.py" in line for line in lines)
 

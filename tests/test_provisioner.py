@@ -348,8 +348,8 @@ def test_an_independent_kernel_lives_on(folder):
 @pytest.mark.parametrize(
     ("launch", "said"),
     [
-        ({"stdout": subprocess.PIPE}, "its output was asked for as a pipe"),
-        ({"pass_fds": ()}, "it was asked for with pass_fds"),
+        ({"stdout": subprocess.PIPE}, "its output goes to a pipe"),
+        ({"pass_fds": ()}, "it was started with the options pass_fds"),
         ({"env": {**os.environ, "PYTHONPATH": "src"}}, "PYTHONPATH has a relative folder"),
     ],
 )

@@ -287,7 +287,7 @@ def _members(node: ast.expr) -> list[ast.expr]:
 
 # %% ../../nbs/notebooks/00_cells.ipynb #861ed988
 def _coerce_to_member(value, node: ast.expr):
-    "`value` coerced to one member of an annotation; `TypeError` if it does not fit, `LookupError` if the name is unknown"
+    "Coerce to one member of an annotation; `TypeError` if `value` does not fit, `LookupError` for unknown names"
     name, inner = _name(node), _arguments(node)
     if isinstance(node, ast.Constant) and node.value is None:
         fits = value is None
@@ -339,7 +339,7 @@ def _is_compatible(value, default) -> bool:
     return isinstance(value, type(default))
 
 
-def coerce_value(value, parameter: Parameter):
+def coerce_value(value: object, parameter: Parameter) -> object:
     "`value` as the parameter accepts it, 1 as 1.0 if the annotation is `float`; a `TypeError` if it does not"
     try:
         if parameter.annotation and (value is not None or parameter.default is not None or not parameter.literal):
@@ -372,7 +372,7 @@ def _is_text(member: ast.expr) -> bool:
 
 def type_mismatch(
     name: str,
-    value,
+    value: object,
     declared: Parameter | object,  # the parameter, or the value that is replaced
 ) -> str | None:
     "What is wrong with the type of `value` and which type is right; None if it fits"
@@ -496,7 +496,7 @@ def replace_magics(source: str) -> str:
 
 # %% ../../nbs/notebooks/00_cells.ipynb #8dd72419
 def scrub_magics(cell) -> None:
-    "Remove the magics of an exported nbdev cell; set `export_procs = [\"mlnb.notebooks.cells:scrub_magics\"]` in [tool.nbdev]"
+    "Remove the magics of an exported cell, as an nbdev processor: `mlnb.notebooks.cells:scrub_magics`"
     if cell.cell_type != "code" or is_python(cell.source):
         return
     from IPython.core.inputtransformer2 import EscapedCommand, find_end_of_continued_line, make_tokens_by_line
@@ -520,7 +520,7 @@ def _python(source: str) -> str:
 
 
 def python_source(notebook: dict) -> str:
-    "The code of a notebook as Python, without cells tagged `skip-execution`; other languages as `__other_language__` calls"
+    "The code that a run executes, as Python; cells in other languages as calls of `__other_language__`"
     skipped = set(find_tagged(notebook, "skip-execution"))
     cells = [c["source"] for i, c in enumerate(notebook["cells"]) if c["cell_type"] == "code" and i not in skipped]
     language = languages.language_of(notebook.get("metadata") or {})

@@ -55,9 +55,9 @@ class _Execution:
             self.finished.set()
 
     def wait(self) -> None:
-        "Wait for the end; if interrupted, kill the kernel first. `Thread.join` would report an interrupted thread as ended"
+        "Wait for the end; if interrupted, kill the kernel first"
         try:
-            self.finished.wait()
+            self.finished.wait()  # `Thread.join` would report an interrupted thread as ended
         except BaseException:
             while not self.finished.wait(0.1):
                 self.kill_kernel()
@@ -156,9 +156,9 @@ def execute(
     kernel_name, language = (kernel, language_of(metadata, notebook)) if kernel else kernel_of(metadata, notebook)
     if parameters:
         _check_parameters(notebook, content, language, parameters)
-    options = {"parameters": parameters, "kernel_name": kernel_name, "language": language, "cwd": str(cwd or Path.cwd())}
-    options |= {"env": env, "execution_timeout": timeout, "notebook_timeout": notebook_timeout, "on_cell": on_cell}
-    options |= {"checkpoints": checkpoints, "resume": resume}
+    options = {"parameters": parameters, "kernel_name": kernel_name, "language": language, "on_cell": on_cell}
+    options |= {"cwd": str(cwd or Path.cwd()), "env": env, "checkpoints": checkpoints, "resume": resume}
+    options |= {"execution_timeout": timeout, "notebook_timeout": notebook_timeout}
     with _log(Path(log) if log else None) as (file, sockets):
         execution = _Execution(notebook, output, {**options, "log": file, "sockets": sockets})
         threading.Thread(target=execution.run, name=f"execute {notebook.name}", daemon=True).start()

@@ -78,7 +78,7 @@ def kernel_of(
         return KERNEL_NAME, "python"
     kernel, installed = _text(metadata, "kernelspec", "name"), _installed()
     if not kernel:
-        candidates = [name for name, kernel_language in installed.items() if kernel_language.lower() == language.lower()]
+        candidates = [name for name, its_language in installed.items() if its_language.lower() == language.lower()]
         if len(candidates) == 1:
             return candidates[0], language
         count = f"{', '.join(candidates)} are" if candidates else "no kernel for it is"

@@ -112,7 +112,7 @@ def _name_of(call: ast.Call) -> str:
 
 
 def reference_in_text(text: str) -> str | None:
-    "The reference in a string that is a path of code or a dotted name, `package.module.function` or with a colon; else None"
+    "The reference in a string that is a path of code or a dotted name, also `package.module:function`; else None"
     if text.endswith(CODE_SUFFIXES) and len(text) < 256 and "\n" not in text:
         return f"f:{text}"
     return "t:" + text.replace(":", ".") if _dotted.fullmatch(text) else None
@@ -420,7 +420,8 @@ _PATH_KEYWORDS = {"path_name", "location", "path", "pathname", "input_path"}
 
 
 @_handles("system", "popen", "run", "Popen", "call", "check_call", "check_output", "getoutput", "getstatusoutput")
-@_handles("execv", "execvp", "execve", "spawnv", "spawnvp", "spawn", "create_subprocess_exec", "create_subprocess_shell")
+@_handles("execv", "execvp", "execve", "spawnv", "spawnvp", "spawn")
+@_handles("create_subprocess_exec", "create_subprocess_shell")
 def _command(visitor: _ReferenceVisitor, node: ast.Call) -> None:
     "`os.system('python -m pkg.mod')` and `subprocess.run([sys.executable, 's.py'])` run what they name"
     arguments = [*node.args, *(k.value for k in node.keywords if k.arg in ("args", "cmd"))]
@@ -560,7 +561,7 @@ def _is_guard(statement, name: str) -> bool:
 
 
 def _patched(statement) -> set[str]:
-    "Names that a decorated function changes: its decorators and, for fastcore's `patch`, the class of its first argument"
+    "Names that a decorated function changes: its decorators, the class that it patches"
     decorators = getattr(statement, "decorator_list", [])
     names = set().union(*map(_names, decorators)) if decorators else set()
     arguments = getattr(getattr(statement, "args", None), "args", [])

@@ -37,6 +37,7 @@ from mlnb.project.errors import BundleError
 from mlnb.project.renames import RenamedWarning, renames
 from mlnb.project.settings import load_settings
 from mlnb.serving.app import create_app
+from mlnb.serving.labels import LabelLog
 from mlnb.serving.log_profiles import LogProfileStore, profiles_url, update_profiles
 from mlnb.serving.predictions import PredictionLog
 from mlnb.serving.routing import Routing, RoutingFile
@@ -212,6 +213,18 @@ def test_outcomes_are_read_and_gathered(project, settings):
     mlnb("compact", code=1)
     assert document("labels", "status")["outcomes"] == status["outcomes"]
     assert document("performance", "--as-of", "2013-08-10")["overall"] == found
+
+
+def test_outcomes_are_accepted_at_their_old_path(project, settings):
+    app = create_app(Bundle.load(project / "products/bundle"), None, None, labels=LabelLog(settings.path(settings.labels)))
+
+    async def send(path: str):
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
+            return await client.post(path, json={"entity": "a", "value": True})
+
+    old, new = (asyncio.run(send(path)) for path in ("/outcomes", renames()["routes"]["/outcomes"]))
+    assert old.status_code == new.status_code == 200 and old.json() == new.json() == {"written": 1}
+    assert old.headers["link"] == '<labels>; rel="successor-version"' and "link" not in new.headers
 
 
 # --- records ---------------------------------------------------------------------------------------------------------------------------

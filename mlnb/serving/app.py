@@ -197,7 +197,7 @@ class App:
         handlers |= {path: {"POST": partial(self.predictions.handle, path)} for path in self.predictions.request_decoder.decoders}
         handlers["/routing"] = {"GET": self._routing, "PUT": self._routing}
         if self.labels:
-            handlers["/labels"] = handlers["/outcomes"] = {"POST": self._accept_labels}
+            handlers |= {"/labels": {"POST": self._accept_labels}, "/outcomes": {"POST": self._accept_outcomes}}
         for methods in handlers.values():
             methods |= {"HEAD": methods["GET"]} if "GET" in methods else {}
         return handlers
@@ -301,6 +301,11 @@ class App:
             response = _error_response(e)
         self.metrics.count(response[0], validity)
         return response
+
+    async def _accept_outcomes(self, scope: dict, headers: dict, receive: Callable) -> Response:
+        "The same at the path that it had in release 0.1, with a header that names the current one"
+        status, body, headers = await self._accept_labels(scope, headers, receive)
+        return status, body, [*headers, (b"link", b'<labels>; rel="successor-version"')]
 
     def _write_labels(self, labels: list) -> Response:
         try:

@@ -3868,6 +3868,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'mlnb.serving.app.App.__call__': ('serving/app.html#app.__call__', 'mlnb/serving/app.py'),
                                   'mlnb.serving.app.App.__init__': ('serving/app.html#app.__init__', 'mlnb/serving/app.py'),
                                   'mlnb.serving.app.App._accept_labels': ('serving/app.html#app._accept_labels', 'mlnb/serving/app.py'),
+                                  'mlnb.serving.app.App._accept_outcomes': ('serving/app.html#app._accept_outcomes', 'mlnb/serving/app.py'),
                                   'mlnb.serving.app.App._fallback_handler': ( 'serving/app.html#app._fallback_handler',
                                                                               'mlnb/serving/app.py'),
                                   'mlnb.serving.app.App._get_page': ('serving/app.html#app._get_page', 'mlnb/serving/app.py'),

@@ -44,15 +44,13 @@ class NameTable:
 
 
 def _current_paths(tables: dict) -> dict[str, str]:
-    "Old dotted path -> current path, of modules and names; what a module had in the release before comes last of several"
+    "Old dotted path -> current path, of modules and names; of several old paths that of the release before comes last"
     former = {new: old for old, new in tables["modules"].items()}
     paths = dict(tables["modules"])
-    for module in tables["names"].keys() | tables.get("moved", {}).keys():
-        homes = {name: home for home, names in tables.get("moved", {}).get(module, {}).items() for name in names}
-        renamed = tables["names"].get(module, {})
-        for old, new in ({name: name for name in homes.keys() - set(renamed.values())} | renamed).items():
+    for module, names in tables["names"].items():
+        for old, new in names.items():
             for source in dict.fromkeys((module, former.get(module, module))):
-                paths[f"{source}.{old}"] = f"{homes.get(new, module)}.{new}"
+                paths[f"{source}.{old}"] = new if "." in new else f"{module}.{new}"
     return paths
 
 

@@ -80,7 +80,7 @@ def test_that_test_notices_a_view_that_looks_ahead(flights, weather, history, le
     def peek(history, pairs):
         return {"peek": getattr(history, leak)("origin").window(pairs, -3600, 900)[1].astype(float)}
 
-    leaky = PointInTimeFeatures([FeatureView("origin", ("origin",), ("peek",), peek, lambda history: history.known("origin"))])
+    leaky = PointInTimeFeatures([FeatureView("origin", ("origin",), ("peek",), peek, lambda history: history.distinct_keys("origin"))])
     then = cut_off(flights, weather, as_of)
     assert leaky.snapshot(then, as_of).to_bytes() != leaky.snapshot(history, as_of).to_bytes()
 

@@ -88,7 +88,7 @@ def test_a_bentofile_that_bentoml_refuses(project):
 def test_a_package_that_is_not_there(project):
     file = project / "pyproject.toml"
     file.write_text(file.read_text().replace('package = "toy"', 'package = "toys"'))
-    refused(mlnb(project, "build"), "outside of the trusted packages (toys)", "`package` in [tool.mlnb]")
+    refused(mlnb(project, "build"), "outside the trusted packages (toys)", "`package` in [tool.mlnb]")
 
 
 def test_code_changed_since_training(project):

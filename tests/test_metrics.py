@@ -37,7 +37,7 @@ def test_a_probability_on_the_threshold_is_an_alert():
 
 @pytest.mark.parametrize(("positive", "false_negative"), [(0, 3), (3, 3), (4, 3), (-1, 3), (1, np.inf), (np.nan, 3)])
 def test_costs_without_a_decision_are_refused(positive, false_negative):
-    with pytest.raises(ModelError, match="write 0 < alert < missed"):
+    with pytest.raises(ModelError, match="write 0 < positive < false_negative"):
         Cost(positive, false_negative)
 
 
@@ -52,8 +52,8 @@ def test_calibration_error_is_that_of_pandas_quantile_bins(rows):
 
 
 def test_calibration_of_few_distinct_probabilities_is_by_value():
-    said, seen, rows = reliability_curve([0, 1, 1, 1], [0.2, 0.2, 0.9, 0.9])
-    assert (said.tolist(), seen.tolist(), rows.tolist()) == ([0.2, 0.9], [0.5, 1.0], [2, 2])
+    predicted, observed, rows = reliability_curve([0, 1, 1, 1], [0.2, 0.2, 0.9, 0.9])
+    assert (predicted.tolist(), observed.tolist(), rows.tolist()) == ([0.2, 0.9], [0.5, 1.0], [2, 2])
     assert calibration_error([0, 1, 1, 1], [0.2, 0.2, 0.9, 0.9]) == pytest.approx(0.2)
 
 
@@ -77,7 +77,7 @@ def test_certain_and_wrong_is_dear_but_finite():
     ("y", "p", "words"),
     [
         ([], [], "no rows"),
-        ([0, 1], [0.5], "one length"),
+        ([0, 1], [0.5], "equal length"),
         ([[0, 1]], [[0.5, 0.5]], "one-dimensional"),
         ([0, 2], [0.1, 0.1], "1 of 2 labels are neither 0 nor 1"),
         ([0, np.nan], [0.1, 0.1], "1 of 2 labels"),

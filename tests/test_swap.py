@@ -187,7 +187,7 @@ def test_what_is_not_fit_stays_out_and_the_store_may_go(store, tmp_path):
         away = (store.place / "mlflow.db").rename(store.place / "away.db")
         try:
             (store.place / "mlflow.db").mkdir()
-            until(lambda: told().count("goes on being served") == 4)
+            until(lambda: told().count("is still served") == 4)
             seen = len(load.answers)
             until(lambda: len(load.answers) > seen + 50)
             with serving_again(store, tmp_path) as again:
@@ -197,7 +197,7 @@ def test_what_is_not_fit_stays_out_and_the_store_may_go(store, tmp_path):
             away.rename(store.place / "mlflow.db")
         store.release("v3")
         until(lambda: load.answers[-1]["model_version"] == "v3")
-    assert not load.errors and told().count("goes on being served") == 4 and told().count("can be followed again") == 2
+    assert not load.errors and told().count("is still served") == 4 and told().count("can be followed again") == 2
     assert set(read_predictions(tmp_path / "log")["request_id"]) == {a["request_id"] for a in load.answers}
 
 

@@ -116,10 +116,10 @@ def test_either_kind_of_column_may_be_absent(categorical, numeric):
     ("change", "words"),
     [
         ({"temperature": None}, "column 'temperature' is not in the data"),
-        ({"temperature": np.full(2_000, np.nan)}, "column 'temperature' has no value among its 2000 training rows"),
+        ({"temperature": np.full(2_000, np.nan)}, "column 'temperature' has no value in 2000 training rows"),
         ({"wind": np.r_[np.inf, np.ones(1_999)]}, "column 'wind' has 1 infinite values"),
         ({"wind": np.array(["calm"] * 2_000)}, "column 'wind' must hold numbers"),
-        ({"wind": np.ones(3)}, "one length"),
+        ({"wind": np.ones(3)}, "equal length"),
         ({"wind": np.ones((2_000, 2))}, "one-dimensional"),
     ],
 )

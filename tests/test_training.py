@@ -153,7 +153,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(tmp_path, step):
 
     second = _run_child(tmp_path, -1)
     said, _ = second.communicate()
-    assert second.returncode == 0 and ("goes on after epoch 2" in said) == (step > 15)
+    assert second.returncode == 0 and ("resumes after epoch 2" in said) == (step > 15)
     train().predictor.save(tmp_path / "undisturbed")
     for name in ("predictor.json", "weights.safetensors"):
         assert (tmp_path / "model" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
@@ -198,7 +198,7 @@ def test_a_checkpoint_of_other_settings_is_not_used(tmp_path, change):
     _interrupted(tmp_path / "last", replace(SMALL, **change))
     said = []
     again = train(checkpoint=tmp_path / "last", log=said.append)
-    assert "of other settings or other data: training starts anew" in said[0]
+    assert "of other settings or other data: training starts over" in said[0]
     assert digest(again.predictor) == digest(train().predictor)
 
 
@@ -214,7 +214,7 @@ def test_a_checkpoint_of_other_data_is_not_used(tmp_path, which):
         valid[1][3] = 1 - valid[1][3]
     said = []
     fit(columns, labels, *valid, *NAMES, SMALL, checkpoint=tmp_path / "last", log=said.append)
-    assert "of other settings or other data: training starts anew" in said[0]
+    assert "of other settings or other data: training starts over" in said[0]
 
 
 @pytest.mark.parametrize("content", [b"", b"torn", None])
@@ -224,7 +224,7 @@ def test_a_torn_checkpoint_starts_anew_and_says_so(tmp_path, content):
     (tmp_path / "last").write_bytes(whole[: len(whole) // 2] if content is None else content)
     said = []
     again = train(checkpoint=tmp_path / "last", log=said.append)
-    assert "cannot be read" in said[0] and "training starts anew" in said[0]
+    assert "cannot be read" in said[0] and "training starts over" in said[0]
     assert digest(again.predictor) == digest(train().predictor)
 
 
@@ -254,13 +254,13 @@ def test_a_checkpoint_restores_every_tensor(tmp_path):
     [
         ({"device": "tpu9"}, "device has value 'tpu9'; write device: auto, cpu or cuda"),
         ({"device": "cude"}, "did you mean 'cuda'"),
-        ({"epochs": 0}, "epochs has value 0; write a whole number from 1 on"),
+        ({"epochs": 0}, "epochs has value 0; write a whole number of at least 1"),
         ({"epochs": 2.5}, "epochs has value 2.5"),
         ({"epochs": True}, "epochs has value True"),
         ({"batch": "64"}, "batch has value '64'"),
         ({"dropout": 1.0}, "dropout has value 1.0; write a number from 0 to below 1"),
         ({"learning_rate": float("nan")}, "learning_rate has value nan"),
-        ({"seed": -1}, "seed has value -1; write a whole number from 0 on"),
+        ({"seed": -1}, "seed has value -1; write a whole number of at least 0"),
     ],
 )
 def test_settings_that_cannot_be_are_refused_when_written(change, words):
@@ -270,7 +270,7 @@ def test_settings_that_cannot_be_are_refused_when_written(change, words):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is here")
 def test_cuda_without_a_gpu_is_said():
-    with pytest.raises(ModelError, match="PyTorch sees no CUDA GPU here; write device: auto or cpu"):
+    with pytest.raises(ModelError, match="PyTorch finds no CUDA GPU; write device: auto or cpu"):
         train(replace(SMALL, device="cuda"))
     assert pick_device("auto").type == "cpu"
 

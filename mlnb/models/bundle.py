@@ -115,7 +115,7 @@ class Bundle:
         self.needs_point_in_time, self._decimals = context_features is not None, model.decimals
         by_name = {f.name: f for f in manifest.request}
         self.entity = tuple(by_name[name] for name in manifest.entity)
-        self._labels = tuple(f"{manifest.predictor}: {what}" for what in ("probability", "decision"))
+        self._labels = tuple(f"{manifest.predictor}: {answer}" for answer in ("probability", "decision"))
 
     @classmethod
     def load(

@@ -7,6 +7,7 @@ __all__ = ['CLIP_DEVIATIONS', 'ROWS_PER_BLOCK', 'PADDING_ROWS', 'count_rows', 'E
 
 # %% ../../nbs/models/01_tabular.ipynb #dba78513
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,42 +20,44 @@ from ..project.files import write_atomic
 # %% ../../nbs/models/01_tabular.ipynb #59788e6d
 def count_rows(
     columns: dict,  # name -> (n,) array
-    names,  # the columns that are needed
+    names: Sequence[str],  # the columns that are needed
 ) -> int:  # n
-    "How many rows the named columns have; raises `ModelError` where one is absent, is not one-dimensional or differs in length"
+    "The number of rows; raises `ModelError` if a column is missing, not one-dimensional or of another length"
     for name in names:
         if name not in columns:
-            have = ", ".join(map(str, columns)) or "no columns"
-            raise ModelError(f"column '{name}' is not in the data{did_you_mean(name, columns)}; it has {have}")
+            available = ", ".join(map(str, columns)) or "no columns"
+            raise ModelError(f"column '{name}' is not in the data{did_you_mean(name, columns)}; it has {available}")
     shapes = {np.asarray(columns[name]).shape for name in names}
     if len(shapes) != 1 or len(shape := next(iter(shapes))) != 1:
         details = {name: np.shape(columns[name]) for name in names}
-        raise ModelError(f"columns must be one-dimensional and of one length, but have shapes {details}")
+        raise ModelError(f"columns must be one-dimensional and of equal length, but have shapes {details}")
     return shape[0]
 
 # %% ../../nbs/models/01_tabular.ipynb #4dd13b3d
-def _as_category(values) -> np.ndarray:
-    "Values as text or as float64, the two kinds that a vocabulary can have"
+def _as_category(values: Sequence | np.ndarray) -> np.ndarray:
+    "Values as text or float64, the two kinds of a vocabulary; an object that is not text is missing"
     values = np.asarray(values)
     if values.dtype.kind in "iufb":
         return values.astype(np.float64)
-    return np.array([v if isinstance(v, str) else "" for v in values.tolist()] if values.dtype.kind == "O" else values, np.str_)
+    if values.dtype.kind == "O":
+        values = [v if isinstance(v, str) else "" for v in values.tolist()]
+    return np.array(values, np.str_)
 
 
-def _vocabulary(values) -> np.ndarray:
-    "The sorted distinct categories; missing ones (NaN, empty text) are none"
+def _vocabulary(values: Sequence | np.ndarray) -> np.ndarray:
+    "The sorted distinct categories, without missing values (NaN, empty text)"
     values = _as_category(values)
     present = values != "" if values.dtype.kind == "U" else np.isfinite(values)
     return np.unique(values[present])
 
 
 def _codes_by_category(vocabulary: np.ndarray) -> dict:
-    "The place of each category of a vocabulary, from 1"
-    return {value: category_code for category_code, value in enumerate(vocabulary.tolist(), 1)}
+    "The code of each category of a vocabulary, from 1"
+    return {value: code for code, value in enumerate(vocabulary.tolist(), 1)}
 
 
-def _codes(vocabulary: np.ndarray, category_codes: dict, values, name: str) -> list[int]:
-    "Place of each value in the vocabulary, from 1; 0 where it is not in it"
+def _codes(vocabulary: np.ndarray, category_codes: dict, values: Sequence | np.ndarray, name: str) -> list[int]:
+    "The code of each value, from 1; 0 if it is not in the vocabulary"
     values = _as_category(values)
     if values.dtype.kind != vocabulary.dtype.kind and len(vocabulary):
         kinds = {"U": "text", "f": "numbers"}
@@ -74,20 +77,20 @@ def _number(columns: dict, name: str) -> np.ndarray:
 
 
 def _numbers(columns: dict, names) -> np.ndarray:
-    "Numeric columns side by side as float64, (n, columns)"
+    "Numeric columns as float64, (n, columns)"
     stacked = np.array([columns[name] for name in names])
     if stacked.dtype.kind not in "iufb":
-        stacked = np.array([_number(columns, name) for name in names])  # which names the one that holds no numbers
+        stacked = np.array([_number(columns, name) for name in names])  # names a column without numbers
     return stacked.astype(np.float64, copy=False).T
 
 
 def _fit_scale(values: np.ndarray, name: str) -> dict:
-    "Median, mean, deviation and whether values are missing, from a training column"
+    "Median, mean, standard deviation of a training column, and whether values are missing"
     if infinite := int(np.isinf(values).sum()):
-        raise ModelError(f"column '{name}' has {infinite} infinite values among its training rows; make them NaN or drop them")
+        raise ModelError(f"column '{name}' has {infinite} infinite values in the training rows; make them NaN or drop the rows")
     missing = np.isnan(values)
     if missing.all():
-        raise ModelError(f"column '{name}' has no value among its {len(values)} training rows; leave it out")
+        raise ModelError(f"column '{name}' has no value in {len(values)} training rows; leave it out")
     median = float(np.median(values[~missing]))
     filled = np.where(missing, median, values)
     spread = float(filled.std())
@@ -97,7 +100,7 @@ def _fit_scale(values: np.ndarray, name: str) -> dict:
 # %% ../../nbs/models/01_tabular.ipynb #40916d8b
 @dataclass(frozen=True)
 class Encoder:
-    "Turns feature columns into codes and standardised numbers, the way that training rows taught it"
+    "Turns feature columns into codes and standardised numbers, fitted on training rows"
     categories: dict[str, np.ndarray]  # name -> sorted vocabulary
     numbers: dict[str, dict]  # name -> median, mean, deviation, missing
 
@@ -105,10 +108,10 @@ class Encoder:
     def fit(
         cls,
         columns: dict,  # training rows only: name -> (n,) array
-        categorical,  # names of the categories, in order
-        numeric,  # names of the numbers, in order
+        categorical: Sequence[str],  # names of the categories, in order
+        numeric: Sequence[str],  # names of the numbers, in order
     ) -> "Encoder":
-        "Learn vocabularies and scales; raises `ModelError` where a column is absent, empty or not a number"
+        "Learn vocabularies and scales; raises `ModelError` if a column is missing, empty or not numeric"
         if not count_rows(columns, [*categorical, *numeric]):
             raise ModelError("there are no training rows")
         numbers = {name: _fit_scale(_number(columns, name), name) for name in numeric}
@@ -121,28 +124,28 @@ class Encoder:
 
     @property
     def codes(self) -> int:
-        "Rows of the embedding table: each vocabulary and its unknown"
+        "Rows of the embedding table: each vocabulary and its *unknown*"
         return sum(len(v) + 1 for v in self.categories.values())
 
     @cached_property
     def unknown(self) -> list[int]:
-        "The code that stands for *unknown*, for each category"
+        "The code for *unknown* of each category"
         return np.cumsum([0, *(len(v) + 1 for v in self.categories.values())])[:-1].tolist()
 
     @property
     def width(self) -> int:
-        "Columns of the numeric part: the numbers, then a flag for each that was ever missing"
+        "Columns of the numeric part: the numbers, then a missing flag for each that was missing in training"
         return len(self.numbers) + sum(n["missing"] for n in self.numbers.values())
 
     @cached_property
     def _categories(self) -> list[tuple]:
-        "Name, vocabulary, places and unknown code of each category"
+        "Name, vocabulary, codes and code for *unknown* of each category"
         pairs = zip(self.categories.items(), self.unknown, strict=True)
-        return [(name, vocabulary, _codes_by_category(vocabulary), first) for (name, vocabulary), first in pairs]
+        return [(name, vocabulary, _codes_by_category(vocabulary), unknown) for (name, vocabulary), unknown in pairs]
 
     @cached_property
     def _scales(self) -> list[np.ndarray]:
-        "What was learned of the numbers, one array a property"
+        "Median, mean, deviation and missing flag, an array each"
         kinds = {"median": float, "mean": float, "deviation": float, "missing": bool}
         return [np.array([n[kind] for n in self.numbers.values()], dtype) for kind, dtype in kinds.items()]
 
@@ -150,12 +153,12 @@ class Encoder:
         self,
         columns: dict,  # name -> (n,) array
     ) -> tuple[np.ndarray, np.ndarray]:  # codes (n, categories) int64, numbers (n, width) float64
-        "What the network sees"
+        "The input of the network"
         n = count_rows(columns, self.features)
         codes = np.empty((n, len(self.categories)), np.int64)
-        for j, (name, vocabulary, category_codes, first) in enumerate(self._categories):
+        for j, (name, vocabulary, category_codes, unknown) in enumerate(self._categories):
             codes[:, j] = _codes(vocabulary, category_codes, columns[name], name)
-            codes[:, j] += first
+            codes[:, j] += unknown
         numbers = _numbers(columns, self.numbers) if self.numbers else np.empty((n, 0))
         median, mean, deviation, flagged = self._scales
         missing = np.isnan(numbers)
@@ -164,20 +167,20 @@ class Encoder:
         return codes, np.concatenate([scaled, missing[:, flagged]], axis=1)
 
     def to_json(self) -> dict:
-        "The state as plain JSON values"
+        "The state as JSON values"
         return {"categories": {name: v.tolist() for name, v in self.categories.items()}, "numbers": self.numbers}
 
     @classmethod
     def from_json(
         cls,
-        state: dict,  # as `to_json` gave it
+        state: dict,  # of `to_json`
     ) -> "Encoder":
-        "The encoder whose state this is"
+        "The encoder with this state"
         return cls({name: np.array(v) if v else np.array([], str) for name, v in state["categories"].items()}, state["numbers"])
 
 # %% ../../nbs/models/01_tabular.ipynb #47240d51
 def _mean(x: np.ndarray) -> np.ndarray:
-    "The mean over the last axis, as `x.mean` has it; without its checks, which take longer than one row"
+    "The mean over the last axis, like `x.mean` without its checks, which take longer than one row"
     return np.add.reduce(x, axis=1, keepdims=True) / x.shape[1]
 
 
@@ -194,7 +197,7 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 1.0 / (1.0 + np.exp(np.minimum(-x, 500.0)))
 
 # %% ../../nbs/models/01_tabular.ipynb #e6a91019
-ROWS_PER_BLOCK = 256  # rows worked on at once: what fits the processor's cache
+ROWS_PER_BLOCK = 256  # rows computed at once: they fit the processor's cache
 PADDING_ROWS = 8
 
 
@@ -214,7 +217,7 @@ class TabularPredictor:
     def __init__(
         self,
         encoder: Encoder,
-        weights: dict[str, np.ndarray],  # float32, named as the network in `mlnb.models.training` names them
+        weights: dict[str, np.ndarray],  # float32, with the names of the network in `mlnb.models.training`
     ):
         self.encoder, self.weights = encoder, weights
         float64_weights = {name: np.asarray(value, np.float64) for name, value in weights.items()}
@@ -232,7 +235,7 @@ class TabularPredictor:
         self._out, self._bias = float64_weights["out.weight"][0], float(float64_weights["out.bias"][0])
 
     def _check(self, float64_weights: dict) -> dict[str, tuple]:
-        "The shapes that the encoder asks for; a `ModelError` where the weights have others"
+        "The shapes that the encoder requires; raises a `ModelError` if the weights have others"
         width, size = (
             np.shape(float64_weights.get("layers.0.norm.weight", [0]))[0],
             np.shape(float64_weights.get("embedding.weight", [[0]]))[-1],
@@ -245,17 +248,17 @@ class TabularPredictor:
         actual = {name: value.shape for name, value in float64_weights.items()}
         wrong = [name for name in {**expected, **actual} if actual.get(name) != expected.get(name)]
         if wrong:
-            details = [f"{name} {actual.get(name, 'absent')} instead of {expected.get(name, 'nothing')}" for name in wrong]
+            details = [f"{name} {actual.get(name, 'missing')} instead of {expected.get(name, 'none')}" for name in wrong]
             raise ModelError(f"the weights do not fit the encoder: {'; '.join(details)}")
         return expected
 
     def _fold_embedding(self, embedding: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-        "What each category adds to the first layer: (codes, width)"
+        "What each category adds to the first layer, (codes, width)"
         first = self.encoder.unknown
         if not first:
             return np.zeros((0, matrix.shape[1]))
         pairs = zip(np.split(embedding, first[1:]), np.split(matrix, len(first)), strict=True)
-        return np.concatenate([rows @ part for rows, part in pairs])
+        return np.concatenate([rows @ block for rows, block in pairs])
 
     def _logits(self, codes: np.ndarray, numbers: np.ndarray) -> np.ndarray:
         "The network on a block of rows"
@@ -271,7 +274,7 @@ class TabularPredictor:
 
     def predict(
         self,
-        features: dict,  # name -> (n,) array; more columns than needed do no harm
+        features: dict,  # name -> (n,) array; other columns are ignored
     ) -> np.ndarray:  # (n,) float64
         "Probability of the event for each row, rounded to nine decimals; the same bits for a row alone and among others"
         codes, numbers = self.encoder.encode(features)
@@ -283,9 +286,9 @@ class TabularPredictor:
 
     def save(
         self,
-        folder: str | Path,  # made if need be
-    ):
-        "Write `predictor.json` and `weights.safetensors`, each whole or not at all"
+        folder: str | Path,  # created if needed
+    ) -> None:
+        "Write `predictor.json` and `weights.safetensors`, each atomically"
         from safetensors.numpy import save
 
         folder = Path(folder)
@@ -297,9 +300,9 @@ class TabularPredictor:
     @classmethod
     def load(
         cls,
-        folder: str | Path,  # as `save` wrote it
+        folder: str | Path,  # written by `save`
     ) -> "TabularPredictor":
-        "The predictor in `folder`; raises `ModelError` where a file is absent, torn or does not fit"
+        "The predictor in `folder`; raises `ModelError` if a file is missing, damaged or does not fit"
         from safetensors import SafetensorError
         from safetensors.numpy import load
 

@@ -2875,6 +2875,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'mlnb/notebooks/renamed_code.py'),
                                              'mlnb.notebooks.renamed_code._scope': ( 'notebooks/renamed_code.html#_scope',
                                                                                      'mlnb/notebooks/renamed_code.py'),
+                                             'mlnb.notebooks.renamed_code._star_imported': ( 'notebooks/renamed_code.html#_star_imported',
+                                                                                             'mlnb/notebooks/renamed_code.py'),
                                              'mlnb.notebooks.renamed_code._visited': ( 'notebooks/renamed_code.html#_visited',
                                                                                        'mlnb/notebooks/renamed_code.py'),
                                              'mlnb.notebooks.renamed_code.rename_cells': ( 'notebooks/renamed_code.html#rename_cells',

@@ -337,6 +337,14 @@ def test_modules_of_a_project_work_with_old_names(project, monkeypatch):
         assert str(register.context_features.moment(decided)[0]) == "2013-07-01T05:00:00"
 
 
+def test_a_star_import_has_old_and_new_names():
+    names: dict = {}
+    sys.modules.pop("mlnb.data.context", None)
+    with pytest.warns(RenamedWarning, match=r"mlnb\.data\.context"):
+        exec("from mlnb.data.context import *", names)
+    assert names["quarter"] is names["floor_to_interval"] is floor_to_interval and "Events" in names
+
+
 def test_members_and_keywords_work_by_their_old_names():
     with pytest.warns(RenamedWarning, match="argument 'missed' of mlnb.models.metrics.Cost is called 'false_negative'"):
         cost = Cost(1.0, missed=4.0)

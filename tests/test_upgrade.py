@@ -196,6 +196,7 @@ FORWARDS, BACKWARDS = NameTable.forwards(), NameTable.backwards()
             "from mlnb.models.metrics import scores_by_group\nclass A:\n    by = 1\n"
             "    def f(self, x: 'scores_by_group') -> by: return scores_by_group",
         ),
+        ("from mlnb.data.context import *\nquarter, Events", "from mlnb.data.point_in_time import *\nfloor_to_interval, Events"),
         ("patch('mlnb.data.context.quarter')", "patch('mlnb.data.point_in_time.floor_to_interval')"),
         (
             "from mlnb.models.metrics import Cost\nCost(alert=1).missed",

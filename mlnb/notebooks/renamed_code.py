@@ -56,10 +56,10 @@ def _current_paths(tables: dict) -> dict[str, str]:
 
 def _renamed(path: str, paths: dict[str, str]) -> str:
     "`path` by its longest part in `paths`"
-    parts = path.split(".")
-    for end in range(len(parts), 1, -1):
-        if new := paths.get(".".join(parts[:end])):
-            return ".".join([new, *parts[end:]])
+    components = path.split(".")
+    for end in range(len(components), 1, -1):
+        if new := paths.get(".".join(components[:end])):
+            return ".".join([new, *components[end:]])
     return path
 
 # %% ../../nbs/notebooks/16_renamed_code.ipynb #555ca8e8
@@ -112,7 +112,16 @@ def _imported(node: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, str, ast
             yield alias.asname or (path if isinstance(node, ast.Import) else alias.name), path, alias
 
 
-def _scope(body: Sequence[ast.AST], arguments: ast.arguments | None = None) -> _Scope:
+def _star_imported(node: ast.ImportFrom, table: NameTable) -> dict[str, str]:
+    "What a star import of a module of mlnb binds to names that have another name now, in the same module"
+    if node.level or node.names[0].name != "*":
+        return {}
+    paths = (path for path in table.paths if path.rpartition(".")[0] == node.module)
+    module = table.rename(node.module or "")
+    return {path.rpartition(".")[2]: path for path in paths if table.rename(path).rpartition(".")[0] == module}
+
+
+def _scope(body: Sequence[ast.AST], table: NameTable, arguments: ast.arguments | None = None) -> _Scope:
     scope = _Scope()
     for argument in ast.walk(arguments) if arguments else ():
         if isinstance(argument, ast.arg):
@@ -121,6 +130,8 @@ def _scope(body: Sequence[ast.AST], arguments: ast.arguments | None = None) -> _
     for node in _in_scope(body):
         if isinstance(node, _IMPORTS):
             ours = {local: path for local, path, _ in _imported(node)}
+            if isinstance(node, ast.ImportFrom):
+                ours |= _star_imported(node, table)
             scope.imports |= ours
             scope.others |= {a.asname or a.name.partition(".")[0] for a in node.names} - ours.keys()
         elif isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
@@ -199,6 +210,8 @@ class _Renamer(ast.NodeVisitor):
     # imports
 
     def visit_ImportFrom(self, node):
+        if node.names[0].name == "*" and not node.level:
+            self.replace_in(node, node.module, self.table.rename(node.module))
         ours = list(_imported(node))
         targets = [self.table.rename(path).rpartition(".") for _, path, _ in ours]
         if len({parent for parent, _, _ in targets}) > 1:
@@ -207,8 +220,7 @@ class _Renamer(ast.NodeVisitor):
             return
         self.replace_in(node, node.module, targets[0][0])
         for (local, _, alias), (_, _, new) in zip(ours, targets, strict=True):
-            kept = self.scopes[-1].renamed.get(local, local)
-            self.edit_alias(alias, new, kept)
+            self.edit_alias(alias, new, self.scopes[-1].renamed.get(local, local))
 
     def split_import(self, node: ast.ImportFrom, ours: list, targets: list) -> None:
         "One statement a module, where the names of one statement are in several modules now"
@@ -218,7 +230,7 @@ class _Renamer(ast.NodeVisitor):
             names.setdefault(parent, []).append(new if new == bound else f"{new} as {bound}")
         indent = self.lines[node.lineno - 1][: node.col_offset]
         separator = "; " if indent.strip() else f"\n{indent.decode()}"
-        text = separator.join(f"from {parent} import {', '.join(parts)}" for parent, parts in names.items())
+        text = separator.join(f"from {parent} import {', '.join(imported)}" for parent, imported in names.items())
         for line in range(node.lineno - 1, node.end_lineno):
             start = node.col_offset if line == node.lineno - 1 else 0
             end = node.end_col_offset if line == node.end_lineno - 1 else len(self.lines[line])
@@ -320,14 +332,14 @@ class _Renamer(ast.NodeVisitor):
             self.visit(outer)
         self.annotation(getattr(node, "returns", None))
         body = node.body if isinstance(node.body, list) else [node.body]
-        self.visit_inner(node, lambda: _scope(body, node.args), body)
+        self.visit_inner(node, lambda: _scope(body, self.table, node.args), body)
 
     visit_FunctionDef = visit_AsyncFunctionDef = visit_Lambda = visit_function
 
     def visit_ClassDef(self, node):
         for outer in (*node.decorator_list, *node.bases, *node.keywords):
             self.visit(outer)
-        self.visit_inner(node, lambda: replace(_scope(node.body), is_class=True), node.body)
+        self.visit_inner(node, lambda: replace(_scope(node.body, self.table), is_class=True), node.body)
 
     def visit_comprehension_scope(self, node):
         targets = {n.id for g in node.generators for n in ast.walk(g.target) if isinstance(n, ast.Name)}
@@ -375,7 +387,7 @@ def rename_cells(
     "The cells with the names of `table`; a cell that is not Python is left alone"
     trees = [_parsed(cell) for cell in cells]
     body = [node for tree in trees if tree for node in tree.body]
-    module, inner = _scope(body), {}
+    module, inner = _scope(body, table), {}
     visit = lambda: [_visited(cell, tree, table, module, inner) for cell, tree in zip(cells, trees, strict=True)]
     visit()
     for scope in (module, *inner.values()):

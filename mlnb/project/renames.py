@@ -107,9 +107,10 @@ class RenamedModules:
 
     @staticmethod
     def exec_module(module: ModuleType) -> None:
-        new = renames()["modules"][module.__name__]
-        warn_renamed(f"module {module.__name__!r}", new)
-        module.__dict__["_module"] = importlib.import_module(new)
+        name = renames()["modules"][module.__name__]
+        warn_renamed(f"module {module.__name__!r}", name)
+        new = module.__dict__["_module"] = importlib.import_module(name)
+        module.__dict__["__all__"] = [*getattr(new, "__all__", ()), *renames()["names"].get(name, ())]  # of `import *`
 
 
 def install() -> None:

@@ -17,22 +17,22 @@ Keys = tuple[str, ...]  # from the top of the file to a table or value
 
 def _settings_of(path: Keys, document: dict) -> dict[str, str]:
     "Old and new names of the settings in the table at `path`"
-    tables, place = renames(), path[2:]
+    tables, keys = renames(), path[2:]
     if path[:2] != ("tool", "mlnb"):
         return {}
-    if place[:1] == ("env",):
-        place = place[2:]
+    if keys[:1] == ("env",):
+        keys = keys[2:]
         if len(path) < 4:
             return {}
-    if not place:
+    if not keys:
         return tables["settings"]
-    if len(place) != 2 or place[0] not in ("alerts", "channels"):
+    if len(keys) != 2 or keys[0] not in ("alerts", "channels"):
         return {}
     mlnb = document.get("tool", {}).get("mlnb", {})
     environment = mlnb.get("env", {}).get(path[3], {}) if path[2] == "env" else {}
-    kinds = [layer.get(place[0], {}).get(place[1], {}).get("kind") for layer in (environment, mlnb)]
+    kinds = [layer.get(keys[0], {}).get(keys[1], {}).get("kind") for layer in (environment, mlnb)]
     kind = next((kind for kind in kinds if isinstance(kind, str)), "")
-    return tables[place[0]].get("*", {}) | tables[place[0]].get(kind, {})
+    return tables[keys[0]].get("*", {}) | tables[keys[0]].get(kind, {})
 
 
 def _renamed_settings(table: dict, document: dict, path: Keys = ()) -> dict:
@@ -131,8 +131,8 @@ def _current_words(words: list[str]) -> list[str]:
 def _replace_words(match: re.Match, pattern: str) -> str:
     "A match whose words, as `pattern` finds them, have current names"
     text, start = match[0], match.start("words") - match.start()
-    found = list(re.finditer(pattern, text[start:]))
-    for word, new in reversed(list(zip(found, _current_words([w["word"] for w in found]), strict=True))):
+    words = list(re.finditer(pattern, text[start:]))
+    for word, new in reversed(list(zip(words, _current_words([word["word"] for word in words]), strict=True))):
         text = text[: start + word.start("word")] + new + text[start + word.end("word") :]
     return text
 

@@ -8,10 +8,10 @@ PEERS := litserve mlserver evidently
 
 .PHONY: demo test test-long check notebooks pytest products test-container bench bench-peers wheel clean help
 
-demo: $(READY)  ## the whole road on real flights: pipeline, Bento, service, drift
+demo: $(READY)  ## the whole path on real flights: pipeline, Bento, service, drift, alerts
 	python demo.py
 
-test: check notebooks products pytest  ## everything that must hold, but the tests of test-long
+test: check notebooks products pytest  ## every check and test, except test-long
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -37,20 +37,20 @@ notebooks: $(READY)  ## the tests inside the notebooks
 products: $(READY)  ## the reference pipeline, only what changed
 	MLNB_KERNEL_IDLE_MINUTES=1 mlnb run
 
-pytest: $(READY) products  ## everything that crosses a process, a socket or a fault
+pytest: $(READY) products  ## tests of processes, sockets and faults
 	pytest -n $(WORKERS) -m "not long"
 
-test-long: $(READY) products  ## the tests that take longest, minutes
+test-long: $(READY) products  ## the slowest tests
 	pytest -n $(WORKERS) -m long
 
-test-container: $(READY)  ## a real image, made without a container engine, and asked; minutes, as root
+test-container: $(READY)  ## build and query a real image without a container engine; takes minutes, needs root
 	command -v buildah && command -v mmdebstrap || apt-get install --yes --no-install-recommends buildah mmdebstrap
 	python tests/container.py
 
-bench: $(READY)  ## every benchmark, and benchmarks/README.md from its figures
+bench: $(READY)  ## run every benchmark and write benchmarks/README.md
 	python benchmarks/run.py
 
-bench-peers: $(PEERS:%=.mlnb/peers/%/.ready)  ## what is compared and has an environment of its own
+bench-peers: $(PEERS:%=.mlnb/peers/%/.ready)  ## install the peers that need their own environment
 
 .mlnb/peers/%/.ready: benchmarks/peers/requirements-%.txt
 	$(PYTHON) -m venv $(@D)
@@ -61,5 +61,5 @@ wheel: $(READY)  ## dist/mlnb-*.whl, templates included
 	rm -rf build
 	python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
-clean:  ## all that can be made again, .venv excepted
+clean:  ## remove everything that can be rebuilt, except .venv
 	rm -rf products build dist .mlnb .pytest_cache .ruff_cache *.egg-info

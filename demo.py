@@ -1,6 +1,6 @@
-"""The whole road on real flights of 2013, with the project's own settings: pipeline, Bento, service, later flights, drift.
+"""The whole path on real flights of 2013, with the project's own settings: pipeline, Bento, service, later flights, drift, alerts.
 
-Run it with `make demo`. It leaves products/, .mlnb/ and no process behind.
+Run it with `make demo`. It creates products/ and .mlnb/ and leaves no process behind.
 """
 
 import fcntl
@@ -29,7 +29,7 @@ console = Console(highlight=False)
 
 
 def mlnb(*words: str, accepted_codes: tuple[int, ...] = (0,)):
-    """A command of mlnb; the demo ends where it fails, which is every exit code that is not fine."""
+    """Run a command of mlnb; end the demo if its exit code is not accepted."""
     console.print(f"[dim]$ mlnb {' '.join(words)}[/]")
     done = subprocess.run([sys.executable, "-m", "mlnb.cli.main", *words], cwd=ROOT)
     if done.returncode not in accepted_codes:
@@ -41,7 +41,7 @@ def heading(text: str):
 
 
 def show_scores():
-    """Every model beside its baselines, July to December."""
+    """Show the model and its baselines, July to December."""
     document = json.loads((FLIGHTS / "scores.json").read_text())
     table = Table(box=None, pad_edge=False)
     for name in ("July-December", "AUC", "PR-AUC", "log-loss", "ECE", "cost per 1000"):
@@ -61,7 +61,7 @@ def free_port() -> int:
 
 @contextmanager
 def service():
-    """The newest Bento on a free port: its address while the block runs, no process after it."""
+    """Serve the newest Bento on a free port while the block runs."""
     url = f"http://127.0.0.1:{(port := free_port())}"
     log = ROOT / ".mlnb" / "demo-service.log"
     with log.open("w") as output:
@@ -79,7 +79,7 @@ def service():
 
 
 def wait_until_ready(url: str, process: subprocess.Popen, log: Path, seconds: float = 120):
-    """Return when the service answers, end the demo with its log where it does not."""
+    """Return when the service is ready; end the demo with its log if it does not start."""
     until = time.monotonic() + seconds
     while time.monotonic() < until and process.poll() is None:
         try:
@@ -88,11 +88,11 @@ def wait_until_ready(url: str, process: subprocess.Popen, log: Path, seconds: fl
                     return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
-    sys.exit(f"the service did not get ready; its log ({log}) ends with:\n{log.read_text()[-2000:]}")
+    sys.exit(f"the service did not start; its log ({log}) ends with:\n{log.read_text()[-2000:]}")
 
 
 def sample_later_flights() -> pd.DataFrame:
-    """The flights that are decided on one whole day of each month from July to December, drawn at random."""
+    """The flights with a decision on one random day of each month from July to December."""
     flights = pd.read_parquet(FLIGHTS / "features.parquet")
     flights = flights[flights.month >= 7]
     days = flights.decision_time.dt.floor("D")
@@ -101,7 +101,7 @@ def sample_later_flights() -> pd.DataFrame:
 
 
 def scored_flights_file() -> str:
-    """Every flight of July to December with the score and the decision that the pipeline gave it, as a file."""
+    """A file with every flight of July to December, its score and its decision."""
     flights, scores = (pd.read_parquet(FLIGHTS / f"{name}.parquet") for name in ("features", "predictions"))
     scores["scheduled_departure"] = scores["scheduled_departure"].dt.tz_localize(None)
     keys = ["carrier", "flight", "origin", "scheduled_departure"]
@@ -111,18 +111,18 @@ def scored_flights_file() -> str:
 
 
 def labels_file(flights: pd.DataFrame) -> str:
-    """What happened to the flights, and when that was known, as a file."""
+    """A file with the labels of flights and when they were observed."""
     columns = {name: name for name in ("carrier", "flight", "origin", "scheduled_departure")}
     columns |= {"disrupted": "value", "label_time": "observed_at"}
     labels = flights[list(columns)].rename(columns=columns)
     for name in ("scheduled_departure", "observed_at"):
         labels[name] = labels[name].dt.tz_localize("UTC")
-    labels.to_parquet(path := ROOT / ".mlnb" / "outcomes.parquet", index=False)
+    labels.to_parquet(path := ROOT / ".mlnb" / "labels.parquet", index=False)
     return str(path.relative_to(ROOT))
 
 
 def publish_snapshots(as_of_times: np.ndarray):
-    """What was known at each moment, where the service looks for it."""
+    """Publish feature snapshots for the service."""
     from mlnb.data.point_in_time import SnapshotStore
     from mlnb.flights.features import read_history
     from mlnb.flights.snapshots import write_snapshots
@@ -134,7 +134,7 @@ def publish_snapshots(as_of_times: np.ndarray):
 
 
 def send(url: str, flights: pd.DataFrame) -> list[dict]:
-    """The service's answers, a request for each moment's flights."""
+    """The service's answers to one request for each decision time."""
     fields = ["carrier", "flight", "origin", "dest", "distance", "scheduled_departure", "scheduled_arrival", "decision_time"]
     answers = []
     for _, group in flights[["moment", *fields]].groupby("moment"):
@@ -149,9 +149,9 @@ def send(url: str, flights: pd.DataFrame) -> list[dict]:
 
 
 def show_answers(flights: pd.DataFrame, answers: list[dict]):
-    """A few answers beside what happened to the flight."""
+    """Show a few answers and their labels."""
     table = Table(box=None, pad_edge=False)
-    for name in ("flight", "scheduled (UTC)", "probability", "alert", "what happened", "context age"):
+    for name in ("flight", "scheduled (UTC)", "probability", "warn", "label", "snapshot age"):
         table.add_column(name)
     examples = flights.assign(answer=answers).groupby("month").sample(1, random_state=1)
     for row in examples.itertuples():
@@ -162,12 +162,12 @@ def show_answers(flights: pd.DataFrame, answers: list[dict]):
         table.add_row(route, f"{row.scheduled_departure:%d %b %H:%M}", f"{row.answer['probability']:.2f}", positive, happened, age)
     console.print(table)
     positives, disrupted = sum(a["decision"] for a in answers), int(flights.disrupted.sum())
-    console.print(f"{len(answers):,} flights answered, {positives:,} alerts, {disrupted:,} were disrupted; all of it is in the log.")
+    console.print(f"{len(answers):,} flights answered, {positives:,} positive decisions, {disrupted:,} were disrupted; all are in the log.")
 
 
 @contextmanager
 def no_process_left():
-    """Warm kernels of the demo's own, which end with it, as does the process that writes the run to MLflow."""
+    """Use separate warm kernels and end them with the demo; wait for the process that logs the run to MLflow."""
     os.environ["MLNB_RUNTIME_DIR"] = folder = tempfile.mkdtemp(prefix="mlnb-")
     try:
         yield
@@ -184,32 +184,32 @@ def main():
     (ROOT / ".mlnb").mkdir(exist_ok=True)
     with no_process_left():
         walk_through()
-    console.print(f"\nDone in {time.monotonic() - started:.0f} s; no process is left behind.")
+    console.print(f"\nDone in {time.monotonic() - started:.0f} s; no process was left behind.")
 
 
 def walk_through():
     heading("1  The pipeline: notebooks from raw data to a model bundle")
     mlnb("run")
-    heading("2  Scores beside the baselines")
+    heading("2  Scores of the model and its baselines")
     show_scores()
-    heading("3  The bundle becomes a Bento")
+    heading("3  Package the bundle as a Bento")
     mlnb("build")
-    heading("4  The Bento is served and asked about later flights")
+    heading("4  Serve the Bento and send it later flights")
     flights = sample_later_flights()
-    with console.status("writing what was known at each moment ..."):
+    with console.status("publishing feature snapshots ..."):
         publish_snapshots(flights.moment.unique())
     with console.status("starting the service ...") as status, service() as url:
         status.update("sending flights ...")
         answers = send(url, flights)
     show_answers(flights, answers)
-    heading("5  What moved farther than it does where nothing is wrong? The days that were served, then every flight by month")
-    mlnb("drift", "log", "--by", "day")
-    mlnb("drift", scored_flights_file(), "--by", "month", "--html", str(FLIGHTS.relative_to(ROOT) / "drift.html"))
-    heading("6  What happened in the end, and how good the decisions were")
-    mlnb("outcomes", "add", labels_file(flights))
-    mlnb("performance", "--segment", "origin", "--html", str(FLIGHTS.relative_to(ROOT) / "performance.html"))
-    heading("7  Is anything wrong? One look of every rule, as cron would have it")
-    console.print("Rules look at recent traffic, and the flights of 2013 are no longer that: a rule may say just so.")
+    heading("5  Drift of the served days, then of every flight by month")
+    mlnb("drift", "log", "--window", "day")
+    mlnb("drift", scored_flights_file(), "--window", "month", "--html", str(FLIGHTS.relative_to(ROOT) / "drift.html"))
+    heading("6  Add ground-truth labels and score the decisions")
+    mlnb("labels", "add", labels_file(flights))
+    mlnb("performance", "--group-by", "origin", "--html", str(FLIGHTS.relative_to(ROOT) / "performance.html"))
+    heading("7  Evaluate the alert rules, as cron would")
+    console.print("Rules need recent traffic, and the flights of 2013 are old: some rules may report that they have no data.")
     mlnb("alerts", "check", accepted_codes=(0, 1))
     heading("Where to look next")
     for description, where in {
@@ -218,7 +218,7 @@ def walk_through():
         "what would run, and why": "mlnb plan",
         "drift page, opens offline": "products/flights/drift.html",
         "performance page": "products/flights/performance.html",
-        "what is wrong, if anything": "mlnb alerts list",
+        "open alerts": "mlnb alerts list",
         "runs, models, curves": "mlflow ui --backend-store-uri sqlite:///.mlnb/mlflow.db",
         "write in JupyterLab": "jupyter lab nbs/flights",
         "a project of your own": "cd .. && mlnb new delays",

@@ -171,8 +171,8 @@ def of_ours(root: Path, **variables: str) -> dict[str, str]:
 
 def under_uvicorn(root: Path, **variables: str) -> Server:
     """Ours under uvicorn alone."""
-    command = python("-m", "mlnb.cli.main", "serve", "--plain", "--port", "{port}")
-    return Server("mlnb serve --plain", command, root, of_ours(root, **(variables or EVERYTHING)), headers=WITH_KEY)
+    command = python("-m", "mlnb.cli.main", "serve", "--no-bento", "--port", "{port}")
+    return Server("mlnb serve --no-bento", command, root, of_ours(root, **(variables or EVERYTHING)), headers=WITH_KEY)
 
 
 def under_bentoml(root: Path) -> Server:

@@ -58,8 +58,8 @@ def build_image(folder: Path) -> Path:
     requirements = Path(built["path"]) / "env/python/requirements.txt"
     run(sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--dest", folder / "wheels", "-r", requirements)
     log_line(f"the image, with {len(requirements.read_text().splitlines())} packages")
-    where = ("--build-arg", "PIP_NO_INDEX=1", "--build-arg", "PIP_FIND_LINKS=/wheels", "--opt", f"volume={folder}/wheels:/wheels:ro")
-    how = ("--engine", "buildah", "--base", BASE, "--image", IMAGE, "--opt", "isolation=chroot")
+    where = ("--build-arg", "PIP_NO_INDEX=1", "--build-arg", "PIP_FIND_LINKS=/wheels", "--build-opt", f"volume={folder}/wheels:/wheels:ro")
+    how = ("--engine", "buildah", "--base", BASE, "--image", IMAGE, "--build-opt", "isolation=chroot")
     print(run(*MLNB, "containerize", *how, *where, cwd=root, env=environment))
     return root
 

@@ -80,12 +80,12 @@ def test_a_trouble_from_its_first_check_to_its_end(project):
         assert [r["found"] for r in checked["rules"]] == [["context"], []] and len(hook.got) == 1
     shown = alerts(project, "check", HOOK="http://127.0.0.1:9/secret")
     assert shown.returncode == 1 and "there is no feature snapshot yet" in shown.stdout and shown.stderr == ""  # nothing new is to be told
-    done = alerts(project, "ack", "1", "--note", "on it", "--by", "ada")
+    done = alerts(project, "ack", "1", "--note", "on it", "--user", "ada")
     assert done.stdout == "Alert 1 is acknowledged by ada: there is no feature snapshot yet\n"
     assert document(project, "check")[1] == 3  # somebody has it in hand, and no run has ended yet
     events = document(project, "show", "1")[0]["events"]
     assert [(e["what"], e["who"]) for e in events] == [("firing", None), ("acknowledged", "ada")]
-    assert alerts(project, "resolve", "1", "--by", "ada").returncode == 0 and document(project, "list")[0] == []
+    assert alerts(project, "resolve", "1", "--user", "ada").returncode == 0 and document(project, "list")[0] == []
     assert [a["state"] for a in document(project, "list", "--all")[0]] == ["resolved"]
     again, code = document(project, "check")  # it is not: no window, so it is found anew
     assert code == 1 and again["fired"] == [1] and "HOOK is not set" in again["told"]["hook"]["error"]
@@ -125,7 +125,7 @@ def test_a_project_without_rules(tmp_path):
     said = [line.strip() for line in done.stdout.splitlines()]
     assert (done.returncode, done.stderr) == (3, "")
     assert said == [
-        "Not examined by 2 of 2 rules:",
+        "No data for 2 of 2 rules:",
         "● inputs: no day of predictions has ended yet",
         f"● pipeline: no run of pipeline '{tmp_path.name}' has ended yet",
     ]
@@ -202,7 +202,7 @@ def test_open(project):
 
 def test_test(project):
     with Listener() as hook:
-        assert alerts(project, "test", "hook", HOOK=hook.url).stdout == "Channel 'hook' was told.\n"
+        assert alerts(project, "test", "hook", HOOK=hook.url).stdout == "Channel 'hook' was notified.\n"
         assert hook.got[0]["test"] is True and "nothing is wrong" in hook.got[0]["headline"]
     done = alerts(project, "test", "hook", HOOK="http://127.0.0.1:9/secret")
     assert done.returncode == 1 and "does not answer" in done.stderr and "secret" not in done.stderr + done.stdout

@@ -44,7 +44,7 @@ def mlnb(project, *arguments):
 
 
 def test_json_is_one_document_and_nothing_else(project):
-    done = mlnb(project, "later.parquet", "--by", "month", "--json")
+    done = mlnb(project, "later.parquet", "--window", "month", "--json")
     document = json.loads(done.stdout)
     assert done.returncode == 0 and document["reference"]["rows"] == 151 * 96
     assert [w["window"] for w in document["windows"]] == ["2013-07", "2013-08", "2013-09"]
@@ -54,10 +54,10 @@ def test_json_is_one_document_and_nothing_else(project):
 
 
 def test_tables(project):
-    months = mlnb(project, "later.parquet", "--by", "month").stdout
+    months = mlnb(project, "later.parquet", "--window", "month").stdout
     assert "2013-07" in months and "temperature" in months and "[red]odd" in months and "slight from 0.05" in months
     assert "Left out, since they drift by construction: decision_time, month." in months
-    days = mlnb(project, "later.parquet", "--by", "day").stdout
+    days = mlnb(project, "later.parquet", "--window", "day").stdout
     assert "█" in days or "?" in days
     assert "noise" in mlnb(project, "later.parquet").stdout
 
@@ -78,10 +78,10 @@ def test_the_same_rows_as_csv_have_not_moved(project, tmp_path):
 def test_long_names_and_many_windows_fit_the_screen(project, tmp_path):
     long = pd.read_parquet(project / "later.parquet").rename(columns={"temperature": "t" * 200})
     long.to_parquet(tmp_path / "long.parquet")
-    done = mlnb(project, str(tmp_path / "long.parquet"), "--reference", str(tmp_path / "long.parquet"), "--by", "day")
+    done = mlnb(project, str(tmp_path / "long.parquet"), "--reference", str(tmp_path / "long.parquet"), "--window", "day")
     assert done.returncode == 0 and "t" * 40 in done.stdout and max(map(len, done.stdout.split("Reference:")[0].splitlines())) <= 120
     assert "Older windows that are not shown: 34;" in done.stdout  # of 92, in the half of the screen that the name leaves
-    few = mlnb(project, "later.parquet", "--by", "day")
+    few = mlnb(project, "later.parquet", "--window", "day")
     assert "Older windows" not in few.stdout
 
 
@@ -93,7 +93,7 @@ def test_columns_and_limit(project):
 
 
 def test_the_page(project, tmp_path):
-    done = mlnb(project, "later.parquet", "--by", "month", "--html", str(tmp_path / "drift.html"), "--json")
+    done = mlnb(project, "later.parquet", "--window", "month", "--html", str(tmp_path / "drift.html"), "--json")
     json.loads(done.stdout)
     assert (tmp_path / "drift.html").read_text().startswith("<!doctype html>")
 
@@ -105,12 +105,12 @@ def test_the_page(project, tmp_path):
         (["log"], 1, "mlnb serve"),
         (["log:july"], 1, "is not a period"),
         (["log:2013-13"], 1, "is not a period"),
-        (["log:2013-02-30", "--segment", "carrier=UA", "--reference", "later.parquet"], 1, "is not a period"),
-        (["later.parquet", "--metrics", "no/such/folder/x.prom"], 2, "folder no/such/folder is not there"),
-        (["bundle", "--by", "day"], 1, "cannot be split"),
+        (["log:2013-02-30", "--where", "carrier=UA", "--reference", "later.parquet"], 1, "is not a period"),
+        (["later.parquet", "--metrics", "no/such/folder/x.prom"], 2, "folder no/such/folder does not exist"),
+        (["bundle", "--window", "day"], 1, "cannot be split"),
         (["later.parquet", "--column", "temprature"], 1, "did you mean 'temperature'?"),
-        (["later.parquet", "--by", "year"], 2, "'year' is not one of"),
-        (["later.parquet", "--by", "day", "--time", "carrier"], 1, "cannot be read as times"),
+        (["later.parquet", "--window", "year"], 2, "'year' is not one of"),
+        (["later.parquet", "--window", "day", "--time", "carrier"], 1, "cannot be read as times"),
         (["later.parquet", "--limit", "0"], 2, "0 is not in the range"),
         ([], 2, "Missing argument"),
     ],

@@ -137,7 +137,7 @@ def test_damaged_columns_end_no_command(project, fixed_clock):
         (finding,) = (f for f in json.loads(mlnb(project, "doctor", "--json").stdout)["findings"] if f["item"] == "Prediction log")
         assert finding["state"] == "missing" and said in finding["detail"] and "damaged away" in finding["fix"]
         done = mlnb(project, "compact")
-        assert ("1 damaged piece set aside" in done.stdout, said in done.stderr) == ((True, True) if done.returncode else (False, False))
+        assert ("1 damaged piece quarantined" in done.stdout, said in done.stderr) == ((True, True) if done.returncode else (False, False))
     shutil.rmtree(project / ".mlnb/predictions/damaged")
     assert mlnb(project, "predictions").returncode == 0
 
@@ -146,7 +146,7 @@ def test_what_a_killed_writer_left_was_not_answered(project):
     (file,) = (project / ".mlnb/predictions").glob("*.jsonl")
     file.write_bytes(file.read_bytes()[:-9])
     done = mlnb(project, "compact")
-    assert "1 damaged piece set aside" in done.stdout and (done.returncode, done.stderr) == (0, "")
+    assert "1 damaged piece quarantined" in done.stdout and (done.returncode, done.stderr) == (0, "")
     assert mlnb(project, "predictions").returncode == 0
 
 

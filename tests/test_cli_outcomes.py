@@ -63,15 +63,15 @@ def counts(found: dict) -> tuple:
 def test_a_file_is_kept_once_and_then_judged(project):
     assert "480 of 480 rows" in mlnb(project, "labels", "add", "labels.parquet")
     assert counts(added(project, "labels.parquet")) == (480, 0, 480, 0, 0)
-    found = json.loads(mlnb(project, "performance", "--segment", "origin", "--json"))
+    found = json.loads(mlnb(project, "performance", "--group-by", "origin", "--json"))
     assert found["overall"]["coverage"] == 1 and found["overall"]["decisions"] == ROWS and len(found["days"]) == 20
     assert {s["name"]: s["decisions"] for s in found["segments"]} == {"JFK": 320, "EWR": 160}
     low, high = found["overall"]["interval"]["cost_per_1000"]
     assert low < found["overall"]["realised"]["cost_per_1000"] < high
     assert found["interval"]["seed"] == 0 and "concept drift" in found["assumption"]
-    shown = mlnb(project, "performance", "--by", "day", "--html", "page.html")
+    shown = mlnb(project, "performance", "--window", "day", "--html", "page.html")
     assert "Page: page.html" in shown and "<circle" in (project / "page.html").read_text()
-    assert "did you mean 'origin'" in mlnb(project, "performance", "--segment", "orign", code=1)
+    assert "did you mean 'origin'" in mlnb(project, "performance", "--group-by", "orign", code=1)
     assert "cannot be written" in mlnb(project, "performance", "--html", "labels.parquet/page.html", code=2)
     assert "2013-07-20" in shown and "100.0%" in shown and "expected" in shown
 
@@ -80,17 +80,17 @@ def test_segments_that_are_not_shown_are_told(project):
     log = [prediction(f"t{i}", "2013-07-01T05:00:00Z", 0.5, {"tail": f"N{i % 30}"}) for i in range(90)]
     PredictionLog(project / ".mlnb/predictions").append(log)
     said = "tail has 31 values; the 20 with most decisions are shown"
-    assert said in mlnb(project, "performance", "--segment", "tail", "--html", "page.html") and said in (project / "page.html").read_text()
-    found = json.loads(mlnb(project, "performance", "--segment", "tail", "--json"))
+    assert said in mlnb(project, "performance", "--group-by", "tail", "--html", "page.html") and said in (project / "page.html").read_text()
+    found = json.loads(mlnb(project, "performance", "--group-by", "tail", "--json"))
     assert (found["segment_count"], len(found["segments"])) == (31, 20)  # one is that of the rows without a tail
-    assert "are shown" not in mlnb(project, "performance", "--segment", "origin")
+    assert "are shown" not in mlnb(project, "performance", "--group-by", "origin")
 
 
 def test_at_an_earlier_moment_days_wait(project):
     added(project, "labels.parquet")
-    shown = mlnb(project, "performance", "--as-of", "2013-07-10T12:00", "--by", "day")
+    shown = mlnb(project, "performance", "--as-of", "2013-07-10T12:00", "--window", "day")
     days = {line.split()[0]: line for line in shown.splitlines() if line.startswith("2013-07-")}
-    assert len(days) == 10 and [day for day, line in days.items() if "waits for labels" in line] == ["2013-07-09", "2013-07-10"]
+    assert len(days) == 10 and [day for day, line in days.items() if "waiting for labels" in line] == ["2013-07-09", "2013-07-10"]
     early = mlnb(project, "performance", "--as-of", "2013-07-01T12:00")
     assert "No day's label window has closed" in early
 
@@ -124,7 +124,7 @@ def test_wrong_rows_are_set_aside_and_the_good_ones_kept(project):
     assert aside["row"].tolist() == list(range(3, 14)) and found["rejected_file"] == "bad.rejected.csv"
     assert {"is in the future", "is before the decision on this entity", "is neither 0 nor 1", "is no key"} <= set(aside["problem"])
     said = mlnb(project, "labels", "add", "bad.csv")
-    assert "11 were set aside and are explained in bad.rejected.csv" in said and "row 3, field 'value': is neither 0 nor 1" in said
+    assert "11 were quarantined; the reasons are in bad.rejected.csv" in said and "row 3, field 'value': is neither 0 nor 1" in said
     (project / "bad.csv").write_text(f"entity,value,observed_at\ne0,1,{good}\n")
     assert counts(added(project, "bad.csv")) == (1, 0, 1, 0, 0) and not (project / "bad.rejected.csv").exists()
 
@@ -158,7 +158,7 @@ def test_columns_have_other_names_truth_values_and_no_moment(project):
     labels = pd.read_parquet(project / "labels.parquet")
     named = pd.DataFrame({"key": labels.entity, "late": labels.value == 1, "known": labels.observed_at})
     named.to_parquet(project / "named.parquet", index=False)
-    assert counts(added(project, "named.parquet", "--entity", "key", "--outcome", "late", "--observed", "known"))[1] == ROWS
+    assert counts(added(project, "named.parquet", "--entity", "key", "--label", "late", "--observed", "known"))[1] == ROWS
     assert counts(added(project, "labels.parquet"))[2] == ROWS
     file = project / "undated.csv"
     file.write_text("entity,value\ne0,1\n")
@@ -173,18 +173,18 @@ def test_a_correction_holds_and_the_history_is_shown(project):
     before = json.loads(mlnb(project, "labels", "show", "e7", "--json"))[0]["value"]
     (project / "fix.csv").write_text(f"entity,value,observed_at\ne7,{1 - before:g},2013-07-09T00:00:00Z\n")
     added(project, "fix.csv")
-    assert f"{1 - before:g}  known since 2013-07-09T00:00:00Z" in mlnb(project, "labels", "show", "e7").splitlines()[-1]
+    assert f"{1 - before:g}  observed at 2013-07-09T00:00:00Z" in mlnb(project, "labels", "show", "e7").splitlines()[-1]
     assert "1 corrections" in mlnb(project, "labels", "status")
-    assert "No outcome of 'nobody'" in mlnb(project, "labels", "show", "nobody")
+    assert "'nobody' has no label" in mlnb(project, "labels", "show", "nobody")
 
 
 def test_lines_that_cannot_be_read_are_told(project):
     added(project, "labels.parquet")
-    assert "set aside" not in mlnb(project, "labels", "status")
+    assert "quarantined" not in mlnb(project, "labels", "status")
     (project / ".mlnb/outcomes/20130701T000000-1-00000000.jsonl").write_text('{"entity": "of another release"}\n{"entity": "torn')
     mlnb(project, "compact")
     assert json.loads(mlnb(project, "labels", "status", "--json"))["damaged_lines"] == 2
-    assert "2 lines that could not be read are set aside in" in mlnb(project, "labels", "status")
+    assert "2 lines that could not be read are quarantined in" in mlnb(project, "labels", "status")
 
 
 def test_the_entitys_own_fields_make_the_key(toy, tmp_path):

@@ -88,7 +88,7 @@ def test_one_run(project):
     shown = document(project, "show", "last")
     assert (shown["id"], shown["resumed"]) == (NEW, OLD) and [t["name"] for t in shown["tasks"]] == ["ingest", "train"]
     assert shown["tasks"][1]["metrics"] == {"auc": 0.76, "rows": 7.0} and shown["tasks"][1]["attempts"] == 2
-    assert "and changes that are not committed" in mlnb(project, "show").stdout
+    assert "with uncommitted changes" in mlnb(project, "show").stdout
 
 
 def test_two_runs(project):
@@ -132,8 +132,8 @@ def test_mistakes(project):
         ("open", "last", "train"): (1, "it was removed, or run"),
         ("compere",): (2, "did you mean 'compare'?"),
         ("bbbb02",): (2, "to see a run: mlnb runs show bbbb02"),
-        ("prune",): (2, "say what stays"),
-        ("prune", "--keep", "1", "--json"): (2, "--json asks nothing"),
+        ("prune",): (2, "choose what to keep"),
+        ("prune", "--keep", "1", "--json"): (2, "--json cannot ask"),
         ("--status", "done"): (2, "done"),
     }
     for words, (code, says) in wrong.items():
@@ -148,14 +148,14 @@ def test_old_runs_go_when_asked(project):
     done = mlnb(project, "prune", "--keep", "1", stdin="y\n")
     assert done.returncode == 0 and "Removed 1 run," in done.stdout
     assert ids(project) == [NEW] == [p.name for p in folder.iterdir()]
-    assert "No run is old enough" in mlnb(project, "prune", "--older", "36500").stdout
+    assert "No run is old enough" in mlnb(project, "prune", "--older-than", "36500").stdout
 
 
 def test_what_is_never_removed(project):
     records = Records(f"sqlite:///{project}/.mlnb/records.db")
     records.put([("run", {"id": "20250101T000000-cccc03"}, {"pipeline": "other", "started": "2025-01-01T00:00:00", "status": "failed"})])
     running = records.start_run("planes", {})
-    assert sorted(document(project, "prune", "--older", "0", "--yes")["removed"]) == [OLD, NEW]
+    assert sorted(document(project, "prune", "--older-than", "0", "--yes")["removed"]) == [OLD, NEW]
     assert {r["id"] for r in records.runs()} == {running, "20250101T000000-cccc03"}
     assert ids(project) == [running] and [r["pipeline"] for r in document(project, "--pipeline", "other")] == ["other"]
     records.close()

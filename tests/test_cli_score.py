@@ -27,7 +27,7 @@ def test_scoring_a_file(project):
     done = mlnb(project, "score", "in.parquet", "scores/out.parquet")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("Scored 29 rows with model toy v1 in ") and "scores/out.parquet\n" in done.stdout
-    assert "1 of 30 rows were set aside and are explained in scores/out.rejected.parquet" in done.stdout
+    assert "1 of 30 rows were quarantined; the reasons are in scores/out.rejected.parquet" in done.stdout
     assert done.stdout.endswith("the first is row 29, field 'distance': is missing\n")
     assert pq.read_metadata(project / "scores/out.parquet").num_rows == 29
     refused(mlnb(project, "score", "in.parquet", "scores/out.parquet"), "scores/out.parquet is there already", "--overwrite")
@@ -68,8 +68,8 @@ def test_wrong_calls(project, tmp_path):
     refused(mlnb(project, "score", "none.csv", "out.csv"), "there is no file none.csv")
     refused(mlnb(project, "score", "in.csv", "out.json"), "out.json cannot be written; its name must end in .parquet or .csv")
     refused(mlnb(project, "score", "in.xlsx", "out.csv"), "in.xlsx cannot be read; its name must end in .parquet or .csv")
-    refused(mlnb(project, "score", "in.csv", "out.csv", "--at", "yesterday"), "'yesterday' is no time with its offset")
-    refused(mlnb(project, "score", "in.csv", "out.csv", "--at", "2013-07-01T05:00:00Z"), "has a column 'decision_time'")
+    refused(mlnb(project, "score", "in.csv", "out.csv", "--decision-time", "yesterday"), "'yesterday' is not a time with an offset")
+    refused(mlnb(project, "score", "in.csv", "out.csv", "--decision-time", "2013-07-01T05:00:00Z"), "has a column 'decision_time'")
     refused(mlnb(project, "score", "in.csv", "out.csv", "--bundle", str(tmp_path)), "no model bundle in")
     refused(mlnb(tmp_path, "score", "in.csv", "out.csv"), "no project at or above")
     (project / "in.csv").write_text("carrier;flight\nUA;1\n")

@@ -103,7 +103,7 @@ def test_wrong_calls(project):
     refused(mlnb(project, "serve", "--workers", "0"), "--workers")
 
 
-@pytest.mark.parametrize("how", ["--plain", "--development"])
+@pytest.mark.parametrize("how", ["--no-bento", "--development"])
 def test_a_setting_out_of_its_range_ends_the_server_before_it_starts(project, how):
     (project / "pyproject.toml").write_text((project / "pyproject.toml").read_text() + "challenger_percent = 150\n")
     refused(mlnb(project, "serve", how), "setting 'challenger_percent' has value 150", "a whole number from 0 to 100")

@@ -144,7 +144,7 @@ def test_requirements_are_followed_with_their_extras():
 
 
 def test_what_the_engine_is_told(engines, built, tmp_path):
-    arguments = ("--build-arg", "PIP_INDEX_URL=https://pypi.example.com/simple", "--opt", "network=host")
+    arguments = ("--build-arg", "PIP_INDEX_URL=https://pypi.example.com/simple", "--build-opt", "network=host")
     done = engines({"buildah": ENGINE}, "--base", "cuda", "--image", "team/toy:1", *arguments, "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) | {"bento": ""} == {
@@ -237,8 +237,8 @@ def test_an_engine_that_fails(engines):
 def test_wrong_calls(engines, built, toy, tmp_path):
     refused(engines({}, "--engine", "dockr"), "there is no engine 'dockr' (did you mean 'docker'?)")
     refused(mlnb(built[0], "containerize", "--bento", "none"), f"there is no Bento 'none'; built are {built[1]['tag']}")
-    refused(mlnb(built[0], "containerize", "--build-arg", "PIP"), "'PIP' is not of the form NAME=VALUE")
-    refused(mlnb(built[0], "containerize", "--manifest", "--image", 'x"y'), "is not a valid image name")
+    refused(mlnb(built[0], "containerize", "--build-arg", "PIP"), "'PIP' does not have the form NAME=VALUE")
+    refused(mlnb(built[0], "containerize", "--kubernetes-manifest", "--image", 'x"y'), "is not a valid image name")
     refused(mlnb(toy, "containerize"), "no Bento has been built yet; run: mlnb build")
 
 
@@ -253,7 +253,7 @@ def test_a_bento_without_our_template(toy, tmp_path):
 
 @pytest.mark.parametrize("kubernetes", ["1.28", "1.37"])
 def test_kubernetes_accepts_the_manifest(built, kubernetes):
-    done = mlnb(built[0], "containerize", "--manifest", "--image", "registry.example.com/toy:1")
+    done = mlnb(built[0], "containerize", "--kubernetes-manifest", "--image", "registry.example.com/toy:1")
     documents = {d["kind"]: d for d in yaml.safe_load_all(done.stdout)}
     assert set(documents) == {"Service", "PersistentVolumeClaim", "Deployment", "PodDisruptionBudget", "HorizontalPodAutoscaler"}
     for document in documents.values():

@@ -329,15 +329,15 @@ def test_the_command(tmp_path, known, reference, thresholds):
         Profile.of(rows).write(tmp_path / f"products/bundle{folder}/reference.profile")
     (tmp_path / "products/bundle/drift.json").write_bytes(thresholds.to_bytes())
     FAULTS["other units"][1](a_day(1000)).to_parquet(tmp_path / "today.parquet")
-    done = mlnb(tmp_path, "today.parquet", "--by", "day", "--json", "--metrics", "drift.prom", "--html", "drift.html")
+    done = mlnb(tmp_path, "today.parquet", "--window", "day", "--json", "--metrics", "drift.prom", "--html", "drift.html")
     window = json.loads(done.stdout)["windows"][0]
     assert window["assessment"]["alarms"][0]["column"] == "distance" and window["assessment"]["false_alarms_per_week"] == pytest.approx(0.28)
-    assert 'mlnb_drift_times_over{window="2013-07-01",column="distance"' in (tmp_path / "drift.prom").read_text()
+    assert 'mlnb_drift_effect_threshold_ratio{column="distance"' in (tmp_path / "drift.prom").read_text()
     assert "<h2>Alarms</h2>" in (tmp_path / "drift.html").read_text()
     assert "distance" in mlnb(tmp_path, "today.parquet").stdout.splitlines()[0]
-    segment = mlnb(tmp_path, "today.parquet", "--segment", "carrier=UA").stdout
+    segment = mlnb(tmp_path, "today.parquet", "--where", "carrier=UA").stdout
     assert "reference of carrier=UA" in segment and "no drift null" in segment
-    assert "it has carrier=UA" in mlnb(tmp_path, "today.parquet", "--segment", "carrier=DL").stderr
+    assert "it has carrier=UA" in mlnb(tmp_path, "today.parquet", "--where", "carrier=DL").stderr
     assert "no column 'model_version'" in mlnb(tmp_path, "today.parquet", "--version", "v1").stderr
 
 
@@ -349,12 +349,12 @@ def test_the_command_knows_the_hours_of_a_table(tmp_path, knows_weather):
     off = WEATHER["a sensor that is off"][2](weather(4, 100, "2013-07-01"))
     off.to_parquet(tmp_path / "days.parquet")
     off.drop(columns="time").assign(time=range(len(off))).to_parquet(tmp_path / "timeless.parquet")
-    windows = json.loads(mlnb(tmp_path, "days.parquet", "--by", "day", "--json", "--html", "drift.html").stdout)["windows"]
+    windows = json.loads(mlnb(tmp_path, "days.parquet", "--window", "day", "--json", "--html", "drift.html").stdout)["windows"]
     alarms = {w["window"]: {alarm["column"]: alarm for alarm in w["assessment"]["alarms"]} for w in windows}
     assert "air" not in alarms["2013-07-01"] and alarms["2013-07-02"]["air"]["statistic"] == "together"
     assert len(alarms["2013-07-03"]["air"]["hourly_series"]["hours"]) == 24
     assert "air from hour to hour" in (tmp_path / "drift.html").read_text()
-    said = mlnb(tmp_path, "days.parquet", "--by", "day").stdout
+    said = mlnb(tmp_path, "days.parquet", "--window", "day").stdout
     assert "2013-07-02" in said and "air (" in said
     assert "misfit with other columns" in mlnb(tmp_path, "days.parquet").stdout
     assert "alarm" in mlnb(tmp_path, "timeless.parquet").stdout  # judged without hours

@@ -194,7 +194,7 @@ def mlnb(*words):
 
 
 def test_the_command_shows_and_stops_servers(folder, project):
-    assert mlnb().stdout == "No fork server runs.\n"
+    assert mlnb().stdout == "No fork server is running.\n"
     worker = kernels.fork_worker("work:answer", cwd=project, options=SMALL)
     ask(worker, "1")
     (server,) = json.loads(mlnb("--json").stdout)
@@ -203,11 +203,11 @@ def test_the_command_shows_and_stops_servers(folder, project):
     assert str(server["pid"]) in shown and "worker" in shown
     wrong = mlnb("stop", "1")
     assert wrong.returncode == 1 and "no fork server has process id 1; see: mlnb kernels" in wrong.stderr
-    assert f"{server['pid']} ends and ends with it 1" in mlnb("stop", str(server["pid"]), "--kill").stdout
+    assert f"{server['pid']} ends its 1" in mlnb("stop", str(server["pid"]), "--kill").stdout
     assert worker.wait(60) == -signal.SIGTERM
     until(lambda: not is_alive(server["pid"]))
     worker.close()
-    assert mlnb().stdout == "No fork server runs.\n"
+    assert mlnb().stdout == "No fork server is running.\n"
 
 
 def test_the_client_is_light():

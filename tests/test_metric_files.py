@@ -121,7 +121,7 @@ def _answers(url: str) -> bool:
         return False
 
 
-@pytest.mark.parametrize("how", ["--plain", "--development"])
+@pytest.mark.parametrize("how", ["--no-bento", "--development"])
 def test_everything_that_a_service_writes_is_on_a_full_disk(toy, tmp_path, disk, server, how):
     root = shutil.copytree(toy, tmp_path / "project")
     disk(root / ".mlnb/metrics", "8k")

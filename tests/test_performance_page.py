@@ -49,7 +49,7 @@ def test_the_page_says_what_the_terminal_says():
 
 
 def test_the_headline_counts_those_that_wait():
-    assert headline(performance()).endswith("100.0% of them have an outcome.")
+    assert headline(performance()).endswith("100.0% of them have a label.")
     waits = performance("2013-07-20")
     count = sum(d.decisions for d in waits.days if not d.closed)
-    assert headline(waits).endswith(f"100.0% of them have an outcome; {count} more wait for labels.")
+    assert headline(waits).endswith(f"100.0% of them have a label; {count} more are waiting for labels.")

@@ -201,7 +201,7 @@ def test_a_run_answers_signals_while_it_reads_a_product_without_end(project, num
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number] and "Traceback" not in errors
-    assert "go on with: mlnb run --resume" in errors
+    assert "continue with: mlnb run --resume" in errors
 
 
 def test_a_run_ends_though_a_thread_of_it_hangs(project, monkeypatch):
@@ -219,7 +219,7 @@ def test_a_run_ends_though_a_thread_of_it_hangs(project, monkeypatch):
     wait_for(project / "pid")
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=30)
-    assert process.returncode == 143 and "go on with: mlnb run --resume" in errors
+    assert process.returncode == 143 and "continue with: mlnb run --resume" in errors
 
 
 def test_what_a_killed_run_leaves_is_removed_by_the_next_command(project):
@@ -374,7 +374,7 @@ def test_resume_takes_parameters_and_selection_of_the_run(project):
     records.close()
     assert newest["resumed"] == earlier["id"]
     done = subprocess.run([*mlnb, "--resume", "last"], cwd=project, capture_output=True, text=True)
-    assert done.returncode == 2 and "succeeded, nothing of it is left to do" in done.stderr
+    assert done.returncode == 2 and "succeeded, so there is nothing to resume" in done.stderr
 
 
 def test_resume_reads_a_mended_env(project):
@@ -500,7 +500,7 @@ def test_the_copy_of_a_kernel_is_shown_and_ended(suspended):
     assert [c["pid"] for c in json.loads(told("--json")) if "socket" in c] == [pid]
     shown = next(line for line in told().splitlines() if line.split()[0] == str(pid))
     assert "copy" in shown and "of task long, until " in shown
-    assert told("stop", str(pid)) == f"{pid}, the copy of a kernel, has ended\n"
+    assert told("stop", str(pid)) == f"{pid}, a kernel snapshot, has ended\n"
     until(lambda: not is_alive(pid))
     assert [c for c in json.loads(told("--json")) if "socket" in c] == []
     write_long(project, SLOW, "1 / 1")

@@ -87,7 +87,7 @@ def refused(toy, *arguments, **variables) -> str:
     return " ".join(done.stderr.split())
 
 
-@pytest.mark.parametrize("how", ["--plain", "--development"])
+@pytest.mark.parametrize("how", ["--no-bento", "--development"])
 def test_no_server_starts_for_others_without_a_key(toy, how):
     assert "no API key is set; make one with: python -c" in refused(toy, how, "--host", "0.0.0.0")
     assert "or write keys_required = false" in refused(toy, how, MLNB_KEYS_REQUIRED="true")
@@ -96,7 +96,7 @@ def test_no_server_starts_for_others_without_a_key(toy, how):
 
 
 def test_plain_and_bento_exclude_each_other(toy):
-    done = subprocess.run([*MLNB, "serve", "--plain", "--bento", "toy:1"], cwd=toy, env=toy_project.environment(toy), capture_output=True)
+    done = subprocess.run([*MLNB, "serve", "--no-bento", "--bento", "toy:1"], cwd=toy, env=toy_project.environment(toy), capture_output=True)
     assert done.returncode == 2 and b"--bento and --plain exclude each other" in done.stderr
 
 

@@ -20,7 +20,7 @@ def project(toy, tmp_path_factory):
     return root
 
 
-COMMANDS = ["drift log", "predictions", "performance", "compact", "outcomes add outcomes.parquet", "serve --plain", "serve --development"]
+COMMANDS = ["drift log", "predictions", "performance", "compact", "labels add outcomes.parquet", "serve --no-bento", "serve --development"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -80,7 +80,7 @@ def test_terminals_show_it_as_text(shown):
     assert r"\u202eexe" in table and r"\x9b31m" in table and "[red]x[/red]" in table and "<script>" in table
     for command in (
         ("predictions", "--json"), ("predictions", "--version", "\x9b31m"), ("drift", "log"), ("drift", "log", "--json"),
-        ("performance", "--segment", "c"), ("performance", "--segment", "\u202eexe"), ("performance", "--json", "--segment", "c"),
+        ("performance", "--group-by", "c"), ("performance", "--group-by", "\u202eexe"), ("performance", "--json", "--group-by", "c"),
         ("labels", "show", "\x9b31m"), ("alerts", "check"), ("alerts", "list", "--json"), ("alerts", "show", "1"), ("doctor",),
     ):  # fmt: skip
         shown(*command)

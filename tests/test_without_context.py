@@ -81,10 +81,10 @@ def test_predictions_compact_outcomes_performance(project, mlnb):
     batch.assign(value=(batch["income"] > 60_000).astype(int))[[key, "value"]].drop_duplicates(key).to_csv(project / "y.csv", index=False)
     told = json.loads(mlnb("labels", "add", "y.csv", "--json"))
     assert (told["rejected"], told["unknown"]) == (0, 0) and told["added"] == batch[key].nunique()
-    assert "have an outcome" in mlnb("labels", "status") and mlnb("labels", "show", batch[key][0]).startswith("0  known since")
-    scored = json.loads(mlnb("performance", "--json", "--segment", "age", "--html", "performance.html"))
+    assert "have a label" in mlnb("labels", "status") and mlnb("labels", "show", batch[key][0]).startswith("0  observed at")
+    scored = json.loads(mlnb("performance", "--json", "--group-by", "age", "--html", "performance.html"))
     assert scored["overall"]["known"] >= 12 and scored["overall"]["realised"]["auc"] > 0.9
-    assert "cost" in mlnb("performance", "--by", "day")
+    assert "cost" in mlnb("performance", "--window", "day")
 
 
 def test_drift_and_alerts(project, mlnb):
@@ -96,7 +96,7 @@ def test_drift_and_alerts(project, mlnb):
     n = np.arange(600)
     training = pd.DataFrame({"customer": "C-0000", "age": n % 50 + 20.0, "income": n % 97 * 1e3})
     build(project / "products/bundle", Bundle.load(project / "products/bundle").manifest.entity, reference=Profile.of(training).to_bytes())
-    assert "columns" in mlnb("drift", "log", "--by", "day", "--html", "drift.html", "--metrics", "drift.prom")
+    assert "columns" in mlnb("drift", "log", "--window", "day", "--html", "drift.html", "--metrics", "drift.prom")
     checked = json.loads(mlnb("alerts", "check", "--json", code=1))
     moved = next(alert for alert in checked["alerts"] if alert["subject"] == "customer")
     assert "new values" in moved["words"]

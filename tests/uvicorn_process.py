@@ -1,4 +1,4 @@
-"""`mlnb serve --plain` as a process of its own, for tests that need a real socket; and callers who count what was answered."""
+"""`mlnb serve --no-bento` as a process of its own, for tests that need a real socket; and callers who count what was answered."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ def run_server(toy, predictions, *arguments, **variables):
     "The process and the URL of a plain server of the toy project; everything has ended after the block"
     port = free_port()
     env = toy_project.environment(toy) | {"MLNB_PREDICTIONS": str(predictions), **variables}
-    command = [*MLNB, "serve", "--plain", "--port", str(port), *arguments]
+    command = [*MLNB, "serve", "--no-bento", "--port", str(port), *arguments]
     process = subprocess.Popen(command, cwd=toy, env=env, stderr=subprocess.PIPE, text=True)
     everyone = []
     try:

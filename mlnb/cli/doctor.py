@@ -6,55 +6,52 @@
 __all__ = ['MARKS', 'doctor']
 
 # %% ../../nbs/cli/02_doctor.ipynb #12611ecf
-import json
 import sys
 
 import click
 
-from .console import rich_escaped
+from .console import json_option, print_json, rich_escaped, terminal
 
 # %% ../../nbs/cli/02_doctor.ipynb #70a4a25c
 MARKS = {"good": "[green]●[/]", "note": "[yellow]●[/]", "missing": "[red]●[/]"}
 
 
-def _show(report: dict):
-    "The findings as a table, what to mend at the end"
-    from rich.console import Console
+def _show(report: dict) -> None:
+    "Print the findings as a table, then the fixes"
     from rich.table import Table
 
-    console, table = Console(), Table(box=None, pad_edge=False, show_header=False)
-    fine = [f for f in report["findings"] if f["item"].startswith("Library ") and f["state"] == "good"]
+    console, table = terminal(), Table(box=None, pad_edge=False, show_header=False)
+    libraries = [f for f in report["findings"] if f["item"].startswith("Library ") and f["state"] == "good"]
     for f in report["findings"]:
-        if f not in fine:
+        if f not in libraries:
             table.add_row(MARKS[f["state"]], f["item"], rich_escaped(f["detail"]))
-    table.add_row(MARKS["good"], "Libraries", ", ".join(f"{f['item'].removeprefix('Library ')} {f['detail']}" for f in fine))
+    versions = ", ".join(f"{f['item'].removeprefix('Library ')} {f['detail']}" for f in libraries)
+    table.add_row(MARKS["good"], "Libraries", versions)
     console.print(table)
     for f in report["findings"]:
         if f["fix"]:
-            console.print(
-                f"\n{MARKS[f['state']]} {f['item']}: {rich_escaped(f['detail'])}\n  [bold]{rich_escaped(f['fix'])}[/]",
-                highlight=False,
-            )
-    console.print("\nAll is well." if report["healthy"] else "\nSomething is missing, see above.", highlight=False)
+            console.print(f"\n{MARKS[f['state']]} {f['item']}: {rich_escaped(f['detail'])}")
+            console.print(f"  [bold]{rich_escaped(f['fix'])}[/]")
+    console.print("\nOK" if report["healthy"] else "\nSomething is missing, see above.")
 
 # %% ../../nbs/cli/02_doctor.ipynb #c8f8ca3b
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@json_option
 def doctor(as_json):
-    """Say what is installed, which device, what is missing, and how to mend it.
+    """Check your installation and project, and show how to fix problems.
 
     \b
     Example:
       mlnb doctor
       mlnb doctor --json | python -m json.tool
 
-    Exit code 1 where something is missing that a command will need.
+    The exit code is 1 if something is missing that a command needs.
     """
     from mlnb.doctor import examine
 
     report = examine()
     if as_json:
-        click.echo(json.dumps(report, indent=2))
+        print_json(report)
     else:
         _show(report)
     sys.exit(0 if report["healthy"] else 1)

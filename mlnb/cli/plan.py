@@ -6,28 +6,37 @@
 __all__ = ['MARKS', 'MAX_REASONS', 'planned_states', 'plan']
 
 # %% ../../nbs/cli/09_plan.ipynb #cf7194cf
-import json
+from typing import TYPE_CHECKING
 
 import click
 
+from .console import json_option, print_json
+
+if TYPE_CHECKING:
+    from mlnb.pipelines.plan_cache import TaskState
+    from mlnb.project.settings import Settings
+
 # %% ../../nbs/cli/09_plan.ipynb #6b8e1727
 MARKS = {"current": ("○", None), "outdated": ("●", "green"), "waiting": ("◌", "yellow")}
-MAX_REASONS = 3  # reasons in a line
+MAX_REASONS = 3  # in a line
 
 
 def _line(
-    state,  # a `TaskState`
+    state: "TaskState",
     width: int,  # of the longest name
 ) -> str:
-    "A task with its state and the reasons that tell most"
+    "A task with its state and the first reasons"
     mark, colour = MARKS[state.state]
     hidden = len(state.reasons) - MAX_REASONS
-    reasons_text = "; ".join([*state.reasons[:MAX_REASONS], *([f"and {hidden} more, see --json"] if hidden > 0 else [])])
-    return f"{click.style(mark, fg=colour, dim=colour is None)} {state.name:{width}}  {state.state:8}  {reasons_text}".rstrip()
+    more = [f"and {hidden} more, see --json"] if hidden > 0 else []
+    reasons = "; ".join([*state.reasons[:MAX_REASONS], *more])
+    return (
+        f"{click.style(mark, fg=colour, dim=colour is None)} {state.name:{width}}  {state.state:8}  {reasons}".rstrip()
+    )
 
 
-def _notes(states) -> dict[str, list[str]]:
-    "Each note, with the tasks that it is about"
+def _notes(states: list["TaskState"]) -> dict[str, list[str]]:
+    "Each note with the tasks that it is about"
     tasks_by_note: dict[str, list[str]] = {}
     for state in states:
         for note in state.notes:
@@ -35,33 +44,35 @@ def _notes(states) -> dict[str, list[str]]:
     return tasks_by_note
 
 
-def _summary(states) -> str:
+def _summary(states: list["TaskState"]) -> str:
     "How many tasks would run"
-    count = {s: sum(task_state.state == s for task_state in states) for s in MARKS}
-    if count["current"] == len(states):
+    counts = {s: sum(task_state.state == s for task_state in states) for s in MARKS}
+    if counts["current"] == len(states):
         return f"Nothing to do: {len(states)} task{'s are' if len(states) != 1 else ' is'} current"
-    waiting = f", {count['waiting']} wait{'s' if count['waiting'] == 1 else ''} for what they write" if count["waiting"] else ""
-    return f"{count['outdated']} of {len(states)} tasks would run{waiting}"
+    verb = "waits" if counts["waiting"] == 1 else "wait"
+    waiting = f", {counts['waiting']} {verb} for what they write" if counts["waiting"] else ""
+    return f"{counts['outdated']} of {len(states)} tasks would run{waiting}"
 
 # %% ../../nbs/cli/09_plan.ipynb #7ae52e32
 def planned_states(
-    settings,
-    assignments: tuple = (),  # "seed=1"
-    only: tuple = (),
-    to: tuple = (),
-    from_: tuple = (),
-) -> tuple[list, list[str]]:  # a `TaskState` each, and warnings
+    settings: "Settings",
+    assignments: tuple[str, ...] = (),  # such as "seed=1"
+    only: tuple[str, ...] = (),
+    to: tuple[str, ...] = (),
+    from_: tuple[str, ...] = (),
+) -> tuple[list["TaskState"], list[str]]:  # and warnings
     "What would run now"
     from mlnb.pipelines.plan_cache import cached_plan
 
     if (cached := cached_plan(settings, assignments, only, to, from_)) is not None:
         return cached, []
     from mlnb.pipelines.plan import Planner
-    from mlnb.pipelines.spec import parse_parameters, read
     from mlnb.pipelines.resume import remove_orphaned_pipeline_stages
+    from mlnb.pipelines.spec import parse_parameters, read
 
     remove_orphaned_pipeline_stages(settings)
-    planner = Planner(settings, read(settings, parse_parameters(settings, assignments) if assignments else None), assignments)
+    parameters = parse_parameters(settings, assignments) if assignments else None
+    planner = Planner(settings, read(settings, parameters), assignments)
     states = planner.plan(only, to=to, from_=from_)
     planner.save()
     return states, planner.warnings
@@ -69,14 +80,15 @@ def planned_states(
 # %% ../../nbs/cli/09_plan.ipynb #58f2c22d
 @click.command()
 @click.argument("tasks", nargs=-1)
-@click.option("--param", "params", multiple=True, metavar="NAME=VALUE", help="A parameter, in place of its value in env.yaml.")
-@click.option("--to", multiple=True, metavar="TASK", help="This task and all that it needs; the same as its name alone.")
-@click.option("--from", "from_", multiple=True, metavar="TASK", help="This task and all that depends on it.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+@click.option("--param", "params", multiple=True, metavar="NAME=VALUE", help="Override a parameter of env.yaml.")
+@click.option("--to", multiple=True, metavar="TASK", help="Plan this task and its upstream tasks; same as TASKS.")
+@click.option("--from", "from_", multiple=True, metavar="TASK", help="Plan this task and its downstream tasks.")
+@json_option
 def plan(tasks, params, to, from_, as_json):
-    """Say which tasks would run, and why: nothing is run.
+    """Show which tasks would run, and why. Nothing runs.
 
-    TASKS are names of pipeline.yaml; what they need is planned too. Without a name all tasks are.
+    TASKS are names from pipeline.yaml; their upstream tasks are planned too. Without TASKS, the whole pipeline is
+    planned.
 
     \b
     Example:
@@ -90,7 +102,7 @@ def plan(tasks, params, to, from_, as_json):
     for warning in warnings:
         click.echo(warning, err=True)
     if as_json:
-        return click.echo(json.dumps({"tasks": [s.as_dict() for s in states]}, indent=2))
+        return print_json({"tasks": [s.as_dict() for s in states]})
     for state in states:
         click.echo(_line(state, max(len(s.name) for s in states)))
     for note, names in _notes(states).items():

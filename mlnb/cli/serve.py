@@ -8,40 +8,46 @@ __all__ = ['serve']
 # %% ../../nbs/cli/06_serve.ipynb #81478f32
 import click
 
+
 # %% ../../nbs/cli/06_serve.ipynb #dc7bb199
 @click.command()
-@click.option("--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for every network.")
-@click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on; default: `port` of the settings.")
-@click.option("--bento", metavar="TAG", help="Which Bento; default: the newest.")
-@click.option("--development", is_flag=True, help="Serve the project's bundle as it lies there, without a Bento.")
 @click.option(
-    "--no-bento",
-    is_flag=True,
-    help="Serve the project's bundle under uvicorn alone: no BentoML, no build.",
+    "--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all."
 )
-@click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Processes that answer.")
+@click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on.  [default: setting port]")
+@click.option("--bento", metavar="TAG", help="Which Bento to serve.  [default: the newest]")
+@click.option("--development", is_flag=True, help="Serve the project's bundle with BentoML, without building a Bento.")
+@click.option("--no-bento", is_flag=True, help="Serve the project's bundle with uvicorn alone, without BentoML.")
+@click.option(
+    "--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Number of worker processes."
+)
 def serve(host, port, bento, development, no_bento, workers):
     """Serve the model over HTTP.
 
-    Every prediction is in the prediction log before it is answered.
+    Every prediction is logged before it is answered.
 
     \b
     Example:
       export MLNB_KEYS=predict:$(python -c 'import secrets; print(secrets.token_urlsafe(32))')
       mlnb serve --no-bento --workers 2
-      curl -s -H "X-API-Key: ${MLNB_KEYS#predict:}" localhost:3000        # says what to send
+      curl -s -H "X-API-Key: ${MLNB_KEYS#predict:}" localhost:3000        # shows what to send
     """
     from mlnb.project.settings import load_settings
     from mlnb.serving import server
     from mlnb.serving.compactor import start_background_compactor
 
-    if bento and (development or no_bento):
-        other = "--no-bento" if no_bento else "--development"
-        raise click.UsageError(f"--bento and {other} exclude each other: a Bento is served, or the project as it lies there")
+    from_project = development or no_bento
+    if bento and from_project:
+        option = "--no-bento" if no_bento else "--development"
+        raise click.UsageError(f"--bento and {option} exclude each other: choose a Bento or the project's bundle")
     settings = load_settings()
-    where = {"host": host, "port": port, "workers": workers}
-    as_it_lies = development or no_bento
-    launch = server.launch_project(settings, **where, no_bento=no_bento) if as_it_lies else server.launch_bento(settings, bento, **where)
-    click.echo(f"Serving {launch.description} at http://{host}:{port or settings.port} (what to send: GET /), stop with Ctrl-C", err=True)
+    address = {"host": host, "port": port, "workers": workers}
+    launch = (
+        server.launch_project(settings, **address, no_bento=no_bento)
+        if from_project
+        else server.launch_bento(settings, bento, **address)
+    )
+    url = f"http://{host}:{port or settings.port}"
+    click.echo(f"Serving {launch.description} at {url} (what to send: GET /), stop with Ctrl-C", err=True)
     start_background_compactor(settings)
     launch.replace_process()

@@ -7,6 +7,7 @@ __all__ = ['TIME_COLUMNS', 'SOURCE_FORMS', 'window_labels', 'find_time_column', 
            'DriftSource', 'read_windows', 'is_period', 'answered_rows', 'window_size_of_source', 'read_reference']
 
 # %% ../../nbs/monitoring/02_drift_sources.ipynb #a6468bd1
+import errno
 import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -299,7 +300,21 @@ def _log_windows(source: str, settings: Settings, window_size: str | None, row_f
 
 def _has_hours(settings: Settings, row_filter: RowFilter) -> bool:
     "Whether the log has hourly profiles of the segment"
-    return row_filter.segment is None or row_filter.column in settings.profile_segments
+    profiled = row_filter.segment is None or row_filter.column in settings.profile_segments
+    return profiled and _update_profiles(settings)
+
+
+def _update_profiles(settings: Settings) -> bool:
+    "Bring the hourly profiles of the log up to date; False if this account may not write them"
+    from mlnb.serving.log_profiles import update_profiles
+
+    try:
+        update_profiles(settings)
+    except OSError as e:
+        if e.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        return False
+    return True
 
 
 def is_period(text: str) -> bool:
@@ -311,9 +326,8 @@ def is_period(text: str) -> bool:
 
 
 def _log_hours(source: str, period: str, settings: Settings, window_size: str | None, row_filter: RowFilter) -> dict[str, Profile]:
-    from mlnb.serving.log_profiles import LogProfileStore, profiles_url, update_profiles
+    from mlnb.serving.log_profiles import LogProfileStore, profiles_url
 
-    update_profiles(settings)
     store, key = LogProfileStore(profiles_url(settings)), _profile_key(row_filter)
     if windows := store.windows(period, window_size, *key):
         return windows if window_size else {source: next(iter(windows.values()))}
@@ -366,12 +380,11 @@ def answered_rows(
 
 def _hourly_from_log(period: str, settings: Settings, row_filter: RowFilter) -> HourlyProfile:
     "The hourly profiles of a period of the log, and of the day before and after"
-    from mlnb.serving.log_profiles import LogProfileStore, profiles_url, update_profiles
+    from mlnb.serving.log_profiles import LogProfileStore, profiles_url
 
     period = period[: _LABEL_LENGTHS["day"]]  # the day of an hour
     begin, end = ((np.datetime64(period) + offset).astype("datetime64[D]") if period else None for offset in (0, 1))
     if _has_hours(settings, row_filter):
-        update_profiles(settings)
         store, key = LogProfileStore(profiles_url(settings)), _profile_key(row_filter)
         periods = [str(begin - 1), period, str(end)] if period else [""]
         return HourlyProfile.merged(store.hourly(each, *key) for each in periods)

@@ -57,35 +57,29 @@ def _tables():
 
     schema, Json = sa.MetaData(), _json_type()
     sa.Table(
-        "run", schema,
-        sa.Column("id", sa.String(32), primary_key=True),
+        "run", schema, sa.Column("id", sa.String(32), primary_key=True),
         sa.Column("pipeline", sa.String(200), nullable=False, default=""),
         sa.Column("parameters", Json, nullable=False, default=dict),
-        sa.Column("started", sa.DateTime, nullable=False, default=utc_now),
-        sa.Column("ended", sa.DateTime),
+        sa.Column("started", sa.DateTime, nullable=False, default=utc_now), sa.Column("ended", sa.DateTime),
         # running, succeeded, failed or interrupted
         sa.Column("status", sa.String(20), nullable=False, default="running"),
-        sa.Column("resumed", sa.String(32)),  # the run that this one resumes
+        sa.Column("resumed", sa.String(32)),  # id of the run that this one resumes
         sa.Column("selection", Json),  # tasks, to, from, force
         sa.Column("process", sa.String(200)),  # pid@host, on Linux with the tick at which it started
         sa.Column("code", Json),  # commit, dirty
         sa.Column("tracked", sa.String(64)),  # id of the MLflow run; empty if it is not logged
     )  # fmt: skip
     sa.Table(
-        "task", schema,
-        sa.Column("run_id", sa.ForeignKey("run.id"), primary_key=True),
+        "task", schema, sa.Column("run_id", sa.ForeignKey("run.id"), primary_key=True),
         sa.Column("name", sa.String(200), primary_key=True),
         # executed, skipped, failed, aborted, waiting or running
         sa.Column("status", sa.String(20), nullable=False, default="waiting"),
-        sa.Column("started", sa.DateTime),
-        sa.Column("ended", sa.DateTime),
-        sa.Column("seconds", sa.Float, nullable=False, default=0.0),
-        sa.Column("attempts", sa.Integer),
+        sa.Column("started", sa.DateTime), sa.Column("ended", sa.DateTime),
+        sa.Column("seconds", sa.Float, nullable=False, default=0.0), sa.Column("attempts", sa.Integer),
         sa.Column("reason", sa.Text),  # why it ran
-        sa.Column("notebook", sa.Text),  # the executed copy
-        sa.Column("error", sa.Text),
-        sa.Column("cell", sa.Integer),  # that failed, from 1
-        sa.Column("fingerprint", Json),  # part -> short hash or value
+        sa.Column("notebook", sa.Text),  # the executed notebook
+        sa.Column("error", sa.Text), sa.Column("cell", sa.Integer),  # that failed, from 1
+        sa.Column("fingerprint", Json),  # name -> short hash or value
         sa.Column("metrics", Json),  # name -> number
         sa.Column("notes", Json),  # sentences about metrics that are recorded differently
         sa.Column("position", sa.Integer),  # order in which the tasks were added
@@ -98,52 +92,38 @@ def _alert_tables(schema, Json) -> None:
     import sqlalchemy as sa
 
     text = lambda name, length, **options: sa.Column(name, sa.String(length), nullable=False, **options)
+    number = lambda name: sa.Column(name, sa.Integer, nullable=False)
     sa.Table(
-        "alert", schema,
-        sa.Column("id", sa.Integer, primary_key=True),
-        text("project", 200), text("rule", 200), text("subject", 200),
-        text("kind", 20),  # of the rule
-        text("severity", 20),  # warning, critical
-        text("state", 20),  # firing, acknowledged, resolved
+        "alert", schema, sa.Column("id", sa.Integer, primary_key=True),
+        text("project", 200), text("rule", 200), text("subject", 200), text("kind", 20),  # kind of the rule
+        text("severity", 20),  # warning or critical
+        text("state", 20),  # firing, acknowledged or resolved
         sa.Column("words", sa.Text, nullable=False),  # the message
-        sa.Column("value", sa.Float),
-        sa.Column("bound", sa.Float),  # the limit that the value exceeds
+        sa.Column("value", sa.Float), sa.Column("bound", sa.Float),  # the limit that the value exceeds
         sa.Column("details", Json, nullable=False),
         sa.Column("first_seen", sa.DateTime, nullable=False),  # in this episode
-        sa.Column("last_seen", sa.DateTime, nullable=False),
-        sa.Column("ended", sa.DateTime),
-        sa.Column("seen", sa.Integer, nullable=False),  # checks in this episode that found it
-        sa.Column("missed", sa.Integer, nullable=False),  # checks since then that did not
-        sa.Column("episode", sa.Integer, nullable=False),  # from 1, incremented when the alert fires again
+        sa.Column("last_seen", sa.DateTime, nullable=False), sa.Column("ended", sa.DateTime),
+        number("seen"), number("missed"),  # checks in this episode that found it, and later ones that did not
+        number("episode"),  # from 1, incremented when the alert fires again
         sa.UniqueConstraint("project", "rule", "subject"),
     )  # fmt: skip
     sa.Table(
-        "alert_event", schema,
-        sa.Column("id", sa.Integer, primary_key=True),
+        "alert_event", schema, sa.Column("id", sa.Integer, primary_key=True),
         sa.Column("alert_id", sa.ForeignKey("alert.id"), nullable=False),
-        sa.Column("at", sa.DateTime, nullable=False),
-        text("what", 20),  # firing, acknowledged, resolved
-        sa.Column("who", sa.String(200)),  # None: a check
-        sa.Column("note", sa.Text),
+        sa.Column("at", sa.DateTime, nullable=False), text("what", 20),  # firing, acknowledged or resolved
+        sa.Column("who", sa.String(200)), sa.Column("note", sa.Text),  # who: None for a check
     )  # fmt: skip
     sa.Table(
-        "alert_delivery", schema,
-        sa.Column("alert_id", sa.ForeignKey("alert.id"), primary_key=True),
+        "alert_delivery", schema, sa.Column("alert_id", sa.ForeignKey("alert.id"), primary_key=True),
         sa.Column("episode", sa.Integer, primary_key=True),
-        text("what", 20, primary_key=True),  # firing, resolved
-        text("channel", 200, primary_key=True),
-        text("status", 20),  # waiting, sent, dropped
-        sa.Column("claimed", sa.String(200)),  # the process that sends it
-        sa.Column("claimed_at", sa.DateTime),
-        sa.Column("attempts", sa.Integer, nullable=False),
-        sa.Column("error", sa.Text),
-        sa.Column("sent", sa.DateTime),
+        text("what", 20, primary_key=True), text("channel", 200, primary_key=True),  # what: firing or resolved
+        text("status", 20),  # waiting, sent or dropped
+        sa.Column("claimed", sa.String(200)), sa.Column("claimed_at", sa.DateTime),  # by the process that sends it
+        number("attempts"), sa.Column("error", sa.Text), sa.Column("sent", sa.DateTime),
     )  # fmt: skip
     sa.Table(
-        "alert_rule", schema,
-        text("project", 200, primary_key=True), text("rule", 200, primary_key=True),
-        sa.Column("checked", sa.DateTime),  # start of the last check
-        sa.Column("memory", Json),  # state of the rule
+        "alert_rule", schema, text("project", 200, primary_key=True), text("rule", 200, primary_key=True),
+        sa.Column("checked", sa.DateTime), sa.Column("memory", Json),  # start of the last check, state of the rule
     )  # fmt: skip
 
 # %% ../nbs/02_records.ipynb #5ddb0fa2

@@ -417,21 +417,8 @@ class Records(RunWriter):
     ) -> dict:
         "One run; raises a `RecordError` unless exactly one matches"
         run = _tables().tables["run"]
-        (row,) = self._select(run.select().where(run.c.id == self._id(which, pipeline)))
+        (row,) = self._select(run.select().where(run.c.id == _run_id(self, which, pipeline)))
         return _with_lost_status(row)
-
-    def _id(self, which: str, pipeline: str | None) -> str:
-        "The id of a run"
-        run = _tables().tables["run"]
-        newest = run.select().with_only_columns(run.c.id).order_by(run.c.started.desc(), run.c.id.desc())
-        newest = newest.where(run.c.pipeline == pipeline) if pipeline else newest
-        name, _, back = which.partition("~")
-        if name == "last":
-            return _nth(self._select(newest.limit(_number(back, which) + 1)), which, _number(back, which))
-        near = run.c.id.startswith(which, autoescape=True) | run.c.id.contains(f"-{which}", autoescape=True)
-        ids = [row["id"] for row in self._select(newest.where(near))]
-        exact = [i for i in ids if which in (i, i.rpartition("-")[2])]
-        return _unique_id(exact or ids, which, [row["id"] for row in self._select(newest.limit(200))])
 
     def tasks(self, run_id: str) -> list[dict]:
         "The tasks of a run, in the order in which they were added"
@@ -477,6 +464,20 @@ def _with_lost_status(row: dict) -> dict:
     "A run that is lost if its process has ended"
     lost = row["status"] == "running" and is_process_dead(row["process"])
     return row | {"status": "lost"} if lost else row
+
+
+def _run_id(records: Records, which: str, pipeline: str | None) -> str:
+    "The id of a run"
+    run = _tables().tables["run"]
+    newest = run.select().with_only_columns(run.c.id).order_by(run.c.started.desc(), run.c.id.desc())
+    newest = newest.where(run.c.pipeline == pipeline) if pipeline else newest
+    name, _, back = which.partition("~")
+    if name == "last":
+        return _nth(records._select(newest.limit(_number(back, which) + 1)), which, _number(back, which))
+    near = run.c.id.startswith(which, autoescape=True) | run.c.id.contains(f"-{which}", autoescape=True)
+    ids = [row["id"] for row in records._select(newest.where(near))]
+    exact = [i for i in ids if which in (i, i.rpartition("-")[2])]
+    return _unique_id(exact or ids, which, [row["id"] for row in records._select(newest.limit(200))])
 
 
 def _number(text: str, which: str) -> int:

@@ -49,8 +49,8 @@ def _digest(path: str, is_cancelled: Callable[[], bool]) -> str:
 def _hash_entries(path: str, entries: list[list], is_cancelled: Callable[[], bool]) -> str:
     "The hash of the names, contents and link texts in a signature"
     total = hashlib.sha256()
-    for name, *rest in entries:
-        stamp, link = rest[:4], rest[4:]  # link: its text, and for a folder the entries there
+    for name, *details in entries:
+        stamp, link = details[:4], details[4:]  # link: its text, and for a folder the entries there
         entry_path, digest = os.path.join(path, name) if name != "." else path, ""
         if len(link) == 2:
             digest = _hash_entries(entry_path, link[1], is_cancelled)
@@ -129,7 +129,7 @@ def _target(link: Path, text: str) -> Path:
         return Path(os.path.realpath(target))
     return Path(os.path.realpath(target.parent), target.name)
 
-
+# %% ../../nbs/pipelines/01_products.ipynb #48af4c49
 class Staging:
     "Folders next to the products of one task; each product is written there under its own name"
 

@@ -68,6 +68,47 @@ def _remove(path: Path) -> None:
     with suppress(OSError):
         path.parent.rmdir()
 
+# %% ../../nbs/pipelines/05_recorder.ipynb #bd57d3b9
+class _Journals:
+    "The journal of each run of a recorder; a change that cannot be written is only in memory"
+
+    def __init__(self, folder: Path, store: str):
+        self.folder, self.store = folder, store
+        self.by_run: dict[str, _Journal | None] = {}
+        self.error = ""  # why a journal could not be written
+
+    def append(self, run_id: str, line: str) -> None:
+        try:
+            if run_id not in self.by_run:
+                self.by_run[run_id] = None
+                self.by_run[run_id] = _Journal(self.folder / run_id / JOURNAL, self.store)
+            if journal := self.by_run[run_id]:
+                journal.append(line)
+        except OSError as e:
+            self.error = _error_text(e)
+
+    def rewrite(self, lines: list[str]) -> None:
+        "Write all changes again, which a full disk may have prevented"
+        self.error = ""
+        self.by_run = {run_id: journal for run_id, journal in self.by_run.items() if journal}
+        for line in list(lines):
+            _, key, _ = json.loads(line)
+            self.append(key.get("run_id") or key["id"], line)
+
+    def close(self, remove: bool) -> None:
+        for journal in filter(None, self.by_run.values()):
+            journal.close(remove)
+
+    def describe(self, problem: str) -> str:
+        "Where the changes are if the store fails"
+        runs = ", ".join(self.by_run)
+        if self.error:
+            problem = f"the store fails ({problem}), and {self.folder} cannot be written ({self.error})"
+            return f"run {runs} is not recorded: {problem}"
+        paths = ", ".join(str(self.folder / run_id / JOURNAL) for run_id in self.by_run)
+        problem = f"run {runs} could not be written to the records ({problem})"
+        return f"{problem}; it is kept in {paths} until the next mlnb run or mlnb runs"
+
 # %% ../../nbs/pipelines/05_recorder.ipynb #87731571
 def _read(file: int) -> tuple[str | None, list[tuple], int]:  # store, changes, lines that are damaged
     "The content of an open journal"
@@ -169,8 +210,7 @@ class Recorder(RunWriter):
         self.url, self.folder, self.root = url, Path(folder), Path(root)
         self.problem: str | None = None  # why the store could not be written
         self._lines: list[str] = []  # every change, as JSON
-        self._journals: dict[str, _Journal | None] = {}
-        self._journal_error = ""  # why a journal could not be written
+        self._journals = _Journals(self.folder, _store_name(url, self.folder))
         self._state = threading.Condition()
         self._closed = self._started = self._wait_for_store = False
         self._store = _StoreWriter(url, root)
@@ -185,22 +225,11 @@ class Recorder(RunWriter):
         for table, key, columns in changes:
             line = as_json([table, key, columns])
             with self._state:
-                self._append_to_journal(key.get("run_id") or key["id"], line)
+                self._journals.append(key.get("run_id") or key["id"], line)
                 self._lines.append(line)
                 self._state.notify()
         if self._thread.ident is None:
             self._thread.start()
-
-    def _append_to_journal(self, run_id: str, line: str) -> None:
-        "Append to the journal; if that fails, the change is only in memory"
-        try:
-            if run_id not in self._journals:
-                self._journals[run_id] = None
-                self._journals[run_id] = _Journal(self.folder / run_id / JOURNAL, _store_name(self.url, self.folder))
-            if journal := self._journals[run_id]:
-                journal.append(line)
-        except OSError as e:
-            self._journal_error = _error_text(e)
 
     def _work(self) -> None:
         "The background thread: write changes until the recorder is closed"
@@ -209,7 +238,7 @@ class Recorder(RunWriter):
             self._started = not self._closed or self._wait_for_store
         if not self._started:
             return
-        for run_id in list(self._journals):
+        for run_id in list(self._journals.by_run):
             self.put([("run", {"id": run_id}, {"code": git_state(self.root)})])
         while self._step():
             pass
@@ -239,30 +268,12 @@ class Recorder(RunWriter):
             self._thread.join(CLOSE_TIMEOUT_SECONDS)
         if self._thread.is_alive():
             self.problem = f"no answer within {CLOSE_TIMEOUT_SECONDS:.0f} s"
-        if self.problem and self._journal_error:
-            self._rewrite_journals()
+        if self.problem and self._journals.error:
+            self._journals.rewrite(self._lines)
         complete = self._started and not self.problem and self._store.count == len(self._lines)
-        for journal in filter(None, self._journals.values()):
-            journal.close(remove=complete)
+        self._journals.close(remove=complete)
         if self.problem:
-            _warn(self._warning())
-
-    def _rewrite_journals(self) -> None:
-        "Write the journals again, which a full disk may have prevented"
-        self._journal_error = ""
-        self._journals = {run_id: journal for run_id, journal in self._journals.items() if journal}
-        for line in list(self._lines):
-            _, key, _ = json.loads(line)
-            self._append_to_journal(key.get("run_id") or key["id"], line)
-
-    def _warning(self) -> str:
-        runs = ", ".join(self._journals)
-        if self._journal_error:
-            problem = f"the store fails ({self.problem}), and {self.folder} cannot be written ({self._journal_error})"
-            return f"run {runs} is not recorded: {problem}"
-        paths = ", ".join(str(self.folder / run_id / JOURNAL) for run_id in self._journals)
-        problem = f"run {runs} could not be written to the records ({self.problem})"
-        return f"{problem}; it is kept in {paths} until the next mlnb run or mlnb runs"
+            _warn(self._journals.describe(self.problem))
 
     def __enter__(self):
         return self

@@ -116,6 +116,26 @@ class _RunLog:
         self.recorder.put_task(self.run_id, name, **columns)
         self.emit(name, status, seconds=report.seconds, error=error or "")
 
+# %% ../../nbs/pipelines/10_runner.ipynb #30062944
+def _job(pipeline: "Pipeline", task: TaskSpec, stage: Staging, notebook: Path, devices: list[str]) -> dict:
+    "The arguments of `mlnb.notebooks.engine.execute`"
+    settings = pipeline.settings
+    staged = {key: str(stage.path(key)) for key in task.products}
+    parameters = task.params | {"product": staged if isinstance(task.product, dict) else staged["nb"]}
+    if "upstream" in task.declared:
+        products = {u: pipeline.spec.tasks[u].product for u in task.upstream}
+        as_text = lambda p: {k: str(v) for k, v in p.items()} if isinstance(p, dict) else str(p)
+        parameters["upstream"] = {u: as_text(p) for u, p in products.items()} or None
+    checkpoints = None
+    if settings.checkpoints and not task.gpu:
+        sockets = resume_folder(settings) / task.name
+        checkpoints = {"folder": str(sockets), "watched": [str(f) for f in stage.folders.values()]}
+    return {
+        "notebook": str(task.source), "output": str(notebook), "parameters": parameters, "cwd": str(settings.root),
+        "timeout": task.timeout, "notebook_timeout": task.task_timeout, "log": str(notebook.with_suffix(".log")),
+        "env": {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else None, "checkpoints": checkpoints,
+    }  # fmt: skip
+
 # %% ../../nbs/pipelines/10_runner.ipynb #53d39a65
 TIMEOUT_MARGIN_SECONDS = 60  # for a worker to report the timeout of its task
 
@@ -141,8 +161,9 @@ class _Attempts:
         notebook, notes = self.log.notebook(task.name), plan_cache.stages_folder(self.pipeline.settings)
         pipeline_name = self.pipeline.spec.path.stem
         with Staging(task.name, task.products, pipeline_name, resume=checkpoint is not None, notes=notes) as stage:
+            job = _job(self.pipeline, task, stage, notebook, devices) | {"resume": checkpoint}
             try:
-                answer = await self.execute(task, self.job(task, stage, devices) | {"resume": checkpoint})
+                answer = await self.execute(task, job)
             finally:
                 if notebook.exists():
                     text = stage.replace_staged_paths(notebook.read_text(encoding="utf-8"))
@@ -163,25 +184,6 @@ class _Attempts:
         except TimeoutError:
             problem = f"the notebook took longer than {task.task_timeout:g} seconds and did not stop"
             raise PipelineError(problem) from None
-
-    def job(self, task: TaskSpec, stage: Staging, devices: list[str]) -> dict:
-        "The arguments of `mlnb.notebooks.engine.execute`"
-        settings, notebook = self.pipeline.settings, self.log.notebook(task.name)
-        staged = {key: str(stage.path(key)) for key in task.products}
-        parameters = task.params | {"product": staged if isinstance(task.product, dict) else staged["nb"]}
-        if "upstream" in task.declared:
-            products = {u: self.pipeline.spec.tasks[u].product for u in task.upstream}
-            as_text = lambda p: {k: str(v) for k, v in p.items()} if isinstance(p, dict) else str(p)
-            parameters["upstream"] = {u: as_text(p) for u, p in products.items()} or None
-        checkpoints = None
-        if settings.checkpoints and not task.gpu:
-            sockets, watched = self.resume_store.checkpoint_folder(task), [str(f) for f in stage.folders.values()]
-            checkpoints = {"folder": str(sockets), "watched": watched}
-        return {
-            "notebook": str(task.source), "output": str(notebook), "parameters": parameters, "cwd": str(settings.root),
-            "timeout": task.timeout, "notebook_timeout": task.task_timeout, "log": str(notebook.with_suffix(".log")),
-            "env": {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else None, "checkpoints": checkpoints,
-        }  # fmt: skip
 
     def publish(self, task: TaskSpec, start_fingerprint: TaskFingerprint, stage: Staging) -> None:
         "Replace the products and their record"
@@ -226,7 +228,7 @@ class _Attempts:
 class _Run:
     "A run in progress, in a thread with an event loop"
 
-    def __init__(self, pipeline: "Pipeline", states: list[TaskState], options: dict, planner: Planner, recorder: Recorder):
+    def __init__(self, pipeline: "Pipeline", states: list[TaskState], options: dict, planner: Planner, recorder):
         settings, spec = pipeline.settings, pipeline.spec
         self.pipeline, self.planner, self.states = pipeline, planner, {s.name: s for s in states}
         self.jobs, self.keep_going = options["jobs"], options["keep_going"]

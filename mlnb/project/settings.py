@@ -42,7 +42,7 @@ _POSITIVE = range(1, 1 << 31)
 _FILE_MODES = ("private", "group", "umask")
 _SYNC_MODES = ("none", "interval", "always")
 
-
+# %% ../../nbs/project/01_settings.ipynb #2e04a208
 @dataclass(frozen=True)
 class Settings:
     "The settings of a project"
@@ -111,7 +111,7 @@ class Settings:
         "An absolute path; a relative `value` lies in the project. Raises `SettingError` if that is inside a Bento"
         path = self.root / value
         if self.in_bento and not Path(value).is_absolute():
-            raise self._in_bento([f.name for f in fields(self) if getattr(self, f.name) == str(value)] or [str(value)])
+            raise _bento_error(self.root, [f.name for f in fields(self) if getattr(self, f.name) == str(value)] or [str(value)])
         return path.resolve()
 
     def url(self, value: str) -> str:
@@ -123,21 +123,20 @@ class Settings:
         "Raise a `SettingError` if any of these settings, folders or URLs, would lie in a Bento"
         relative = [name for name in names if not (_split_url(getattr(self, name))[1] or "/").startswith("/")]
         if self.in_bento and relative:
-            raise self._in_bento(relative)
+            raise _bento_error(self.root, relative)
 
-    def _in_bento(self, names: list[str]) -> SettingError:
-        verb = "are" if len(names) > 1 else "is"
-        relative = f"{', '.join(names)} {verb} relative to the Bento in {self.root}, where other commands do not look"
-        variables = ", ".join(f"MLNB_{name.upper()}" for name in names if name.isidentifier())
-        absolute = f"{variables} to absolute folders or URLs, or " if variables else ""
-        return SettingError(f"{relative}; set {absolute}MLNB_ROOT to the project's folder{self._enclosing_project()}")
 
-    def _enclosing_project(self) -> str:
-        "The project that holds the Bento, for a message; empty if there is none"
-        try:
-            return f", {find_root(self.root.parent)}"
-        except SettingError:
-            return ""
+def _bento_error(root: Path, names: list[str]) -> SettingError:
+    "The error about settings that would lie in the Bento at `root`"
+    verb = "are" if len(names) > 1 else "is"
+    relative = f"{', '.join(names)} {verb} relative to the Bento in {root}, where other commands do not look"
+    variables = ", ".join(f"MLNB_{name.upper()}" for name in names if name.isidentifier())
+    absolute = f"{variables} to absolute folders or URLs, or " if variables else ""
+    try:
+        project = f", {find_root(root.parent)}"
+    except SettingError:
+        project = ""
+    return SettingError(f"{relative}; set {absolute}MLNB_ROOT to the project's folder{project}")
 
 # %% ../../nbs/project/01_settings.ipynb #9996bb57
 _SETTINGS = {f.name: f for f in fields(Settings) if "form" in f.metadata}

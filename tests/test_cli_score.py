@@ -30,7 +30,7 @@ def test_scoring_a_file(project):
     assert "1 of 30 rows were quarantined; the reasons are in scores/out.rejected.parquet" in done.stdout
     assert done.stdout.endswith("the first is row 29, field 'distance': is missing\n")
     assert pq.read_metadata(project / "scores/out.parquet").num_rows == 29
-    refused(mlnb(project, "score", "in.parquet", "scores/out.parquet"), "scores/out.parquet is there already", "--overwrite")
+    refused(mlnb(project, "score", "in.parquet", "scores/out.parquet"), "scores/out.parquet exists already", "--overwrite")
     assert mlnb(project, "score", "in.csv", "scores/out.parquet", "--overwrite").returncode == 0
     assert [p.name for p in (project / "scores").iterdir()] == ["out.parquet"]
 

@@ -44,7 +44,7 @@ def rows(model):
 @pytest.fixture
 def small(monkeypatch):
     "Batches of at most 5 rows, so that a few rows are many batches"
-    monkeypatch.setattr(table_files, "ROWS", 5)
+    monkeypatch.setattr(table_files, "MAX_BATCH_ROWS", 5)
 
 
 def parquet(path, rows):
@@ -99,7 +99,7 @@ def test_one_moment_for_all_rows(model, newest, rows, tmp_path):
     expected = model.predict(model.features(request, newest(at).lookup(request)))
     assert found["probability"].to_pylist() == expected.tolist()
     assert set(found["context_moment"].cast(pa.string()).to_pylist()) == {"2013-07-01 04:00:00.000Z"}
-    with pytest.raises(ServingError, match="not to be given beside it"):
+    with pytest.raises(ServingError, match="you cannot pass another decision time"):
         scoring.score(parquet(tmp_path / "in.parquet", rows), tmp_path / "out2.parquet", model, newest, 60, at)
 
 
@@ -155,7 +155,7 @@ def test_typed_values_are_judged_as_a_request_is(model, newest, rows, tmp_path):
 
 
 def test_lines_that_are_no_rows(model, newest, rows, tmp_path, monkeypatch):
-    monkeypatch.setattr(table_files, "BYTES", 4 * 600)
+    monkeypatch.setattr(table_files, "MAX_BATCH_BYTES", 4 * 600)
     source = text(tmp_path / "in.csv", many(rows, 40))
     lines = source.read_text().splitlines()
     for at in (1, 2, 21, 40):
@@ -226,7 +226,7 @@ def test_strict_writes_nothing(model, newest, rows, tmp_path, small):
     with pytest.raises(ServingError, match="row 8, field 'distance': is missing; nothing was written"):
         scoring.score(source, tmp_path / "out.parquet", model, newest, 60, strict=True)
     assert not (tmp_path / "out.parquet").exists()
-    assert scoring.score(source, tmp_path / "out.parquet", model, newest, 60).kept == 9
+    assert scoring.score(source, tmp_path / "out.parquet", model, newest, 60).resumed_rows == 9
 
 
 def test_an_old_explanation_does_not_stay(model, newest, rows, tmp_path):
@@ -243,12 +243,12 @@ def test_nothing_of_anybody_is_replaced_unasked(model, newest, rows, tmp_path):
     kept = source.read_bytes()
     (tmp_path / "link.csv").symlink_to(source)
     for output in ("july.csv", "july.rejected.csv", "link.csv"):
-        with pytest.raises(ServingError, match="would be replaced by what is written"):
+        with pytest.raises(ServingError, match="would be replaced by a file of"):
             scoring.score(source, tmp_path / output, model, newest, 60, overwrite=True)
     assert source.read_bytes() == kept
     theirs = scoring.rejected_file(output := tmp_path / "out.parquet")
     theirs.write_text("somebody's")
-    with pytest.raises(ServingError, match=f"{theirs.name} is there already; .* --overwrite"):
+    with pytest.raises(ServingError, match=f"{theirs.name} exists already; .* --overwrite"):
         scoring.score(source, output, model, newest, 60)
     assert theirs.read_text() == "somebody's" and not output.exists()
     scoring.score(source, output, model, newest, 60, overwrite=True)
@@ -263,7 +263,7 @@ def test_a_run_that_ends_between_its_two_files_goes_on(model, newest, rows, tmp_
         scoring.score(source, output, model, newest, 60)
     monkeypatch.undo()
     assert scoring.rejected_file(output).is_file() and not output.exists()
-    assert scoring.score(source, output, model, newest, 60).kept == 13
+    assert scoring.score(source, output, model, newest, 60).resumed_rows == 13
     assert pq.read_metadata(output).num_rows == 12 and len(list(tmp_path.iterdir())) == 3
 
 
@@ -302,7 +302,7 @@ def test_what_cannot_work_is_said_before_the_first_row(model, newest, rows, tmp_
     (tmp_path / "file").write_text("")
     refused(good, "cannot be written", output="file/out.parquet")
     scoring.score(good, tmp_path / "out.parquet", model, newest, 60)
-    refused(good, "is there already", "--overwrite")
+    refused(good, "exists already", "--overwrite")
 
 
 def test_a_file_without_rows(model, newest, rows, tmp_path):
@@ -341,7 +341,7 @@ newest = SnapshotStore(".mlnb/storage/context").newest
 log = PredictionLog(sys.argv[5]) if len(sys.argv) > 5 else None
 done = scoring.score(Path(sys.argv[1]), Path(sys.argv[2]), model, newest, 60, log=log, watch=watch)
 print("peak", next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
-print("kept", done.kept)
+print("kept", done.resumed_rows)
 """
 
 
@@ -365,7 +365,7 @@ def test_a_killed_run_goes_on(toy, model, newest, rows, tmp_path):
     killed_after(start(toy, source, output, 10, 0.05, log), 12)
     assert not output.exists()
     said, wrong = start(toy, source, output, 10, 0, log).communicate()
-    assert said.startswith("going on with an interrupted run") and not wrong
+    assert said.startswith("resuming an interrupted run") and not wrong
     assert int(said.split()[-1]) >= 100
     assert pq.read_table(output)["probability"].to_pylist() == [model.samples["probability"][i % 12] for i in range(200)]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.parquet", "log", "out.parquet"]
@@ -379,7 +379,7 @@ def test_a_changed_input_starts_anew(toy, model, newest, rows, tmp_path):
     parquet(source, many(rows, 12))
     told = []
     done = scoring.score(source, output, model, newest, 60, on_progress=told.append)
-    assert told[0].startswith("starting anew: its size in bytes is") and done.kept == 0
+    assert told[0].startswith("starting again: its size in bytes is") and done.resumed_rows == 0
     assert pq.read_table(output).num_rows == 12
 
 

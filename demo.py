@@ -123,7 +123,7 @@ def labels_file(flights: pd.DataFrame) -> str:
 
 def publish_snapshots(as_of_times: np.ndarray):
     """Publish feature snapshots for the service."""
-    from mlnb.data.point_in_time import SnapshotStore
+    from mlnb.data.snapshot_store import SnapshotStore
     from mlnb.flights.features import read_history
     from mlnb.flights.snapshots import write_snapshots
     from mlnb.project.settings import load_settings

@@ -14,7 +14,7 @@ import pytest
 import toy_project
 from waiting import free_port, wait_until_ready
 
-from mlnb.data.point_in_time import SnapshotStore
+from mlnb.data.snapshot_store import SnapshotStore
 from mlnb.models.bundle import Bundle
 from mlnb.serving.app import create_app
 from mlnb.serving.log_reader import read_predictions

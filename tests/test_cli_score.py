@@ -60,7 +60,7 @@ def test_strict(project):
 def test_a_context_that_cannot_be_read(project):
     environment = toy_project.environment(project) | {"MLNB_STORAGE": str(project / "in.csv")}
     done = subprocess.run([*MLNB, "score", "in.csv", "out.csv"], cwd=project, env=environment, capture_output=True, text=True)
-    refused(done, "the context cannot be read: ", "Not a directory", "in.csv/context", "MLNB_STORAGE, says where it is")
+    refused(done, "the point-in-time features cannot be read: ", "Not a directory", "in.csv/context", "or MLNB_STORAGE")
     assert not (project / "out.csv").exists()
 
 

@@ -24,8 +24,9 @@ from click.testing import CliRunner
 
 from mlnb.cli.main import COMMANDS, cli
 from mlnb.data import hourly_profiles
-from mlnb.data.point_in_time import SnapshotStore, floor_to_interval
+from mlnb.data.point_in_time import floor_to_interval
 from mlnb.data.profiles import Profile
+from mlnb.data.snapshot_store import SnapshotStore
 from mlnb.models.bundle import Bundle
 from mlnb.models.metrics import Cost, scores_by_group
 from mlnb.models.watcher import read_releases, releases_folder, verify_servable

@@ -14,11 +14,11 @@ from mlnb.data.point_in_time import (
     FeatureView,
     LatestReadings,
     PointInTimeFeatures,
-    SnapshotStore,
     distinct_rows,
     floor_to_interval,
     to_columns,
 )
+from mlnb.data.snapshot_store import SnapshotStore
 from mlnb.project.errors import ContractError
 from mlnb.project.settings import load_settings
 
@@ -74,7 +74,7 @@ def test_windows_include_both_ends():
 
 
 def test_events_refuse_fractions_since_their_sums_would_depend_on_the_order():
-    with pytest.raises(ContractError, match="whole numbers"):
+    with pytest.raises(ContractError, match="Events takes integers"):
         Events({"k": np.array(["x"])}, at([0]), np.array([0.5]))
 
 
@@ -112,15 +112,15 @@ def test_a_key_that_would_share_its_number_at_the_limit_does_not():
 
 
 def test_more_keys_than_have_room_are_refused(monkeypatch):
-    monkeypatch.setattr("mlnb.data.point_in_time._MOST_KEYS", 3)
+    monkeypatch.setattr("mlnb.data.point_in_time._MAX_KEYS", 3)
     Events({"k": np.array(["a", "b", "c"]), "l": np.array(["a", "b", "c"])}, at([0, 1, 2]))
-    with pytest.raises(ContractError, match="k, l have 4 distinct keys, more than the 3"):
+    with pytest.raises(ContractError, match="k, l have 4 distinct keys, the maximum is 3"):
         Events({"k": np.array(["a", "b", "c", "a"]), "l": np.array(["a", "b", "c", "b"])}, at([0, 1, 2, 3]))
 
 
 @pytest.mark.parametrize("most", [1 << 30, 20])
 def test_a_number_that_is_missing_is_no_key(monkeypatch, most):
-    monkeypatch.setattr("mlnb.data.point_in_time._MOST_KEYS", most)
+    monkeypatch.setattr("mlnb.data.point_in_time._MAX_KEYS", most)
     keys = {"place": np.array(["a", "b", "a"]), "number": np.array([np.nan, 1.0, 2.0])}
     keys = {"place": np.tile(keys["place"], 3), "number": np.tile(keys["number"], 3), "of": np.repeat(["x", "y", "z"], 3)}
     asked = {"moment": at([15, 15]), "place": np.array(["a", "b"]), "number": np.array([np.nan, 1.0]), "of": np.array(["x", "x"])}

@@ -5,7 +5,7 @@ import time
 import pytest
 import toy_project
 
-from mlnb.data.point_in_time import SnapshotStore
+from mlnb.data.snapshot_store import SnapshotStore
 from mlnb.models.bundle import Bundle
 from mlnb.project.errors import ServingError, SettingError
 from mlnb.project.settings import Settings, load_settings

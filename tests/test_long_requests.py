@@ -17,7 +17,7 @@ import toy_project
 from away_storage import ERRORS
 from waiting import free_port, until, wait_until_ready
 
-from mlnb.data.point_in_time import NotCached, SnapshotStore
+from mlnb.data.snapshot_store import NotCached, SnapshotStore
 from mlnb.project.errors import ServingError
 from mlnb.project.files import find_files, open_url, publish
 from mlnb.serving.column_validation import ARROW, to_arrow_stream
@@ -29,7 +29,7 @@ import sys
 sys.path.insert(0, {tests!r})
 import away_storage
 import uvicorn
-from mlnb.data.point_in_time import SnapshotStore
+from mlnb.data.snapshot_store import SnapshotStore
 from mlnb.project.settings import load_settings
 from mlnb.serving import app, chunked_scoring
 from mlnb.serving.uvicorn_server import LimitedHttpProtocol

@@ -15,8 +15,8 @@ import toy_project
 from uvicorn_process import run_server
 from waiting import until
 
-from mlnb.data.point_in_time import SnapshotStore
 from mlnb.data.profiles import Profile
+from mlnb.data.snapshot_store import SnapshotStore
 from mlnb.monitoring import alert_notebook
 from mlnb.monitoring.alerts import AlertStore
 from mlnb.monitoring.drift_sources import DriftSource, RowFilter, read_windows

@@ -14,7 +14,7 @@ import pytest
 import toy_project
 
 from mlnb.data.fields import DECISION_TIME, columns_of
-from mlnb.data.point_in_time import SnapshotStore
+from mlnb.data.snapshot_store import SnapshotStore
 from mlnb.models.bundle import Bundle
 from mlnb.project.errors import MlnbError, ServingError
 from mlnb.serving import scoring, table_files
@@ -330,16 +330,16 @@ def test_predictions_are_logged_as_the_service_does(model, newest, rows, tmp_pat
 SCORE = """
 import sys, time
 from pathlib import Path
-from mlnb.data.point_in_time import SnapshotStore
+from mlnb.data.snapshot_store import SnapshotStore
 from mlnb.models.bundle import Bundle
 from mlnb.serving import table_files, scoring
 from mlnb.serving.predictions import PredictionLog
 table_files.MAX_BATCH_ROWS = int(sys.argv[3])
 model = Bundle.load("products/bundle")
-watch = lambda told: print(told if isinstance(told, str) else told.rows, flush=True) or time.sleep(float(sys.argv[4]))
+on_progress = lambda update: print(update if isinstance(update, str) else update.rows, flush=True) or time.sleep(float(sys.argv[4]))
 newest = SnapshotStore(".mlnb/storage/context").newest
 log = PredictionLog(sys.argv[5]) if len(sys.argv) > 5 else None
-done = scoring.score(Path(sys.argv[1]), Path(sys.argv[2]), model, newest, 60, log=log, watch=watch)
+done = scoring.score(Path(sys.argv[1]), Path(sys.argv[2]), model, newest, 60, log=log, on_progress=on_progress)
 print("peak", next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 print("kept", done.resumed_rows)
 """

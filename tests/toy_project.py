@@ -65,7 +65,8 @@ import sys
 
 import numpy as np
 
-from mlnb.data.point_in_time import SnapshotStore, floor_to_interval
+from mlnb.data.point_in_time import floor_to_interval
+from mlnb.data.snapshot_store import SnapshotStore
 from mlnb.data.fields import Field
 from mlnb.models.write_bundle import Samples, write_bundle
 from toy.features import context_features

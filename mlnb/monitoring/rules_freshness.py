@@ -22,7 +22,7 @@ _CLOCK_SKEW = dt.timedelta(minutes=5)  # by which another clock may be ahead; an
 def _newest_snapshot(settings: Settings, now: dt.datetime) -> dt.datetime | None:
     import numpy as np
 
-    from mlnb.data.point_in_time import SnapshotStore
+    from mlnb.data.snapshot_store import SnapshotStore
 
     as_of_times = SnapshotStore.of(settings).as_of_times()
     as_of_times = as_of_times[as_of_times <= np.datetime64(now + _CLOCK_SKEW)]

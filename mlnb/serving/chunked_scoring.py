@@ -20,7 +20,7 @@ from functools import partial
 
 import numpy as np
 
-from ..data.point_in_time import NotCached, SnapshotStore
+from ..data.snapshot_store import NotCached, SnapshotStore
 from ..project.text import printable
 from .guard import Limits, overloaded, queue_timeout
 from .messages import HttpError, PendingAnswers, RequestRows, request_ids

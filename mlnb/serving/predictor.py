@@ -18,7 +18,8 @@ import msgspec
 import numpy as np
 
 from ..data.fields import DECISION_TIME, entity_keys
-from ..data.point_in_time import Columns, SnapshotStore, format_duration
+from ..data.point_in_time import Columns, format_duration
+from ..data.snapshot_store import SnapshotStore
 from ..models.bundle import Bundle, are_all_probabilities, are_probabilities
 from ..project.errors import ServingError
 from ..project.settings import Settings

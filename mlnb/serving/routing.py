@@ -29,7 +29,7 @@ import msgspec
 import numpy as np
 
 from ..data.fields import DECISION_TIME, columns_of
-from ..data.point_in_time import NotCached
+from ..data.snapshot_store import NotCached
 from ..models.bundle import Bundle
 from mlnb.models.watcher import (
     ModelVersion,

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mlnb.data.point_in_time import FeatureSnapshot, FeatureView, PointInTimeFeatures, SnapshotStore, floor_to_interval, to_columns
+from mlnb.data.point_in_time import FeatureSnapshot, FeatureView, PointInTimeFeatures, floor_to_interval, to_columns
+from mlnb.data.snapshot_store import SnapshotStore
 from mlnb.flights.features import (
     CATEGORICAL,
     LEAKY_COLUMNS,

@@ -121,7 +121,7 @@ def score(input, output, bundle, decision_time, log, strict, overwrite, safe, as
       mlnb score july.parquet scores.parquet --decision-time 2013-07-01T07:15:00Z
       mlnb score july.csv scores.csv
     """
-    from mlnb.data.point_in_time import SnapshotStore
+    from mlnb.data.snapshot_store import SnapshotStore
     from mlnb.models.bundle import Bundle
     from mlnb.project.settings import load_settings
     from mlnb.serving import scoring, server
@@ -150,7 +150,7 @@ def _report(output: Path, model: "Bundle", result: "ScoringRun", as_json: bool) 
     rejected_path = rejected_file(output) if result.rejected else None
     if as_json:
         document = {"output": str(output), "rows": result.rows, "rejected": result.rejected, "problem": result.problem}
-        document |= {"rejected_file": rejected_path, "rows_of_an_interrupted_run": result.kept}
+        document |= {"rejected_file": rejected_path, "rows_of_an_interrupted_run": result.resumed_rows}
         return print_json(document | {"seconds": round(result.seconds, 3), "model_version": model.version})
     rows, seconds = f"{result.rows - result.rejected:,} rows", duration(result.seconds)
     click.echo(f"Scored {rows} with model {model.name} {model.version} in {seconds}: {output}")

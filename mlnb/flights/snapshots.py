@@ -10,7 +10,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from ..data.point_in_time import SnapshotStore, floor_to_interval
+from ..data.point_in_time import floor_to_interval
+from ..data.snapshot_store import SnapshotStore
 from .features import History, context_features, decision_time
 from ..project.errors import ContractError
 

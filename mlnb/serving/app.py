@@ -23,7 +23,7 @@ from pathlib import Path
 
 import msgspec
 
-from ..data.point_in_time import NotCached, SnapshotStore
+from ..data.snapshot_store import NotCached, SnapshotStore
 from ..models.bundle import Bundle
 from ..models.watcher import followed_model
 from ..project.errors import ServingError

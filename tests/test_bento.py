@@ -157,7 +157,7 @@ def answered_by_hand(root: Path, *arguments, **where) -> str:
 def test_bentoml_serve_does_not_start_where_it_would_write_into_the_bento(built, tmp_path):
     root, told = built
     said = ended_by_hand(root, told["tag"], cwd=root)
-    assert "storage, predictions, outcomes are relative to the Bento in" in said
+    assert "storage, predictions, labels are relative to the Bento in" in said
     right = f"to absolute folders or URLs, or MLNB_ROOT to the project's folder, {root}"
     assert f"set MLNB_STORAGE, MLNB_PREDICTIONS, MLNB_LABELS {right}" in said
     elsewhere = shutil.copytree(told["path"], tmp_path / "another machine")

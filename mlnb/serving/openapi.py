@@ -32,16 +32,16 @@ def _label_schema(field: Field) -> dict:
     return kind | {"description": f"{field.description}; {EXPECTED_FORMS[field.name]}"}
 
 
-def _object_schema(fields: Iterable[Field], required: Iterable[Field], of: Callable[[Field], dict] = _field_schema) -> dict:
+def _object_schema(fields: Iterable[Field], required: Iterable[Field], make: Callable[[Field], dict] = _field_schema) -> dict:
     "Fields as the JSON schema of an object"
-    properties = {f.name: of(f) for f in fields}
+    properties = {f.name: make(f) for f in fields}
     return {"type": "object", "additionalProperties": False, "required": [f.name for f in required], "properties": properties}
 
 
 _array = lambda items: {"type": "array", "minItems": 1, "items": items}
 _ref = lambda name: {"$ref": f"#/components/schemas/{name}"}
 _one_or_many = lambda name: {"oneOf": [_ref(name), _array(_ref(name))]}
-_json = lambda schema=None, **more: {"application/json": ({"schema": schema} if schema else {}) | more}
+_json = lambda schema=None, **extra: {"application/json": ({"schema": schema} if schema else {}) | extra}
 
 
 def _schemas(bundle: Bundle) -> dict:
@@ -80,11 +80,11 @@ _ERRORS = {
 }
 
 
-def _operation(summary: str, description: str, content: dict, errors: Iterable[str], body: dict | None = None, **more) -> dict:
+def _operation(summary: str, description: str, content: dict, errors: Iterable[str], body: dict | None = None, **extra) -> dict:
     "One method of a path; `content` of the answer and `body` of the request by content type"
     request = {"requestBody": {"required": True, "content": body}} if body else {}
     responses = {s: {"description": _ERRORS[s], "content": _json(_ref("Error"))} for s in errors}
-    return {"summary": summary} | request | {"responses": {"200": {"description": description, "content": content}} | responses} | more
+    return {"summary": summary} | request | {"responses": {"200": {"description": description, "content": content}} | responses} | extra
 
 
 def _post(summary: str, description: str, body: dict, content: dict) -> dict:
@@ -92,9 +92,9 @@ def _post(summary: str, description: str, body: dict, content: dict) -> dict:
     return {"post": _operation(summary, description, content, [s for s in _ERRORS if s != "409"], body)}
 
 
-def _get(summary: str, *errors: str, kind: str = "application/json", **more) -> dict:
+def _get(summary: str, *errors: str, kind: str = "application/json", **extra) -> dict:
     "A path that is read"
-    return {"get": _operation(summary, "OK", {kind: {}}, errors, **more)}
+    return {"get": _operation(summary, "OK", {kind: {}}, errors, **extra)}
 
 
 def _routing_path() -> dict:

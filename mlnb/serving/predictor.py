@@ -285,9 +285,9 @@ class Predictor(LoggedScorer):
         return [
             Prediction(
                 a.request_id, entity, decided_at, logged_at, a.model_version, a.arm, a.context_moment or "",
-                latency, a.probability, a.decision, request, seen, *field_names,
+                latency, a.probability, a.decision, request, row_features, *field_names,
             )
-            for a, entity, decided_at, request, seen in zip(answers, batch.entities, *columns, strict=True)
+            for a, entity, decided_at, request, row_features in zip(answers, batch.entities, *columns, strict=True)
         ]  # fmt: skip
 
     def _split_features(self, features: Columns, request: Columns) -> tuple[Columns, tuple[str, ...] | None]:

@@ -67,8 +67,8 @@ class RequestDecoder:
         decoded: list[tuple],  # n rows of one request or of several, each with what is logged of it
     ) -> RequestRows:
         "Decoded rows as columns"
-        (rows, raw), now = zip(*decoded, strict=True), datetime.now(UTC)
-        return RequestRows(raw, self.rows.columns(rows), self.rows.decision_times(rows, now), now, newest=self.newest)
+        (rows, raw), received = zip(*decoded, strict=True), datetime.now(UTC)
+        return RequestRows(raw, self.rows.columns(rows), self.rows.decision_times(rows, received), received, newest=self.newest)
 
     def _table_rows(self, table: RequestTable) -> RequestRows:
         "The rows of a decoded table"
@@ -76,11 +76,11 @@ class RequestDecoder:
 
         fields = [f for f in (*self.fields, DECISION_TIME) if f.name in table.columns]
         sent = pa.RecordBatch.from_pydict({f.name: table.logged[f.name] for f in fields})
-        request, now = {f.name: table.columns[f.name] for f in self.fields}, datetime.now(UTC)
+        request, received = {f.name: table.columns[f.name] for f in self.fields}, datetime.now(UTC)
         decision_times = table.columns.get(DECISION_TIME.name)
         if decision_times is None:
-            decision_times = FIELD_TYPES["time"].column([now]).repeat(sent.num_rows)
-        return RequestRows(None, request, decision_times, now, sent=sent, fields=fields, newest=self.newest)
+            decision_times = FIELD_TYPES["time"].column([received]).repeat(sent.num_rows)
+        return RequestRows(None, request, decision_times, received, sent=sent, fields=fields, newest=self.newest)
 
 
 def _encode_single(answers: list[Answer]) -> bytes:

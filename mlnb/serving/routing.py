@@ -273,8 +273,8 @@ def load_servable(
 EVENT_COUNTERS = ("swaps", "refused", "challenger_failed", "shadow_scored", "shadow_failed", "shadow_dropped")
 
 
-def _add_counts(counts: dict[str, int], more: dict[str, int]) -> dict[str, int]:
-    return counts | {name: counts[name] + count for name, count in more.items()}
+def _add_counts(counts: dict[str, int], increments: dict[str, int]) -> dict[str, int]:
+    return counts | {name: counts[name] + count for name, count in increments.items()}
 
 
 class ActiveVersions:

@@ -179,10 +179,10 @@ class BodyValidator:
     ):
         self._by_name = {f.name: f for f in (*fields, DECISION_TIME)}
 
-    def _struct(self, of: Callable = lambda kind: kind, **options) -> type:
-        "A msgspec struct of the fields; `of` makes the type of a member from that of a value"
-        members = [(name, of(MSGSPEC_TYPES[f.type])) for name, f in self._by_name.items() if f is not DECISION_TIME]
-        members.append((DECISION_TIME.name, of(MSGSPEC_TYPES["time"]) | msgspec.UnsetType, msgspec.UNSET))
+    def _struct(self, member_type: Callable = lambda kind: kind, **options) -> type:
+        "A msgspec struct of the fields; `member_type` makes the type of a member from that of a value"
+        members = [(name, member_type(MSGSPEC_TYPES[f.type])) for name, f in self._by_name.items() if f is not DECISION_TIME]
+        members.append((DECISION_TIME.name, member_type(MSGSPEC_TYPES["time"]) | msgspec.UnsetType, msgspec.UNSET))
         return msgspec.defstruct("Body", members, forbid_unknown_fields=True, **options)
 
     def explain_errors(

@@ -166,7 +166,7 @@ def test_what_was_not_examined_comes_first_and_is_not_green(tmp_path):
             assert alert["rule"] == "age"
             alerts(tmp_path, "ack", str(alert["id"]))
         shown = alerts(tmp_path, "check", **variables)
-    assert shown.returncode == 3 and shown.stdout.startswith("Not examined by 6 of 7 rules:\n  ● pipeline: no run of pipeline")
+    assert shown.returncode == 3 and shown.stdout.startswith("No data for 6 of 7 rules:\n  ● pipeline: no run of pipeline")
     assert "had 0 requests since an earlier check, fewer than min_requests = 50" in shown.stdout
     assert shown.stdout.index("● up") < shown.stdout.index("acknowledged")
     log, day = PredictionLog.of(settings), "2013-07-01T05:00:00Z"

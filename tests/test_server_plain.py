@@ -97,7 +97,7 @@ def test_no_server_starts_for_others_without_a_key(toy, how):
 
 def test_plain_and_bento_exclude_each_other(toy):
     done = subprocess.run([*MLNB, "serve", "--no-bento", "--bento", "toy:1"], cwd=toy, env=toy_project.environment(toy), capture_output=True)
-    assert done.returncode == 2 and b"--bento and --plain exclude each other" in done.stderr
+    assert done.returncode == 2 and b"--bento and --no-bento exclude each other" in done.stderr
 
 
 def test_a_bundle_that_breaks_under_the_server_stops_no_other_worker(toy, tmp_path, row):

@@ -473,7 +473,7 @@ def use_another(root):
     ("change", "says"),
     [
         (lambda p: (p / "planes" / "work.py").write_text((p / "planes" / "work.py").read_text().replace("= 10", "= 30")), "FACTOR changed"),
-        (use_another, "module planes.work changed, after its checkpoint"),
+        (use_another, "module planes.work changed after its checkpoint"),
         (lambda p: (p / "out" / ".stage-pipeline-long" / "long.txt").write_text("touched"), "long.txt has been changed since"),
         (lambda p: write_long(p, SLOW + "value = 3", "1 / 1"), "has changed"),
     ],

@@ -2546,8 +2546,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'mlnb/notebooks/kernels.py'),
                                         'mlnb.notebooks.kernels.ServerAddress.connect': ( 'notebooks/kernels.html#serveraddress.connect',
                                                                                           'mlnb/notebooks/kernels.py'),
-                                        'mlnb.notebooks.kernels.ServerAddress.take_lock': ( 'notebooks/kernels.html#serveraddress.take_lock',
-                                                                                            'mlnb/notebooks/kernels.py'),
                                         'mlnb.notebooks.kernels.ServerEnded': ( 'notebooks/kernels.html#serverended',
                                                                                 'mlnb/notebooks/kernels.py'),
                                         'mlnb.notebooks.kernels.WarmProcess': ( 'notebooks/kernels.html#warmprocess',

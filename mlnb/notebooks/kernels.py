@@ -9,7 +9,6 @@ __all__ = ['log', 'MAX_SOCKET_PATH', 'SERVER_TIMEOUT', 'LOADING_TIMEOUT', 'UNKNO
            'fork_kernel', 'WorkerProcess', 'fork_worker', 'status', 'stop']
 
 # %% ../../nbs/notebooks/06_kernels.ipynb #32a62d51
-import fcntl
 import hashlib
 import importlib.util
 import json
@@ -31,6 +30,7 @@ from pathlib import Path
 from typing import IO
 
 from ..project.errors import SettingError
+from ..project.files import lock_file
 from ..project.settings import Settings, default_settings, find_root, load_settings
 
 # %% ../../nbs/notebooks/06_kernels.ipynb #2c310343
@@ -169,18 +169,6 @@ class ServerAddress:
             return None
         return connection
 
-    def take_lock(self) -> int | None:
-        "The lock as a file descriptor; None if a server is running or being started"
-        fd = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(fd), os.stat(self.lock)):  # not removed by a server that is exiting
-                return fd
-        except OSError:
-            pass
-        os.close(fd)
-        return None
-
 
 def server_address(folder: Path, name: str) -> ServerAddress:
     "The address of the server with the key `name`; `ColdStart` if its path is too long for a socket"
@@ -233,7 +221,7 @@ def _connect(address: ServerAddress, options: KernelOptions, environment: Mappin
     while time.monotonic() < end:
         if connection := address.connect():
             return connection
-        if (lock := address.take_lock()) is not None:
+        if (lock := lock_file(address.lock)) is not None:
             try:
                 _start_server(address, lock, options.preload, environment)
             finally:

@@ -7,7 +7,6 @@ __all__ = ['RELEASE_BYTES', 'PAGE_BYTES', 'SYNC_SECONDS', 'SYNC_MODES', 'FAILURE
            'PredictionLog']
 
 # %% ../../nbs/serving/02_predictions.ipynb #6d72a04c
-import fcntl
 import os
 import sys
 import threading
@@ -60,8 +59,7 @@ class _AppendFile:
     def __init__(self, folder: Path, suffix: str):
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}-{uuid4().hex[:8]}{suffix}"
-        self.number = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o666)
-        fcntl.flock(self.number, fcntl.LOCK_EX)
+        self.number = lock_file(self.path, None, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
         self.size, self.torn, self.dirty, self._released_bytes = 0, False, False, 0
         self._name_unsynced, self._name = True, os.fsencode(self.path)
 

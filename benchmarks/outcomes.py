@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from report import arguments, at_most, finish, row
 
 from mlnb.models.metrics import Cost
-from mlnb.monitoring.labels import add
+from mlnb.monitoring.labels import import_labels
 from mlnb.monitoring.performance import measure_performance
 from mlnb.serving.labels import LabelStore
 
@@ -103,7 +103,7 @@ def a_million(n: int = 1_000_000) -> list[dict]:
         pq.write_table(labels.select(["entity", "value", "observed_at"]), file := Path(folder) / "labels.parquet")
         store = LabelStore(Path(folder) / "lines", f"{folder}/parts")
         start, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        assert add(file, store, predictions).added == n
+        assert import_labels(file, store, predictions).added == n
         kept, more = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         table = store.read()
         read = time.process_time()

@@ -79,7 +79,7 @@ def test_a_file_is_kept_once_and_then_judged(project):
 def test_segments_that_are_not_shown_are_told(project):
     log = [prediction(f"t{i}", "2013-07-01T05:00:00Z", 0.5, {"tail": f"N{i % 30}"}) for i in range(90)]
     PredictionLog(project / ".mlnb/predictions").append(log)
-    said = "tail has 31 values; the 20 with most decisions are shown"
+    said = "tail has 31 values; the 20 with the most decisions are shown"
     assert said in mlnb(project, "performance", "--group-by", "tail", "--html", "page.html") and said in (project / "page.html").read_text()
     found = json.loads(mlnb(project, "performance", "--group-by", "tail", "--json"))
     assert (found["segment_count"], len(found["segments"])) == (31, 20)  # one is that of the rows without a tail
@@ -122,7 +122,7 @@ def test_wrong_rows_are_set_aside_and_the_good_ones_kept(project):
     assert counts(found) == (14, 2, 1, 1, 11)
     aside = pd.read_csv(project / "bad.rejected.csv")
     assert aside["row"].tolist() == list(range(3, 14)) and found["rejected_file"] == "bad.rejected.csv"
-    assert {"is in the future", "is before the decision on this entity", "is neither 0 nor 1", "is no key"} <= set(aside["problem"])
+    assert {"is in the future", "is before the decision on this entity", "is neither 0 nor 1", "is not a key"} <= set(aside["problem"])
     said = mlnb(project, "labels", "add", "bad.csv")
     assert "11 were quarantined; the reasons are in bad.rejected.csv" in said and "row 3, field 'value': is neither 0 nor 1" in said
     (project / "bad.csv").write_text(f"entity,value,observed_at\ne0,1,{good}\n")
@@ -226,7 +226,7 @@ def test_a_file_that_cannot_be_read_or_written_is_said(project):
     assert "no file none.parquet" in mlnb(project, "labels", "add", "none.parquet", code=1)
     (project / ".mlnb/storage").parent.mkdir(exist_ok=True)
     (project / "full").write_text("a file, not a folder")
-    assert "cannot be kept" in mlnb(project, "labels", "add", "labels.parquet", code=1, MLNB_STORAGE=str(project / "full"))
+    assert "cannot be stored" in mlnb(project, "labels", "add", "labels.parquet", code=1, MLNB_STORAGE=str(project / "full"))
 
 
 def test_the_newest_outcome_is_received_now(project):

@@ -1,4 +1,4 @@
-"""The drift null: what is ordinary, what is an alarm, and what is answered where nothing can be judged."""
+"""Drift thresholds: what is ordinary, what is an alarm, and what cannot be assessed."""
 
 import json
 import os
@@ -246,7 +246,7 @@ def test_what_could_have_moved_the_score(reference, thresholds):
 
 @pytest.mark.parametrize(
     ("frame", "said"),
-    [(a_day(1).iloc[:100], "shorter than a day"), (a_day(1).iloc[::10], "24 rows, and it takes 50")],
+    [(a_day(1).iloc[:100], "shorter than a day"), (a_day(1).iloc[::10], "24 rows, at least 50 are needed")],
     ids=["hours", "few rows"],
 )
 def test_what_cannot_be_judged_is_not(frame, said, reference, thresholds):
@@ -285,7 +285,7 @@ def test_another_schema_is_judged_by_what_is_common(reference, thresholds):
 
 
 def test_too_few_days_is_a_sentence(known):
-    with pytest.raises(ProfileError, match="8 whole days"):
+    with pytest.raises(ProfileError, match="8 complete days"):
         calibrate(known.iloc[: 10 * ROWS])
 
 
@@ -336,7 +336,7 @@ def test_the_command(tmp_path, known, reference, thresholds):
     assert "<h2>Alarms</h2>" in (tmp_path / "drift.html").read_text()
     assert "distance" in mlnb(tmp_path, "today.parquet").stdout.splitlines()[0]
     segment = mlnb(tmp_path, "today.parquet", "--where", "carrier=UA").stdout
-    assert "reference of carrier=UA" in segment and "no drift null" in segment
+    assert "reference of carrier=UA" in segment and "no drift thresholds" in segment
     assert "it has carrier=UA" in mlnb(tmp_path, "today.parquet", "--where", "carrier=DL").stderr
     assert "no column 'model_version'" in mlnb(tmp_path, "today.parquet", "--version", "v1").stderr
 
@@ -365,7 +365,7 @@ def test_a_bundle_without_a_null_gives_effect_sizes_alone(tmp_path, known):
     Profile.of(known).write(tmp_path / "products/bundle/reference.profile")
     a_day(1).to_parquet(tmp_path / "today.parquet")
     said = mlnb(tmp_path, "today.parquet").stdout
-    assert "no drift null" in said and "PSI" in said
+    assert "no drift thresholds" in said and "PSI" in said
 
 
 def test_ten_thousand_columns():

@@ -10,7 +10,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from mlnb.models.metrics import Cost, calibration_error, log_loss, scores
-from mlnb.monitoring.performance import intervals, join, measure_performance, realised
+from mlnb.monitoring.performance import intervals, join_labels, measure_performance, realised
 from mlnb.project.errors import ModelError
 from mlnb.serving.labels import current_labels
 
@@ -83,11 +83,11 @@ def test_labels_that_are_early_would_have_lied(july):
     asked, told = july
     noon = np.datetime64("2013-07-10T22:00")
     early = told.filter(told["observed_at"].to_numpy() <= noon.astype("datetime64[us]"))
-    both = join(asked, current_labels(early))
+    both = join_labels(asked, current_labels(early))
     recent = asked["time"].to_numpy()
     recent = (recent <= noon) & (recent > noon - np.timedelta64(6, "h"))
     share, rate = np.mean(~np.isnan(both.y[recent])), np.nanmean(both.y[recent])
-    in_the_end = join(asked, current_labels(told)).y[recent].mean()
+    in_the_end = join_labels(asked, current_labels(told)).y[recent].mean()
     assert share < 0.5 and abs(rate - in_the_end) > 0.05
 
 
@@ -130,7 +130,7 @@ def test_which_prediction_counts(seed):
     seen = START + rng.permutation(4 * 1440)[:100] * np.timedelta64(1, "m")
     told = [(f"e{rng.integers(90)}", float(rng.integers(2)), t, t + rng.integers(60)) for t in seen]
     entity, time, arm, p = zip(*rows, strict=True)
-    both = join(decisions(entity, time, p, arm=pa.array(map(str, arm))), current_labels(labels(*zip(*told, strict=True))))
+    both = join_labels(decisions(entity, time, p, arm=pa.array(map(str, arm))), current_labels(labels(*zip(*told, strict=True))))
     held = slowly(rows, told)
     found = sorted(zip(both.p, [None if np.isnan(y) else y for y in both.y], strict=True), key=lambda pair: pair[0])
     assert found == sorted(held.values(), key=lambda pair: pair[0])
@@ -144,7 +144,7 @@ def test_which_of_several_of_one_second_counts_is_not_a_matter_of_their_order(se
     asked = decisions([f"e{i}" for i in rng.integers(20, size=n)], np.full(n, START), rng.random(n).round(1), model_version=version)
     told = current_labels(labels(["e0"], [1], np.array([START + 60])))
     counted = lambda both: sorted(zip(both.version, both.p, both.positive_decisions, strict=True))
-    assert counted(join(asked, told)) == counted(join(asked.take(rng.permutation(n)), told))
+    assert counted(join_labels(asked, told)) == counted(join_labels(asked.take(rng.permutation(n)), told))
 
 
 def test_a_later_correction_changes_the_day_and_an_older_moment_does_not_know_it():

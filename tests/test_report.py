@@ -97,7 +97,7 @@ def test_a_page_of_few_rows():
 
 def test_a_page_without_drift():
     found = page(compare(season(40, 0), {"now": season(40, 1)}, source="may"))
-    assert "Quiet throughout" in found and "The columns that moved most" not in found
+    assert "Did not move" in found and "The columns that moved most" not in found
 
 
 def test_a_column_of_another_kind():
@@ -136,10 +136,10 @@ def test_the_date_can_be_set():
 
 
 def judged(windows=3):
-    "A drift with a null: the first window is not judged, the last has two alarms"
+    "A drift with thresholds: the first window is not assessed, the last has two alarms"
     found = drift(windows)
     alarms = [Alarm(name, "feature", "psi", 0.3, 0.25, over, over, []) for name, over in (("temperature", 2.4), ("load", 1.04))]
-    said = [WindowAssessment(0.04, [], "not judged: the window is shorter than a day")]
+    said = [WindowAssessment(0.04, [], "not assessed: the window is shorter than a day")]
     said += [WindowAssessment(30.0, [], false_alarms_per_week=0.01)] * (windows - 2) + [
         WindowAssessment(30.0, alarms, false_alarms_per_week=0.01)
     ]
@@ -154,7 +154,7 @@ def test_colours_of_alarms_have_a_key_and_their_table_a_window():
 
 def test_sizes_are_not_mistaken_for_alarms():
     assert "PSI says how far, not whether that is unusual" in page(judged())
-    assert "PSI says how far" not in page(drift())  # without a null there are no alarms to look at
+    assert "PSI says how far" not in page(drift())  # without thresholds there are no alarms to look at
 
 
 def test_no_cell_of_a_window_that_is_not_judged_has_a_colour():

@@ -342,7 +342,7 @@ def test_drift_that_cannot_be_judged_resolves_nothing(office):
     serve(log, "2013-07-05", 20, hours=(8, 18))
     for _ in range(3):
         check()
-    assert "2013-07-05 is not judged: the window has 20 rows" in evaluate(rule("drift"), *project).evaluation_error
+    assert "2013-07-05 is not assessed: the window has 20 rows" in evaluate(rule("drift"), *project).evaluation_error
     assert "probability" in evaluate(rule("drift", columns=["probability"]), *project).evaluation_error
     assert sorted(alert["subject"] for alert in alerts.select()) == ["cannot look", "far"]
 

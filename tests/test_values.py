@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mlnb.data.fields import Field
-from mlnb.monitoring.labels import add
+from mlnb.monitoring.labels import import_labels
 from mlnb.project.errors import ServingError
 from mlnb.serving.column_validation import ArrowColumns, JsonColumns, to_arrow_stream
 from mlnb.serving.labels import LabelStore, parse_labels
@@ -185,7 +185,7 @@ def added(path, tmp_path) -> dict:
     "Entity -> label of the rows of a file that were kept"
     store = LabelStore(tmp_path / f"lines{path.suffix}", str(tmp_path / f"kept{path.suffix}"))
     none = pa.table({"entity": pa.array([], pa.string()), "time": pa.array([], pa.timestamp("us", "UTC"))})
-    add(path, store, none)
+    import_labels(path, store, none)
     table = store.read()
     return dict(zip(table["entity"].to_pylist(), table["value"].to_pylist(), strict=True))
 
@@ -223,6 +223,6 @@ def test_moments_of_outcomes_are_read_alike(text, tmp_path):
     with (tmp_path / "in.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["entity", "value", "observed_at"], ["e", "1", text]])
     store = LabelStore(tmp_path / "lines", str(tmp_path / "kept"))
-    add(tmp_path / "in.csv", store, pa.table({"entity": pa.array([], pa.string()), "time": pa.array([], pa.timestamp("us", "UTC"))}))
+    import_labels(tmp_path / "in.csv", store, pa.table({"entity": pa.array([], pa.string()), "time": pa.array([], pa.timestamp("us", "UTC"))}))
     kept = store.read()["observed_at"].to_pylist()
     assert [moment.replace(microsecond=0) for moment in kept] == ([] if sent == REFUSED else [sent.replace(microsecond=0)])

@@ -99,7 +99,7 @@ def add(file, entity, label, observed, as_json):
     with progress_listener(terminal(stderr=True)) as on_progress:
         decisions = label_files.read_decisions(LogReader.of(settings))
         columns = (_entity_fields(settings), entity, label, observed)
-        result = label_files.add(file, LabelStore.of(settings), decisions, *columns, on_progress)
+        result = label_files.import_labels(file, LabelStore.of(settings), decisions, *columns, on_progress)
     click.echo(json.dumps(asdict(result)) if as_json else _summary(file, result))
     if result.rows and result.rejected == result.rows:
         raise SystemExit(1)

@@ -11,151 +11,156 @@ from pathlib import Path
 
 import numpy as np
 
-from .performance import ASSUMPTION, SHOWN_METRICS, CONFIDENCE_LEVEL, BOOTSTRAP_SEED, GroupPerformance, Performance
-from .drift_page import STYLE
+from .html import html_page, html_table, number_text, svg, svg_text
+from mlnb.monitoring.performance import (
+    ASSUMPTION,
+    BOOTSTRAP_SEED,
+    CONFIDENCE_LEVEL,
+    SHOWN_METRICS,
+    GroupPerformance,
+    Performance,
+)
 from ..project.files import write_atomic
 from ..project.text import html_text
 
 # %% ../../nbs/monitoring/10_performance_page.ipynb #1fd0c1bc
 _WIDTH, _HEIGHT, _LEFT, _FOOT = 940, 170, 52, 22
-_DRAWN = """
+_STYLE = """
 .days{width:100%;min-width:760px}
 .key .dot{border-radius:50%;background:var(--a)}.key .line{height:2px;vertical-align:4px;background:var(--warn)}
-.days .hoped{fill:none;stroke:var(--warn,#8f5b00);stroke-width:1.5}.days .came{fill:var(--a,#2457c5)}
+.days .expected{fill:none;stroke:var(--warn,#8f5b00);stroke-width:1.5;stroke-dasharray:none}.days .realised{fill:var(--a,#2457c5)}
 .days .grid{stroke:var(--line,#ddd)}.days .waits{fill:var(--line,#ddd)}th:nth-child(2),td:nth-child(2){text-align:right}
 h2::first-letter{text-transform:uppercase}
 """
 
 
-def _value(figures: dict | None, name: str) -> float:
-    return np.nan if figures is None else figures.get(name, np.nan)
-
-
-def _scale(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    return low + (high - low) * (values - values.min()) / max(np.ptp(values), 1e-9)
+def _value(metrics: dict | None, name: str) -> float:
+    return np.nan if metrics is None else metrics.get(name, np.nan)
 
 
 def _line(x: np.ndarray, y: np.ndarray) -> str:
-    return " ".join(f"{'M' if i == 0 else 'L'}{a:.1f} {b:.1f}" for i, (a, b) in enumerate(zip(x, y, strict=True)))
+    return " ".join(f"{'L' if i else 'M'}{a:.1f} {b:.1f}" for i, (a, b) in enumerate(zip(x, y, strict=True)))
 
 
 def days_chart(
     days: list[GroupPerformance],
-    name: str,  # of FIGURES
+    name: str,  # a key of SHOWN_METRICS
 ) -> str:
-    "Realised and expected figures of each day as an SVG"
-    told, form = SHOWN_METRICS[name]
+    "A metric of each day, realised and expected, as an SVG"
+    label, form = SHOWN_METRICS[name]
     expected = np.array([_value(d.expected, name) for d in days])
     realised = np.array([_value(d.realised, name) for d in days])
-    known, found = np.isfinite(expected), np.isfinite(realised)
-    both = np.concatenate([expected[known], realised[found]])
-    if not len(both):
+    has_expected, has_realised = np.isfinite(expected), np.isfinite(realised)
+    values = np.concatenate([expected[has_expected], realised[has_realised]])
+    if not len(values):
         return ""
-    x = _scale(np.array([d.name for d in days], "datetime64[D]").astype(float), _LEFT, _WIDTH - 8)
-    y = lambda values: np.interp(values, [both.min(), both.max() + 1e-9], [_HEIGHT - _FOOT, 10])
-    drawn = []
-    if waiting := [x[i] for i, d in enumerate(days) if not d.closed]:
-        first = min(waiting) - 2
-        drawn += [f'<rect class="waits" x="{first:.1f}" y="4" width="{_WIDTH - first:.1f}" height="{_HEIGHT - _FOOT}"/>']
-    for value in (both.min(), both.max()):
-        at = float(y(value))
-        drawn.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        drawn.append(f'<text x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor="end">{value:{form}}</text>')
-    drawn += [f'<path class="hoped" d="{_line(x[known], y(expected[known]))}"/>']
-    for i in np.flatnonzero(found):
-        said = f"{days[i].name}: {realised[i]:{form}}, expected {expected[i]:{form}}, coverage {days[i].coverage:.0%}"
-        drawn.append(f'<circle class="came" cx="{x[i]:.1f}" cy="{y(realised[i]):.1f}" r="2.4"><title>{html_text(said)}</title></circle>')
-    for at, anchor, i in ((_LEFT, "start", 0), (_WIDTH - 8, "end", -1)):
-        drawn.append(f'<text x="{at}" y="{_HEIGHT - 4}" text-anchor="{anchor}">{days[i].name}</text>')
-    title = f"{told} by day, realised and expected"
-    svg = f'<svg class="days" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{title}">{"".join(drawn)}</svg>'
-    return f'<div class="scroll">{svg}</div>'
+    dates = np.array([d.name for d in days], "datetime64[D]").astype(float)
+    x = _LEFT + (_WIDTH - 8 - _LEFT) * (dates - dates.min()) / max(np.ptp(dates), 1e-9)
+    y = lambda values: np.interp(values, [low, high + 1e-9], [_HEIGHT - _FOOT, 10])
+    low, high, shapes = values.min(), values.max(), []
+    if waiting := [x[i] for i, day in enumerate(days) if not day.closed]:
+        left = min(waiting) - 2
+        size = f'width="{_WIDTH - left:.1f}" height="{_HEIGHT - _FOOT}"'
+        shapes.append(f'<rect class="waits" x="{left:.1f}" y="4" {size}/>')
+    for value in (low, high):
+        shapes.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
+        shapes.append(svg_text(_LEFT - 6, y(value) + 4, format(value, form), "", "end"))
+    shapes.append(f'<path class="expected" d="{_line(x[has_expected], y(expected[has_expected]))}"/>')
+    for i in np.flatnonzero(has_realised):
+        words = f"{days[i].name}: {realised[i]:{form}}, expected {expected[i]:{form}}, coverage {days[i].coverage:.0%}"
+        tooltip = f"<title>{html_text(words)}</title>"
+        shapes.append(f'<circle class="realised" cx="{x[i]:.1f}" cy="{y(realised[i]):.1f}" r="2.4">{tooltip}</circle>')
+    shapes.append(svg_text(_LEFT, _HEIGHT - 4, days[0].name))
+    shapes.append(svg_text(_WIDTH - 8, _HEIGHT - 4, days[-1].name, "", "end"))
+    chart = svg(_WIDTH, _HEIGHT, shapes, f"{label} by day, realised and expected", "days")
+    return f'<div class="scroll">{chart}</div>'
 
 # %% ../../nbs/monitoring/10_performance_page.ipynb #38f6b6f6
-def _cell(group: GroupPerformance, name: str, form: str) -> str:
-    value, expected = _value(group.realised, name), _value(group.expected, name)
-    shown = "–" if not np.isfinite(value) else f"<b>{value:{form}}</b>"
+def _cells(group: GroupPerformance, name: str, form: str) -> list[str]:
+    "A metric as realised, with its interval, and as expected"
+    realised = number_text(_value(group.realised, name), form)
+    if realised != "–":
+        realised = f"<b>{realised}</b>"
     if name in group.interval:
-        shown += f' <span class="mute">{"–".join(format(end, form) for end in group.interval[name])}</span>'
-    return f"<td>{shown}</td><td>{'–' if not np.isfinite(expected) else format(expected, form)}</td>"
+        low, high = (format(bound, form) for bound in group.interval[name])
+        realised += f' <span class="mute">{low}–{high}</span>'
+    return [realised, number_text(_value(group.expected, name), form)]
 
 
 def table(
     groups: list[GroupPerformance],
     first: str,  # what a group is
 ) -> str:
-    "Groups with their realised and expected figures as HTML"
-    heads = "".join(f"<th>{told}</th><th>expected</th>" for told, _ in SHOWN_METRICS.values())
-    lines = []
+    "Groups with their realised and expected metrics as HTML"
+    rows = []
     for group in groups:
-        cells = "".join(_cell(group, name, form) for name, (_, form) in SHOWN_METRICS.items())
-        error = _value(group.realised, "ece")
-        cells += f"<td><b>{error:.3f}</b></td>" if np.isfinite(error) else "<td>–</td>"
+        metrics = [cell for name, (_, form) in SHOWN_METRICS.items() for cell in _cells(group, name, form)]
+        ece = _value(group.realised, "ece")
+        metrics.append(f"<b>{ece:.3f}</b>" if np.isfinite(ece) else "–")
         note = "" if group.closed else "waits for labels"
-        counted = f"<td>{group.decisions:,}</td><td>{group.coverage:.1%}</td>"
-        lines.append(f"<tr><td>{html_text(group.name)}</td>{counted}{cells}<td>{note}</td></tr>")
-    head = f"<tr><th>{html_text(first)}</th><th>decisions</th><th>coverage</th>{heads}<th>ECE</th><th></th></tr>"
-    return f'<div class="scroll"><table><thead>{head}</thead><tbody>{"".join(lines)}</tbody></table></div>'
+        rows.append([html_text(group.name), f"{group.decisions:,}", f"{group.coverage:.1%}", *metrics, note])
+    heads = [head for label, _ in SHOWN_METRICS.values() for head in (label, "expected")]
+    return html_table([first, "decisions", "coverage", *heads, "ECE", ""], rows)
 
 # %% ../../nbs/monitoring/10_performance_page.ipynb #8cfbd5ef
-_POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # the browser may fetch nothing
+def _tables(performance: Performance) -> str:
+    sections = [
+        ("Months", "month", performance.months),
+        ("Versions", "version", performance.versions),
+        ("Arms", "arm", performance.arms),
+    ]
+    if performance.segment:
+        sections.append((f"By {performance.segment}", performance.segment, performance.segments))
+    shown = [section for section in sections if len(section[2]) > 1 or section[1] in ("month", performance.segment)]
+    note = f'<p class="mute">{html_text(performance.left_out)}</p>' if performance.left_out else ""
+    return "".join(f"<h2>{html_text(title)}</h2>{table(groups, first)}" for title, first, groups in shown) + note
 
 
-def _tables(found: Performance) -> str:
-    parts = [("Months", "month", found.months), ("Versions", "version", found.versions), ("Arms", "arm", found.arms)]
-    parts += [(f"By {found.segment}", found.segment, found.segments)] if found.segment else []
-    shown = [part for part in parts if len(part[2]) > 1 or part[1] in ("month", found.segment)]
-    told = f'<p class="mute">{html_text(found.left_out)}</p>' if found.left_out else ""
-    return "".join(f"<h2>{html_text(title)}</h2>{table(groups, first)}" for title, first, groups in shown) + told
+def _colour(performance: Performance) -> str:
+    "The CSS class of the headline"
+    realised = _value(performance.overall.realised, "cost_per_1000")
+    return "moderate" if performance.best_trivial is not None and realised > performance.best_trivial else "none"
 
 
-def _verdict(found: Performance) -> str:
-    "The class of the headline's colour"
-    realised = _value(found.overall.realised, "cost_per_1000")
-    return "moderate" if found.best_trivial is not None and realised > found.best_trivial else "none"
-
-
-def _key(found: Performance) -> str:
-    "What dots, line and grey mean"
-    words = {"dot": "what came", "line": "what was expected"}
-    swatches = "".join(f'<span><i class="{kind}"></i>{word}</span>' for kind, word in words.items())
-    if not all(day.closed for day in found.days):
-        swatches += '<span><i style="background:var(--line)"></i>labels still to come</span>'
-    return f'<p class="key">{swatches}</p>'
+def _key(performance: Performance) -> str:
+    words = {"dot": "realised", "line": "expected"}
+    key = "".join(f'<span><i class="{css_class}"></i>{word}</span>' for css_class, word in words.items())
+    if not all(day.closed for day in performance.days):
+        key += '<span><i style="background:var(--line)"></i>labels still to come</span>'
+    return f'<p class="key">{key}</p>'
 
 
 def page(
-    found: Performance,
+    performance: Performance,
     headline: str,  # the result in a sentence
     written: dt.datetime | None = None,  # default: now
 ) -> str:
-    "The whole page as HTML"
-    charts = "".join(f"<h2>{told}</h2>{days_chart(found.days, name)}" for name, (told, _) in SHOWN_METRICS.items())
-    window = f"A day (UTC) is scored {found.label_hours} hours after its end."
-    how = f"Intervals: {CONFIDENCE_LEVEL:.0%} of {found.samples} draws of whole days, seed {BOOTSTRAP_SEED}."
-    if found.best_threshold:
-        how += f" On these days, alerting from {found.best_threshold[0]:.2f} on would have cost least: {found.best_threshold[1]:.0f} per 1000."
+    "The page as HTML"
+    days, cost = performance.days, performance.cost
+    charts = "".join(f"<h2>{label}</h2>{days_chart(days, name)}" for name, (label, _) in SHOWN_METRICS.items())
+    notes = [
+        f"A day (UTC) is evaluated {performance.label_hours} hours after its end.",
+        f"Intervals: {CONFIDENCE_LEVEL:.0%} of {performance.samples} resamples of whole days, seed {BOOTSTRAP_SEED}.",
+    ]
+    if performance.best_threshold:
+        threshold, best = performance.best_threshold
+        notes.append(f"On these days, a threshold of {threshold:.2f} would have cost least: {best:.0f} per 1000.")
     date = f"{written or dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC"
-    cost = f"An alert costs {found.cost.positive:g}, a missed event {found.cost.false_negative:g}."
-    return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
-<title>Performance as of {found.as_of}</title><style>{STYLE}{_DRAWN}</style></head><body><main>
-<h1>Performance: {found.days[0].name} to {found.days[-1].name}</h1>
-<p class="say {_verdict(found)}">{html_text(headline)}</p>
-{_key(found)}
+    costs = f"A positive decision costs {cost.positive:g}, a false negative {cost.false_negative:g}."
+    main = f"""<p class="say {_colour(performance)}">{html_text(headline)}</p>
+{_key(performance)}
 {charts}
-{_tables(found)}
-<footer><p class="mute">{window} {how}</p><p class="mute">{html_text(ASSUMPTION)}</p>
-<p class="mute">As of {found.as_of}Z. {cost} Written by mlnb performance on {date}.</p></footer>
-</main></body></html>
-"""
+{_tables(performance)}
+<footer><p class="mute">{" ".join(notes)}</p><p class="mute">{html_text(ASSUMPTION)}</p>
+<p class="mute">As of {performance.as_of}Z. {costs} Written by mlnb performance on {date}.</p></footer>"""
+    heading = f"Performance: {days[0].name} to {days[-1].name}"
+    return html_page(f"Performance as of {performance.as_of}", heading, main, _STYLE)
 
 
 def write_page(
-    found: Performance,
+    performance: Performance,
     headline: str,
     path: str | Path,
 ) -> Path:
-    "Write the page, whole or not at all"
-    return write_atomic(path, page(found, headline))
+    "Write the page atomically"
+    return write_atomic(path, page(performance, headline))

@@ -182,7 +182,9 @@ def assess_window(
         return WindowAssessment(days, [], "not assessed: the window is shorter than a day")
     min_rows = min(point.rows for point in thresholds.ordinary)
     if current.rows < min_rows:
-        return WindowAssessment(days, [], f"not assessed: the window has {current.rows:,} rows, at least {min_rows:,.0f} are needed")
+        return WindowAssessment(
+            days, [], f"not assessed: the window has {current.rows:,} rows, at least {min_rows:,.0f} are needed"
+        )
     ordinary = thresholds_at(thresholds, days, current.rows)
     names = [name for name in ordinary.columns if name in current.columns and name in reference.columns]
     names = [name for name in names if not columns or name in columns]
@@ -295,7 +297,9 @@ def describe_alarms(drift: DriftResult) -> list[str]:
     if assessment.note:
         return [f"{window.window} is {assessment.note}."]
     period, per_week = _window_in_words(assessment.days), assessment.false_alarms_per_week
-    notes = [f"If nothing is wrong, {drift.rate:.0%} of reports have an alarm: a report every {period} gives {per_week:.2g} false ones a week."]
+    notes = [
+        f"If nothing is wrong, {drift.rate:.0%} of reports have an alarm: a report every {period} gives {per_week:.2g} false ones a week."
+    ]
     return notes + ([_score_sentence(assessment)] if assessment.score_shifts else [])
 
 

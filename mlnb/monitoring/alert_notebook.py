@@ -95,7 +95,9 @@ def compute_drift(
         _print_note("No drift", e)
         return pd.DataFrame(columns=["level", "psi"], index=pd.Index([], name="column"))
     names = ("level", "psi", "noise", "ks", "js", "shift", "unseen")
-    rows = [{"column": c.name} | {name: getattr(c, name) for name in names} | {"missing": c.missing[1]} for c in columns]
+    rows = [
+        {"column": c.name} | {name: getattr(c, name) for name in names} | {"missing": c.missing[1]} for c in columns
+    ]
     is_too_small = lambda level: level == TOO_SMALL
     return pd.DataFrame(rows).sort_values("level", key=is_too_small, kind="stable").set_index("column")
 
@@ -161,10 +163,14 @@ def _plot_column(axis, reference: ColumnProfile, window: ColumnProfile) -> None:
         if len(names) > 12:
             axis.set_xlabel(f"and {len(names) - 12} more", fontsize=8)
             names = names[:12]
-        for side, offset, colour, label in zip(shares, (-0.2, 0.2), ("0.8", "tab:red"), ("reference", "window"), strict=True):
+        for side, offset, colour, label in zip(
+            shares, (-0.2, 0.2), ("0.8", "tab:red"), ("reference", "window"), strict=True
+        ):
             heights = [side.get(name, 0) for name in names]
             axis.bar(np.arange(len(names)) + offset, heights, 0.4, color=colour, label=label)
-        axis.set_xticks(range(len(names)), [_axis_label(name, 12) for name in names], rotation=45, ha="right", fontsize=8)
+        axis.set_xticks(
+            range(len(names)), [_axis_label(name, 12) for name in names], rotation=45, ha="right", fontsize=8
+        )
     axis.set_ylabel("share", fontsize=8)
     axis.spines[["top", "right"]].set_visible(False)
 
@@ -196,7 +202,9 @@ def drift_history(
             psi = column_drift(column, reference.columns[column], of_day).psi
         except (MlnbError, OSError, KeyError):
             continue
-        rows.append({"day": str(day), "rows": of_day.count, "psi": psi, "mean": of_day.mean if of_day.numbers else None})
+        rows.append(
+            {"day": str(day), "rows": of_day.count, "psi": psi, "mean": of_day.mean if of_day.numbers else None}
+        )
     if not rows:
         _print_note("No history", f"there is no profile of '{column}' for the {days} days before {end}")
     return pd.DataFrame(rows, columns=["day", "rows", "psi", "mean"]).set_index("day")
@@ -422,9 +430,7 @@ def plot_traffic(
     plt.show()
 
 
-def data_freshness(
-    settings: Settings,
-):  # DataFrame, a row per source: newest, age
+def data_freshness(settings: Settings):  # DataFrame, a row per source: newest, age
     "The newest snapshot, prediction and label"
     import pandas as pd
 
@@ -440,11 +446,7 @@ def data_freshness(
     return table.assign(age=now - pd.to_datetime(table["newest"]))
 
 
-def recent_runs(
-    settings: Settings,
-    pipeline: str,
-    limit: int = 20,
-):  # DataFrame, the newest first
+def recent_runs(settings: Settings, pipeline: str, limit: int = 20):  # DataFrame, the newest first
     "The newest runs of a pipeline"
     import pandas as pd
 
@@ -486,7 +488,9 @@ def show_as_text() -> None:
     pd.set_option("display.html.use_mathjax", False)
     if shell := get_ipython():
         formatters = shell.display_formatter.formatters
-        formatters["text/html"].for_type(pd.DataFrame, lambda table: printable(table._repr_html_() or "", multiline=True))
+        formatters["text/html"].for_type(
+            pd.DataFrame, lambda table: printable(table._repr_html_() or "", multiline=True)
+        )
         show = lambda table, page, _: page.text(printable(repr(table), multiline=True))
         formatters["text/plain"].for_type(pd.DataFrame, show)
 

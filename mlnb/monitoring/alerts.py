@@ -21,9 +21,7 @@ EVALUATION_FAILED = "cannot look"  # subject of the alert about a rule that fail
 CLAIM_LEASE = dt.timedelta(minutes=5)  # after which a delivery that another machine claimed is sent again
 
 
-def deployment_name(
-    settings: Settings,
-) -> str:
+def deployment_name(settings: Settings) -> str:
     "The name of a project in its environment"
     return truncate_text(settings.name if settings.env == "default" else f"{settings.name}@{settings.env}")
 
@@ -107,24 +105,22 @@ class _AlertReader:
             rows = self._rows(connection, self.rule.select().where(self.rule.c.project == self.project))
         return {row["rule"]: row["memory"] or {} for row in rows}
 
-    def select(
-        self,
-        include_resolved: bool = False,
-        limit: int | None = None,
-    ) -> list[dict]:
+    def select(self, include_resolved: bool = False, limit: int | None = None) -> list[dict]:
         "The alerts: firing, acknowledged, resolved, the newest first"
         import sqlalchemy as sa
 
         a = self.alert
         order = sa.case({"firing": 0, "acknowledged": 1}, value=a.c.state, else_=2)
-        query = a.select().where(a.c.project == self.project).order_by(order, a.c.last_seen.desc(), a.c.id.desc()).limit(limit)
+        query = (
+            a.select()
+            .where(a.c.project == self.project)
+            .order_by(order, a.c.last_seen.desc(), a.c.id.desc())
+            .limit(limit)
+        )
         with self.records.engine.connect() as connection:
             return self._rows(connection, query if include_resolved else query.where(a.c.state != "resolved"))
 
-    def get(
-        self,
-        alert_id: int,
-    ) -> dict:
+    def get(self, alert_id: int) -> dict:
         "One alert with its `events` and `deliveries`; raises `AlertError` if it does not exist"
         e, d = self.event, self.delivery
         events = e.select().where(e.c.alert_id == alert_id).order_by(e.c.id)
@@ -225,7 +221,13 @@ class _AlertRecorder(_AlertReader):
         connection.execute(self.event.insert().values(alert_id=alert_id, at=utc_now(), what=what, who=who, note=note))
 
     def _queue_deliveries(self, connection, alert: dict, what: str, channels) -> None:
-        delivery = {"alert_id": alert["id"], "episode": alert["episode"], "what": what, "status": "waiting", "attempts": 0}
+        delivery = {
+            "alert_id": alert["id"],
+            "episode": alert["episode"],
+            "what": what,
+            "status": "waiting",
+            "attempts": 0,
+        }
         if rows := [delivery | {"channel": channel} for channel in channels]:
             connection.execute(self.delivery.insert(), rows)
 
@@ -243,28 +245,20 @@ class _AlertRecorder(_AlertReader):
         connection.execute(d.update().where(starts & unclaimed).values(status="dropped"))
         return [row["channel"] for row in self._rows(connection, d.select().where(starts & (d.c.status != "dropped")))]
 
-    def acknowledge(
-        self,
-        alert_id: int,
-        who: str,
-        note: str | None = None,
-    ) -> dict:  # the updated alert
+    def acknowledge(self, alert_id: int, who: str, note: str | None = None) -> dict:  # the updated alert
         "Record that somebody is working on an alert; deliveries that still wait are dropped"
         with self.records.exclusive_transaction(_LOCK) as connection:
             alert = self._require(connection, alert_id)
             if alert["state"] == "resolved":
-                raise AlertError(f"alert {alert_id} was resolved at {alert['ended']:%Y-%m-%d %H:%M} UTC; it cannot be acknowledged")
+                raise AlertError(
+                    f"alert {alert_id} was resolved at {alert['ended']:%Y-%m-%d %H:%M} UTC; it cannot be acknowledged"
+                )
             self._update(connection, {"id": alert_id, "state": "acknowledged"})
             self._record_event(connection, alert_id, "acknowledged", who, note)
             self._notified_channels(connection, alert)
             return self._require(connection, alert_id)
 
-    def resolve(
-        self,
-        alert_id: int,
-        who: str,
-        note: str | None = None,
-    ) -> dict:  # the updated alert
+    def resolve(self, alert_id: int, who: str, note: str | None = None) -> dict:  # the updated alert
         "Record that the problem of an alert is over"
         with self.records.exclusive_transaction(_LOCK) as connection:
             alert = self._require(connection, alert_id)
@@ -278,10 +272,7 @@ class AlertStore(_AlertRecorder):
     "The alerts of a deployment in the records"
 
     @classmethod
-    def of(
-        cls,
-        settings: Settings,
-    ) -> "AlertStore":
+    def of(cls, settings: Settings) -> "AlertStore":
         "The alerts of a project in its environment"
         return cls(Records(settings.url(settings.records), settings.root), deployment_name(settings))
 

@@ -67,14 +67,21 @@ class Notification:
 
     def lines(self) -> list[str]:
         "The alerts, as text"
-        shown = [f"{_summary_line(alert)}\n    mlnb alerts open {alert['id']}" for alert in self.alerts[:MAX_ALERTS_IN_TEXT]]
+        shown = [
+            f"{_summary_line(alert)}\n    mlnb alerts open {alert['id']}" for alert in self.alerts[:MAX_ALERTS_IN_TEXT]
+        ]
         hidden = len(self.alerts) - len(shown)
         return shown + ([f"and {hidden} more, see: mlnb alerts list"] if hidden > 0 else [])
 
     def document(self) -> dict:
         "The notification as JSON values"
         shown = [alert_document(alert) for alert in self.alerts[:MAX_ALERTS_IN_JSON]]
-        head = {"project": self.project, "at": f"{utc_now().isoformat()}+00:00", "headline": self.headline(), "test": not self.alerts}
+        head = {
+            "project": self.project,
+            "at": f"{utc_now().isoformat()}+00:00",
+            "headline": self.headline(),
+            "test": not self.alerts,
+        }
         return head | {"alerts": shown, "more": len(self.alerts) - len(shown)}
 
 
@@ -100,11 +107,15 @@ class Channel:
 
     def __post_init__(self):
         if self.quiet_hours and not _QUIET_HOURS.fullmatch(self.quiet_hours):
-            raise ValueError(f"setting 'quiet_hours' has value {self.quiet_hours!r}; write quiet_hours = \"22:00-07:00\"")
+            raise ValueError(
+                f"setting 'quiet_hours' has value {self.quiet_hours!r}; write quiet_hours = \"22:00-07:00\""
+            )
         try:
             ZoneInfo(self.time_zone)
         except (KeyError, ValueError, OSError):  # a folder of zones, such as Europe
-            raise ValueError(f"setting 'time_zone' has value {self.time_zone!r}; write time_zone = \"Europe/Vienna\"") from None
+            raise ValueError(
+                f"setting 'time_zone' has value {self.time_zone!r}; write time_zone = \"Europe/Vienna\""
+            ) from None
 
     def is_quiet(
         self,
@@ -189,7 +200,9 @@ class EmailChannel(Channel):
             raise ValueError(f"setting 'server' has value {self.server!r}; write server = \"smtp.example.org:587\"")
         for address in (self.sender, *(self.to or ("",))):
             if not re.fullmatch(r"[^@\s,;<>]+@[^@\s,;<>]+", address):
-                raise ValueError(f"{address!r} is not an address; write sender = \"mlnb@example.org\" and to = [\"team@example.org\"]")
+                raise ValueError(
+                    f'{address!r} is not an address; write sender = "mlnb@example.org" and to = ["team@example.org"]'
+                )
         if self.password or self.user:
             require_variable("password", self.password, 'password = "$SMTP_PASSWORD"')
 
@@ -248,18 +261,13 @@ CHANNEL_KINDS: dict[str, type[Channel]] = {
 }
 
 
-def load_channels(
-    settings: Settings,
-) -> dict[str, Channel]:  # name -> channel
+def load_channels(settings: Settings) -> dict[str, Channel]:  # name -> channel
     "The channels of a project; raises `SettingError` for one that is wrong"
     tables = settings.channels or {"log": {"kind": "log"}}
     return {name: from_table(CHANNEL_KINDS, "channels", name, table) for name, table in tables.items()}
 
 
-def check_rule_channels(
-    rules: list[Rule],
-    channels: dict[str, Channel],
-) -> None:
+def check_rule_channels(rules: list[Rule], channels: dict[str, Channel]) -> None:
     "Raise `SettingError` if a rule names a channel that does not exist"
     for rule in rules:
         for name in rule.to:

@@ -240,7 +240,9 @@ def _lowest_quarter_mean(shares: np.ndarray) -> float:
     return np.sort(shares)[: -(-len(shares) // 4)].mean()
 
 
-_WINDOW_STATISTICS = dict(zip(HOURLY_STATISTICS, (_absolute_mean, _largest_absolute, _lowest_quarter_mean), strict=True))
+_WINDOW_STATISTICS = dict(
+    zip(HOURLY_STATISTICS, (_absolute_mean, _largest_absolute, _lowest_quarter_mean), strict=True)
+)
 _MIN_WINDOW_HOURS = 4
 
 

@@ -23,7 +23,18 @@ if TYPE_CHECKING:
 _CALENDAR = {"year", "quarter", "month", "week", "day", "date", "day_of_year", "day_of_month", "week_of_year", "season"}
 _DAY_CALENDAR = {"weekday", "day_of_week", "is_weekend", "weekend"}
 _HOUR_CALENDAR = {"hour", "minute", "minute_of_day", "hour_of_day", "time_of_day"}
-_LOG_COLUMNS = {"entity", "time", "arm", "model_version", "latency_ms", "logged_at", "context_moment", "id", "uuid", "index"}
+_LOG_COLUMNS = {
+    "entity",
+    "time",
+    "arm",
+    "model_version",
+    "latency_ms",
+    "logged_at",
+    "context_moment",
+    "id",
+    "uuid",
+    "index",
+}
 EPOCH_RANGE = (631_152_000, 4_102_444_800)  # 1990 and 2100
 
 
@@ -129,7 +140,9 @@ def compare(
     shared = [name for name in reference.columns if any(name in p.columns for p in windows.values())]
     if not shared:
         others = [name for name in everywhere if name not in reference.columns]
-        raise ProfileError(f"no column is in both: the reference ({source}) has {_few(reference.columns)}; the other {_few(others)}")
+        raise ProfileError(
+            f"no column is in both: the reference ({source}) has {_few(reference.columns)}; the other {_few(others)}"
+        )
     chosen, left_out = _select_columns(reference, windows, list(everywhere), shared, columns, window_size)
     drifts = [_window(label, reference, profile, chosen) for label, profile in windows.items() if profile.rows]
     return DriftResult(reference, source, drifts, {w.window: windows[w.window] for w in drifts}, left_out)
@@ -151,13 +164,19 @@ def _select_columns(
     if columns:
         for name in columns:
             if name not in shared:
-                raise ProfileError(f"no column {name!r} on both sides{did_you_mean(name, shared)}; both have {', '.join(shared)}")
+                raise ProfileError(
+                    f"no column {name!r} on both sides{did_you_mean(name, shared)}; both have {', '.join(shared)}"
+                )
         return list(columns), []
     sides = [reference, *windows.values()]
-    left_out = [n for n in everywhere if drifts_by_construction(n, [s.columns[n] for s in sides if n in s.columns], window_size)]
+    left_out = [
+        n for n in everywhere if drifts_by_construction(n, [s.columns[n] for s in sides if n in s.columns], window_size)
+    ]
     chosen = [name for name in everywhere if name not in left_out]
     if not set(chosen) & set(shared):
-        raise ProfileError(f"only columns that drift by construction are in both: {', '.join(shared)}; choose some with --column")
+        raise ProfileError(
+            f"only columns that drift by construction are in both: {', '.join(shared)}; choose some with --column"
+        )
     return chosen, left_out
 
 

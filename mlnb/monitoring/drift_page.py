@@ -73,7 +73,9 @@ def _map_svg(rows: dict[str, list[str]], windows: list[WindowDrift], width: floa
     shapes, total = [], _NAMES + width * len(windows) + 8
     every = max(1, -(-70 // int(width)))
     for i in range(0, len(windows), every):
-        x, anchor = (_NAMES + (i + 0.5) * width - 1, "middle") if middle and every == 1 else (_NAMES + i * width, "start")
+        x, anchor = (
+            (_NAMES + (i + 0.5) * width - 1, "middle") if middle and every == 1 else (_NAMES + i * width, "start")
+        )
         shapes.append(svg_text(x, 14, windows[i].window, "axis", anchor))
     for row, (name, cells) in enumerate(rows.items()):
         shapes.append(svg_text(_NAMES - 8, _row_y(row) + 14.5, ellipsis(name, 26), "name", "end"))
@@ -132,9 +134,7 @@ def _times_threshold(alarm: Alarm) -> str:
     return f"{alarm.times_threshold:.1f}×" if alarm.times_threshold < 1000 else ">999×"
 
 
-def alarm_map(
-    drift: DriftResult,
-) -> str:
+def alarm_map(drift: DriftResult) -> str:
     "Columns with an alarm by window, as an SVG; empty if there is none"
     by_window = [{alarm.column: alarm for alarm in window.assessment.alarms} for window in drift.windows]
     excess: dict[str, float] = {}
@@ -145,7 +145,9 @@ def alarm_map(
     width, rows = _cell_width(len(by_window)), {}
     for row, name in enumerate(sorted(excess, key=lambda name: (-excess[name], name))):
         cells = zip(by_window, drift.windows, strict=True)
-        rows[name] = [_alarm_cell(i, _row_y(row), width, alarms.get(name), window) for i, (alarms, window) in enumerate(cells)]
+        rows[name] = [
+            _alarm_cell(i, _row_y(row), width, alarms.get(name), window) for i, (alarms, window) in enumerate(cells)
+        ]
     return _map_svg(rows, drift.windows, width, f"Alarms of {len(rows)} columns in {len(by_window)} windows", False)
 
 
@@ -205,9 +207,7 @@ def _alarms(drift: DriftResult, window: WindowDrift) -> str:
 _BINS = 36
 
 
-def histogram_edges(
-    *sides: ColumnProfile,
-) -> np.ndarray:
+def histogram_edges(*sides: ColumnProfile) -> np.ndarray:
     "(bins + 1,) edges for the numbers of all sides; empty if there is no number"
     sides = [side for side in sides if side.numbers]
     if not sides:
@@ -219,7 +219,9 @@ def histogram_edges(
         return np.arange(low - 0.5, high + step + 0.4, step)
     if high <= low:
         high = low + (abs(low) or 1.0)
-    few_values = min(len(np.unique(side.points[0])) for side in sides) < 4 * _BINS  # would look like a comb in narrow bins
+    few_values = (
+        min(len(np.unique(side.points[0])) for side in sides) < 4 * _BINS
+    )  # would look like a comb in narrow bins
     return np.linspace(low, high, (_BINS // 2 if few_values else _BINS) + 1)
 
 
@@ -262,19 +264,20 @@ def _ticks(edges: np.ndarray) -> list[str]:
     return [svg_text(x, _HEIGHT - 6, _axis_number(value), "axis", anchor) for x, value, anchor in ticks]
 
 
-def histogram_pair(
-    name: str,
-    reference: ColumnProfile,
-    current: ColumnProfile,
-) -> str:
+def histogram_pair(name: str, reference: ColumnProfile, current: ColumnProfile) -> str:
     "The numbers of both sides on top of each other as an SVG"
     edges = histogram_edges(reference, current)
     if not len(edges):
         return '<p class="mute">Neither side has a number.</p>'
     before, after = (histogram(side, edges) for side in (reference, current))
     largest = max(before.max(), after.max())
-    paths = [f'<path class="then" d="{_outline(before, largest)}Z"/>', f'<path class="now" d="{_outline(after, largest)}"/>']
-    return svg(_WIDTH, _HEIGHT, [*paths, _AXIS, *_ticks(edges)], f"Distribution of {name}: reference and window", "chart")
+    paths = [
+        f'<path class="then" d="{_outline(before, largest)}Z"/>',
+        f'<path class="now" d="{_outline(after, largest)}"/>',
+    ]
+    return svg(
+        _WIDTH, _HEIGHT, [*paths, _AXIS, *_ticks(edges)], f"Distribution of {name}: reference and window", "chart"
+    )
 
 # %% ../../nbs/monitoring/07_drift_page.ipynb #44f9aee1
 _MAX_BARS = 9
@@ -285,20 +288,19 @@ def _text_shares(reference: ColumnProfile, current: ColumnProfile) -> list[tuple
     sides = [side.frequent() for side in (reference, current)]
     totals = [max(other + sum(items.values()), 1) for items, other in sides]
     names = sides[0][0] | sides[1][0]
-    shares = {name: [items.get(name, 0) / total for (items, _), total in zip(sides, totals, strict=True)] for name in names}
+    shares = {
+        name: [items.get(name, 0) / total for (items, _), total in zip(sides, totals, strict=True)] for name in names
+    }
     first = sorted(shares, key=lambda name: (-max(shares[name]), name))[:_MAX_BARS]
     rows = [(name, *shares[name]) for name in first]
     other = [
-        1 - sum(row[i] for row in rows) if side.count > side.missing else 0 for i, side in ((1, reference), (2, current))
+        1 - sum(row[i] for row in rows) if side.count > side.missing else 0
+        for i, side in ((1, reference), (2, current))
     ]
     return rows + ([("other", *other)] if max(other) > 1e-9 else [])
 
 
-def bar_pair(
-    name: str,
-    reference: ColumnProfile,
-    current: ColumnProfile,
-) -> str:
+def bar_pair(name: str, reference: ColumnProfile, current: ColumnProfile) -> str:
     "The texts of both sides as pairs of bars, as an SVG"
     rows, items = _text_shares(reference, current), reference.frequent()[0]
     largest = max((max(before, after) for _, before, after in rows), default=1) or 1
@@ -324,10 +326,7 @@ def _line(hours: np.ndarray, values: list[float | None], low: float, high: float
     return "".join(path)
 
 
-def hourly_chart(
-    name: str,
-    series: HourlySeries,
-) -> str:
+def hourly_chart(name: str, series: HourlySeries) -> str:
     "The hourly means of a column and the expected ones as an SVG; empty if fewer than two are known"
     values = [value for value in (*series.mean, *series.expected) if value is not None]
     if len(values) < 2:
@@ -337,7 +336,11 @@ def hourly_chart(
         low, high = low - 1, high + 1
     hours = np.array(series.hours, "datetime64[h]")
     line = lambda values: _line((hours - hours[0]).astype(int), values, low, high)
-    shapes = [f'<path class="expected" d="{line(series.expected)}"/>', f'<path class="now" d="{line(series.mean)}"/>', _AXIS]
+    shapes = [
+        f'<path class="expected" d="{line(series.expected)}"/>',
+        f'<path class="now" d="{line(series.mean)}"/>',
+        _AXIS,
+    ]
     shapes += [svg_text(8, 10, _axis_number(high), "axis"), svg_text(8, _BASE - 4, _axis_number(low), "axis")]
     shapes += [svg_text(8, _HEIGHT - 6, series.hours[0], "axis")]
     shapes += [svg_text(_WIDTH - 8, _HEIGHT - 6, series.hours[-1], "axis", "end")]
@@ -436,18 +439,41 @@ def _distributions(drift: DriftResult, window: WindowDrift, max_columns: int) ->
         return ""
     before, after = drift.reference.columns, drift.profiles[window.window].columns
     cards = "".join(_card(columns[name], before[name], after[name], series.get(name)) for name in names)
-    key = '<i style="background:var(--then)"></i>reference</span><span><i style="background:var(--a)"></i>' + html_text(window.window)
+    key = '<i style="background:var(--then)"></i>reference</span><span><i style="background:var(--a)"></i>' + html_text(
+        window.window
+    )
     return f'<h2>The columns that moved most</h2><p class="key"><span>{key}</span></p><div class="cards">{cards}</div>'
 
 # %% ../../nbs/monitoring/07_drift_page.ipynb #ddc02a9b
-_HEADS = ["column", "level", "PSI", "noise", "KS", "JS", "shift (sd)", "variation", "unseen", "missing before", "now", "rows"]
+_HEADS = [
+    "column",
+    "level",
+    "PSI",
+    "noise",
+    "KS",
+    "JS",
+    "shift (sd)",
+    "variation",
+    "unseen",
+    "missing before",
+    "now",
+    "rows",
+]
 
 
 def _table(window: WindowDrift) -> str:
     "Every figure of one window"
     rows = []
     for c in window.columns:
-        forms = {"psi": ".3f", "noise": ".4f", "ks": ".3f", "js": ".3f", "shift": "+z.2f", "total_variation": ".1%", "unseen": ".1%"}
+        forms = {
+            "psi": ".3f",
+            "noise": ".4f",
+            "ks": ".3f",
+            "js": ".3f",
+            "shift": "+z.2f",
+            "total_variation": ".1%",
+            "unseen": ".1%",
+        }
         figures = [number_text(getattr(c, name), form) for name, form in forms.items()]
         figures += [*(number_text(share, ".1%") for share in c.missing), f"{c.rows[1]:,}"]
         rows.append([html_text(c.name), _level_badge(c, False), *figures])
@@ -500,10 +526,6 @@ def page(
     return html_page(f"{title}: {window.window}", f"{title}: {span}", main)
 
 
-def write_page(
-    drift: DriftResult,
-    path: str | Path,
-    title: str = "Drift",
-) -> Path:
+def write_page(drift: DriftResult, path: str | Path, title: str = "Drift") -> Path:
     "Write the page atomically"
     return write_atomic(path, page(drift, title))

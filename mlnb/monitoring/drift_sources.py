@@ -63,7 +63,9 @@ def _utc(values, name: str):
 
     numbers = pd.api.types.is_numeric_dtype(values.dtype)
     if numbers and not values.dropna().between(*EPOCH_RANGE).all():
-        raise ProfileError(f"the numbers in column {name!r} are not seconds since 1970 (between 1990 and 2100); write these, or times")
+        raise ProfileError(
+            f"the numbers in column {name!r} are not seconds since 1970 (between 1990 and 2100); write these, or times"
+        )
     try:
         times = pd.to_datetime(values, utc=True, unit="s" if numbers else None)
     except (ValueError, TypeError) as e:
@@ -183,7 +185,9 @@ class DriftSource:
             return _log_windows(self.name, self.settings, window_size, self.row_filter)
         if (frame := self._frame) is None:
             if window_size:
-                raise ProfileError(f"{self.name} is one profile and cannot be split by {window_size}; use a table or the log")
+                raise ProfileError(
+                    f"{self.name} is one profile and cannot be split by {window_size}; use a table or the log"
+                )
             return {_label(self.name): Profile.read(self._path)}
         return split_windows(frame, window_size, self.time) if window_size else {_label(self.name): Profile.of(frame)}
 
@@ -249,7 +253,9 @@ def _missing_source_message(source: str, path: Path) -> str:
         fix = "pass `reference`, the profile of its training rows, to write_bundle"
         return f"the project's bundle has no reference profile to compare with ({path} does not exist); {fix}"
     if source == "bundle":
-        return f"the project has no bundle with a reference profile yet ({path} does not exist); make one with: mlnb run"
+        return (
+            f"the project has no bundle with a reference profile yet ({path} does not exist); make one with: mlnb run"
+        )
     if path.name == "reference.profile" and path.parent.is_dir():
         return f"folder {path.parent} is not a model bundle with a reference: it has no reference.profile"
     return f"there is no file {source!r}{did_you_mean(source, ('bundle', 'log'))}; write one of: {SOURCE_FORMS}"
@@ -293,7 +299,9 @@ def _log_windows(source: str, settings: Settings, window_size: str | None, row_f
     "The profiles of the windows of the prediction log"
     period = source.partition(":")[2]
     if source != "log" and not is_period(period):
-        raise ProfileError(f"{source!r} is not a period; write log:2013, log:2013-07, log:2013-07-04 or log:2013-07-04T05")
+        raise ProfileError(
+            f"{source!r} is not a period; write log:2013, log:2013-07, log:2013-07-04 or log:2013-07-04T05"
+        )
     read = _log_hours if _has_hours(settings, row_filter) else _log_rows
     return read(source, period, settings, window_size, row_filter)
 
@@ -325,7 +333,9 @@ def is_period(text: str) -> bool:
         return False
 
 
-def _log_hours(source: str, period: str, settings: Settings, window_size: str | None, row_filter: RowFilter) -> dict[str, Profile]:
+def _log_hours(
+    source: str, period: str, settings: Settings, window_size: str | None, row_filter: RowFilter
+) -> dict[str, Profile]:
     from mlnb.serving.log_profiles import LogProfileStore, profiles_url
 
     store, key = LogProfileStore(profiles_url(settings)), _profile_key(row_filter)
@@ -338,7 +348,11 @@ def _log_hours(source: str, period: str, settings: Settings, window_size: str | 
 
 
 def _profile_key(row_filter: RowFilter) -> tuple:  # version, arm, segment
-    return row_filter.version, row_filter.arm, None if row_filter.segment is None else (row_filter.column, row_filter.value or None)
+    return (
+        row_filter.version,
+        row_filter.arm,
+        None if row_filter.segment is None else (row_filter.column, row_filter.value or None),
+    )
 
 
 def _available_rows(store, row_filter: RowFilter) -> str:
@@ -354,7 +368,9 @@ def _available_rows(store, row_filter: RowFilter) -> str:
     return f"; it has {' and '.join(available)}" if available else ""
 
 
-def _log_rows(source: str, period: str, settings: Settings, window_size: str | None, row_filter: RowFilter) -> dict[str, Profile]:
+def _log_rows(
+    source: str, period: str, settings: Settings, window_size: str | None, row_filter: RowFilter
+) -> dict[str, Profile]:
     since = np.datetime64(period) if period else None
     frame = answered_rows(settings, row_filter, since, since and since + 1)
     if not len(frame):

@@ -162,11 +162,7 @@ def _kind(reference: ColumnProfile, current: ColumnProfile) -> str:
     return kinds.pop() if kinds else "empty"
 
 
-def column_drift(
-    name: str,
-    reference: ColumnProfile,
-    current: ColumnProfile,
-) -> ColumnDrift:
+def column_drift(name: str, reference: ColumnProfile, current: ColumnProfile) -> ColumnDrift:
     "How far `current` is from `reference`"
     kind = _kind(reference, current)
     sides = (reference, current)
@@ -187,7 +183,9 @@ def _kind_in_words(column: ColumnProfile) -> str:
     return {"number": "numbers", "category": "texts", "object": "other objects"}[column.kind]
 
 # %% ../../nbs/monitoring/00_drift_statistics.ipynb #cab92e0b
-def _compare_column(name: str, kind: str, reference: ColumnProfile, current: ColumnProfile, common: dict) -> ColumnDrift:
+def _compare_column(
+    name: str, kind: str, reference: ColumnProfile, current: ColumnProfile, common: dict
+) -> ColumnDrift:
     "The drift of a column whose sides have the same kind"
     if kind == "category" and has_high_cardinality(reference):
         note = f"too many different texts to compare: about {reference.distinct:,.0f}"

@@ -50,9 +50,22 @@ STATISTIC_NAMES = {
     "gaps": "missing in the calmest hours",
     "kind": "values of another type",
 }
-_LOG_OFFSETS = {"psi": 0.01, "js": 0.02, "ks": 0.01, "shift": 0.02, "hellinger": 0.02, "chi_square": 0.005, "missing": 0.005}
+_LOG_OFFSETS = {
+    "psi": 0.01,
+    "js": 0.02,
+    "ks": 0.01,
+    "shift": 0.02,
+    "hellinger": 0.02,
+    "chi_square": 0.005,
+    "missing": 0.005,
+}
 _LOG_OFFSETS |= {"together": 0.2, "jump": 0.1, "gaps": 0.004}
-_LOG_OFFSETS |= {"new": 0.003, "beyond": 0.25, "lost": 0.01, "single": 0.01}  # new extremes are common: a few rows beyond mean nothing
+_LOG_OFFSETS |= {
+    "new": 0.003,
+    "beyond": 0.25,
+    "lost": 0.01,
+    "single": 0.01,
+}  # new extremes are common: a few rows beyond mean nothing
 
 
 def binned_statistics(
@@ -99,11 +112,7 @@ def _rows_with_new_texts(days: list[ColumnProfile], windows: np.ndarray) -> np.n
 _RANGE_MARGIN = 0.25  # of the range: how far outside a number counts
 
 
-def rows_out_of_range(
-    column: ColumnProfile,
-    low: float,
-    high: float,
-) -> float:
+def rows_out_of_range(column: ColumnProfile, low: float, high: float) -> float:
     "The number of rows with a number far outside of low to high"
     low, high = low - _RANGE_MARGIN * (high - low), high + _RANGE_MARGIN * (high - low)
     if not column.numbers or (column.min >= low and column.max <= high):
@@ -195,7 +204,9 @@ class _ReferenceHours:
             columns[name] = {statistic: residuals.columns[name][statistic] for statistic in frequent}
         self.residuals = Residuals(residuals.hours, columns)
 
-    def statistics(self, windows: np.ndarray) -> dict[tuple[str, str], np.ndarray]:  # column and statistic -> (windows,)
+    def statistics(
+        self, windows: np.ndarray
+    ) -> dict[tuple[str, str], np.ndarray]:  # column and statistic -> (windows,)
         "The statistics of windows, (windows, days): how often each contains each day"
         days_of_windows = [np.repeat(np.arange(len(window)), window.astype(int)) for window in windows]
         hours = [np.concatenate([self.positions[day] for day in days]) for days in days_of_windows]
@@ -299,7 +310,9 @@ class DriftThresholds:
 
     def to_bytes(self) -> bytes:
         "The thresholds as JSON"
-        values = _rounded(asdict(self)) | {"consistency": self.consistency.to_dict()}  # a mean of 1e9 needs all of its digits
+        values = _rounded(asdict(self)) | {
+            "consistency": self.consistency.to_dict()
+        }  # a mean of 1e9 needs all of its digits
         return json.dumps({"format": 1, **values}, separators=(",", ":"), allow_nan=False).encode()
 
     @classmethod
@@ -340,10 +353,14 @@ def thresholds_from_days(
     seed: int = 0,
 ) -> DriftThresholds:
     "The thresholds of a reference, from its days; raises `ProfileError` if there are fewer than 28"
-    days = dict([(label, day) for label, day in days.items() if day.rows][1:-1])  # the first and the last may be incomplete
+    days = dict(
+        [(label, day) for label, day in days.items() if day.rows][1:-1]
+    )  # the first and the last may be incomplete
     profiles = list(days.values())
     if len(profiles) < 4 * 7:
-        raise ProfileError(f"the reference has {len(profiles)} complete days with rows; drift thresholds need at least 28")
+        raise ProfileError(
+            f"the reference has {len(profiles)} complete days with rows; drift thresholds need at least 28"
+        )
     reference = Profile.merged(profiles)
     families = {name: _family(name, request, label_rates, score, decision) for name in reference.columns}
     usable = [name for name, column in reference.columns.items() if _usable(column) and name not in left_out]
@@ -426,7 +443,9 @@ def _fit_points(
         hourly_keys = hourly if drawn is None else {}
         names, logs = _log_statistics(in_windows, hourly_keys, rows, drawn, rng)
         centre, spread = _fit_tail(logs)
-        group = np.array([HOURLY_GROUP if statistic in HOURLY_STATISTICS else groups[name] for name, statistic in names])
+        group = np.array(
+            [HOURLY_GROUP if statistic in HOURLY_STATISTICS else groups[name] for name, statistic in names]
+        )
         limits = _limits(_cross_fit_excess(logs, windows, fold), group, rate)
         if in_weeks:
             of_weeks = {key: hourly_of_weeks[key] for key in hourly_keys}
@@ -507,11 +526,7 @@ def _interpolation_weights(value: float, points: list[float]) -> dict[float, flo
     return {below: 1 - weight, above: weight}
 
 
-def thresholds_at(
-    thresholds: DriftThresholds,
-    days: float,
-    rows: float,
-) -> ThresholdPoint:
+def thresholds_at(thresholds: DriftThresholds, days: float, rows: float) -> ThresholdPoint:
     "The ordinary range for windows of any length and number of rows"
     weighted = []
     for length, weight in _interpolation_weights(days, sorted({point.days for point in thresholds.ordinary})).items():

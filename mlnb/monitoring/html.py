@@ -5,24 +5,20 @@
 # %% auto #0
 __all__ = ['STYLE', 'number_text', 'ellipsis', 'svg', 'svg_text', 'svg_box', 'html_table', 'html_page']
 
-# %% ../../nbs/monitoring/06_html.ipynb #17c0f93e
+# %% ../../nbs/monitoring/06_html.ipynb #813bbad1
+from importlib.resources import files
+
 import numpy as np
 
 from ..project.text import html_text
 
 # %% ../../nbs/monitoring/06_html.ipynb #e6839992
-def number_text(
-    value: float | None,
-    form: str = ".2f",
-) -> str:
+def number_text(value: float | None, form: str = ".2f") -> str:
     "A number, or a dash if there is none"
     return "–" if value is None or not np.isfinite(value) else format(value, form)
 
 
-def ellipsis(
-    text: str,
-    length: int,
-) -> str:
+def ellipsis(text: str, length: int) -> str:
     "Text cut to a length"
     return text if len(text) <= length else text[: length - 1] + "…"
 
@@ -67,53 +63,9 @@ def html_table(
 
 # %% ../../nbs/monitoring/06_html.ipynb #33246cf3
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # the browser may load nothing
-STYLE = """
-:root{color-scheme:light dark;--bg:#fbfbfa;--card:#fff;--ink:#1c1f23;--mute:#5c6570;--line:#e3e5e8;--a:#2457c5;--then:#c9ced5;
---ok:#1a7f4b;
---warn:#8f5b00;--bad:#b3261e;--h0:#f0f2f4;--h1:#d6e3f5;--h2:#f7dd9b;--h3:#ef9f4f;--h4:#b93a1f}
-@media(prefers-color-scheme:dark){:root{--bg:#15171a;--card:#1c1f23;--ink:#e8eaed;--mute:#a3abb5;--line:#30353b;--a:#8ab0ff;
---then:#454c55;--ok:#5fd39a;
---warn:#f0b64a;--bad:#ff8a80;--h0:#24282d;--h1:#2c4468;--h2:#6d591c;--h3:#a85c22;--h4:#c8452a}}
-*{box-sizing:border-box}
-body{margin:0;background:var(--bg);color:var(--ink);font:15px/1.45 system-ui,"DejaVu Sans",sans-serif;font-variant-numeric:tabular-nums}
-main{max-width:1180px;margin:0 auto;padding:20px 24px 48px}
-h1{font-size:15px;font-weight:600;margin:0 0 10px;color:var(--mute)}h2{font-size:17px;margin:30px 0 4px}h3{font-size:15px;margin:0 0 2px}
-p{margin:0 0 8px}
-h3{display:flex;gap:8px;justify-content:space-between;align-items:baseline;overflow-wrap:anywhere}
-.mute{color:var(--mute);font-size:13px}
-.say{border-left:4px solid var(--ok);background:var(--card);padding:14px 18px;margin:0 0 14px;border-radius:0 8px 8px 0;font-size:19px;
-line-height:1.35}
-.say{overflow-wrap:anywhere}.say.moderate{border-color:var(--warn)}.say.large{border-color:var(--bad)}
-dl{display:grid;grid-template-columns:repeat(5,1fr);gap:1px;background:var(--line);border:1px solid var(--line);border-radius:8px;
-overflow:hidden;margin:0}
-dl div{background:var(--card);padding:10px 14px;min-width:0}dt{font-size:13px;color:var(--mute)}
-dd{margin:0;font-size:21px;font-weight:600}
-dd small{display:block;font-size:12px;font-weight:400;color:var(--mute);overflow-wrap:anywhere}
-.card{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:12px 14px;min-width:0}
-.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,340px),1fr));gap:14px}
-.scroll{overflow-x:auto}.scroll+h3{margin-top:18px}.calm{margin:10px 0 0}
-svg{display:block;max-width:100%;height:auto}svg text{font-size:12px;font-family:inherit;fill:var(--ink)}
-svg text.axis{fill:var(--mute);font-size:11px}
-svg.map{max-width:none}svg.chart{width:100%;margin-top:6px}
-.rule{stroke:var(--mute);stroke-width:.7}.then{fill:var(--then)}.now{fill:none;stroke:var(--a);stroke-width:1.8;stroke-linejoin:round}
-.nowbar{fill:var(--a)}.expected{fill:none;stroke:var(--mute);stroke-width:1.4;stroke-dasharray:4 2}.card .key{margin:6px 0 0}
-.h0{fill:var(--h0)}.h1{fill:var(--h1)}.h2{fill:var(--h2)}.h3{fill:var(--h3)}.h4{fill:var(--h4)}
-.hx{fill:none;stroke:var(--mute);stroke-width:.6;stroke-dasharray:3 3}
-svg text.on-h4{fill:#fff}svg text.on-h0,svg text.on-hx{fill:var(--mute)}
-.key{display:flex;gap:4px 14px;flex-wrap:wrap;font-size:13px;color:var(--mute);margin:0 0 8px}
-.key i{display:inline-block;width:12px;height:12px;border-radius:2px;margin-right:5px;vertical-align:-1px}
-.pill{font-size:12px;font-weight:400;border:1px solid currentColor;border-radius:10px;padding:0 8px;white-space:nowrap;color:var(--mute)}
-.pill.none{color:var(--ok)}.pill.moderate{color:var(--warn)}.pill.large{color:var(--bad)}.pill.slight{color:var(--a)}
-table{border-collapse:collapse;width:100%;font-size:14px}th{font-weight:500;color:var(--mute);text-align:right}td{text-align:right}
-th,td{padding:5px 10px;border-bottom:1px solid var(--line);white-space:nowrap}
-th:first-child,td:first-child,th:nth-child(2),td:nth-child(2){text-align:left}
-.alarms th:nth-child(3),.alarms td:nth-child(3){text-align:left}
-footer{margin-top:28px;border-top:1px solid var(--line);padding-top:12px}footer p{overflow-wrap:anywhere}
-@media(max-width:700px){main{padding:12px}dl{grid-template-columns:repeat(2,1fr)}dl div:last-child{grid-column:span 2}.say{font-size:17px}
-}
-"""
+STYLE = (files("mlnb.monitoring") / "page.css").read_text()
 
-# %% ../../nbs/monitoring/06_html.ipynb #bb3ed63a
+# %% ../../nbs/monitoring/06_html.ipynb #0e0d88f0
 def html_page(
     title: str,
     heading: str,

@@ -24,9 +24,25 @@ import pyarrow.parquet as pq
 from ..data.fields import Field, entity_keys
 from ..project.errors import ServingError, did_you_mean
 from ..project.files import storage_errors
-from ..serving.table_files import PROBLEM_SCHEMA, RowBatch, read_batches, check_columns, validate_batch, open_reader, problem_table
+from mlnb.serving.table_files import (
+    PROBLEM_SCHEMA,
+    RowBatch,
+    read_batches,
+    check_columns,
+    validate_batch,
+    open_reader,
+    problem_table,
+)
 from ..serving.log_reader import LogReader, LogQuery
-from ..serving.labels import EXPECTED_FORMS, CLOCK_SKEW, MAX_KEY_LENGTH, LabelStore, compact_labels, to_microseconds, schema
+from mlnb.serving.labels import (
+    EXPECTED_FORMS,
+    CLOCK_SKEW,
+    MAX_KEY_LENGTH,
+    LabelStore,
+    compact_labels,
+    to_microseconds,
+    schema,
+)
 from ..serving.log_records import FEATURE_PREFIX, INPUT_PREFIX
 from ..serving.row_validation import EXPECTED_FORMATS
 from ..serving.scoring import ScoringProgress, rejected_file
@@ -238,7 +254,10 @@ def _valid_keys(column: pa.Array) -> np.ndarray:
 
 def _label_problems(problems: pa.Table, value: str) -> pa.Table:
     "Problems of labels in the words of labels: they are 0 or 1"
-    is_label, not_number = pc.fill_null(pc.equal(problems["field"], value), False), f" is not {EXPECTED_FORMATS['number']}$"
+    is_label, not_number = (
+        pc.fill_null(pc.equal(problems["field"], value), False),
+        f" is not {EXPECTED_FORMATS['number']}$",
+    )
     problem = pc.replace_substring_regex(problems["problem"], not_number, " is neither 0 nor 1")
     problem = pc.if_else(is_label, problem, problems["problem"])
     expected = pc.if_else(is_label, EXPECTED_FORMS["value"], problems["expected"])
@@ -278,7 +297,10 @@ def _find_contradictions(
 
 def _problem_tables(numbers: np.ndarray, columns: LabelColumns, problems: list[tuple]) -> list[pa.Table]:
     names = {"value": columns.value, "observed": columns.observed or "observed_at"}
-    expected = {"value": EXPECTED_FORMS["value"], "observed": EXPECTED_FORMS["observed_at"] + ", nor before the decision"}
+    expected = {
+        "value": EXPECTED_FORMS["value"],
+        "observed": EXPECTED_FORMS["observed_at"] + ", nor before the decision",
+    }
     return [
         problem_table(numbers[rows], names[column], [reason] * int(rows.sum()), expected[column])
         for rows, column, reason in problems

@@ -183,7 +183,9 @@ def intervals(
     return known | {"ece": _ece_interval(draws, rows, number, y, p)}
 
 
-def _ece_interval(draws: np.ndarray, rows: np.ndarray, number: np.ndarray, y: np.ndarray, p: np.ndarray) -> tuple[float, float]:
+def _ece_interval(
+    draws: np.ndarray, rows: np.ndarray, number: np.ndarray, y: np.ndarray, p: np.ndarray
+) -> tuple[float, float]:
     "The interval of the true calibration error"
     sums = _sums(number, quantile_bin(p), p - y)
     observed, resampled = sums.sum(0) / len(p), draws @ sums / rows[:, None]
@@ -287,7 +289,8 @@ class Performance:
             "interval": {"level": CONFIDENCE_LEVEL, "block": "day", "samples": self.samples, "seed": BOOTSTRAP_SEED},
             "assumption": ASSUMPTION,
             **{name: getattr(self, name) for name in _JSON_FIELDS},
-            "best_threshold": self.best_threshold and dict(zip(("threshold", "cost_per_1000"), self.best_threshold, strict=True)),
+            "best_threshold": self.best_threshold
+            and dict(zip(("threshold", "cost_per_1000"), self.best_threshold, strict=True)),
             "overall": _group_json(self.overall),
         }
         for name in ("months", "days", "versions", "arms", "segments"):
@@ -412,9 +415,7 @@ def _evaluate_closed(
     return evaluate_group(name, rows.take(ready), True, cost, samples, waiting)
 
 # %% ../../nbs/monitoring/09_performance.ipynb #13e08902
-def load_cost(
-    settings: Settings,
-) -> Cost:
+def load_cost(settings: Settings) -> Cost:
     "The cost of a positive decision and of a false negative; raises `ModelError` if neither settings nor bundle say it"
     if settings.cost_false_negative:
         return Cost(settings.cost_positive, settings.cost_false_negative)

@@ -157,10 +157,6 @@ def page(
     return html_page(f"Performance as of {performance.as_of}", heading, main, _STYLE)
 
 
-def write_page(
-    performance: Performance,
-    headline: str,
-    path: str | Path,
-) -> Path:
+def write_page(performance: Performance, headline: str, path: str | Path) -> Path:
     "Write the page atomically"
     return write_atomic(path, page(performance, headline))

@@ -46,7 +46,9 @@ class RuleContext:
     settings: Settings
     records: Records
     now: dt.datetime  # UTC, without a time zone
-    memory: dict = field(default_factory=dict)  # JSON values that the rule keeps from check to check; it may change them
+    memory: dict = field(
+        default_factory=dict
+    )  # JSON values that the rule keeps from check to check; it may change them
     no_data: str | None = None  # set by a rule that could examine only a part: what it could not examine
 
 
@@ -63,7 +65,9 @@ class Rule:
         "warning", 'severity = "warning", or "critical", which ignores quiet hours', ("warning", "critical")
     )
     to: tuple = setting((), 'to = ["ops"], names of channels; default: every channel')
-    clear_after: int = setting(2, "clear_after = 2, checks without a finding after which an alert is resolved", range(1, 1001))
+    clear_after: int = setting(
+        2, "clear_after = 2, checks without a finding after which an alert is resolved", range(1, 1001)
+    )
 
     def find(self, context: RuleContext) -> Iterator[RuleFinding]:
         "The problems that exist now; raises `MlnbError` if the rule cannot be evaluated"

@@ -27,9 +27,7 @@ RULE_KINDS: dict[str, type[Rule]] = {
 }
 
 
-def load_rules(
-    settings: Settings,
-) -> list[Rule]:
+def load_rules(settings: Settings) -> list[Rule]:
     "The rules of a project, in the order of its settings; raises `SettingError` for one that is wrong"
     tables = settings.alerts or _default_rules(settings)
     return [from_table(RULE_KINDS, "alerts", name, table) for name, table in tables.items()]

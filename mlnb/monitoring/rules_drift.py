@@ -104,7 +104,9 @@ def _find_drift(settings: Settings, rule: DriftRule, window) -> list[DriftedColu
     reference, thresholds = segment_reference(settings, rule.segment)
     drift = compare(reference, {str(window): profile}, columns, rule.window, "the bundle's reference")
     lost = [name for name in drift.windows[0].lost if reference.columns[name].kind != "empty"]
-    drifted = [DriftedColumn(name, f"{truncate_text(name, 80)} is in the reference and in no prediction") for name in lost]
+    drifted = [
+        DriftedColumn(name, f"{truncate_text(name, 80)} is in the reference and in no prediction") for name in lost
+    ]
     if thresholds is None or rule.window == "hour":
         return drifted + _columns_at_level(drift.windows[0], rule.level)
     hourly = DriftSource(f"log:{window}", settings, row_filter=row_filter).hours()

@@ -93,7 +93,9 @@ def _cohort_metric(settings: Settings, rule: PerformanceRule, now: dt.datetime) 
     if value is None:
         raise NoDataError(f"none of the decisions from {since} to {closed[-1]} has a label")
     if math.isnan(value):
-        raise NoDataError(f"the labels of the decisions from {since} to {closed[-1]} are all the same, so there is no {rule.metric}")
+        raise NoDataError(
+            f"the labels of the decisions from {since} to {closed[-1]} are all the same, so there is no {rule.metric}"
+        )
     low, high = group.interval.get(rule.metric, (value, value))
     bounds = str(since.astype("datetime64[s]")), str(until.astype("datetime64[s]"))
     return CohortMetric(rule.metric, value, low, high, *bounds, group.expected.get(rule.metric))

@@ -34,7 +34,9 @@ def parse_service_metrics(
     samples = {}
     for sample in (s for family in text_string_to_metric_families(text) for s in family.samples):
         samples.setdefault(sample.name, []).append(sample)
-    requests, buckets, unlogged, unreadable = (samples.get(new) or samples.get(old, []) for new, old in _METRICS.items())
+    requests, buckets, unlogged, unreadable = (
+        samples.get(new) or samples.get(old, []) for new, old in _METRICS.items()
+    )
     counts = {
         "requests": sum(s.value for s in requests),
         "failed": sum(s.value for s in requests if s.labels["status"].startswith("5")),
@@ -50,10 +52,7 @@ def parse_service_metrics(
 _FILE_COUNT = "unreadable"  # counts files: they outlive the service, and somebody may remove some
 
 
-def counter_increase(
-    current: dict[str, float],
-    earlier: dict[str, float],
-) -> dict[str, float]:
+def counter_increase(current: dict[str, float], earlier: dict[str, float]) -> dict[str, float]:
     "The increase of each count; the whole count if the service was restarted in between"
     restarted = any(current.get(name, 0) < value for name, value in earlier.items() if name != _FILE_COUNT)
     increase = {name: value - (0 if restarted else earlier.get(name, 0)) for name, value in current.items()}
@@ -67,7 +66,9 @@ def histogram_quantile(
     share: float,
 ) -> float | None:  # seconds; inf: above the last bound
     "The latency within which this share of requests was answered, interpolated in its bucket as Prometheus does"
-    bounds = sorted((float(name.removeprefix("within ")), n) for name, n in counts.items() if name.startswith("within "))
+    bounds = sorted(
+        (float(name.removeprefix("within ")), n) for name, n in counts.items() if name.startswith("within ")
+    )
     if not bounds or not bounds[-1][1]:
         return None
     rank, low, below = share * bounds[-1][1], 0.0, 0.0
@@ -89,7 +90,9 @@ class ServiceRule(Rule):
     key: str = setting("", 'key = "$SCORES_KEY", the variable with an API key that may read the metrics')
     max_error_rate: float = setting(0.01, "max_error_rate = 0.01, the share of requests that may fail")
     p99_milliseconds: float = setting(250.0, "p99_milliseconds = 250, the limit of the 99th percentile of latency")
-    min_requests: int = setting(50, "min_requests = 50, below it rates and latency are not evaluated", range(1, 1 << 31))
+    min_requests: int = setting(
+        50, "min_requests = 50, below it rates and latency are not evaluated", range(1, 1 << 31)
+    )
     minutes: int = setting(15, "minutes = 15, the time over which requests are evaluated", range(1, 10081))
 
     def __post_init__(self):
@@ -119,7 +122,9 @@ class ServiceRule(Rule):
         status, text = http_get(f"{base}/metrics", resolve_secret(self.key))
         if status == 200:
             return text
-        hint = f"check the key in {self.key}" if self.key else 'write key = "$NAME", a variable with a key of the service'
+        hint = (
+            f"check the key in {self.key}" if self.key else 'write key = "$NAME", a variable with a key of the service'
+        )
         raise AlertError(f"rule '{self.name}': {base}/metrics answers {status}; {hint}")
 
     def _log_findings(self, base: str, increase: dict) -> Iterator[RuleFinding]:

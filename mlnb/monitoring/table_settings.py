@@ -58,7 +58,9 @@ def from_table(
     "The rule or channel that a table describes; raises `SettingError` for an unknown kind or setting, or a wrong value"
     where = f"pyproject.toml [tool.mlnb.{section}.{name}]"
     if len(name) > 200:
-        raise SettingError(f"pyproject.toml [tool.mlnb.{section}]: a name has {len(name)} characters; write at most 200")
+        raise SettingError(
+            f"pyproject.toml [tool.mlnb.{section}]: a name has {len(name)} characters; write at most 200"
+        )
     kind = table.get("kind")
     if not isinstance(kind, str) or kind not in kinds:
         hint = did_you_mean(kind, kinds) if isinstance(kind, str) else ""

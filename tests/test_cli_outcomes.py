@@ -106,7 +106,7 @@ def test_no_prediction_no_cost_no_such_time(project, tmp_path_factory):
     assert "cost_false_negative = 3.0" in mlnb(empty, "performance", code=1)
     assert "has no rows; serve the model first with: mlnb serve" in mlnb(empty, "performance", code=1, MLNB_COST_FALSE_NEGATIVE="3.0")
     assert "mlnb predictions" in mlnb(project, "performance", "--since", "2014-01-01", code=1)
-    assert "alert 1.0 and missed 0.5" in mlnb(project, "performance", code=1, MLNB_COST_FALSE_NEGATIVE="0.5")
+    assert "positive 1.0 and false_negative 0.5" in mlnb(project, "performance", code=1, MLNB_COST_FALSE_NEGATIVE="0.5")
     assert "cost_false_negative" in mlnb(project, "performance", code=2, MLNB_COST_FALSE_NEGATIVE="dear")
     assert "is no time" in mlnb(project, "performance", "--as-of", "tomorrow", code=2)
 

@@ -43,7 +43,7 @@ def test_the_page_says_what_the_terminal_says():
     found = performance()
     shown = page(found, "")
     assert "<th>ECE</th>" in shown and f"<b>{found.months[0].realised['ece']:.3f}</b>" in shown
-    assert f"alerting from {found.best_threshold[0]:.2f} on would have cost least: {found.best_threshold[1]:.0f} per 1000" in shown
+    assert f"a threshold of {found.best_threshold[0]:.2f} would have cost least: {found.best_threshold[1]:.0f} per 1000" in shown
     assert shown.index(">realised") < shown.index("<svg")
     assert "min-width" in shown and shown.count('<div class="scroll"><svg class="days"') == 3
 

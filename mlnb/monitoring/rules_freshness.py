@@ -60,13 +60,19 @@ _SUBJECTS = {"snapshot": "context", "label": "outcome"}  # in records: the names
 class FreshnessRule(Rule):
     "The newest snapshot, prediction or label is too old"
     kind = "freshness"
-    snapshot_minutes: int = setting(0, "snapshot_minutes = 60, age of the newest feature snapshot; 0: any", range(1 << 31))
-    prediction_minutes: int = setting(0, "prediction_minutes = 1440, since the last prediction was logged; 0: any", range(1 << 31))
+    snapshot_minutes: int = setting(
+        0, "snapshot_minutes = 60, age of the newest feature snapshot; 0: any", range(1 << 31)
+    )
+    prediction_minutes: int = setting(
+        0, "prediction_minutes = 1440, since the last prediction was logged; 0: any", range(1 << 31)
+    )
     label_minutes: int = setting(0, "label_minutes = 2880, since the last label was received; 0: any", range(1 << 31))
 
     def __post_init__(self):
         if not (self.snapshot_minutes or self.prediction_minutes or self.label_minutes):
-            raise ValueError("a freshness rule has no limit; write snapshot_minutes, prediction_minutes or label_minutes")
+            raise ValueError(
+                "a freshness rule has no limit; write snapshot_minutes, prediction_minutes or label_minutes"
+            )
 
     def find(self, context: RuleContext) -> Iterator[RuleFinding]:
         for source, newest in FRESHNESS_SOURCES.items():

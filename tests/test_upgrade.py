@@ -197,6 +197,10 @@ FORWARDS, BACKWARDS = NameTable.forwards(), NameTable.backwards()
             "    def f(self, x: 'scores_by_group') -> by: return scores_by_group",
         ),
         ("from mlnb.data.context import *\nquarter, Events", "from mlnb.data.point_in_time import *\nfloor_to_interval, Events"),
+        (
+            "from mlnb.data.context import View\nfor s in features.snapshots(x):\n    s.moment, other.moment",
+            "from mlnb.data.point_in_time import FeatureView\nfor s in features.snapshots(x):\n    s.as_of, other.moment",
+        ),
         ("patch('mlnb.data.context.quarter')", "patch('mlnb.data.point_in_time.floor_to_interval')"),
         (
             "from mlnb.models.metrics import Cost\nCost(alert=1).missed",

@@ -67,6 +67,7 @@ _FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
 _COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 _IMPORTS = (ast.Import, ast.ImportFrom)
 _NAMED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.ExceptHandler, ast.MatchAs, ast.MatchStar)
+_ITEMS = {"snapshots": "mlnb.data.point_in_time.FeatureSnapshot"}  # what a method yields, in a file that imports the module
 _RETURNS = {"mlnb.project.settings.load_settings": "mlnb.project.settings.Settings"}
 
 
@@ -144,6 +145,8 @@ def _scope(body: Sequence[ast.AST], table: NameTable, arguments: ast.arguments |
             scope.values[node.targets[0].id].append(node.value)
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             scope.values[node.target.id].append(node.annotation)
+        elif isinstance(node, ast.For | ast.AsyncFor) and isinstance(node.target, ast.Name):
+            scope.values[node.target.id].append(ast.Starred(node.iter))
     return scope
 
 # %% ../../nbs/notebooks/16_renamed_code.ipynb #0752151f
@@ -202,7 +205,10 @@ class _Renamer(ast.NodeVisitor):
         return self.class_named(node) if isinstance(node, ast.Call) else None
 
     def class_named(self, node: ast.AST) -> str | None:
-        "The class that a call makes, or that an annotation names"
+        "The class that a call makes, that an annotation names, or (starred) of the items of an expression"
+        if isinstance(node, ast.Starred):
+            method = getattr(getattr(node.value, "func", None), "attr", "")
+            return kind if (kind := _ITEMS.get(method)) and self.imports_module(kind.rpartition(".")[0]) else None
         path = self.path(node.func if isinstance(node, ast.Call) else node)
         path = path and _renamed(path, self.table.current)
         return _RETURNS.get(path, path) if path else None

@@ -209,8 +209,8 @@ def test_outcomes_are_read_and_gathered(project, settings):
     found = document("performance", "--as-of", "2013-08-10")["overall"]
     assert (found["decisions"], found["known"]) == (20, 16)
     from_file, from_service = mlnb("labels", "show", "B6/4/EWR/2013-07-01T07:00:00Z").splitlines()  # a part, and a line
-    assert from_file.startswith("0  known since 2013-08-04") and from_file.endswith("from y.csv")
-    assert from_service.startswith("1  known since 2013-08-04") and from_service.endswith("from service")
+    assert from_file.startswith("0  observed at 2013-08-04") and from_file.endswith("from y.csv")
+    assert from_service.startswith("1  observed at 2013-08-04") and from_service.endswith("from service")
     mlnb("compact", code=1)
     assert document("labels", "status")["outcomes"] == status["outcomes"]
     assert document("performance", "--as-of", "2013-08-10")["overall"] == found

@@ -26,7 +26,9 @@ class Field(msgspec.Struct, frozen=True):
     example: str | int | float | bool
 
 
-DECISION_TIME = Field("decision_time", "time", "When the decision is taken; default: now. For replays", "2013-07-01T07:15:00Z")
+DECISION_TIME = Field(
+    "decision_time", "time", "When the decision is taken; default: now. For replays", "2013-07-01T07:15:00Z"
+)
 OUTPUT = (
     Field("probability", "number", "Probability of the positive class", 0.25),
     Field("decision", "boolean", "Whether to act: the probability is at or above the threshold", False),
@@ -95,5 +97,8 @@ def entity_keys(
 ) -> list[str]:  # n keys
     "The entity key of each row, as one text"
     columns = [FIELD_TYPES[f.type].values(request[f.name]) for f in fields]
-    texts = [values if f.type in ("string", "time") else list(map(str, values)) for f, values in zip(fields, columns, strict=True)]
+    texts = [
+        values if f.type in ("string", "time") else list(map(str, values))
+        for f, values in zip(fields, columns, strict=True)
+    ]
     return texts[0] if len(texts) == 1 else list(map("/".join, zip(*texts, strict=True)))

@@ -89,7 +89,9 @@ def check_plausible_auc(
     "Raise a `ModelError` for an AUC that is too good to be true"
     if auc > MAX_PLAUSIBLE_AUC:
         problem = f"{model} has AUC {auc:.3f} on later flights, above {MAX_PLAUSIBLE_AUC:.2f}"
-        raise ModelError(f"{problem}: one of its inputs is known only after the decision; find it by training without each in turn")
+        raise ModelError(
+            f"{problem}: one of its inputs is known only after the decision; find it by training without each in turn"
+        )
 
 # %% ../../nbs/flights/05_evaluate.ipynb #7482fbf0
 def all_scores(

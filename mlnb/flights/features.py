@@ -52,7 +52,9 @@ def request_features(
     request: Mapping[str, np.ndarray],  # the request's fields, (n,) each, times in UTC
 ) -> Columns:  # (n,) each
     "Features from the request alone; the same bits for one row and for a million"
-    leaves, arrives = (request[name].astype("datetime64[s]").astype(np.int64) for name in ("scheduled_departure", "scheduled_arrival"))
+    leaves, arrives = (
+        request[name].astype("datetime64[s]").astype(np.int64) for name in ("scheduled_departure", "scheduled_arrival")
+    )
     local = local_seconds(request["scheduled_departure"])
     minute = local // 60 % 1440
     return {
@@ -102,7 +104,9 @@ class History:
 
     def timetable(self, *keys: str) -> Events:
         "Scheduled departures, known in advance"
-        return self._cached(("timetable", keys), lambda: Events(self._key_columns(keys), self.flights["scheduled_departure"]))
+        return self._cached(
+            ("timetable", keys), lambda: Events(self._key_columns(keys), self.flights["scheduled_departure"])
+        )
 
     def done(self, *keys: str) -> Events:
         "Flights that no longer wait: they have left or are known to be cancelled"
@@ -117,10 +121,22 @@ class History:
     def distinct_keys(self, *keys: str) -> Columns:
         "The distinct keys of the timetable"
         columns = self._key_columns(keys)
-        return self._cached(("known", keys), lambda: {name: column[distinct_rows(columns)[0]] for name, column in columns.items()})
+        return self._cached(
+            ("known", keys), lambda: {name: column[distinct_rows(columns)[0]] for name, column in columns.items()}
+        )
 
 # %% ../../nbs/flights/03_features.ipynb #833ac03c
-WEATHER = ("temperature", "dew_point", "humidity", "wind_direction", "wind_speed", "wind_gust", "precipitation", "pressure", "visibility")
+WEATHER = (
+    "temperature",
+    "dew_point",
+    "humidity",
+    "wind_direction",
+    "wind_speed",
+    "wind_gust",
+    "precipitation",
+    "pressure",
+    "visibility",
+)
 HOUR = 3600
 
 

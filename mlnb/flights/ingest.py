@@ -14,7 +14,12 @@ import numpy as np
 from ..project.errors import ContractError
 
 # %% ../../nbs/flights/00_ingest.ipynb #75aeb8d3
-_FILES = {"flights": "flights.csv.zip", "weather": "weather.csv", "airports": "airports.csv", "airlines": "airlines.csv"}
+_FILES = {
+    "flights": "flights.csv.zip",
+    "weather": "weather.csv",
+    "airports": "airports.csv",
+    "airlines": "airlines.csv",
+}
 
 
 def data_folder() -> Path:
@@ -47,7 +52,11 @@ def time_zones(
 def _to_utc(local, zone: str):
     "Local times of one zone in UTC; in the hour that occurs twice the first one is meant"
     first = np.ones(len(local), bool)
-    return local.dt.tz_localize(zone, ambiguous=first, nonexistent="shift_forward").dt.tz_convert("UTC").dt.tz_localize(None)
+    return (
+        local.dt.tz_localize(zone, ambiguous=first, nonexistent="shift_forward")
+        .dt.tz_convert("UTC")
+        .dt.tz_localize(None)
+    )
 
 
 def scheduled_arrival(
@@ -100,7 +109,9 @@ def _labelled(flights):
     disrupted = flights["cancelled"] | flights["diverted"] | (flights["arrival_delay"] >= 15)
     departed = flights["departure"].fillna(flights["scheduled_departure"])
     arrived = flights["arrival"].fillna(flights["scheduled_arrival"])
-    return flights.assign(disrupted=disrupted.astype("int8"), label_time=arrived.clip(lower=departed + pd.Timedelta(minutes=20)))
+    return flights.assign(
+        disrupted=disrupted.astype("int8"), label_time=arrived.clip(lower=departed + pd.Timedelta(minutes=20))
+    )
 
 # %% ../../nbs/flights/00_ingest.ipynb #6453e2ac
 _NAMES = {

@@ -27,7 +27,9 @@ def chosen_as_of_times(
     try:
         last = np.datetime64(as_of, "s") if as_of else decision_time(history.flights["scheduled_departure"]).max()
     except ValueError:
-        raise ContractError(f"parameter 'as_of' has value {as_of!r}; write a time in UTC such as '2013-07-04T12:15'") from None
+        raise ContractError(
+            f"parameter 'as_of' has value {as_of!r}; write a time in UTC such as '2013-07-04T12:15'"
+        ) from None
     return floor_to_interval(last) - np.arange(count)[::-1] * 900
 
 # %% ../../nbs/flights/07_snapshots.ipynb #08ff5d01

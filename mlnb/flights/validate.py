@@ -11,7 +11,10 @@ def flights_contract():
     import pandas as pd
     import pandera.pandas as pa
 
-    text, time = (lambda pattern: pa.Column("str", pa.Check.str_matches(pattern))), (lambda **kw: pa.Column("datetime64[ms]", **kw))
+    text, time = (
+        (lambda pattern: pa.Column("str", pa.Check.str_matches(pattern))),
+        (lambda **kw: pa.Column("datetime64[ms]", **kw)),
+    )
     minutes = lambda low: pa.Column(float, pa.Check.in_range(low, 2000), nullable=True)
     rule = lambda text, check: pa.Check(check, name=text, error=text)
     hours = lambda d: (d["scheduled_arrival"] - d["scheduled_departure"]) / pd.Timedelta(hours=1)
@@ -37,8 +40,14 @@ def flights_contract():
         checks=[
             rule("a flight takes between 20 minutes and 14 hours", lambda d: hours(d).between(1 / 3, 14)),
             rule("a flight left unless it was cancelled", lambda d: d["departure"].isna() == d["cancelled"]),
-            rule("a flight arrived unless cancelled or diverted", lambda d: d["arrival"].isna() == (d["cancelled"] | d["diverted"])),
-            rule("a label is known 20 minutes after departure at the earliest", lambda d: ~(d["label_time"] - d["departure"] < soon)),
+            rule(
+                "a flight arrived unless cancelled or diverted",
+                lambda d: d["arrival"].isna() == (d["cancelled"] | d["diverted"]),
+            ),
+            rule(
+                "a label is known 20 minutes after departure at the earliest",
+                lambda d: ~(d["label_time"] - d["departure"] < soon),
+            ),
         ],
         unique=["carrier", "flight", "origin", "scheduled_departure"],
         name="flights",

@@ -33,7 +33,8 @@ def point_in_time_columns(
     "What was known for each row; no features if any row has no snapshot"
     times, where = np.unique(decisions, return_inverse=True) if len(decisions) > 1 else (decisions, np.zeros(1, int))
     snapshots = [newest(t) for t in times]
-    as_of_times = np.array([np.datetime64("NaT") if s is None else s.as_of for s in snapshots], dtype="datetime64[s]")[where]
+    as_of = [np.datetime64("NaT") if s is None else s.as_of for s in snapshots]
+    as_of_times = np.array(as_of, dtype="datetime64[s]")[where]
     if any(s is None for s in snapshots):
         return {}, as_of_times
     distinct = {s.as_of: s for s in snapshots}
@@ -49,7 +50,9 @@ def _check_column(name: str, values, kinds: str, expected: str, rows: int | None
     "`values` as an array of one value a row and of one of these dtype kinds, else a `BundleError` that says what is expected"
     column = np.asarray(values)
     if column.ndim != 1 or rows not in (None, len(column)):
-        raise BundleError(f"{name} has shape {column.shape} for {rows} rows; give one value a row: a numpy array of shape ({rows},)")
+        raise BundleError(
+            f"{name} has shape {column.shape} for {rows} rows; give one value a row: a numpy array of shape ({rows},)"
+        )
     if column.dtype.kind not in kinds:
         raise BundleError(f"{name} has dtype {column.dtype}; give a numpy array of {expected}")
     return column
@@ -133,7 +136,8 @@ class Bundle:
         names = [f and f.name for f in (manifest.request_features, manifest.context_features)]
         function, context_features, kind = resolve_code(*names, manifest.predictor, trust, folder)
         verified = already_loaded.manifest.functions if already_loaded else ()
-        unchanged = [check_unchanged(reference, folder) for reference in manifest.functions if reference and reference not in verified]
+        unverified = [reference for reference in manifest.functions if reference and reference not in verified]
+        unchanged = [check_unchanged(reference, folder) for reference in unverified]
         bundle = cls(folder, manifest, load_model(folder, kind, function, manifest.threshold), context_features)
         if not all(unchanged):
             bundle.self_test()
@@ -180,7 +184,8 @@ class Bundle:
     ) -> np.ndarray:  # (n,) bool
         "Whether to act on each row; raises `BundleError` unless the model gives one True or False a row"
         decision = self.model.decide(probability)
-        return _check_column(self._labels[1], decision, "b", "True or False, such as probability >= 0.5", len(probability))
+        expected = "True or False, such as probability >= 0.5"
+        return _check_column(self._labels[1], decision, "b", expected, len(probability))
 
     @property
     def reference(self) -> bytes | None:
@@ -209,7 +214,9 @@ class Bundle:
         except BundleError:
             raise
         except Exception as e:  # whatever the code of a model may raise
-            raise BundleError(f"bundle {self.folder} fails its self-test: {type(e).__name__}: {e}; train again with: mlnb run") from e
+            raise BundleError(
+                f"bundle {self.folder} fails its self-test: {type(e).__name__}: {e}; train again with: mlnb run"
+            ) from e
         compare_samples(samples, features, answers, f"bundle {self.folder}")
         return len(samples["requests"])
 
@@ -230,13 +237,16 @@ def _read_samples(file: Path) -> dict:
     rows = len(samples.requests)
     for name, values in {**samples.features, "probability": samples.probability, "decision": samples.decision}.items():
         if len(values) != rows:
-            raise BundleError(f"{file} is damaged: it has {rows} requests and {len(values)} values of {name}; make it again with: mlnb run")
+            raise BundleError(
+                f"{file} is damaged: it has {rows} requests and {len(values)} values of {name}; make it again with: mlnb run"
+            )
     return msgspec.structs.asdict(samples)
 
 
 def _read_snapshots(folder: Path) -> Callable:
     try:
-        snapshots = [FeatureSnapshot.from_bytes(file.read_bytes()) for file in sorted((folder / "context").glob("*.snapshot"))]
+        files = sorted((folder / "context").glob("*.snapshot"))
+        snapshots = [FeatureSnapshot.from_bytes(file.read_bytes()) for file in files]
     except (ContractError, OSError) as e:
         raise BundleError(f"bundle {folder} is corrupt: a snapshot in context/ cannot be read ({e})") from None
     return lambda time: max((s for s in snapshots if s.as_of <= time), key=lambda s: s.as_of, default=None)
@@ -249,7 +259,9 @@ def _sample_features(bundle: Bundle, requests: list[dict], newest: Callable) -> 
         decisions = columns_of([DECISION_TIME], requests)[DECISION_TIME.name]
         point_in_time, as_of_times = bundle.point_in_time(request, decisions, newest)
         for row in np.flatnonzero(np.isnat(as_of_times))[:1]:
-            raise BundleError(f"sample {row} is decided at {requests[row]['decision_time']}, and there is no snapshot that old")
+            raise BundleError(
+                f"sample {row} is decided at {requests[row]['decision_time']}, and there is no snapshot that old"
+            )
     try:
         return bundle.features(request, point_in_time)
     except KeyError as e:
@@ -305,7 +317,9 @@ def compare_samples(
 ) -> None:
     "Raise a `BundleError` for the first sample whose features or answers differ from those of `samples`"
     if (computed := set(features)) != (expected := set(samples["features"])):
-        raise BundleError(f"{name} fails its self-test: it gives features {sorted(computed)}, the pipeline gave {sorted(expected)}")
+        raise BundleError(
+            f"{name} fails its self-test: it gives features {sorted(computed)}, the pipeline gave {sorted(expected)}"
+        )
     for references, columns in ((samples["features"], features), (samples, answers)):
         for column_name, column in columns.items():
             for row, (want, got) in enumerate(zip(references[column_name], to_json_values(column), strict=True)):

@@ -100,10 +100,14 @@ def check_fields(
         if f.type not in FIELD_TYPES:
             raise BundleError(f"field {f.name!r} has type {f.type!r}; write one of {', '.join(FIELD_TYPES)}")
         if f.name == DECISION_TIME.name or names.count(f.name) > 1:
-            raise BundleError(f"field {f.name!r} is repeated in the request; decision_time is always present and optional")
+            raise BundleError(
+                f"field {f.name!r} is repeated in the request; decision_time is always present and optional"
+            )
     for name in entity:
         if name not in names:
-            raise BundleError(f"entity {name!r} is not a field of the request{did_you_mean(name, names)}; fields are {', '.join(names)}")
+            raise BundleError(
+                f"entity {name!r} is not a field of the request{did_you_mean(name, names)}; fields are {', '.join(names)}"
+            )
 
 
 def _check_output(output: Sequence[Field]) -> None:
@@ -117,7 +121,9 @@ def _parse_manifest(value: object, file: Path) -> Manifest:
     if not isinstance(value, dict):
         raise ValueError("it is not a JSON object")
     if (number := value.get("format")) != FORMAT:
-        raise BundleError(f"{file} has format {number!r:.50}, this mlnb reads format {FORMAT}; make the bundle again with: mlnb run")
+        raise BundleError(
+            f"{file} has format {number!r:.50}, this mlnb reads format {FORMAT}; make the bundle again with: mlnb run"
+        )
     manifest = msgspec.convert(value, type=Manifest)
     check_fields(manifest.request, manifest.entity)
     _check_output(manifest.output)
@@ -195,7 +201,9 @@ def verify(
         for name, digest in manifest.files.items():
             _check_file(folder, name, digest)
         if unlisted := sorted(_files_in(folder) - set(manifest.files)):
-            raise BundleError(f"bundle {folder} is corrupt: {unlisted[0]} is not listed in its bundle.json; remove it, or {_HOW_TO_FIX}")
+            raise BundleError(
+                f"bundle {folder} is corrupt: {unlisted[0]} is not listed in its bundle.json; remove it, or {_HOW_TO_FIX}"
+            )
     except (OSError, RuntimeError) as e:  # such as a name that is too long, a loop of links, no permission
         raise BundleError(f"bundle {folder} cannot be read: {e}") from None
     return manifest

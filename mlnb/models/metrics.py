@@ -71,7 +71,9 @@ def check_labels(
 ) -> None:
     "Raise a `ModelError` unless every label is 0 or 1"
     if bad := int(np.sum(~np.isin(y, (0, 1)))):
-        raise ModelError(f"{bad} of {len(y)} {name} are neither 0 nor 1 (missing ones among them); drop rows without a label")
+        raise ModelError(
+            f"{bad} of {len(y)} {name} are neither 0 nor 1 (missing ones among them); drop rows without a label"
+        )
 
 
 def validate_scoring_inputs(
@@ -81,7 +83,9 @@ def validate_scoring_inputs(
     "`y` and `p` as arrays that can be scored; raises a `ModelError` that says what is wrong"
     y, p = np.asarray(y), np.asarray(p, dtype=np.float64)
     if y.ndim != 1 or y.shape != p.shape:
-        raise ModelError(f"labels have shape {y.shape} and probabilities {p.shape}; both must be one-dimensional and of equal length")
+        raise ModelError(
+            f"labels have shape {y.shape} and probabilities {p.shape}; both must be one-dimensional and of equal length"
+        )
     if not len(y):
         raise ModelError("there are no rows to score")
     check_labels(y)

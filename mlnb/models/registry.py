@@ -150,7 +150,9 @@ class Run:
                     self._send(kind, part[: len(part) // 2])
                     self._send(kind, part[len(part) // 2 :])
                 else:
-                    _log.warning("MLflow refuses %r of the %s of run %s: %s", part[0].key, kind, self.id, redact(_first_line(e)))
+                    _log.warning(
+                        "MLflow refuses %r of the %s of run %s: %s", part[0].key, kind, self.id, redact(_first_line(e))
+                    )
 
     def parameters(
         self,
@@ -160,7 +162,8 @@ class Run:
         from mlflow.entities import Param
 
         names = mlflow_names(values)
-        self._send("params", [Param(names[name], redact(str(value))[:MLFLOW_MAX_PARAMETER_CHARS]) for name, value in values.items()])
+        texts = {names[name]: redact(str(value))[:MLFLOW_MAX_PARAMETER_CHARS] for name, value in values.items()}
+        self._send("params", [Param(name, text) for name, text in texts.items()])
 
     @renamed_keywords
     def metrics(
@@ -176,7 +179,8 @@ class Run:
         if timestamp_ms is None:
             timestamp_ms = int(time.time() * 1000)
         numbers = {name: _number(name, value) for name, value in values.items()}
-        self._send("metrics", [Metric(names[name], value, timestamp_ms, step) for name, value in numbers.items() if value is not None])
+        valid = {names[name]: value for name, value in numbers.items() if value is not None}
+        self._send("metrics", [Metric(name, value, timestamp_ms, step) for name, value in valid.items()])
 
     def tags(
         self,
@@ -228,14 +232,18 @@ class Tracking:
         from mlflow.exceptions import MlflowException
 
         file = _database(self.url)
-        location = (file.parent / ARTIFACT_FOLDER / mlflow_name(name).replace("/", "_")).absolute().as_uri() if file else None
+        location = None
+        if file:
+            location = (file.parent / ARTIFACT_FOLDER / mlflow_name(name).replace("/", "_")).absolute().as_uri()
         if (experiment := self.client.get_experiment_by_name(name)) is None:
             try:
                 return self.client.create_experiment(name, artifact_location=location)
             except MlflowException:  # another process was faster
                 experiment = self.client.get_experiment_by_name(name)
         if experiment is None or experiment.lifecycle_stage != "active":
-            raise TrackingError(f"experiment {name!r} cannot be used in the MLflow store at {self.url!r}: it was deleted; restore it there")
+            raise TrackingError(
+                f"experiment {name!r} cannot be used in the MLflow store at {self.url!r}: it was deleted; restore it there"
+            )
         return experiment.experiment_id
 
     @contextmanager
@@ -338,7 +346,9 @@ class Tracking:
         with _mlflow_errors(self.url):
             run = self.client.get_model_version(name, str(version)).run_id
         if not run:
-            raise TrackingError(f"version {version} of model {name!r} was registered without a run, so it has no bundle; register one")
+            raise TrackingError(
+                f"version {version} of model {name!r} was registered without a run, so it has no bundle; register one"
+            )
         return run
 
     def download(
@@ -354,7 +364,10 @@ class Tracking:
         if folder.exists():
             raise TrackingError(f"{folder} exists already; remove it, or download to another folder")
         make_folder(folder.parent)
-        with _mlflow_errors(self.url), tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as draft:
+        with (
+            _mlflow_errors(self.url),
+            tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as draft,
+        ):
             copied = Path(self.client.download_artifacts(self.run_of(name, number), "bundle", draft))
             try:
                 copied.rename(folder)
@@ -375,8 +388,10 @@ def _milliseconds(when: datetime | None) -> int | None:
 # %% ../../nbs/models/04_registry.ipynb #51abba3c
 def _run_tags(run: dict, tasks: list[dict]) -> dict[str, str]:
     "Tags of a pipeline run"
-    code, tags = run.get("code") or {}, {"mlnb.run": run["id"], "mlnb.status": run["status"], "mlflow.source.name": run["pipeline"]}
-    tags |= {"mlflow.source.git.commit": code.get("commit"), "mlnb.dirty": code.get("dirty"), "mlnb.resumed": run.get("resumed")}
+    code = run.get("code") or {}
+    tags = {"mlnb.run": run["id"], "mlnb.status": run["status"], "mlflow.source.name": run["pipeline"]}
+    tags |= {"mlflow.source.git.commit": code.get("commit"), "mlnb.dirty": code.get("dirty")}
+    tags |= {"mlnb.resumed": run.get("resumed")}
     tags |= {"mlnb.task." + t["name"]: t["status"] for t in tasks}
     tags |= {"mlnb.notebook." + t["name"]: t["notebook"] for t in tasks if t.get("notebook")}
     return {name: str(value) for name, value in tags.items() if value is not None}

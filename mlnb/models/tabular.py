@@ -61,7 +61,9 @@ def _codes(vocabulary: np.ndarray, category_codes: dict, values: Sequence | np.n
     values = _as_category(values)
     if values.dtype.kind != vocabulary.dtype.kind and len(vocabulary):
         kinds = {"U": "text", "f": "numbers"}
-        raise ModelError(f"category '{name}' was {kinds[vocabulary.dtype.kind]} in training and is {kinds[values.dtype.kind]} now")
+        raise ModelError(
+            f"category '{name}' was {kinds[vocabulary.dtype.kind]} in training and is {kinds[values.dtype.kind]} now"
+        )
     return [category_codes.get(value, 0) for value in values.tolist()]
 
 # %% ../../nbs/models/01_tabular.ipynb #c464e13a
@@ -87,7 +89,9 @@ def _numbers(columns: dict, names) -> np.ndarray:
 def _fit_scale(values: np.ndarray, name: str) -> dict:
     "Median, mean, standard deviation of a training column, and whether values are missing"
     if infinite := int(np.isinf(values).sum()):
-        raise ModelError(f"column '{name}' has {infinite} infinite values in the training rows; make them NaN or drop the rows")
+        raise ModelError(
+            f"column '{name}' has {infinite} infinite values in the training rows; make them NaN or drop the rows"
+        )
     missing = np.isnan(values)
     if missing.all():
         raise ModelError(f"column '{name}' has no value in {len(values)} training rows; leave it out")
@@ -176,7 +180,9 @@ class Encoder:
         state: dict,  # of `to_json`
     ) -> "Encoder":
         "The encoder with this state"
-        return cls({name: np.array(v) if v else np.array([], str) for name, v in state["categories"].items()}, state["numbers"])
+        return cls(
+            {name: np.array(v) if v else np.array([], str) for name, v in state["categories"].items()}, state["numbers"]
+        )
 
 # %% ../../nbs/models/01_tabular.ipynb #47240d51
 def _mean(x: np.ndarray) -> np.ndarray:
@@ -227,7 +233,9 @@ class TabularPredictor:
         first = float64_weights["layers.0.linear.weight"].T
         self._table = self._fold_embedding(float64_weights["embedding.weight"], first[:cut])
         self._matrices = [np.ascontiguousarray(first[cut:])]
-        self._matrices += [np.ascontiguousarray(float64_weights[f"layers.{i}.linear.weight"].T) for i in range(1, self._depth)]
+        self._matrices += [
+            np.ascontiguousarray(float64_weights[f"layers.{i}.linear.weight"].T) for i in range(1, self._depth)
+        ]
         self._vectors = [
             [float64_weights[f"layers.{i}.{k}"] for k in ("linear.bias", "norm.weight", "norm.bias")]
             for i in range(self._depth)
@@ -248,7 +256,9 @@ class TabularPredictor:
         actual = {name: value.shape for name, value in float64_weights.items()}
         wrong = [name for name in {**expected, **actual} if actual.get(name) != expected.get(name)]
         if wrong:
-            details = [f"{name} {actual.get(name, 'missing')} instead of {expected.get(name, 'none')}" for name in wrong]
+            details = [
+                f"{name} {actual.get(name, 'missing')} instead of {expected.get(name, 'none')}" for name in wrong
+            ]
             raise ModelError(f"the weights do not fit the encoder: {'; '.join(details)}")
         return expected
 
@@ -293,7 +303,10 @@ class TabularPredictor:
 
         folder = Path(folder)
         state = {"predictor": "mlnb tabular network", "format": 1, "encoder": self.encoder.to_json()}
-        contents = json.dumps(state, indent=1).encode(), save({k: np.ascontiguousarray(v) for k, v in self.weights.items()})
+        contents = (
+            json.dumps(state, indent=1).encode(),
+            save({k: np.ascontiguousarray(v) for k, v in self.weights.items()}),
+        )
         for name, content in zip(self.FILES, contents, strict=True):
             write_atomic(folder / name, content)
 
@@ -315,7 +328,9 @@ class TabularPredictor:
         except OSError as e:
             raise ModelError(f"{folder} holds no trained model: {e.strerror} ({e.filename})") from None
         except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as e:
-            raise ModelError(f"the model in {folder} cannot be read ({type(e).__name__}: {e}); train it again") from None
+            raise ModelError(
+                f"the model in {folder} cannot be read ({type(e).__name__}: {e}); train it again"
+            ) from None
 
 # %% ../../nbs/models/01_tabular.ipynb #ea5555b1
 def random_predictor(

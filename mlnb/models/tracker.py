@@ -100,7 +100,11 @@ def start_tracker(
         return None
     log = settings.path(".mlnb/runs") / run_id / LOG_FILE
     make_folder(log.parent)
-    environ = os.environ | {"MLNB_ROOT": str(settings.root)} | ({"MLNB_ENV": settings.env} if settings.env != "default" else {})
+    environ = (
+        os.environ
+        | {"MLNB_ROOT": str(settings.root)}
+        | ({"MLNB_ENV": settings.env} if settings.env != "default" else {})
+    )
     with open(log, "ab", opener=opener) as f:
         process = subprocess.Popen(
             [sys.executable, "-u", "-m", "mlnb.models.tracker"],
@@ -117,7 +121,9 @@ def logging_warnings(
 ) -> list[str]:
     "Warnings of the process that logged a run, one a line"
     try:
-        lines = (settings.path(".mlnb/runs") / run_id / LOG_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = (
+            (settings.path(".mlnb/runs") / run_id / LOG_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
+        )
     except OSError:
         return []
     return [line for line in lines if line.strip() and not line.endswith(LOGGED_SUFFIX)]

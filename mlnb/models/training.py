@@ -69,7 +69,8 @@ class TrainingConfig:
     threads: int = 1  # of the CPU; more than the free cores is slower, and another number may change the last bits
 
     def __post_init__(self):
-        integer_minimums = {"seed": 0, "epochs": 1, "patience": 1, "batch": 1, "width": 1, "depth": 1, "embedding": 1, "threads": 1}
+        at_least_one = ("epochs", "patience", "batch", "width", "depth", "embedding", "threads")
+        integer_minimums = {"seed": 0} | dict.fromkeys(at_least_one, 1)
         for name, minimum in integer_minimums.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
@@ -176,7 +177,9 @@ def to_device(
     "Encode rows and move them to the device"
     codes, numbers = encoder.encode(columns)
     labels = _labels(labels, len(codes), split_name)
-    return TrainingTable(*(torch.from_numpy(x).to(device) for x in (codes.astype(np.int32), numbers.astype(np.float32), labels)))
+    return TrainingTable(
+        *(torch.from_numpy(x).to(device) for x in (codes.astype(np.int32), numbers.astype(np.float32), labels))
+    )
 
 # %% ../../nbs/models/02_training.ipynb #56320c19
 def learning_rate(
@@ -406,7 +409,9 @@ class TrainingResult:
     device: str  # cpu, or the name of the GPU
 
 
-def _train(trainer: Trainer, path: Path | None, fingerprint: str, on_epoch: Callable, progress: Callable | None, log: Callable) -> None:
+def _train(
+    trainer: Trainer, path: Path | None, fingerprint: str, on_epoch: Callable, progress: Callable | None, log: Callable
+) -> None:
     "Run epochs until finished, starting from a matching checkpoint"
     if path:
         reason = restore_checkpoint(path, trainer, fingerprint)
@@ -441,9 +446,14 @@ def fit(
     "Train until the validation loss stops falling; raises `ModelError` for settings, columns or labels that cannot be used"
     device = pick_device(config.device)
     encoder = Encoder.fit(train, categorical, numeric)
-    tables = to_device(encoder, train, train_labels, device), to_device(encoder, valid, valid_labels, device, "validation")
+    tables = (
+        to_device(encoder, train, train_labels, device),
+        to_device(encoder, valid, valid_labels, device, "validation"),
+    )
     if len(np.unique(train_labels)) < 2:
-        raise ModelError(f"all {len(train_labels)} training labels are {int(np.ravel(train_labels)[0])}; there is nothing to learn")
+        raise ModelError(
+            f"all {len(train_labels)} training labels are {int(np.ravel(train_labels)[0])}; there is nothing to learn"
+        )
     path = Path(checkpoint) if checkpoint else None
     with _reproducible(config, device):
         trainer = Trainer(encoder, *tables, config)

@@ -38,7 +38,9 @@ class Trust:
         "The rules of a project"
         in_root = lambda value: settings.root / value if value else None  # not `settings.path`: a Bento has its own copies
         packages = (settings.package, *settings.trusted_packages)
-        return cls(tuple(filter(None, packages)), in_root(settings.bundle_signers), in_root(settings.bundle_signing_key))
+        return cls(
+            tuple(filter(None, packages)), in_root(settings.bundle_signers), in_root(settings.bundle_signing_key)
+        )
 
     @classmethod
     def of_working_folder(cls) -> "Trust":
@@ -96,7 +98,9 @@ def _import_module(name: str, module: str, folder: Path | None) -> ModuleType:
         raise
     except Exception as e:  # whatever a module may raise
         remedy = "write package.module.name, and install the project's package: pip install -e ."
-        raise BundleError(f"the bundle needs {name!r}, which cannot be imported ({type(e).__name__}: {e}); {remedy}") from None
+        raise BundleError(
+            f"the bundle needs {name!r}, which cannot be imported ({type(e).__name__}: {e}); {remedy}"
+        ) from None
     return sys.modules[module]
 
 
@@ -108,7 +112,9 @@ def _resolve(name: str, trust: Trust, folder: Path | None) -> object:
     value = getattr(_import_module(name, module, folder), attribute, missing)
     if value is missing:
         remedy = "install the project's package as it was at training: pip install -e ."
-        raise BundleError(f"the bundle needs {name!r}, which cannot be imported (module {module} has no {attribute!r}); {remedy}")
+        raise BundleError(
+            f"the bundle needs {name!r}, which cannot be imported (module {module} has no {attribute!r}); {remedy}"
+        )
     return value
 
 # %% ../../nbs/models/08_trust.ipynb #a9efd82e
@@ -151,7 +157,9 @@ def trusted_point_in_time(
     value = _resolve(name, trust, folder)
     kind = type(value)
     if not isinstance(value, PointInTimeFeatures) or not (kind is PointInTimeFeatures or _is_defined(kind, trust)):
-        raise _trust_error(name, f"which is not mlnb.data.point_in_time.PointInTimeFeatures, but of type {_type_name(kind)}")
+        raise _trust_error(
+            name, f"which is not mlnb.data.point_in_time.PointInTimeFeatures, but of type {_type_name(kind)}"
+        )
     return value
 
 
@@ -192,7 +200,9 @@ def _ssh_keygen(*arguments: str, data: bytes = b"") -> subprocess.CompletedProce
     try:
         return subprocess.run(["ssh-keygen", "-Y", *arguments], input=data, capture_output=True, timeout=60)
     except FileNotFoundError:
-        raise BundleError("signatures of bundles need ssh-keygen, which is not installed; install OpenSSH's client") from None
+        raise BundleError(
+            "signatures of bundles need ssh-keygen, which is not installed; install OpenSSH's client"
+        ) from None
     except subprocess.TimeoutExpired:
         raise BundleError("ssh-keygen does not respond; a key with a passphrase needs ssh-agent") from None
 
@@ -224,7 +234,9 @@ def check_signature(
     signature = signature_path(file)
     remedy = f"sign it with: ssh-keygen -Y sign -f KEY -n {SIGNATURE_NAMESPACE} {file}"
     if not signers.is_file():
-        raise BundleError(f"setting 'bundle_signers' names {signers}, which does not exist; without it no bundle can be trusted")
+        raise BundleError(
+            f"setting 'bundle_signers' names {signers}, which does not exist; without it no bundle can be trusted"
+        )
     if not signature.is_file():
         raise BundleError(f"{file} is not signed, and setting 'bundle_signers' requires it; {remedy}")
     principals = _ssh_keygen("find-principals", "-f", str(signers), "-s", str(signature))

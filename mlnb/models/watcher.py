@@ -138,7 +138,9 @@ class Watcher:
         try:
             self._served = self._check(folder, None)
         except Exception as e:  # whatever the code of a model may raise
-            print(f"mlnb: the champion that was fetched before can no longer be served: {e}", file=sys.stderr, flush=True)
+            print(
+                f"mlnb: the champion that was fetched before can no longer be served: {e}", file=sys.stderr, flush=True
+            )
 
     def poll(self) -> None:
         "Poll the registry once, fetch new versions, and publish the releases"
@@ -155,7 +157,9 @@ class Watcher:
         numbers, by_alias, problems = self.tracking.aliases(self.model), {}, []
         if "champion" not in numbers:
             remedy = f"mlflow.MlflowClient({self.tracking.url!r}).set_registered_model_alias({self.model!r}, 'champion', VERSION)"
-            problems.append(f"model {self.model!r} has no alias 'champion' in the MLflow store at {self.tracking.url!r}; set it: {remedy}")
+            problems.append(
+                f"model {self.model!r} has no alias 'champion' in the MLflow store at {self.tracking.url!r}; set it: {remedy}"
+            )
         for alias in ALIASES:
             previous = getattr(self.releases, alias)
             by_alias[alias] = previous if alias in numbers or alias == "champion" else None

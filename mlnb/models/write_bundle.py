@@ -22,7 +22,15 @@ from ..data.fields import DECISION_TIME, OUTPUT, Field, records_of
 from ..data.point_in_time import Columns
 from .bundle import Bundle, compare_samples, compute_samples, load_model, resolve_code, to_json_values
 from .hooks import Model
-from .manifest import FORMAT, Manifest, PrintableText, check_fields, code_reference, file_digest, segment_folder
+from mlnb.models.manifest import (
+    FORMAT,
+    Manifest,
+    PrintableText,
+    check_fields,
+    code_reference,
+    file_digest,
+    segment_folder,
+)
 from .trust import Trust, sign
 from ..project.errors import BundleError
 from ..project.files import publish_folder
@@ -36,7 +44,9 @@ class Samples:
     features: Columns | None = None  # (n,) each, as the training used them; the service must compute the same
 
 
-def _check_samples(request: Sequence[Field], features: Sequence[str], samples: Samples, needs_point_in_time: bool) -> None:
+def _check_samples(
+    request: Sequence[Field], features: Sequence[str], samples: Samples, needs_point_in_time: bool
+) -> None:
     "Raise a `BundleError` for samples without a field or feature"
     names = [f.name for f in request]
     for name in [*names, DECISION_TIME.name] if needs_point_in_time else names:
@@ -45,7 +55,9 @@ def _check_samples(request: Sequence[Field], features: Sequence[str], samples: S
             raise BundleError(f"the samples have no {name!r}; they need {needed}")
     for name in features if samples.features is not None else ():
         if name not in samples.features:
-            raise BundleError(f"the samples' features have no column {name!r}; give every feature of the model, or no features at all")
+            raise BundleError(
+                f"the samples' features have no column {name!r}; give every feature of the model, or no features at all"
+            )
 
 
 def _check_arguments(texts: dict, lists: dict, threshold: float) -> None:
@@ -65,12 +77,27 @@ def _check_arguments(texts: dict, lists: dict, threshold: float) -> None:
 def _check_hooks(predictor: object, name: str, request_features: str | None) -> None:
     "Raise a `BundleError` unless features have exactly one source"
     if isinstance(predictor, Model) and request_features:
-        raise BundleError(f"predictor {name} is a Model and has a hook `features`; leave request_features out, or call it in the hook")
+        raise BundleError(
+            f"predictor {name} is a Model and has a hook `features`; leave request_features out, or call it in the hook"
+        )
     if not isinstance(predictor, Model) and not request_features:
-        raise BundleError(f'predictor {name} has no hook `features`; write request_features="package.module.function", or derive Model')
+        raise BundleError(
+            f'predictor {name} has no hook `features`; write request_features="package.module.function", or derive Model'
+        )
 
 # %% ../../nbs/models/10_write_bundle.ipynb #86821c69
-_PACKAGES = ("lightgbm", "mlnb", "numpy", "pandas", "pyarrow", "safetensors", "scikit-learn", "skops", "torch", "whylogs")
+_PACKAGES = (
+    "lightgbm",
+    "mlnb",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "safetensors",
+    "scikit-learn",
+    "skops",
+    "torch",
+    "whylogs",
+)
 
 
 def _versions() -> dict[str, str]:
@@ -91,7 +118,9 @@ def _numpy_to_json(value: object) -> object:
     "A number or an array of numpy in `training`, such as a score, as a JSON value; a `BundleError` for anything else"
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
-    raise BundleError(f"training holds {value!r:.100}, of type {type(value).__name__}; give texts, numbers, lists and dicts")
+    raise BundleError(
+        f"training holds {value!r:.100}, of type {type(value).__name__}; give texts, numbers, lists and dicts"
+    )
 
 
 def _write_samples(folder: Path, bundle: Bundle, samples: Samples) -> None:
@@ -157,7 +186,11 @@ def write_bundle(
     "Write, test, sign and publish a bundle; raises a `BundleError` and leaves the old one untouched if anything is wrong"
     folder, kind, trust = Path(folder), type(predictor), Trust.of_working_folder()
     predictor_name, functions = f"{kind.__module__}.{kind.__qualname__}", (request_features, context_features)
-    _check_arguments({"name": name, "version": version}, {"entity": entity, "categorical": categorical, "numeric": numeric}, threshold)
+    _check_arguments(
+        {"name": name, "version": version},
+        {"entity": entity, "categorical": categorical, "numeric": numeric},
+        threshold,
+    )
     check_fields(request, entity)
     _check_samples(request, [*categorical, *numeric], samples, context_features is not None)
     _check_hooks(predictor, predictor_name, request_features)

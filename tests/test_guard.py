@@ -349,7 +349,7 @@ def test_what_became_of_requests_is_counted(make, body):
 
 def test_an_unready_service_does_not_tell_its_folders(make, tmp_path, capsys):
     app = make()
-    app.predictor.log.folder = tmp_path / "file" / "log"
+    app.predictor.log.folder = app.predictor.log._files.folder = tmp_path / "file" / "log"
     (tmp_path / "file").write_text("in the way")
     status, _, answer = ask(app, method="GET", path="/readyz")
     assert status == 503 and str(tmp_path) not in str(answer) and str(tmp_path) in capsys.readouterr().err

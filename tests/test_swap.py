@@ -327,7 +327,7 @@ def test_a_torn_routing_file_changes_nothing_and_is_written_anew(challenged, tmp
         assert router.routing == Routing(70, False)
         file.path.write_text('{"challenger_percent": 200, "sha')
         until(lambda: router.problem)
-        assert "PUT /routing writes it anew" in router.problem and str(tmp_path) not in router.problem
+        assert "rewrite it with PUT /routing" in router.problem and str(tmp_path) not in router.problem
         assert router.routing == Routing(70, False)
         file.write(Routing(0, True))
         until(lambda: router.routing == Routing(0, True) and router.problem is None and router.arms.shadow)

@@ -301,7 +301,7 @@ class _PathFollower(_NameResolver):
     "Follows names from module to module, and paths to files"
 
     def follow(self, source: str, names: list[str], reason: str | None, visited: frozenset = frozenset()) -> None:
-        "Follow `names` from a module to the first that is not a module; reason None: a module at the end does not count"
+        "Follow `names` to the first that is not a module; reason None: a module at the end does not count"
         if self.is_external(source):
             self.node.modules.add(source.split(".")[0])
             return
@@ -374,7 +374,49 @@ class _PathFollower(_NameResolver):
             self.node.edges.add((path, None))
 
 # %% ../../nbs/notebooks/02_fingerprint.ipynb #68958014
-class _Resolver(_PathFollower):
+class _ReferenceFollower(_PathFollower):
+    "Follows references by their kind"
+
+    def follow_all(self, as_value: bool) -> None:
+        "Follow everything in the module; `as_value`: modules that it imports are reachable through it"
+        self.resolve(self.summary["whole"][1])
+        for source, attribute in (target for targets in self.summary["imports"].values() for target in targets):
+            if attribute:
+                self.follow(source, [attribute], "" if as_value else None)
+        for star in self.summary["stars"] if as_value else ():
+            self.follow(star, [], f"{self.module} imports all of it")
+
+    def resolve(self, references: Iterable[str]) -> None:
+        "Follow references, in the form that `static_analysis` writes them"
+        references = list(references)
+        outputs = {r[2:] for r in references if r.startswith("o:")}
+        for kind, text in ((r[0], r[2:]) for r in references):
+            match kind:
+                case "f" | "r" | "g" | "a" if kind in "ga" or text not in outputs:
+                    self.path(kind, text)
+                case "n":
+                    self.name(text.split("."))
+                case "d":
+                    chain, _, reason = text.partition(":")
+                    self.name(chain.split("."), reason)
+                case "i":
+                    source, chain, reason = text.split(":", 2)
+                    self.follow(source, chain.split(".") if chain else [], reason)
+                case "x" | "y":
+                    self.import_module(text, is_module=kind == "x")
+                case "t":
+                    self.text(text.split("."))
+                case "s":
+                    self.node.needs_subclasses = True
+                case "u":
+                    self.add_unresolved(text)
+                case "w" if self.module != NOTEBOOK and not self.module.startswith("/"):  # they count as a whole anyway
+                    self.add_whole_module(self.module, text)
+                case "p":
+                    self.add_all_below(text, f"import_module of a name that begins with {text}")
+
+# %% ../../nbs/notebooks/02_fingerprint.ipynb #4fee2767
+class _Resolver(_ReferenceFollower):
     "Fills one node of the graph"
 
     def fill(self, name: str | None) -> None:
@@ -437,44 +479,6 @@ class _Resolver(_PathFollower):
             yield from self.ends(f"{source}.{names[0]}", names[1:], visited)
         for target, attribute in module["imports"].get(names[0], ()):
             yield from self.ends(target, ([attribute] if attribute else []) + names[1:], visited)
-
-    def follow_all(self, as_value: bool) -> None:
-        "Follow everything in the module; `as_value`: modules that it imports are reachable through it"
-        self.resolve(self.summary["whole"][1])
-        for source, attribute in (target for targets in self.summary["imports"].values() for target in targets):
-            if attribute:
-                self.follow(source, [attribute], "" if as_value else None)
-        for star in self.summary["stars"] if as_value else ():
-            self.follow(star, [], f"{self.module} imports all of it")
-
-    def resolve(self, references: Iterable[str]) -> None:
-        "Follow references, in the form that `static_analysis` writes them"
-        references = list(references)
-        outputs = {r[2:] for r in references if r.startswith("o:")}
-        for kind, text in ((r[0], r[2:]) for r in references):
-            match kind:
-                case "f" | "r" | "g" | "a" if kind in "ga" or text not in outputs:
-                    self.path(kind, text)
-                case "n":
-                    self.name(text.split("."))
-                case "d":
-                    chain, _, reason = text.partition(":")
-                    self.name(chain.split("."), reason)
-                case "i":
-                    source, chain, reason = text.split(":", 2)
-                    self.follow(source, chain.split(".") if chain else [], reason)
-                case "x" | "y":
-                    self.import_module(text, is_module=kind == "x")
-                case "t":
-                    self.text(text.split("."))
-                case "s":
-                    self.node.needs_subclasses = True
-                case "u":
-                    self.add_unresolved(text)
-                case "w" if self.module != NOTEBOOK and not self.module.startswith("/"):  # they count as a whole anyway
-                    self.add_whole_module(self.module, text)
-                case "p":
-                    self.add_all_below(text, f"import_module of a name that begins with {text}")
 
 # %% ../../nbs/notebooks/02_fingerprint.ipynb #42e73a2c
 class Library(_SummaryCache):

@@ -108,7 +108,7 @@ def test_no_prediction_no_cost_no_such_time(project, tmp_path_factory):
     assert "mlnb predictions" in mlnb(project, "performance", "--since", "2014-01-01", code=1)
     assert "positive 1.0 and false_negative 0.5" in mlnb(project, "performance", code=1, MLNB_COST_FALSE_NEGATIVE="0.5")
     assert "cost_false_negative" in mlnb(project, "performance", code=2, MLNB_COST_FALSE_NEGATIVE="dear")
-    assert "is no time" in mlnb(project, "performance", "--as-of", "tomorrow", code=2)
+    assert "is not a time" in mlnb(project, "performance", "--as-of", "tomorrow", code=2)
 
 
 def test_wrong_rows_are_set_aside_and_the_good_ones_kept(project):

@@ -24,7 +24,7 @@ def until(condition, description="it", timeout=TIMEOUT_SECONDS):
 def is_alive(pid: int) -> bool:
     "Whether a process runs; a zombie, which has ended and was not waited for, does not"
     try:
-        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+        return psutil.Process(int(pid)).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     except psutil.NoSuchProcess:
         return False
 

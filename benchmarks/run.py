@@ -76,7 +76,11 @@ def main():
     parser = arguments(__doc__)
     options = parser.parse_args()
     needs.everything()
-    programs = sorted(p for p in BENCHMARK_FOLDER.glob("*.py") if p.name not in {"run.py", "generated.py", "needs.py", "report.py", "servers.py"})
+    programs = sorted(
+        p
+        for p in BENCHMARK_FOLDER.glob("*.py")
+        if p.name not in {"run.py", "generated.py", "needs.py", "report.py", "servers.py"}
+    )
     measured = []
     for program in programs:
         print(f"{program.stem} ...", file=sys.stderr)

@@ -167,7 +167,10 @@ def test_threads_of_libraries_come_back(task):
 
 def take_in(task, *states):
     "What `take` says in each of the states that code makes, and that other code ends"
-    setup = "import os, sys\nfrom mlnb.notebooks import kernel_snapshots\ndef take():\n    print(kernel_snapshots.take_snapshot('copies', 7, 60))"
+    setup = (
+        "import os, sys\nfrom mlnb.notebooks import kernel_snapshots\n"
+        "def take():\n    print(kernel_snapshots.take_snapshot('copies', 7, 60))"
+    )
     cells = task.write(setup, *(f"{begin}\ntake()\n{end}" for begin, end in states)).run(checkpoints=None)
     return ["".join(c["outputs"][0]["text"]) for c in cells[1:]]
 

@@ -273,8 +273,18 @@ def test_a_project_is_planned_and_its_settings_are_read(project):
     states = {task["name"]: task["state"] for task in document("plan")["tasks"]}
     assert len(states) == 8 and states["ingest"] == "outdated" and set(states.values()) <= {"outdated", "waiting"}
     settings = load_settings(project)
-    assert (settings.cost_positive, settings.cost_false_negative, settings.snapshot_max_age_minutes, settings.max_queued_requests) == (1.0, 3.0, 90, 32)
-    assert (settings.request_timeout_seconds, settings.log_on_failure, settings.log_retention_days, settings.keys_required) == (5, "serve", 400, False)
+    assert (
+        settings.cost_positive,
+        settings.cost_false_negative,
+        settings.snapshot_max_age_minutes,
+        settings.max_queued_requests,
+    ) == (1.0, 3.0, 90, 32)
+    assert (
+        settings.request_timeout_seconds,
+        settings.log_on_failure,
+        settings.log_retention_days,
+        settings.keys_required,
+    ) == (5, "serve", 400, False)
     assert (settings.labels, settings.model_cache, settings.base_image) == (".mlnb/outcomes", ".mlnb/versions", "cpu")
     production = load_settings(project, "production")
     assert (production.labels, production.cost_false_negative, production.keys_required) == ("/project/outcomes", 4.0, True)

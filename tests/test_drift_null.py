@@ -226,7 +226,10 @@ def test_a_fault_is_the_first_alarm_of_its_day(name, seed, reference, thresholds
 def test_an_alarm_states_what_it_is(reference, thresholds):
     found = alarms(reference, thresholds, FAULTS["renamed"][1](a_day(1000)))[0]
     assert found.family == "input" and found.statistic in STATISTIC_NAMES and found.effect > found.threshold > 0
-    assert found.times_threshold == pytest.approx(found.effect / found.threshold) and f"{found.times_threshold:.1f} times the threshold" in found.words
+    assert (
+        found.times_threshold == pytest.approx(found.effect / found.threshold)
+        and f"{found.times_threshold:.1f} times the threshold" in found.words
+    )
 
 
 def test_a_report_says_how_often_it_is_wrong(reference, thresholds):
@@ -331,7 +334,9 @@ def test_the_command(tmp_path, known, reference, thresholds):
     FAULTS["other units"][1](a_day(1000)).to_parquet(tmp_path / "today.parquet")
     done = mlnb(tmp_path, "today.parquet", "--window", "day", "--json", "--metrics", "drift.prom", "--html", "drift.html")
     window = json.loads(done.stdout)["windows"][0]
-    assert window["assessment"]["alarms"][0]["column"] == "distance" and window["assessment"]["false_alarms_per_week"] == pytest.approx(0.28)
+    assert window["assessment"]["alarms"][0]["column"] == "distance" and window["assessment"][
+        "false_alarms_per_week"
+    ] == pytest.approx(0.28)
     assert 'mlnb_drift_effect_threshold_ratio{column="distance"' in (tmp_path / "drift.prom").read_text()
     assert "<h2>Alarms</h2>" in (tmp_path / "drift.html").read_text()
     assert "distance" in mlnb(tmp_path, "today.parquet").stdout.splitlines()[0]

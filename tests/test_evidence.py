@@ -23,7 +23,9 @@ from mlnb.serving.predictions import Prediction, PredictionLog
 def project(tmp_path_factory):
     "A project in which one airport sends its distances in kilometres since yesterday"
     root = tmp_path_factory.mktemp("evidence")
-    (root / "pyproject.toml").write_text('[tool.mlnb]\ncost_false_negative = 3.0\n[tool.mlnb.alerts.inputs]\nkind = "drift"\nlevel = "moderate"\n')
+    (root / "pyproject.toml").write_text(
+        '[tool.mlnb]\ncost_false_negative = 3.0\n[tool.mlnb.alerts.inputs]\nkind = "drift"\nlevel = "moderate"\n'
+    )
     settings, log, rng = load_settings(root), PredictionLog.of(load_settings(root)), np.random.default_rng(0)
     reference = {"distance": rng.gamma(4, 250, 9000), "origin": np.array(["EWR", "JFK", "LGA"] * 3000)}
     Profile.of(reference).write(root / "products/bundle/reference.profile")

@@ -701,7 +701,10 @@ def test_names_that_do_not_exist(project):
 
 def test_it_imports_nothing_of_ours(project):
     root = project(work="raise SystemExit('imported')\ndef f(): pass")
-    probe = "from mlnb.notebooks.fingerprint import fingerprint_of; import sys; fingerprint_of('planes.work.f'); assert 'planes' not in sys.modules"
+    probe = (
+        "from mlnb.notebooks.fingerprint import fingerprint_of; import sys\n"
+        "fingerprint_of('planes.work.f'); assert 'planes' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", probe], cwd=root, check=True)
 
 
@@ -739,7 +742,8 @@ assert len(ran) > 20 and not missed, missed
 @pytest.mark.parametrize(
     "code",
     [
-        "from mlnb.cli.plan import planned_states\nfrom mlnb.project.settings import load_settings as l\nplanned_states(l())\nplanned_states(l())",
+        "from mlnb.cli.plan import planned_states\nfrom mlnb.project.settings import load_settings as l\n"
+        "planned_states(l())\nplanned_states(l())",
         "from mlnb.cli import main\nmain.cli(['plan', '--json'], standalone_mode=False)",
         "import numpy, mlnb.models.tabular as t\nt.Encoder.fit({'a': numpy.array(['x', 'y'])}, ['a'], [])\n"
         "from mlnb.data.profiles import Profile\nimport pandas\nProfile.of(pandas.DataFrame({'x': [1.0, 2.0]})).to_bytes()",

@@ -52,12 +52,27 @@ def test_python_runs_in_this_interpreter_whatever_its_kernel_was_called(metadata
     ("metadata", "says"),
     [
         (R, r"t\.ipynb needs the kernel 'ir' \(R\), which is not installed; install it"),
-        ({"kernelspec": {"name": "julia-1.10", "language": "julia"}}, r"needs the kernel 'julia-1.10' \(julia\), which is not installed"),
-        ({"kernelspec": {"name": "xcpp17", "language": None, "display_name": None}}, "kernel 'xcpp17', which is not installed, and"),
+        (
+            {"kernelspec": {"name": "julia-1.10", "language": "julia"}},
+            r"needs the kernel 'julia-1.10' \(julia\), which is not installed",
+        ),
+        (
+            {"kernelspec": {"name": "xcpp17", "language": None, "display_name": None}},
+            "kernel 'xcpp17', which is not installed, and",
+        ),
         ({"language_info": {"name": "bash"}}, "written in bash and names no kernel; no kernel for it is installed"),
-        ({"kernelspec": {"name": "python3", "language": "python"}, "language_info": {"name": "R"}}, "is python in metadata.kernelspec and R in"),
-        ({"kernelspec": {"name": "ir", "language": "R"}, "language_info": {"name": "python"}}, "is R in metadata.kernelspec and python in"),
-        ({"kernelspec": {"name": "python3", "language": "R"}}, "written in R, but its kernel 'python3' runs Python here"),
+        (
+            {"kernelspec": {"name": "python3", "language": "python"}, "language_info": {"name": "R"}},
+            "is python in metadata.kernelspec and R in",
+        ),
+        (
+            {"kernelspec": {"name": "ir", "language": "R"}, "language_info": {"name": "python"}},
+            "is R in metadata.kernelspec and python in",
+        ),
+        (
+            {"kernelspec": {"name": "python3", "language": "R"}},
+            "written in R, but its kernel 'python3' runs Python here",
+        ),
     ],
 )
 def test_another_language_is_never_read_as_python(metadata, says):

@@ -55,7 +55,10 @@ def test_records_that_are_damaged_after_they_were_opened(tmp_path, words, monkey
     records.start_run("demo", {})
     failing = records.engine.dialect.__class__
     monkeypatch.setattr(failing, "do_execute", lambda *_: (_ for _ in ()).throw(sqlite3.DatabaseError(words)))
-    with pytest.raises(RecordError, match=rf"the records in {tmp_path}/records.db are damaged \({words}\); restore a backup.* mlnb runs, which"):
+    with pytest.raises(
+        RecordError,
+        match=rf"the records in {tmp_path}/records.db are damaged \({words}\); restore a backup.* mlnb runs, which",
+    ):
         records.runs()
     records.close()
 

@@ -96,7 +96,12 @@ def test_no_server_starts_for_others_without_a_key(toy, how):
 
 
 def test_plain_and_bento_exclude_each_other(toy):
-    done = subprocess.run([*MLNB, "serve", "--no-bento", "--bento", "toy:1"], cwd=toy, env=toy_project.environment(toy), capture_output=True)
+    done = subprocess.run(
+        [*MLNB, "serve", "--no-bento", "--bento", "toy:1"],
+        cwd=toy,
+        env=toy_project.environment(toy),
+        capture_output=True,
+    )
     assert done.returncode == 2 and b"--bento and --no-bento exclude each other" in done.stderr
 
 

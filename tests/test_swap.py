@@ -176,7 +176,11 @@ def test_what_is_not_fit_stays_out_and_the_store_may_go(store, tmp_path):
     row = toy_project.example(store.project)
     told = lambda: "".join(file.read_text() for file in tmp_path.rglob("stderr"))  # of both servers: either may ask for both
     with serving(store, tmp_path / "log") as (_, url), Load(url, row, clients=1) as load:
-        for version, why in (("torn", "has changed since it was written"), ("liar", "fails its self-test"), ("gated", "a service of their own")):
+        for version, why in (
+            ("torn", "has changed since it was written"),
+            ("liar", "fails its self-test"),
+            ("gated", "a service of their own"),
+        ):
             store.release(version)
             until(lambda why=why: why in told())
         seen = len(load.answers)

@@ -288,7 +288,8 @@ def test_metrics_of_a_dashboard():
     new = json.loads(upgrade_metrics(old))["expr"]
     assert (
         new
-        == 'sum(rate(mlnb_shadow_predictions_total{job="a",result="failed"}[5m])) / my_mlnb_rows_total + mlnb_request_duration_seconds_count'
+        == 'sum(rate(mlnb_shadow_predictions_total{job="a",result="failed"}[5m]))'
+        " / my_mlnb_rows_total + mlnb_request_duration_seconds_count"
     )
 
 

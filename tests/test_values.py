@@ -223,6 +223,10 @@ def test_moments_of_outcomes_are_read_alike(text, tmp_path):
     with (tmp_path / "in.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["entity", "value", "observed_at"], ["e", "1", text]])
     store = LabelStore(tmp_path / "lines", str(tmp_path / "kept"))
-    import_labels(tmp_path / "in.csv", store, pa.table({"entity": pa.array([], pa.string()), "time": pa.array([], pa.timestamp("us", "UTC"))}))
+    import_labels(
+        tmp_path / "in.csv",
+        store,
+        pa.table({"entity": pa.array([], pa.string()), "time": pa.array([], pa.timestamp("us", "UTC"))}),
+    )
     kept = store.read()["observed_at"].to_pylist()
     assert [moment.replace(microsecond=0) for moment in kept] == ([] if sent == REFUSED else [sent.replace(microsecond=0)])

@@ -1,7 +1,7 @@
 """`mlnb` as a process of its own that starts at once: forked from a server that has imported what commands import.
 
-Most of what a command takes in a test is the import of pandas, pyarrow and SQLAlchemy. A forked process is as real as a new one: it has its own
-arguments, working folder, environment, files and exit code. Tests of start-up, imports and signals start Python themselves.
+Most of the time of a command in a test is the import of pandas, pyarrow and SQLAlchemy. A forked process is as real as a new one: it has
+its own arguments, working folder, environment, files and exit code. Tests of start-up, imports and signals start Python themselves.
 """
 
 import atexit
@@ -29,7 +29,16 @@ def run(words, *, cwd, env, input="", timeout=600, umask=None, safe_path=False) 
     "`mlnb WORDS` in the folder `cwd`, as `subprocess.run(..., capture_output=True, text=True)` would run it"
     if sys.platform != "linux":  # frameworks of macOS do not survive a fork
         command = [sys.executable, *(["-P"] if safe_path else []), "-c", "from mlnb.cli.main import main; main()", *map(str, words)]
-        return subprocess.run(command, cwd=cwd, env=env, input=input, timeout=timeout, umask=-1 if umask is None else umask, capture_output=True, text=True)
+        return subprocess.run(
+            command,
+            cwd=cwd,
+            env=env,
+            input=input,
+            timeout=timeout,
+            umask=-1 if umask is None else umask,
+            capture_output=True,
+            text=True,
+        )
     request = {"words": [str(word) for word in words], "cwd": str(cwd), "env": dict(env), "umask": umask, "safe_path": safe_path}
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]

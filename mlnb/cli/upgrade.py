@@ -25,7 +25,18 @@ from ..project.settings import find_root
 from ..project.text import printable
 
 # %% ../../nbs/cli/20_upgrade.ipynb #963f506d
-_SKIPPED_FOLDERS = {".git", ".ipynb_checkpoints", ".mlnb", ".venv", "__pycache__", "node_modules", "products", "site-packages", "vendor", "venv"}
+_SKIPPED_FOLDERS = {
+    ".git",
+    ".ipynb_checkpoints",
+    ".mlnb",
+    ".venv",
+    "__pycache__",
+    "node_modules",
+    "products",
+    "site-packages",
+    "vendor",
+    "venv",
+}
 _TEXT_SUFFIXES = {
     ".bash", ".cfg", ".conf", ".env", ".ini", ".j2", ".json", ".jsonnet", ".md", ".mk", ".rst", ".rules", ".service", ".sh", ".template",
     ".timer", ".tmpl", ".toml", ".txt", ".yaml", ".yml", ".zsh",
@@ -75,7 +86,12 @@ def _upgrade_notebook(text: str) -> str:
     notebook = json.loads(text)
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] in ("code", "markdown")]
     old = ["".join(cell["source"]) for cell in cells]
-    code = iter(rename_cells([source for source, cell in zip(old, cells, strict=True) if cell["cell_type"] == "code"], NameTable.forwards()))
+    code = iter(
+        rename_cells(
+            [source for source, cell in zip(old, cells, strict=True) if cell["cell_type"] == "code"],
+            NameTable.forwards(),
+        )
+    )
     new = [_upgrade_words(next(code) if cell["cell_type"] == "code" else source) for source, cell in zip(old, cells, strict=True)]
     for cell, source in zip(cells, new, strict=True):
         cell["source"] = source.splitlines(keepends=True) if isinstance(cell["source"], list) else source
@@ -176,7 +192,9 @@ def upgrade(yes, check):
             click.confirm(f"Apply these changes to {_count(changes)}?", abort=True)
         for change in changes:
             _apply(change)
-        click.echo(f"Upgraded {_count(changes)}. Next: nbdev-export && mlnb check; the tasks whose notebooks changed run again with: mlnb run")
+        click.echo(
+            f"Upgraded {_count(changes)}. Next: nbdev-export && mlnb check; the tasks whose notebooks changed run again with: mlnb run"
+        )
     sys.exit(1 if problems or (check and changes) else 0)
 
 

@@ -238,7 +238,8 @@ NUMERIC = ("minute_of_day", "distance", "block_minutes", *context_features.featu
 # %% ../../nbs/flights/03_features.ipynb #1156ba72
 LEAKY_COLUMNS = (
     "tailnum", "dep_time", "dep_delay", "arr_time", "arr_delay", "air_time",  # names in the raw files
-    "departure", "departure_delay", "arrival", "arrival_delay", "cancelled", "diverted", "disrupted", "label_time",  # names in the cleaned data
+    "departure", "departure_delay", "arrival", "arrival_delay",  # names in the cleaned data
+    "cancelled", "diverted", "disrupted", "label_time",
     "manufacturer", "model", "engines", "seats", "speed", "engine", "type",  # of the plane, joined by tailnum
 )  # fmt: skip
 

@@ -124,8 +124,8 @@ class Bundle:
     def load(
         cls,
         folder: str | Path,
-        already_loaded: "Bundle | None" = None,  # loaded before in this process: code that both use is not fingerprinted again, which is slow
-        trust: Trust | None = None,  # whose code it may name; default: the rules of the project around the working folder
+        already_loaded: "Bundle | None" = None,  # in this process: code that both use is not fingerprinted again
+        trust: Trust | None = None,  # whose code it may name; default: as the project around the working folder says
     ) -> "Bundle":
         """The bundle in `folder`; raises a `BundleError` that names what is missing, damaged, changed or not trusted, and how to fix it.
 

@@ -258,7 +258,8 @@ class App:
         if not self.ready():
             return _error(503, "predictions cannot be logged, so none is made; the log of the service says why")
         p = self.predictor
-        hint = "the log of the service tells it, and GET /routing to a key of the role admin"  # this page is public, a problem may name folders
+        # This page is public, and a problem may name folders.
+        hint = "see the log of the service, or GET /routing with a key of the role admin"
         return _page({"ready": True, "version": p.bundle.version, "versions": p.versions, "problem": p.problem and hint})
 
     def ready(self) -> bool:

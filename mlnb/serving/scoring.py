@@ -474,7 +474,9 @@ def score(
     check_columns(source, reader.schema, _fields(source, bundle, reader.schema, at), reader.text)
     _check_output(source, output, reader.schema)
     if safe and file_format(output) != ".csv":
-        raise ServingError(f"{output} is not a CSV file, and only CSV files can hold formulas; omit --spreadsheet-safe, or write to NAME.csv")
+        raise ServingError(
+            f"{output} is not a CSV file, and only CSV files can hold formulas; omit --spreadsheet-safe, or write to NAME.csv"
+        )
     folder = output.with_name(f".{output.name}.parts")
     try:
         with hold_lock(folder / "lock", f"the scoring of {output}"):

@@ -15,7 +15,7 @@ os.umask(0o022)  # some tests let another user read what they make, and others s
 os.environ["MLNB_TRACK_RUNS"] = "false"  # no process that writes to MLflow is left behind; its own tests ask for it
 os.environ["MLNB_TRUSTED_PACKAGES"] = "toy,planes,test_hooks,test_routing"  # of the small projects of the tests
 
-for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):  # what a program prints into a file is what is tested
+for name in ("COLUMNS", "FORCE_COLOR", "LINES", "TTY_COMPATIBLE"):  # what a program prints into a file is what is tested
     os.environ.pop(name, None)
 for name in ("no_proxy", "NO_PROXY"):  # every server is on this machine
     os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1", "localhost")))

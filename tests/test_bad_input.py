@@ -269,9 +269,9 @@ TABLES = {"table.csv": "a,b\n1,2\n", "semicolons.csv": "a;b\n1;2\n"}
         ("drift july.parquet", 1, "there is no file 'july.parquet'; write one of: bundle, log,"),
         ("drift empty.parquet", 1, "empty.parquet is empty"),
         ("drift empty.csv", 1, "empty.csv is empty"),
-        ("drift heads.csv --reference heads.csv", 1, "heads.csv holds no rows"),
-        ("drift nbs", 1, "is no model bundle with a reference: it has no reference.profile"),
-        ("drift semicolons.csv", 1, "has one column, 'a;b': write it with commas between the columns"),
+        ("drift heads.csv --reference heads.csv", 1, "heads.csv has no rows"),
+        ("drift nbs", 1, "is not a model bundle with a reference: it has no reference.profile"),
+        ("drift semicolons.csv", 1, "has one column, 'a;b'; separate columns with commas"),
         ("drift table.csv --reference table.csv --html env.yaml/drift.html", 2, "env.yaml/drift.html cannot be written"),
     ],
 )

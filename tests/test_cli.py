@@ -87,7 +87,7 @@ def test_doctor_names_what_nothing_reads_and_what_cannot_be_opened(tmp_path):
     done = mlnb("doctor", "--json", cwd=tmp_path, MLNB_STORGE="elsewhere")
     found = {f["item"]: f for f in json.loads(done.stdout)["findings"]}
     assert done.returncode == 1 and found["Storage"]["state"] == "missing" and "nowhere" in found["Storage"]["detail"]
-    assert found["Variables"]["detail"] == "MLNB_STORGE is set and nothing reads it (did you mean 'MLNB_STORAGE'?)"
+    assert found["Variables"]["detail"] == "MLNB_STORGE is set, but not used (did you mean 'MLNB_STORAGE'?)"
     assert found["Package"]["detail"] == "no folder plnaes"
 
 
@@ -132,7 +132,7 @@ def test_doctor_calls_nothing_good_that_it_did_not_examine(monkeypatch, tmp_path
     report = doctor.examine()
     found = {f["item"]: f for f in report["findings"]}
     assert not report["healthy"] and found["Broken"]["detail"].startswith("the check failed, RuntimeError: the rest")
-    assert found["Storage"]["state"] == "note" and found["Storage"]["detail"] == "memory://bucket, which was not contacted"
+    assert found["Storage"]["state"] == "note" and found["Storage"]["detail"] == "memory://bucket, not contacted"
 
 
 def test_doctor_knows_every_variable_that_the_library_reads(monkeypatch):

@@ -244,7 +244,7 @@ def test_the_features_themselves_are_no_leaks():
 def test_moments_of_the_context_task(history):
     assert chosen_as_of_times(history, "2013-07-04T12:20", 2).astype(str).tolist() == ["2013-07-04T12:00:00", "2013-07-04T12:15:00"]
     assert chosen_as_of_times(history)[0] == floor_to_interval(decision_time(history.flights["scheduled_departure"]).max())
-    with pytest.raises(ContractError, match="'moment' has value 'noon'; write a time in UTC such as"):
+    with pytest.raises(ContractError, match="'as_of' has value 'noon'; write a time in UTC such as"):
         chosen_as_of_times(history, "noon")
     with pytest.raises(ContractError, match="'count' has value 0"):
         chosen_as_of_times(history, count=0)

@@ -1,5 +1,6 @@
 """Workers that are killed, disks that fail: acknowledged rows are logged rows, and none is compacted twice."""
 
+import fcntl
 import os
 import shutil
 import signal
@@ -103,14 +104,14 @@ def test_a_file_ends_with_its_size_and_with_its_hour(tmp_path, monkeypatch):
 
 def test_an_empty_file_that_a_worker_is_about_to_lock_may_go(tmp_path, monkeypatch):
     log, compactor = PredictionLog(tmp_path / "log"), Compactor(tmp_path / "log", tmp_path / "parts")
-    lock = p.fcntl.flock
+    lock = fcntl.flock
 
     def late(*arguments):
-        monkeypatch.setattr(p.fcntl, "flock", lock)
+        monkeypatch.setattr(fcntl, "flock", lock)
         compactor.run()
         lock(*arguments)
 
-    monkeypatch.setattr(p.fcntl, "flock", late)
+    monkeypatch.setattr(fcntl, "flock", late)
     log.append([prediction(0)])
     log.close()
     assert compactor.run().rows == 1

@@ -116,7 +116,8 @@ class RenamedModules:
 def install() -> None:
     "Make old names importable in this process"
     if RenamedModules not in sys.meta_path:
-        sys.meta_path.insert(0, CurrentModules)
+        finders = sys.meta_path
+        finders.insert(finders.index(PathFinder) if PathFinder in finders else len(finders), CurrentModules)
         sys.meta_path.append(RenamedModules)
 
 # %% ../../nbs/project/10_renames.ipynb #e785a7ef

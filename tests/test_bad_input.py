@@ -30,7 +30,7 @@ DECLARED = "upstream = None\nproduct = None"
 
 
 def mlnb(root, *words, **variables):
-    "`mlnb STATISTIC_NAMES` in the folder `root`"
+    "`mlnb WORDS` in the folder `root`"
     return warm_cli.run(words, cwd=root, env=PLAIN | variables, safe_path=True)
 
 

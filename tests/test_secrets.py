@@ -59,7 +59,8 @@ def content(path: Path) -> bytes:
 
 def planted(*folders: Path) -> list[str]:
     "Files that hold a secret"
-    files = [p for folder in folders for p in folder.rglob("*") if p.is_file() and not p.is_symlink()]
+    below = (Path(root, name) for folder in folders for root, _, names in os.walk(folder) for name in names)  # files may go meanwhile
+    files = [path for path in below if path.is_file() and not path.is_symlink()]
     return [str(p) for p in files if PLANT.encode() in content(p)]
 
 
@@ -69,7 +70,7 @@ def open_to_others(folder: Path) -> list[str]:
 
 
 def command(root, *words, mask=0o022, **variables):
-    "`mlnb STATISTIC_NAMES` with every secret in its variables; none is shown"
+    "`mlnb WORDS` with every secret in its variables; none is shown"
     env = toy_project.environment(root) | VARIABLES | {"MLNB_RUNTIME_DIR": os.environ["MLNB_RUNTIME_DIR"]} | variables
     done = warm_cli.run(words, cwd=root, env=env, umask=mask)
     assert PLANT not in done.stdout + done.stderr, done.stdout + done.stderr

@@ -47,6 +47,16 @@ def toy(tmp_path_factory):
 
 
 @pytest.fixture
+def forget_projects():
+    "The packages of the projects that a test imports are not there for the tests after it"
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name.partition(".")[0] in ("flight_delays", "shipped"):
+            del sys.modules[name]
+
+
+@pytest.fixture
 def fixed_clock(monkeypatch):
     "No hour ends, and no file of a log with it"
     now = time.time()

@@ -43,6 +43,8 @@ from mlnb.serving.log_profiles import LogProfileStore, profiles_url, update_prof
 from mlnb.serving.predictions import PredictionLog
 from mlnb.serving.routing import Routing, RoutingFile
 
+pytestmark = pytest.mark.usefixtures("forget_projects")
+
 RELEASE = Path(__file__).parent / "data" / "release-0.1"
 FOLLOWED = {"serve_from": "models:/toy"}
 

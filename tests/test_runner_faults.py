@@ -499,7 +499,7 @@ def test_the_copy_of_a_kernel_is_shown_and_ended(suspended):
     pid = note["checkpoint"]["pid"]
     assert [c["pid"] for c in json.loads(told("--json")) if "socket" in c] == [pid]
     shown = next(line for line in told().splitlines() if line.split()[0] == str(pid))
-    assert "copy" in shown and "of task long, until " in shown
+    assert "snapshot" in shown and "of task long, until " in shown
     assert told("stop", str(pid)) == f"{pid}, a kernel snapshot, has ended\n"
     until(lambda: not is_alive(pid))
     assert [c for c in json.loads(told("--json")) if "socket" in c] == []

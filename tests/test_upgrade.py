@@ -21,6 +21,8 @@ from mlnb.project.renames import RenamedWarning, renames
 from mlnb.project.settings import load_settings
 from mlnb.project.upgrade import upgrade_commands, upgrade_metrics, upgrade_settings
 
+pytestmark = pytest.mark.usefixtures("forget_projects")
+
 RELEASE = Path(__file__).parent / "data" / "release-0.1"
 ROOT = Path(__file__).parent.parent
 

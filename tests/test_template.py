@@ -55,7 +55,7 @@ def test_the_copy_speaks_of_itself_alone(tmp_path):
         json.loads(notebook.read_text())
     assert "model_name: flight-delays #" in (project / "env.yaml").read_text()
     assert 'model_name = \\"flight-delays\\"' in (project / "nbs" / "06_register.ipynb").read_text()
-    assert all(f"mlnb {word}" in (project / "README.md").read_text() for word in ("outcomes add", "performance", "alerts check"))
+    assert all(f"mlnb {word}" in (project / "README.md").read_text() for word in ("labels add", "performance", "alerts check"))
 
 
 @pytest.mark.parametrize("name", ["class", "json", "2fast", "Upper", "tests", "alerts", "dist", "build", "docs", "numpy", "a b", "../up"])

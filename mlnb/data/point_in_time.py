@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Columns', 'to_columns', 'floor_to_interval', 'EntityKeys', 'Events', 'LatestReadings', 'FeatureView', 'distinct_rows',
-           'FeatureTable', 'FeatureSnapshot', 'PointInTimeFeatures', 'format_duration']
+           'FeatureTable', 'FeatureSnapshot', 'PointInTimeFeatures']
 
 # %% ../../nbs/data/01_point_in_time.ipynb #8c0de129
 import hashlib
@@ -397,13 +397,3 @@ def _tables(view: FeatureView, keys: Columns, history, as_of_times: np.ndarray) 
     stored[:, 0] = True
     table = lambda rows, mask: FeatureTable(view.name, view.features, _take(keys, view.keys, mask), rows[mask])
     return [table(rows, mask) for rows, mask in zip(cube, stored, strict=True)]
-
-# %% ../../nbs/data/01_point_in_time.ipynb #1db856b1
-def format_duration(
-    seconds: float,
-) -> str:
-    "A duration in the largest unit of which there are at least two: 75 minutes, 14 hours, 4,713 days"
-    for unit, size in (("days", 86400), ("hours", 3600)):
-        if seconds >= 2 * size:
-            return f"{seconds // size:,.0f} {unit}"
-    return f"{seconds // 60:.0f} minutes"

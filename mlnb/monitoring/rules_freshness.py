@@ -83,11 +83,11 @@ class FreshnessRule(Rule):
                     yield self._stale_finding(source, timestamp, age, limit)
 
     def _stale_finding(self, source: str, timestamp: dt.datetime | None, age: float, limit: int) -> RuleFinding:
-        from mlnb.data.point_in_time import format_duration
+        from mlnb.project.text import rough_duration
 
         subject, noun = _SUBJECTS.get(source, source), "feature snapshot" if source == "snapshot" else source
         if timestamp is None:
             return self.finding(subject, f"there is no {noun} yet", limit=float(limit))
-        age_text = f"{format_duration(60 * age)} old ({timestamp:%Y-%m-%d %H:%M} UTC)"
-        words = f"the newest {noun} is {age_text}, the limit is {format_duration(60 * limit)}"
+        age_text = f"{rough_duration(60 * age)} old ({timestamp:%Y-%m-%d %H:%M} UTC)"
+        words = f"the newest {noun} is {age_text}, the limit is {rough_duration(60 * limit)}"
         return self.finding(subject, words, value=age, limit=float(limit), details={"newest": str(timestamp)})

@@ -43,12 +43,12 @@ class RunsRule(Rule):
         return self.finding(pipeline, words, value=float(len(runs)), limit=float(self.failures), details=details)
 
     def _late_findings(self, pipeline: str, context: RuleContext) -> Iterator[RuleFinding]:
-        from mlnb.data.point_in_time import format_duration
+        from mlnb.project.text import rough_duration
 
         newest = next(iter(context.records.runs(1, pipeline, "succeeded")), None)
         age = math.inf if newest is None else (context.now - newest["started"]).total_seconds() / 60
         if age > self.hours * 60:
-            period = "yet" if newest is None else f"for {format_duration(60 * age)}"
+            period = "yet" if newest is None else f"for {rough_duration(60 * age)}"
             words = f"no run of pipeline '{pipeline}' has succeeded {period}, the limit is {self.hours} hours"
             value, limit = None if newest is None else age / 60, float(self.hours)
             yield self.finding(f"{pipeline}: late", words, value=value, limit=limit, details={"pipeline": pipeline})

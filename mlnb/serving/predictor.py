@@ -18,7 +18,8 @@ import msgspec
 import numpy as np
 
 from ..data.fields import DECISION_TIME, entity_keys
-from ..data.point_in_time import Columns, format_duration
+from ..data.point_in_time import Columns
+from ..project.text import rough_duration
 from ..data.snapshot_store import SnapshotStore
 from ..models.bundle import Bundle, are_all_probabilities, are_probabilities
 from ..project.errors import ServingError
@@ -270,7 +271,7 @@ class Predictor(LoggedScorer):
             details["context_age_seconds"] = age
             problem = (
                 f"the newest feature snapshot for row {details['row']}, decided at {decided_at}, "
-                f"is {format_duration(age)} old, the limit is {limit} minutes"
+                f"is {rough_duration(age)} old, the limit is {limit} minutes"
             )
         fix = "write a newer one (the context task of the pipeline does), or send decision_time to replay an earlier decision"
         return HttpError(503, f"{problem}; {fix}", **details, context_limit_minutes=limit)

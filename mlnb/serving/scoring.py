@@ -25,12 +25,12 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 import mlnb
-from ..data.point_in_time import Columns, format_duration
+from ..data.point_in_time import Columns
 from ..data.fields import DECISION_TIME, entity_keys
 from ..models.bundle import Bundle, are_probabilities, point_in_time_columns
 from ..project.errors import ServingError
 from ..project.files import hold_lock, write_atomic
-from ..project.text import FORMULA_PREFIX, spreadsheet_safe
+from ..project.text import FORMULA_PREFIX, rough_duration, spreadsheet_safe
 from mlnb.serving.table_files import (
     PROBLEM_SCHEMA,
     RowBatch,
@@ -201,7 +201,7 @@ class Scorer:
         messages = []
         for decision, as_of in zip(decisions, as_of_times, strict=True):
             missing = np.isnat(as_of)
-            age = "" if missing else format_duration((decision - as_of).astype(int))
+            age = "" if missing else rough_duration((decision - as_of).astype(int))
             messages.append(f"no context is known at {decision}Z" if missing else f"the newest context is {age} old at {decision}Z")
         expected = f"a moment with a context at most {self.max_age_seconds // 60} minutes older"
         return problem_table(numbers, DECISION_TIME.name, messages, expected)

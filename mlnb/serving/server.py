@@ -20,6 +20,7 @@ from ..models.bundle import Bundle
 from ..models.manifest import bundle_version
 from ..models.watcher import followed_model
 from ..project.errors import ServingError
+from ..project.files import write_atomic
 from ..project.permissions import make_folder
 from ..project.renames import renames
 from ..project.settings import Settings
@@ -31,8 +32,7 @@ from .worker import has_code_of_0_1, verify_bento
 def use_bento_store(settings: Settings) -> Path:
     "The folder of this project's Bentos; must be called before BentoML is imported"
     store = Path(os.environ.setdefault("BENTOML_HOME", str(settings.path(".mlnb/bentoml"))))
-    make_folder(store)
-    (store / ".bentoignore").write_text("*\n")  # BentoML would pack its own store into a Bento
+    write_atomic(store / ".bentoignore", "*\n")  # BentoML would pack its own store into a Bento
     return store
 
 # %% ../../nbs/serving/12_server.ipynb #2e9385dd

@@ -85,12 +85,7 @@ INLINE_DECODE_BYTES = 1 << 18  # of a body; a longer one is decoded in a thread
 class PredictHandler:
     "Answers the requests of `/predict` and `/predict/columns`"
 
-    def __init__(
-        self,
-        predictor: LoggedScorer,
-        guard: Guard,
-        metrics: ServiceMetrics,
-    ):
+    def __init__(self, predictor: LoggedScorer, guard: Guard, metrics: ServiceMetrics):
         self.predictor, self.guard, self.metrics, store = predictor, guard, metrics, predictor.store
         in_memory = store.newest_cached if isinstance(store, SnapshotStore) else None
         self.request_decoder = RequestDecoder(predictor.bundle.request, in_memory)
@@ -365,10 +360,7 @@ def _keep_freed_memory() -> None:
         mallopt(option, 32 << 20)
 
 
-def load_app(
-    settings: Settings,
-    folder: str | Path | None = None,  # of the bundle, if no registry is followed; default: the project's
-) -> App:
+def load_app(settings: Settings, folder: str | Path | None = None) -> App:
     "The service that a project's settings describe, with its storage, log, keys and limits"
     open_url(settings.url(settings.storage))
     limits = Limits(settings.body_limit_kb << 10, settings.request_timeout_seconds, settings.max_queued_requests)

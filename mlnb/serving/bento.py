@@ -35,11 +35,8 @@ if SUPERVISOR_VARIABLE in os.environ:
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = os.environ.pop(METRICS_DIR_VARIABLE)
 
 
-def bundle_folder(
-    settings: Settings,
-    source: Path,  # folder of the Bento's code, or of the project
-) -> Path:
-    "The bundle to serve: the one packed in the Bento, or the project's own if there is no Bento"
+def bundle_folder(settings: Settings, source: Path) -> Path:
+    "The bundle to serve: the one packed in the Bento whose code is in `source`, or the project's own if there is no Bento"
     in_bento = (source.parent / "bento.yaml").is_file()
     return source / BENTO_BUNDLE_FOLDER if in_bento else settings.path(settings.bundle)
 
@@ -115,10 +112,7 @@ def bento_name(name: str) -> str:
 _COMPLETE = "complete"  # the mark, a file in the Bento's folder
 
 
-def build_bento(
-    settings: Settings,
-    bundle: Bundle,  # loaded and tested
-) -> bentoml.Bento:
+def build_bento(settings: Settings, bundle: Bundle) -> bentoml.Bento:
     "A Bento of the bundle in BentoML's store; raises `ServingError` and leaves no Bento if that fails"
     if not (file := settings.root / "bentofile.yaml").is_file():
         raise ServingError(f"there is no {file}; it lists what a Bento is made from; copy one from: mlnb new NAME")
@@ -166,9 +160,7 @@ def _write_service_requirements(settings: Settings, bento: bentoml.Bento, source
     lock.write_text(service_requirements(packages, lock.read_text(), settings.package))
 
 
-def list_bentos(
-    store: Path,  # of BentoML
-) -> list[bentoml.Bento]:
+def list_bentos(store: Path) -> list[bentoml.Bento]:
     "The complete Bentos in a store, the newest first"
     folders = [mark.parent for mark in store.glob(f"bentos/*/*/{_COMPLETE}")]
     bentos = [bentoml.bentos.get(f"{folder.parent.name}:{folder.name}") for folder in folders]

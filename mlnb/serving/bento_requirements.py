@@ -42,9 +42,7 @@ print(json.dumps(sorted({name for module in {m.partition(".")[0] for m in sys.mo
 """
 
 
-def imported_packages(
-    source: Path,  # folder with the code, and the model in bundle/
-) -> list[str]:
+def imported_packages(source: Path) -> list[str]:
     "The installed packages that a service of the bundle imports; raises `ServingError` if the bundle does not pass its self-test"
     done = subprocess.run([sys.executable, "-c", _LIST_IMPORTS], cwd=source, capture_output=True, text=True)
     if done.returncode:
@@ -61,10 +59,7 @@ def _applies(requirement: Requirement, extras: Iterable[str]) -> bool:
     return requirement.marker is None or any(requirement.marker.evaluate(_LINUX | {"extra": extra}) for extra in ("", *extras))
 
 
-def resolve_versions(
-    names: Iterable[str],  # of packages, extras in brackets
-    without: Iterable[str] = (),  # canonical names to leave out, with what only they require
-) -> dict[str, str]:  # canonical name -> version
+def resolve_versions(names: Iterable[str], without: Iterable[str] = ()) -> dict[str, str]:  # canonical name -> version
     "The installed versions of packages and their dependencies; packages that are not installed are left out"
     versions, queue, visited = {}, [Requirement(name) for name in names], set()
     while queue:
@@ -82,19 +77,13 @@ def resolve_versions(
     return versions
 
 # %% ../../nbs/serving/16_bento_requirements.ipynb #45d525c3
-def parse_pins(
-    lock: str,  # text of a requirements file
-) -> dict[str, str]:  # canonical name -> version
+def parse_pins(lock: str) -> dict[str, str]:  # canonical name -> version
     "The versions that a requirements file pins with ==; other lines are ignored"
     pins = re.findall(r"^\s*([A-Za-z0-9._-]+)\s*==\s*([^\s;#]+)", lock, re.MULTILINE)
     return {canonicalize_name(name): version for name, version in pins}
 
 
-def service_requirements(
-    packages: Iterable[str],  # that the service imports
-    lock: str,  # text of the project's requirements.lock
-    project_package: str,
-) -> str:
+def service_requirements(packages: Iterable[str], lock: str, project_package: str) -> str:
     "A requirements file of `packages` and their dependencies; raises `ServingError` if the lock file has other versions"
     pins = parse_pins(lock)
     versions = resolve_versions([*SERVER_PACKAGES, *packages], without=_NOT_PINNED | {canonicalize_name(project_package)})

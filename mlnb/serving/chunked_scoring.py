@@ -13,10 +13,11 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 
@@ -35,18 +36,11 @@ MAX_READER_THREADS = 16  # that may wait for the storage
 class SnapshotReader:
     "Reads feature snapshots that are not in memory, in threads"
 
-    def __init__(
-        self,
-        store: SnapshotStore,
-        timeout_seconds: float = STORAGE_TIMEOUT_SECONDS,
-    ):
+    def __init__(self, store: SnapshotStore, timeout_seconds: float = STORAGE_TIMEOUT_SECONDS):
         self.store, self.timeout_seconds = store, timeout_seconds
         self._reading, self._failed_at = 0, -math.inf
 
-    async def __call__(
-        self,
-        as_of_times: np.ndarray,  # (n,) datetime64[s]
-    ) -> Callable:  # as-of time -> FeatureSnapshot or None
+    async def __call__(self, as_of_times: np.ndarray) -> Callable:  # as-of time -> FeatureSnapshot or None
         "What `SnapshotStore.read` returns; if the storage fails or times out, what is in memory, else an `HttpError`"
         if self._reading < MAX_READER_THREADS and time.monotonic() - self._failed_at > RETRY_DELAY_SECONDS:
             try:
@@ -101,14 +95,13 @@ MIN_CHUNK_ROWS, MAX_CHUNK_ROWS = 32, 2048
 MAX_CONCURRENT_REQUESTS = 4  # long requests
 
 
+_Result = TypeVar("_Result")
+
+
 class ChunkedScorer:
     "Scores long requests in chunks"
 
-    def __init__(
-        self,
-        limits: Limits,
-        reader: SnapshotReader | None = None,  # None: snapshots are always in memory
-    ):
+    def __init__(self, limits: Limits, reader: SnapshotReader | None = None):
         self.limits, self._reader = limits, reader
         self.max_batch_size = 1000  # rows that are scored at once
         self._pending, self._loop_lock, self._slots = 0, asyncio.Lock(), asyncio.Semaphore(MAX_CONCURRENT_REQUESTS)
@@ -150,12 +143,7 @@ class ChunkedScorer:
                     pass
             chunk = replace(chunk, newest=await self._reader(chunk.decision_times))
 
-    def score_and_adapt(
-        self,
-        score: Callable,
-        rows: Sequence,  # n
-        *arguments,
-    ):  # what `score` returns
+    def score_and_adapt(self, score: Callable[..., _Result], rows: Sized, *arguments) -> _Result:
         "Call `score`, and adapt the chunk size to the time that it takes"
         if (n := len(rows)) <= MIN_CHUNK_ROWS:
             return score(rows, *arguments)

@@ -9,28 +9,19 @@ __all__ = ['MAX_WRONG_ROWS_PER_COLUMN', 'ARROW_TYPES', 'ARROW', 'RequestTable', 
 # %% ../../nbs/serving/01_column_validation.ipynb #2b2aa7b4
 from dataclasses import dataclass
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
 from ..data.point_in_time import Columns
 from ..data.fields import DECISION_TIME, FIELD_TYPES, Field
-from mlnb.serving.row_validation import (
-    EXPECTED_FORMATS,
-    MAX_EXACT_INTEGER,
-    MAX_TEXT_LENGTH,
-    STRING_ENCODED_TYPES,
-    YEAR_RANGE,
-    BodyValidator,
-    JsonObject,
-    RequestError,
-    field_error,
-    is_in_year_range,
-    parse,
-    request_error,
-    unknown_field_problems,
-    value_problem,
-)
+from .row_validation import EXPECTED_FORMATS, MAX_EXACT_INTEGER, MAX_TEXT_LENGTH, STRING_ENCODED_TYPES
+from .row_validation import YEAR_RANGE, BodyValidator, JsonObject, RequestError, field_error
+from .row_validation import is_in_year_range, parse, request_error, unknown_field_problems, value_problem
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # %% ../../nbs/serving/01_column_validation.ipynb #580a5117
 MAX_WRONG_ROWS_PER_COLUMN = 3  # in one answer
@@ -71,10 +62,7 @@ class JsonColumns(BodyValidator):
         super().__init__(fields)
         self._decode = msgspec.json.Decoder(self._struct(lambda kind: list[kind])).decode
 
-    def decode(
-        self,
-        body: bytes,  # JSON: an object of arrays of one length
-    ) -> RequestTable:  # of n rows; decision_time only if it was sent
+    def decode(self, body: bytes) -> RequestTable:  # of n rows; decision_time only if it was sent
         "The columns of a request; raises a `RequestError` that names every wrong column with its first wrong rows"
         try:
             decoded = msgspec.structs.asdict(self._decode(body))
@@ -140,9 +128,7 @@ def _numpy(array) -> np.ndarray:
     return array.to_numpy(zero_copy_only=False)
 
 
-def is_valid_text(
-    texts,  # pyarrow.Array
-):  # of booleans; null where the text is null
+def is_valid_text(texts: "pa.Array") -> "pa.Array":  # of booleans; null where the text is null
     "Whether each text is printable, and neither empty nor too long"
     import pyarrow.compute as pc
 
@@ -176,9 +162,7 @@ def _to_texts(array):
     return ([] if wrong.any() else np.array(array.to_pylist(), np.str_)), wrong
 
 
-def to_float64(
-    numbers,  # pyarrow.Array or ChunkedArray of integers, floats or decimals
-):  # of float64
+def to_float64(numbers: "pa.Array | pa.ChunkedArray") -> "pa.Array | pa.ChunkedArray":
     "Numbers of any type as the nearest float64, as JSON numbers are read"
     from pyarrow import types
 
@@ -206,9 +190,7 @@ def _to_times(array):
     return values, ~((values >= first) & (values < end))
 
 # %% ../../nbs/serving/01_column_validation.ipynb #3929dead
-def is_text_type(
-    kind,  # pyarrow.DataType
-) -> bool:
+def is_text_type(kind: "pa.DataType") -> bool:
     "Whether an Arrow type is a supported text type: strings, views, or a dictionary of strings"
     from pyarrow import types
 
@@ -216,10 +198,7 @@ def is_text_type(
     return types.is_string(value_type) or types.is_large_string(value_type) or types.is_string_view(kind)
 
 
-def accepts_arrow_type(
-    field: Field,
-    kind,  # pyarrow.DataType
-) -> bool:
+def accepts_arrow_type(field: Field, kind: "pa.DataType") -> bool:
     "Whether a column of an Arrow type, in a request or a file, can hold the field"
     from pyarrow import types
 
@@ -322,10 +301,7 @@ class ArrowColumns:
     ):
         self._by_name = {f.name: f for f in (*fields, DECISION_TIME)}
 
-    def decode(
-        self,
-        body: bytes,  # an Arrow IPC stream
-    ) -> RequestTable:  # of n rows; decision_time only if it was sent
+    def decode(self, body: bytes) -> RequestTable:  # of n rows; decision_time only if it was sent
         "The columns of a request; raises a `RequestError` that names every wrong column with its first wrong rows"
         table = _read_stream(body)
         request, problems = RequestTable({}, {}), _column_name_problems(self._by_name, table.column_names)
@@ -381,9 +357,7 @@ def _describe_wrong_value(field: Field, array, row: int) -> str:
 ARROW = b"application/vnd.apache.arrow.stream"
 
 
-def to_arrow_stream(
-    table,  # pyarrow.RecordBatch or Table
-) -> bytes:
+def to_arrow_stream(table: "pa.RecordBatch | pa.Table") -> bytes:
     "A table as an Arrow IPC stream"
     import pyarrow as pa
 

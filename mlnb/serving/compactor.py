@@ -23,23 +23,10 @@ from ..project.errors import ServingError
 from ..project.files import exclusive_lock, write_atomic
 from ..project.settings import Settings
 from .log_damage import QUARANTINE_FOLDER, count_complete
-from mlnb.serving.log_records import (
-    concat_tables,
-    drop_duplicate_rows,
-    group_by_version,
-    read_tables,
-    sort_rows,
-    split_by_hour,
-)
-from mlnb.serving.part_store import (
-    MERGED,
-    STAMP_FORMAT,
-    LogPart,
-    LogPartStore,
-    parts_to_merge,
-    parts_url,
-    remove_expired,
-)
+from .log_records import concat_tables, drop_duplicate_rows, group_by_version, read_tables, sort_rows
+from .log_records import split_by_hour
+from .part_store import MERGED, STAMP_FORMAT, LogPart, LogPartStore, parts_to_merge, parts_url
+from .part_store import remove_expired
 from .predictions import lock_if_finished, sync_folder
 
 # %% ../../nbs/serving/03_compactor.ipynb #f4c45ff1
@@ -136,27 +123,16 @@ def _merge_small(store: LogPartStore, parts: list[LogPart]) -> int:
 class Compactor:
     "Converts the finished files of one log to Parquet"
 
-    def __init__(
-        self,
-        folder: str | Path,  # of the PredictionLog
-        url: str | Path,  # folder or fsspec URL of the parts
-        retention_days: int = 0,  # parts are removed this long after they were written; 0: never
-    ):
+    def __init__(self, folder: str | Path, url: str | Path, retention_days: int = 0):  # retention_days: 0: parts stay
         self.folder, self.store, self.retention_days = Path(folder), LogPartStore(url), retention_days
         self._batches, self._committed = self.folder / "batches", self.folder / "done"
 
     @classmethod
-    def of(
-        cls,
-        settings: Settings,
-    ) -> "Compactor":
+    def of(cls, settings: Settings) -> "Compactor":
         "The compactor of a project's log"
         return cls(settings.path(settings.predictions), parts_url(settings), settings.log_retention_days)
 
-    def run(
-        self,
-        on_progress: Callable[[CompactionStats], object] = lambda stats: None,  # is called after every step
-    ) -> CompactionStats:
+    def run(self, on_progress: Callable[[CompactionStats], object] = lambda stats: None) -> CompactionStats:
         "Compact what is finished; raises `ServingError` if another compactor is working on this log"
         stats = CompactionStats()
         with _compactor_lock(self.folder) as log:
@@ -217,9 +193,7 @@ class Compactor:
             stats.expired += remove_expired(self.store, self.retention_days)
 
 # %% ../../nbs/serving/03_compactor.ipynb #9d9f1022
-def start_background_compactor(
-    settings: Settings,
-) -> subprocess.Popen | None:
+def start_background_compactor(settings: Settings) -> subprocess.Popen | None:
     "Compact the project's log for as long as this process lives; None if `log_compact_minutes` is 0"
     if not settings.log_compact_minutes:
         return None

@@ -38,9 +38,7 @@ def _engine_problem(engine: str) -> str | None:
     return f"{engine} says: {(done.stderr.strip() or 'no message').splitlines()[-1]}" if done.returncode else None
 
 
-def find_engine(
-    name: str | None = None,  # one of ENGINES; default: the first that works
-) -> str:
+def find_engine(name: str | None = None) -> str:  # default: the first that works
     "The engine to use; raises `ServingError` that says why none works"
     if name and name not in ENGINES:
         raise ServingError(f"there is no engine {name!r}{did_you_mean(name, ENGINES)}; engines are {', '.join(ENGINES)}")
@@ -74,10 +72,7 @@ class BuiltImage:
     engine: str
 
 
-def find_containerizable_bento(
-    settings: Settings,
-    tag: str | None = None,  # or a name; default: the newest
-):
+def find_containerizable_bento(settings: Settings, tag: str | None = None):
     "A Bento that can be built into an image; raises `ServingError` if there is none"
     bento = find_bento(settings, tag)
     if not Path(bento.path_of("env/docker/Dockerfile.template")).is_file():
@@ -121,10 +116,7 @@ def _pip_variables(arguments: dict[str, str]) -> dict[str, str]:
     return {} if links and "://" not in links and not Path(links).is_dir() else variables
 
 # %% ../../nbs/serving/17_container.ipynb #61d38bf4
-def kubernetes_manifest(
-    name: str,  # of the service
-    image: str,  # name and tag, as the cluster pulls it
-) -> str:
+def kubernetes_manifest(name: str, image: str) -> str:
     "The Kubernetes manifest of a service, as YAML; raises `ServingError` for an invalid image name"
     if not re.fullmatch(r"[a-z0-9][\w.:/@-]*", image):
         raise ServingError(f"{image!r} is not a valid image name; write for example --image registry.example.com/flights:1")

@@ -32,11 +32,7 @@ KEY_INSTRUCTIONS = "make one with: python -c 'import secrets; print(secrets.toke
 class ApiKeys:
     "The keys that callers may use, as digests"
 
-    def __init__(
-        self,
-        text: str,  # "predict:KEY,admin:KEY", separated by commas or line ends
-        source: str = "MLNB_KEYS",  # where the text comes from, for messages
-    ):
+    def __init__(self, text: str, source: str = "MLNB_KEYS"):
         lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
         words = [word.strip() for line in lines for word in line.split(",") if word.strip()]
         self._digests = [_parse_key(f"key {number} of {source}", word) for number, word in enumerate(words, 1)]
@@ -45,10 +41,7 @@ class ApiKeys:
         if len({digest for _, digest in self._digests}) < len({*self._digests}):
             raise ServingError(f"{source} gives one key two roles; write each key once, as {ROLES[1]}:KEY where it may do everything")
 
-    def role(
-        self,
-        key: bytes,  # as the caller sent it
-    ) -> str | None:
+    def role(self, key: bytes) -> str | None:
         "The role of a key, None if it is unknown"
         digest, key_role = hashlib.sha256(key).digest(), None
         for role, valid in self._digests:
@@ -92,10 +85,7 @@ def _is_local(value: bytes) -> bool:
         return False
 
 
-def load_api_keys(
-    settings: Settings,
-    host: str = "127.0.0.1",  # where the service will listen
-) -> ApiKeys | None:
+def load_api_keys(settings: Settings, host: str = "127.0.0.1") -> ApiKeys | None:  # host: where the service will listen
     "The keys in MLNB_KEYS, or in the file that MLNB_KEYS_FILE names; raises `ServingError` if there are none but keys are required"
     text, path = os.environ.get("MLNB_KEYS"), os.environ.get("MLNB_KEYS_FILE")
     if text is not None:
@@ -130,9 +120,7 @@ def _is_host(value: bytes) -> bool:
     return re.fullmatch(rb"[\w.~%!$&'()*+;=:\[\]-]*", value) is not None
 
 
-def parse_headers(
-    scope: dict,  # of ASGI
-) -> dict[bytes, bytes]:
+def parse_headers(scope: dict) -> dict[bytes, bytes]:
     "The headers of a request by name; raises `HttpError` if they contradict each other or HTTP"
     headers, version = dict(pairs := scope["headers"]), scope.get("http_version")
     if len(headers) < len(pairs):
@@ -160,19 +148,10 @@ class Limits:
 class Guard:
     "Rejects unauthorized callers and excessive requests; every method raises `HttpError`"
 
-    def __init__(
-        self,
-        keys: ApiKeys | None,  # None: callers on this machine only
-        limits: Limits,
-    ):
+    def __init__(self, keys: ApiKeys | None, limits: Limits):  # keys: None: callers on this machine only
         self.keys, self.limits, self.bytes_in_flight = keys, limits, 0
 
-    def admit(
-        self,
-        scope: dict,  # of ASGI
-        headers: dict[bytes, bytes],
-        role: str = ROLES[0],  # that is needed
-    ) -> None:
+    def admit(self, scope: dict, headers: dict[bytes, bytes], role: str = ROLES[0]) -> None:  # role: that is needed
         "Reject a caller that has no key for `role`"
         if self.keys is None:
             _admit_local(scope, headers)
@@ -183,11 +162,7 @@ class Guard:
         if ROLES.index(key_role) < ROLES.index(role):
             raise HttpError(403, f"this needs a key with the role {role!r}; the one sent has {key_role!r}")
 
-    async def body(
-        self,
-        headers: dict[bytes, bytes],
-        receive,  # of ASGI
-    ) -> bytes:
+    async def body(self, headers: dict[bytes, bytes], receive) -> bytes:
         "The complete body, within the limits of size and time"
         length = headers.get(b"content-length", b"")
         if length.isdigit() and int(length[:20]) > self.limits.max_body_bytes:

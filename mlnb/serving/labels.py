@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Annotated, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Annotated, BinaryIO, TypeVar
 from uuid import uuid4
 
 import msgspec
@@ -30,17 +30,11 @@ from .log_damage import QUARANTINE_FOLDER
 from .log_records import time_scalar
 from .part_store import PartStore, parts_to_merge, retry_on_change
 from .predictions import PredictionLog, lock_if_finished
-from mlnb.serving.row_validation import (
-    MAX_PROBLEMS,
-    JsonObject,
-    RequestError,
-    expected_format,
-    is_in_year_range,
-    parse,
-    request_error,
-    unknown_field_problems,
-    value_problem,
-)
+from .row_validation import MAX_PROBLEMS, JsonObject, RequestError, expected_format, is_in_year_range
+from .row_validation import parse, request_error, unknown_field_problems, value_problem
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # %% ../../nbs/serving/19_labels.ipynb #07d90f18
 class Label(msgspec.Struct, gc=False):
@@ -85,11 +79,7 @@ class _LabelRequest(msgspec.Struct, forbid_unknown_fields=True, gc=False):
 _decode = msgspec.json.Decoder(_LabelRequest | list[_LabelRequest]).decode
 
 
-def parse_labels(
-    body: bytes,  # JSON: an object, or an array of objects
-    now: datetime | None = None,  # aware; default: the clock's
-    source: str = "service",
-) -> list[Label]:  # n
+def parse_labels(body: bytes, now: datetime | None = None, source: str = "service") -> list[Label]:  # n
     "The labels of a request; raises `RequestError` with every wrong field"
     now = now or datetime.now(UTC)
     try:
@@ -167,9 +157,7 @@ def _problem(field: Field, row: JsonObject, now: datetime) -> str | None:
     return f"{shorten(repr(value))} is in the future; the server's time is {now:%Y-%m-%dT%H:%M:%SZ}" if is_future else None
 
 # %% ../../nbs/serving/19_labels.ipynb #54a385ae
-def example_label(
-    bundle: Bundle,
-) -> dict:
+def example_label(bundle: Bundle) -> dict:
     "A label for the bundle's first sample, as a client sends it"
     keys = entity_keys(bundle.entity, columns_of(bundle.entity, bundle.samples["requests"][:1]))
     key = keys[0] if keys else "5f0c6f8e9a1b2c3d4e5f6071"  # without an entity it is the request id
@@ -180,10 +168,7 @@ class LabelLog(PredictionLog):
     "Appends labels to files in a folder, each written by one process"
 
     @classmethod
-    def of(
-        cls,
-        settings: Settings,
-    ) -> "LabelLog":
+    def of(cls, settings: Settings) -> "LabelLog":
         "The local log of a project"
         return cls(settings.path(settings.labels), settings.log_sync, "refuse", settings.log_rotate_mb)
 
@@ -209,9 +194,7 @@ def _read_file(path: Path):
         return as_table(_read_lines(file, []))
 
 
-def as_table(
-    labels: Iterable,  # of `Label`
-):  # pyarrow.Table
+def as_table(labels: Iterable[Label]) -> "pa.Table":
     "Labels as columns"
     import pyarrow as pa
 
@@ -224,9 +207,7 @@ def _lexsort(*keys) -> np.ndarray:
     return np.lexsort(keys[::-1])
 
 
-def to_microseconds(
-    column,  # pyarrow array of n times
-) -> np.ndarray:  # (n,) int64
+def to_microseconds(column: "pa.ChunkedArray") -> np.ndarray:  # (n,) int64
     "Times as microseconds since 1970 in UTC"
     return column.to_numpy().astype("datetime64[us]").astype(np.int64)
 
@@ -240,9 +221,7 @@ def _all_unique(codes: np.ndarray) -> bool:
     return codes.max(initial=-1) + 1 == len(codes)
 
 
-def drop_repetitions(
-    table,  # pyarrow.Table of labels, m rows
-):  # pyarrow.Table, at most m rows
+def drop_repetitions(table: "pa.Table") -> "pa.Table":
     "The rows that do not repeat another, in their order"
     return _drop_repetitions(table, _codes(table))
 
@@ -260,11 +239,10 @@ def _drop_repetitions(table, codes: np.ndarray):
     return table.filter(keep) if not keep.all() else table
 
 
-def current_labels(
-    table,  # pyarrow.Table of labels
-    as_of: np.datetime64 | None = None,  # UTC: only labels that were known then; default: all
-):  # pyarrow.Table: entity, value, observed_at, first_observed; one row per entity
-    "The current label of each entity: observed last, and of those received last; and when its first label was known"
+def current_labels(table: "pa.Table", as_of: np.datetime64 | None = None) -> "pa.Table":
+    """The current label of each entity, of those known `as_of` (UTC, default: now), and when its first one was observed.
+
+    It is the label that was observed last, and of those received last. Columns: entity, value, observed_at, first_observed."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -298,10 +276,7 @@ class LabelStore:
         self.part_store = PartStore(self.url, "labels")
 
     @classmethod
-    def of(
-        cls,
-        settings: Settings,
-    ) -> "LabelStore":
+    def of(cls, settings: Settings) -> "LabelStore":
         "The labels of a project"
         return cls(settings.path(settings.labels), f"{settings.url(settings.storage).rstrip('/')}/outcomes")
 
@@ -321,21 +296,14 @@ class LabelStore:
         "The Parquet files"
         return self.part_store.list()
 
-    def write(
-        self,
-        table,  # pyarrow.Table of labels
-        name: str | None = None,  # of the part; a part of the same name is overwritten
-    ) -> None:
-        "Write labels as one part"
+    def write(self, table: "pa.Table", name: str | None = None) -> None:
+        "Write labels as one part; a part of the same name is overwritten"
         name = name or f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{uuid4().hex[:8]}"
         self.part_store.write_table(f"{self.part_store.folder}/{name}.parquet", table.cast(schema()))
         self.part_store.sync()
 
     @storage_errors()
-    def read_part(
-        self,
-        path: str,
-    ):  # pyarrow.Table
+    def read_part(self, path: str):  # pyarrow.Table
         "The labels in a part; raises `FileNotFoundError` if it was removed"
         import pyarrow.parquet as pq
 
@@ -347,11 +315,8 @@ class LabelStore:
         yield from map(_read_file, self.lines())
         yield from map(self.read_part, self.parts())
 
-    def with_retries(
-        self,
-        read: Callable[[Iterator], _Result],  # of pyarrow.Table; may be called again, so it should start from nothing
-    ) -> _Result:
-        "Read all labels, one table at a time; again if files change meanwhile"
+    def with_retries(self, read: Callable[[Iterator], _Result]) -> _Result:
+        "Read all labels, one table at a time; again, from nothing, if files change meanwhile"
         error = ServingError(f"labels in {self.url} change faster than they can be read; try again")
         try:
             return retry_on_change(lambda: read(self._tables()), lambda _: error)
@@ -364,10 +329,7 @@ class LabelStore:
 
         return self.with_retries(lambda tables: pa.concat_tables([schema().empty_table(), *tables]))
 
-    def history(
-        self,
-        entity: str,
-    ):  # pyarrow.Table, in the order of observation
+    def history(self, entity: str):  # pyarrow.Table, in the order of observation
         "All labels of one entity; the last one is current"
         import pyarrow.compute as pc
 
@@ -381,9 +343,7 @@ _MERGE_MAX_BYTES = _MERGE_MIN_PARTS * _SMALL_PART_BYTES  # so many small parts a
 _log = logging.getLogger(__name__)
 
 
-def compact_labels(
-    store: LabelStore,
-) -> int:  # rows that became Parquet
+def compact_labels(store: LabelStore) -> int:  # rows that became Parquet
     "Convert finished lines to Parquet and merge small parts; does nothing if another process is doing it"
     with exclusive_lock(store.folder / "gather", mode=0o666) as lock:
         if lock is None:

@@ -19,10 +19,7 @@ QUARANTINE_FOLDER = "damaged"  # in the folder of a log
 _SCAN_BYTES = 64 << 20  # of the newest files that are not compacted yet
 
 
-def count_complete(
-    suffix: str,  # of a file of the log: .jsonl or .arrows
-    damaged: Sequence[bytes],  # what could not be read in it
-) -> int:
+def count_complete(suffix: str, damaged: Sequence[bytes]) -> int:
     "How many of these lines or tables are complete, so that they were served"
     return sum(piece.count(b"\n") for piece in damaged) if suffix == ".jsonl" else sum(map(_is_complete, damaged))
 
@@ -42,9 +39,7 @@ def _quarantined_in(path: str, size: int, modified: int) -> int:
     return count_complete(Path(path).suffix, [Path(path).read_bytes()])
 
 
-def quarantined(
-    folder: str | Path,  # of a PredictionLog
-) -> int:
+def quarantined(folder: str | Path) -> int:
     "How many served lines and tables the compactor quarantined as unreadable; cheap to call again"
     total = 0
     for file in sorted((Path(folder) / QUARANTINE_FOLDER).glob("*.*")):
@@ -54,9 +49,7 @@ def quarantined(
     return total
 
 
-def count_unreadable(
-    folder: str | Path,  # of a PredictionLog
-) -> int:
+def count_unreadable(folder: str | Path) -> int:
     "How many served lines and tables cannot be read back: the quarantined ones, and those in the newest files"
     folder, budget, total = Path(folder), _SCAN_BYTES, quarantined(folder)
     files = [f for f in (*folder.glob("*.*"), *folder.glob("batches/*/*.*")) if f.suffix in (".jsonl", ".arrows")]
@@ -77,10 +70,7 @@ def _damaged_in(path: Path) -> list[bytes]:
     return damaged
 
 
-def unreadable_message(
-    count: int,  # of `count_unreadable`
-    folder: str | Path,  # of the log
-) -> str:
+def unreadable_message(count: int, folder: str | Path) -> str:
     "The warning that commands print"
     subject = "1 line or table was" if count == 1 else f"{count:,} lines or tables were"
     quarantine = Path(folder) / QUARANTINE_FOLDER

@@ -160,10 +160,7 @@ _Result = TypeVar("_Result")
 class _ProfileFiles:
     "The index and the profiles, in a folder or fsspec URL"
 
-    def __init__(
-        self,
-        url: str | Path,  # such as of `profiles_url`
-    ):
+    def __init__(self, url: str | Path):
         self._store = PartStore(url, "the profiles of the log")
         self.folder = self._store.folder
 
@@ -333,9 +330,7 @@ def _folder_lock(folder: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def profiles_url(
-    settings: Settings,
-) -> str:
+def profiles_url(settings: Settings) -> str:
     "Where a project keeps the profiles of its log"
     log_id = f"{os.uname().nodename}:{settings.path(settings.predictions)}"
     return f"{settings.url(settings.storage).rstrip('/')}/profiles/{zlib.crc32(log_id.encode()):08x}"
@@ -422,10 +417,7 @@ def _update(
     return hours
 
 # %% ../../nbs/serving/18_log_profiles.ipynb #bbf0a533
-def update_profiles(
-    settings: Settings,
-    lines: bool = True,  # as for `profile_log`
-) -> list[str]:  # hours that were profiled
+def update_profiles(settings: Settings, lines: bool = True) -> list[str]:  # hours that were profiled
     "Bring the profiles of a project's log up to date"
     folder = settings.path(settings.predictions)
     return profile_log(folder, profiles_url(settings), parts_url(settings), settings.profile_segments, lines)

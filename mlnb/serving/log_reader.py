@@ -7,7 +7,7 @@ __all__ = ['parse_time', 'LogQuery', 'to_frame', 'LogSnapshot', 'LogReader', 're
 
 # %% ../../nbs/serving/04_log_reader.ipynb #253f5267
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import reduce
 from operator import and_
@@ -15,30 +15,19 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from ..project.errors import ServingError
 from ..project.settings import Settings
-from mlnb.serving.log_records import (
-    FEATURE_PREFIX,
-    INPUT_PREFIX,
-    RECORD_FIELDS,
-    SORT_KEY,
-    concat_tables,
-    group_by_version,
-    read_tables,
-    split_by_hour,
-    time_scalar,
-)
+from .log_records import FEATURE_PREFIX, INPUT_PREFIX, RECORD_FIELDS, SORT_KEY, concat_tables
+from .log_records import group_by_version, read_tables, split_by_hour, time_scalar
 from .part_store import LogPart, LogPartStore, parts_url, retry_on_change
 
 # %% ../../nbs/serving/04_log_reader.ipynb #ca5fb67e
-def parse_time(
-    name: str,  # for the error message
-    value,  # anything that pandas parses as a time; without an offset it is UTC
-) -> np.datetime64 | None:
-    "A time in UTC, None for None; raises `ServingError` if `value` is not a time"
-    import pandas as pd
-
+def parse_time(name: str, value: object) -> np.datetime64 | None:
+    "A time in UTC of anything that pandas parses (without an offset it is UTC), None for None; raises `ServingError`"
     if value is None:
         return None
     try:
@@ -67,20 +56,15 @@ class LogQuery:
             since, until = (time.astype("datetime64[s]") for time in (self.since, self.until))
             raise ServingError(f"since {since} is after until {until}")
 
-    def expression(self):  # pyarrow.compute.Expression | None
+    def expression(self) -> "pc.Expression | None":
         "The condition for Arrow; None if it selects every row"
-        import pyarrow.compute as pc
-
         conditions = [pc.field("time") >= time_scalar(self.since)] if self.since is not None else []
         conditions += [pc.field("time") < time_scalar(self.until)] if self.until is not None else []
         equal = {"model_version": self.version, "entity": self.entity, "arm": self.arm}
         conditions += [pc.field(name) == value for name, value in equal.items() if value is not None]
         return reduce(and_, conditions) if conditions else None
 
-    def may_match(
-        self,
-        part: LogPart,
-    ) -> bool:
+    def may_match(self, part: LogPart) -> bool:
         "Whether a part may hold such rows, judged by its path"
         begin = np.datetime64(part.hour, "h")
         late = self.until is not None and begin >= self.until
@@ -104,8 +88,6 @@ def _without_prefixes(table):
 
 def _to_seconds(column):
     "A pandas column of times as datetime64[s] in UTC; any other column unchanged"
-    import pandas as pd
-
     if isinstance(column.dtype, pd.DatetimeTZDtype):
         column = column.dt.tz_convert(None)
     if column.dtype.kind == "M":
@@ -119,12 +101,8 @@ def _to_seconds(column):
         return column
 
 
-def to_frame(
-    tables: list,  # of pyarrow.Table
-):  # pandas.DataFrame
+def to_frame(tables: Iterable[pa.Table]) -> pd.DataFrame:
     "Rows of the log as one flat table, ordered by time, each row once"
-    import pandas as pd
-
     frames = [
         _without_prefixes(table).to_pandas()
         for _, version_tables in sorted(group_by_version(tables).items())
@@ -153,18 +131,11 @@ _Result = TypeVar("_Result")
 class LogReader:
     "Reads the prediction log in a folder and what was compacted from it"
 
-    def __init__(
-        self,
-        folder: str | Path,  # of a PredictionLog
-        parts: str | Path | None = None,  # folder or fsspec URL of the compacted part
-    ):
+    def __init__(self, folder: str | Path, parts: str | Path | None = None):  # parts: URL of the compacted part
         self.folder, self.store = Path(folder), LogPartStore(parts) if parts is not None else None
 
     @classmethod
-    def of(
-        cls,
-        settings: Settings,
-    ) -> "LogReader":
+    def of(cls, settings: Settings) -> "LogReader":
         "The reader of a project's log"
         return cls(settings.path(settings.predictions), parts_url(settings))
 
@@ -178,41 +149,26 @@ class LogReader:
         superseded = self.store.superseded(parts) if self.store else set()
         return LogSnapshot(files, [part for part in parts if part.batch not in batches and part.path not in superseded])
 
-    def with_retries(
-        self,
-        read: Callable[[LogSnapshot], _Result],  # may be called again, so it should start from nothing
-    ) -> _Result:
-        "Read from a snapshot; again from a new one if the compactor changed what was being read"
+    def with_retries(self, read: Callable[[LogSnapshot], _Result]) -> _Result:
+        "Read from a snapshot; again from a new one, from nothing, if the compactor changed what was being read"
         error = ServingError(f"the prediction log {self.folder} changes faster than it can be read; try again")
         return retry_on_change(lambda: read(self.snapshot()), lambda _: error)
 
-    def read_lines(
-        self,
-        snapshot: LogSnapshot,
-        query: LogQuery,
-        damaged: list[bytes],  # what cannot be read is added to it
-    ) -> Iterator:  # of pyarrow.Table
-        "The rows that are not compacted yet"
+    def read_lines(self, snapshot: LogSnapshot, query: LogQuery, damaged: list[bytes]) -> Iterator[pa.Table]:
+        "The rows that are not compacted yet; what cannot be read is added to `damaged`"
         condition = query.expression()
         for file in snapshot.files.values():
             for table in read_tables(file, damaged):
                 yield table if condition is None else table.filter(condition)
 
-    def read_parts(
-        self,
-        snapshot: LogSnapshot,
-        query: LogQuery,
-    ) -> Iterator:  # of pyarrow.Table
+    def read_parts(self, snapshot: LogSnapshot, query: LogQuery) -> Iterator[pa.Table]:
         "The compacted rows, the newest hour first"
         condition = query.expression()
         for part in filter(query.may_match, reversed(snapshot.parts)):
             yield self.store.read_part(part, condition)
 
-    def frame(
-        self,
-        query: LogQuery = LogQuery(),
-    ):  # pandas.DataFrame, ordered by decision time; `.attrs["torn"]` counts what could not be read
-        "The predictions as one table: the record's own columns, every raw input, every feature"
+    def frame(self, query: LogQuery = LogQuery()) -> pd.DataFrame:
+        "The predictions with every raw input and feature, ordered by decision time; `.attrs` counts what is `torn`"
 
         def read(snapshot: LogSnapshot):
             damaged: list[bytes] = []
@@ -222,11 +178,7 @@ class LogReader:
 
         return self.with_retries(read)
 
-    def newest(
-        self,
-        limit: int,  # rows
-        query: LogQuery = LogQuery(),
-    ):  # pandas.DataFrame, ordered by decision time
+    def newest(self, limit: int, query: LogQuery = LogQuery()):  # pandas.DataFrame, ordered by decision time
         "The newest predictions; older hours are not read"
 
         def read(snapshot: LogSnapshot):
@@ -251,12 +203,8 @@ class LogReader:
             tables = _keep_newest([*tables, self.store.read_part(part, query.expression())], limit)
         return tables
 
-    def hours(
-        self,
-        snapshot: LogSnapshot,
-        requested_hours: list[str],  # such as 2013-07-01T05, ascending
-    ) -> Iterator[tuple[str, dict]]:
-        "The rows of hours of decisions, as (hour, {model version: DataFrame}); one hour is read at a time"
+    def hours(self, snapshot: LogSnapshot, requested_hours: list[str]) -> Iterator[tuple[str, dict]]:
+        "The rows of hours such as 2013-07-01T05, ascending, as (hour, {model version: DataFrame}); one hour is read at a time"
         if not requested_hours:
             return
         lines: dict[str, list] = {hour: [] for hour in requested_hours}
@@ -279,8 +227,6 @@ def _files(folder: Path) -> dict[str, Path]:
 
 def _keep_newest(tables: list, limit: int) -> list:
     "Tables without rows that cannot be among the `limit` newest"
-    import pyarrow.compute as pc
-
     times = np.concatenate([table["time"].to_numpy() for table in tables])
     if len(times) <= limit:
         return tables

@@ -8,15 +8,18 @@ __all__ = ['RECORD_FIELDS', 'TIME_FIELDS', 'INPUT_PREFIX', 'FEATURE_PREFIX', 'BL
            'sort_rows', 'drop_duplicate_rows', 'concat_tables', 'group_by_version', 'split_by_hour']
 
 # %% ../../nbs/serving/01a_log_records.ipynb #454f86dd
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
 from functools import cache, reduce
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import msgspec
 import numpy as np
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # %% ../../nbs/serving/01a_log_records.ipynb #b0757261
 class Prediction(msgspec.Struct, gc=False):
@@ -54,12 +57,8 @@ def _record_types() -> dict:
     return dict.fromkeys(RECORD_FIELDS, pa.string()) | times | others
 
 
-def to_arrow_array(
-    values,  # an array of any kind, or one value for all rows
-    rows: int,
-    kind=None,  # pyarrow.DataType; default: inferred
-):  # pyarrow.Array of `rows` values
-    "Convert values to the form in which they are logged: NaN is a missing number"
+def to_arrow_array(values, rows: int, kind: "pa.DataType | None" = None) -> "pa.Array":
+    "The form in which values, or one value for all `rows`, are logged: NaN is a missing number"
     import pyarrow as pa
 
     if isinstance(values, str) or not hasattr(values, "__len__"):
@@ -70,10 +69,8 @@ def to_arrow_array(
     return array if kind in (None, array.type) else array.cast(kind)
 
 
-def time_scalar(
-    time: np.datetime64,  # UTC
-):  # pyarrow.Scalar
-    "A time to compare with the columns of the log"
+def time_scalar(time: np.datetime64) -> "pa.Scalar":
+    "A time in UTC to compare with the columns of the log"
     import pyarrow as pa
 
     return pa.scalar(int(time.astype("datetime64[us]").astype(np.int64)), pa.timestamp("us", "UTC"))
@@ -148,12 +145,8 @@ def _decode_lines(decoder: msgspec.json.Decoder, lines: list[bytes], damaged: li
     return records
 
 
-def read_records(
-    file: BinaryIO,
-    damaged: list[bytes],  # lines that cannot be decoded are added to it
-    kind: type = _LoggedLine,  # of the records
-) -> Iterator[list]:
-    "The records in a file of lines, some megabytes at a time"
+def read_records(file: BinaryIO, damaged: list[bytes], kind: type = _LoggedLine) -> Iterator[list]:
+    "The records in a file of lines, some megabytes at a time; lines that cannot be decoded are added to `damaged`"
     decoder = msgspec.json.Decoder(kind)
     while lines := file.readlines(BLOCK_BYTES):
         yield _decode_lines(decoder, lines, damaged)
@@ -213,11 +206,8 @@ def _to_table(records: list[_LoggedLine]):
     return pa.table(columns)
 
 # %% ../../nbs/serving/01a_log_records.ipynb #8501a3b8
-def read_tables(
-    path: Path,  # of a .jsonl or .arrows file
-    damaged: list[bytes],  # what cannot be read is added to it
-) -> Iterator:  # of pyarrow.Table; a table of lines has one model version, one of columns may have several
-    "The tables in one file of the log, some megabytes at a time"
+def read_tables(path: Path, damaged: list[bytes]) -> Iterator["pa.Table"]:
+    "The tables in a file of the log, some megabytes at a time; a table of lines has one version. What is unreadable goes to `damaged`"
     with path.open("rb") as file:
         yield from read_batches(file, damaged) if path.suffix == ".arrows" else _read_lines(file, damaged)
 
@@ -254,11 +244,8 @@ def _check_rows(batch):
             raise ValueError
 
 
-def read_batches(
-    file: BinaryIO,
-    damaged: list[bytes],  # what follows the last good batch is added to it
-) -> Iterator:  # of pyarrow.Table
-    "The batches of an Arrow stream, up to its end or to where it is damaged"
+def read_batches(file: BinaryIO, damaged: list[bytes]) -> Iterator["pa.Table"]:
+    "The batches of an Arrow stream, up to its end or to where it is damaged; what follows is added to `damaged`"
     import pyarrow as pa
 
     source, position, batches = pa.PythonFile(file, "r"), 0, []
@@ -283,17 +270,13 @@ def read_batches(
 SORT_KEY = ("entity", "time", "request_id", "arm")  # of the rows of a part; rows that are equal in all of them are duplicates
 
 
-def sort_rows(
-    table,  # pyarrow.Table
-):  # pyarrow.Table
+def sort_rows(table: "pa.Table") -> "pa.Table":
     "Sort rows by `SORT_KEY`"
     return table.sort_by([(name, "ascending") for name in SORT_KEY])
 
 
-def drop_duplicate_rows(
-    table,  # pyarrow.Table, sorted by `SORT_KEY`
-):  # pyarrow.Table
-    "Drop rows that were logged twice"
+def drop_duplicate_rows(table: "pa.Table") -> "pa.Table":
+    "Drop rows that were logged twice from a table sorted by `SORT_KEY`"
     import pyarrow.compute as pc
 
     if table.num_rows < 2:
@@ -304,10 +287,8 @@ def drop_duplicate_rows(
     return table.filter(np.append(True, ~duplicate)) if duplicate.any() else table
 
 
-def concat_tables(
-    tables: list,  # of pyarrow.Table, of one model version
-) -> list:  # of pyarrow.Table
-    "Concatenate tables; they are returned as they are if the types of a column are incompatible"
+def concat_tables(tables: list["pa.Table"]) -> list["pa.Table"]:
+    "Concatenate tables of one model version; they are returned as they are if the types of a column are incompatible"
     import pyarrow as pa
 
     for compatible in (tables, _times_to_strings(tables)):
@@ -331,9 +312,7 @@ def _times_to_strings(tables: list) -> list:
     return [pa.table({name: convert(name, table[name]) for name in table.column_names}) for table in tables]
 
 
-def group_by_version(
-    tables: list,  # of pyarrow.Table, each of any versions
-) -> dict[str, list]:  # model version -> tables
+def group_by_version(tables: Iterable["pa.Table"]) -> dict[str, list["pa.Table"]]:
     "The tables of each model version"
     import pyarrow.compute as pc
 
@@ -346,9 +325,7 @@ def group_by_version(
     return groups
 
 
-def split_by_hour(
-    table,  # pyarrow.Table
-) -> Iterator[tuple[str, object]]:  # (2013-07-01T05, pyarrow.Table)
+def split_by_hour(table: "pa.Table") -> Iterator[tuple[str, "pa.Table"]]:  # 2013-07-01T05 and its rows
     "The rows of each hour of decisions, sorted by `SORT_KEY`"
     import pyarrow.compute as pc
 

@@ -73,20 +73,13 @@ class RequestRows:
     def __len__(self) -> int:
         return len(self.decision_times)
 
-    def take(
-        self,
-        positions: Sequence[int],  # m of the rows
-    ) -> "RequestRows":
+    def take(self, positions: Sequence[int]) -> "RequestRows":
         "Some of the rows"
         request = {name: column.take(positions) for name, column in self.request.items()}
         raw, times = self.raw and [self.raw[i] for i in positions], self.decision_times[positions]
         return RequestRows(raw, request, times, self.received, self._origins(positions), self.fields, newest=self.newest)
 
-    def part(
-        self,
-        begin: int,
-        end: int,  # not included
-    ) -> "RequestRows":
+    def part(self, begin: int, end: int) -> "RequestRows":
         "Consecutive rows, without a copy"
         rows, origins = slice(begin, end), self._origins(range(begin, min(end, len(self))))
         request = {name: column[rows] for name, column in self.request.items()}
@@ -109,10 +102,7 @@ class ScoringBatch(msgspec.Struct):
     entities: list[str]  # n keys
     ids: list[str]  # n
 
-    def select(
-        self,
-        positions: Sequence[int],  # m of the rows
-    ) -> "ScoringBatch":
+    def select(self, positions: Sequence[int]) -> "ScoringBatch":
         "Some of the rows"
         if len(positions) == len(self.ids):
             return self
@@ -128,11 +118,7 @@ class RowScores:
     sent: dict[str, str]  # feature -> request field, for features that are the field exactly as it was sent
 
     @classmethod
-    def merge(
-        cls,
-        parts: Sequence[tuple[np.ndarray, "RowScores"]],  # positions of some rows and their scores; n rows in all
-        request: Columns,  # (n,) each
-    ) -> "RowScores | None":
+    def merge(cls, parts: Sequence[tuple[np.ndarray, "RowScores"]], request: Columns) -> "RowScores | None":
         "The scores in the order of the rows; None if the models saw different columns, by name, type or origin"
         first = parts[0][1]
         if any(scores._kinds() != first._kinds() for _, scores in parts):
@@ -167,9 +153,7 @@ def _spread(values: list, part_of_row: np.ndarray):
     return pa.DictionaryArray.from_arrays(part_of_row, values).dictionary_decode()
 
 
-def count_rows_by_arm(
-    parts: Sequence[tuple[Sequence[int], RowScores]],  # positions of some rows and their scores by one version
-) -> Counter:  # (version, arm) -> rows
+def count_rows_by_arm(parts: Sequence[tuple[Sequence[int], RowScores]]) -> Counter:  # (version, arm) -> rows
     "How many rows each version and arm has answered"
     rows_by_arm = Counter()
     for positions, scores in parts:

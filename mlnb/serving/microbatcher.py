@@ -28,20 +28,11 @@ LOOP_BUDGET_SECONDS = 0.01  # for which batches may hold the event loop
 class MicroBatcher:
     "Predicts requests that are queued at the same time in one pass"
 
-    def __init__(
-        self,
-        predict: Callable[[list], list],  # rows -> an answer for each
-        limits: Limits,
-        max_batch_size: int = 256,  # rows; a single request may have more
-    ):
+    def __init__(self, predict: Callable[[list], list], limits: Limits, max_batch_size: int = 256):
         self._predict, self.limits, self.max_batch_size = predict, limits, max_batch_size
         self.queue: list[PendingRequest] = []
 
-    async def __call__(
-        self,
-        rows: Sequence,  # n, checked
-        received_at: float,  # of time.perf_counter
-    ) -> list:  # n answers
+    async def __call__(self, rows: Sequence, received_at: float) -> list:  # n answers
         "The answers to one request; raises what `predict` raises, or `HttpError` if the queue is full or the request times out"
         if len(self.queue) >= self.limits.max_queued_requests:
             raise overloaded()
@@ -83,10 +74,7 @@ class MicroBatcher:
             request.answers.set_result(answers[begin : (begin := begin + len(request.rows))])
 
 # %% ../../nbs/serving/09_microbatcher.ipynb #8663f8d6
-def split_into_batches(
-    requests: list[PendingRequest],
-    max_batch_size: int,  # rows
-) -> list[list[PendingRequest]]:
+def split_into_batches(requests: list[PendingRequest], max_batch_size: int) -> list[list[PendingRequest]]:
     "The requests in their order, in batches of at most `max_batch_size` rows or of one request"
     batches, rows = [], max_batch_size
     for request in requests:

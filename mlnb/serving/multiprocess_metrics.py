@@ -17,10 +17,7 @@ _SIZE = 1 << 14  # initial bytes of a file
 _KINDS = ("counter", "histogram", "gauge_mostrecent")  # prometheus_client has a file for each
 
 
-def preallocate(
-    path: str | Path,
-    size: int,  # bytes
-) -> None:
+def preallocate(path: str | Path, size: int) -> None:
     "Allocate at least `size` bytes of a file on the disk; raises `OSError` if there is no space"
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:

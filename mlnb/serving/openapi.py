@@ -126,10 +126,7 @@ def _paths(bundle: Bundle) -> dict:
     }
 
 # %% ../../nbs/serving/10_openapi.ipynb #4b9d2e39
-def openapi(
-    bundle: Bundle,
-    root_path: str = "",  # the path under which a proxy publishes the service
-) -> dict:
+def openapi(bundle: Bundle, root_path: str = "") -> dict:
     "The OpenAPI 3.1 description of the service"
     schemes = {"bearer": {"type": "http", "scheme": "bearer"}, "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"}}
     return {
@@ -142,10 +139,7 @@ def openapi(
     }
 
 
-def index_page(
-    bundle: Bundle,
-    root_path: str = "",  # the path under which a proxy publishes the service
-) -> dict:
+def index_page(bundle: Bundle, root_path: str = "") -> dict:
     "What a person sees who opens the service in a browser"
     return {
         "model": bundle.name,

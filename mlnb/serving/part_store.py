@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote, unquote
 
 import numpy as np
@@ -25,22 +25,19 @@ from ..project.files import find_files, open_url, publish, storage_errors
 from ..project.settings import Settings
 from .predictions import sync_folder
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 # %% ../../nbs/serving/02b_part_store.ipynb #bec53964
 class PartStore:
     "Files below a folder or fsspec URL, each of which appears whole"
 
-    def __init__(
-        self,
-        url: str | Path,  # such as <storage>/predictions
-        description: str = "the parts",  # for error messages
-    ):
+    def __init__(self, url: str | Path, description: str = "the parts"):  # description: for error messages
         self.files, self.folder = open_url(url)
         self.description = description
         self._unsynced_folders: set[str] = set()
 
-    def list(
-        self,
-    ) -> dict[str, int]:  # path -> bytes, in the order of paths
+    def list(self) -> dict[str, int]:  # path -> bytes, in the order of paths
         "The Parquet files; raises `ServingError` if a folder cannot be read"
         try:
             with storage_errors():
@@ -51,18 +48,11 @@ class PartStore:
         return {path: sizes[path] for path in sorted(sizes) if path.endswith(".parquet")}
 
     @storage_errors()
-    def read(
-        self,
-        path: str,
-    ) -> bytes:
+    def read(self, path: str) -> bytes:
         "The content of a file; raises `FileNotFoundError` if it was removed"
         return self.files.cat_file(path)
 
-    def write(
-        self,
-        path: str,
-        content: bytes,
-    ) -> None:
+    def write(self, path: str, content: bytes) -> None:
         "Write a file and create its folder"
         folder = path.rpartition("/")[0]
         with storage_errors():
@@ -73,7 +63,7 @@ class PartStore:
     def write_table(
         self,
         path: str,
-        table,  # pyarrow.Table
+        table: "pa.Table",
         metadata: dict[str, str] | None = None,  # for the footer
         row_group_rows: int | None = None,
     ) -> None:
@@ -89,10 +79,7 @@ class PartStore:
         self.write(path, buffer.getvalue().to_pybytes())
 
     @storage_errors()
-    def remove(
-        self,
-        paths: Iterable[str],
-    ) -> None:
+    def remove(self, paths: Iterable[str]) -> None:
         "Remove files; one that does not exist is skipped"
         for path in paths:
             with suppress(FileNotFoundError):
@@ -183,10 +170,7 @@ _REPLACES = "mlnb.replaces"
 class LogPartStore(PartStore):
     "The parts of compacted logs below a folder or fsspec URL"
 
-    def __init__(
-        self,
-        url: str | Path,  # such as of `parts_url`
-    ):
+    def __init__(self, url: str | Path):
         super().__init__(url, "the compacted log")
 
     def parts(self) -> list[LogPart]:
@@ -205,22 +189,12 @@ class LogPartStore(PartStore):
 
         return ds.dataset(part.path, format="parquet", filesystem=self.files).to_table(filter=condition)
 
-    def write_part(
-        self,
-        table,  # pyarrow.Table
-        version: str,  # of the model
-        hour: str,  # 2013-07-01T05
-        name: str,  # <log>-<stamp>-<number>
-        replaces: Iterable[str] = (),  # names of parts in the same folder
-    ) -> None:
-        "Write rows of one version and hour"
+    def write_part(self, table: "pa.Table", version: str, hour: str, name: str, replaces: Iterable[str] = ()) -> None:
+        "Write rows of one version and hour as <log>-<stamp>-<number>; it replaces other parts of that folder, given by name"
         path = f"{self.folder}/version={quote(version, safe='')}/hour={hour}/{name}.parquet"
         self.write_table(path, table, {_REPLACES: "\n".join(replaces)}, _ROW_GROUP_ROWS)
 
-    def superseded(
-        self,
-        parts: list[LogPart],  # of `parts`
-    ) -> set[str]:  # paths
+    def superseded(self, parts: list[LogPart]) -> set[str]:  # paths
         "Which of these parts are replaced by a merged one, so that their rows do not count"
         parts_in_folder: dict[str, int] = {}
         for part in parts:
@@ -236,18 +210,13 @@ class LogPartStore(PartStore):
             names = pq.read_metadata(file).metadata[_REPLACES.encode()].decode()
         return [f"{part.folder}/{name}" for name in names.split("\n")]
 
-    def unfinished(
-        self,
-        log: str,
-    ) -> list[str]:  # paths
+    def unfinished(self, log: str) -> list[str]:  # paths
         "Temporary files that a kill left on a disk"
         paths = find_files(self.files, self.folder)
         return [path for path in paths if f"/.{log}-" in path and path.endswith(".part")]
 
 
-def parts_url(
-    settings: Settings,
-) -> str:
+def parts_url(settings: Settings) -> str:
     "Where a project keeps the compacted part of its log"
     return f"{settings.url(settings.storage).rstrip('/')}/predictions"
 
@@ -256,11 +225,10 @@ _EXPIRED_FRACTION = 10  # of so many days, one is removed in a pass
 _log = logging.getLogger(__name__)
 
 
-def expired(
-    parts: list[LogPart],
-    end: datetime,  # UTC: parts that were decided and compacted before it are too old
-) -> tuple[list[LogPart], int]:  # parts to remove, the oldest days first; number of days that remain although too old
-    "The parts to remove in this pass: at most a tenth of the days, at least one, and never the newest day"
+def expired(parts: list[LogPart], end: datetime) -> tuple[list[LogPart], int]:
+    """The parts before `end` (UTC) to remove in this pass, the oldest first, and how many days remain although they are too old.
+
+    A pass removes at most a tenth of the days, at least one, and never the newest day."""
     day_of = lambda part: (part.hour[:10], part.stamp[:8])
     days = sorted(set(map(day_of, parts)))
     old = [part for part in parts if part.stamp < f"{end:{STAMP_FORMAT}}" and part.hour < f"{end:%Y-%m-%dT%H}"]
@@ -270,10 +238,7 @@ def expired(
     return [part for part in old if day_of(part) in removed_days], len(due) - len(removed_days)
 
 
-def remove_expired(
-    store: LogPartStore,
-    retention_days: int,
-) -> int:  # parts removed
+def remove_expired(store: LogPartStore, retention_days: int) -> int:  # parts removed
     "Remove and log parts that are too old; nothing else ever deletes rows"
     now = datetime.now(UTC)
     old, remaining_days = expired(store.parts(), now - timedelta(days=retention_days))

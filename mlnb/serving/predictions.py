@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 from uuid import uuid4
 
 import msgspec
@@ -25,13 +25,14 @@ from ..project.files import lock_file
 from ..project.settings import Settings
 from .log_records import Prediction
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 # %% ../../nbs/serving/02_predictions.ipynb #fb86c6ab
 RELEASE_BYTES, PAGE_BYTES = 1 << 20, os.sysconf("SC_PAGE_SIZE")
 
 
-def sync_folder(
-    folder: Path,
-) -> None:
+def sync_folder(folder: Path) -> None:
     "Flush the names of the files in a folder to the disk"
     fd = os.open(folder, os.O_RDONLY)
     try:
@@ -41,9 +42,7 @@ def sync_folder(
 
 
 @contextmanager
-def lock_if_finished(
-    path: Path,
-) -> Iterator[BinaryIO | None]:  # None if its writer still has it open
+def lock_if_finished(path: Path) -> Iterator[BinaryIO | None]:  # None if its writer still has it open
     "Open a file of the log and lock it"
     fd = lock_file(path, flags=os.O_RDWR)
     if fd is None:
@@ -239,32 +238,20 @@ class PredictionLog:
         self._encode, self._lock = msgspec.json.Encoder().encode_lines, threading.Lock()
 
     @classmethod
-    def of(
-        cls,
-        settings: Settings,
-    ) -> "PredictionLog":
+    def of(cls, settings: Settings) -> "PredictionLog":
         "The log of a project"
         return cls(settings.path(settings.predictions), settings.log_sync, settings.log_on_failure, settings.log_rotate_mb)
 
-    def append(
-        self,
-        records: list[Prediction],
-    ) -> None:
+    def append(self, records: list[Prediction]) -> None:
         "Write records; they survive the process once this returns. Raises `ServingError` if that fails and `on_failure` is refuse"
         self._append(len(records), self._write, (_LINES, self._encode(records)))
 
-    def append_table(
-        self,
-        batch,  # pyarrow.RecordBatch of `to_record_batch`
-    ) -> None:
+    def append_table(self, batch: "pa.RecordBatch") -> None:
         "Like `append`, for many rows as columns"
         self.append_tables([batch])
 
-    def append_tables(
-        self,
-        batches: Sequence,  # each of `to_record_batch`
-    ) -> None:
-        "Like `append_table`, for several batches: all of them are written, or none"
+    def append_tables(self, batches: Sequence["pa.RecordBatch"]) -> None:
+        "Like `append_table`, for several batches of `to_record_batch`: all of them are written, or none"
         data_by_kind: dict = {}
         for batch in batches:
             kind, data = (".arrows", bytes(batch.schema.serialize())), batch.serialize()

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import chain, groupby, repeat
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -29,11 +30,11 @@ from .messages import ScoringBatch, count_rows_by_arm, request_ids
 from .log_records import RECORD_FIELDS, to_arrow_array, to_record_batch
 from .predictions import Prediction, PredictionLog
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 # %% ../../nbs/serving/05_predictor.ipynb #adf2fc55
-def log_before_answering(
-    append: Callable,  # a method of the log
-    predictions: list,  # as the method takes them
-) -> None:
+def log_before_answering(append: Callable, predictions: list) -> None:
     "Log what is about to be answered. If that fails, raise an `HttpError`: a prediction without a record must not be answered"
     try:
         append(predictions)
@@ -42,10 +43,7 @@ def log_before_answering(
         raise HttpError(503, "the prediction could not be logged, so it is not answered; try again") from None
 
 
-def log_rows(
-    log: PredictionLog,
-    parts: Sequence[PendingAnswers],  # of one request
-) -> list[Answer]:
+def log_rows(log: PredictionLog, parts: Sequence[PendingAnswers]) -> list[Answer]:
     "Log the rows of a request with one write and return its answers; raises `HttpError` if logging fails"
     if len(parts) == 1:
         answers, logged = parts[0].answers, parts[0].logged
@@ -56,10 +54,7 @@ def log_rows(
     return answers
 
 
-def log_tables(
-    log: PredictionLog,
-    parts: Sequence[PendingAnswers],  # of one table
-) -> tuple:  # pyarrow.RecordBatch of the fields of `Answer`; Counter of rows by (version, arm)
+def log_tables(log: PredictionLog, parts: Sequence[PendingAnswers]) -> tuple["pa.RecordBatch", Counter]:
     "Log all parts of a table or none, and return its answers; raises `HttpError` if logging fails"
     import pyarrow as pa
 
@@ -107,10 +102,8 @@ def _unchanged_features(features: Columns, request: Columns) -> dict[str, str]:
     return {name: fields[id(column)] for name, column in features.items() if id(column) in fields}
 
 # %% ../../nbs/serving/05_predictor.ipynb #da2d1acd
-def answers_to_arrow(
-    columns: dict,  # the fields of an `Answer`: n values each, or one for all rows
-):  # pyarrow.RecordBatch
-    "Answers as an Arrow table"
+def answers_to_arrow(columns: dict[str, object]) -> "pa.RecordBatch":
+    "Answers as an Arrow table, from the fields of an `Answer`: n values each, or one for all rows"
     import pyarrow as pa
 
     types = {str: pa.string(), float: pa.float64(), int: pa.int64(), bool: pa.bool_(), str | None: pa.string(), int | None: pa.int64()}
@@ -120,12 +113,7 @@ def answers_to_arrow(
     )
 
 
-def answer_and_log_batches(
-    batch: ScoringBatch,  # n rows
-    sent,  # pyarrow.RecordBatch, n rows, as they are logged
-    scores: RowScores,  # of n rows
-    started: float,  # of time.perf_counter
-) -> tuple:  # two pyarrow.RecordBatch of n rows
+def answer_and_log_batches(batch: ScoringBatch, sent: "pa.RecordBatch", scores: RowScores, started: float) -> tuple:
     "The answers, and what has to be logged before they are sent"
     rows, answers = batch.rows, answers_to_arrow({"request_id": batch.ids} | scores.answers)
     record = {name: answers[name] for name in RECORD_FIELDS if name in answers.schema.names}
@@ -143,17 +131,11 @@ class LoggedScorer:
     log: PredictionLog
     arms = None  # of a router
 
-    def __call__(
-        self,
-        rows: RequestRows,  # n
-    ) -> list[Answer]:  # n, in the order of the rows
+    def __call__(self, rows: RequestRows) -> list[Answer]:  # n, in the order of the rows
         "The logged answers; raises `HttpError`"
         return log_rows(self.log, [self.score_rows(rows, request_ids(len(rows)), self.arms)])
 
-    def table(
-        self,
-        rows: RequestRows,  # n, of a table
-    ) -> tuple:  # pyarrow.RecordBatch of the fields of `Answer`, in the order of the rows; Counter of rows by (version, arm)
+    def table(self, rows: RequestRows) -> tuple["pa.RecordBatch", Counter]:  # answers in order; (version, arm) -> rows
         "The logged answers; raises `HttpError`"
         return log_tables(self.log, [self.score_table(rows, request_ids(len(rows)), self.arms)])
 
@@ -162,11 +144,7 @@ class LoggedScorer:
         self.log.close()
 
 
-def scoring_batch(
-    bundle: Bundle,
-    rows: RequestRows,  # n
-    ids: list[str],  # n
-) -> ScoringBatch:
+def scoring_batch(bundle: Bundle, rows: RequestRows, ids: list[str]) -> ScoringBatch:
     "The rows with their entity keys, or with their ids if the model has no entity"
     return ScoringBatch(rows, entity_keys(bundle.entity, rows.request) or ids, ids)
 
@@ -195,31 +173,18 @@ class Predictor(LoggedScorer):
         "The version of each arm"
         return {self.arm: self.bundle.version}
 
-    def score_rows(
-        self,
-        rows: RequestRows,  # n
-        ids: list[str],  # n
-        arms: None = None,
-    ) -> PendingAnswers:
+    def score_rows(self, rows: RequestRows, ids: list[str], arms: None = None) -> PendingAnswers:
         "What is answered and logged; raises `HttpError`"
         return PendingAnswers(*self.score(scoring_batch(self.bundle, rows, ids)))
 
-    def score_table(
-        self,
-        rows: RequestRows,  # n, of a table
-        ids: list[str],  # n
-        arms: None = None,
-    ) -> PendingAnswers:
+    def score_table(self, rows: RequestRows, ids: list[str], arms: None = None) -> PendingAnswers:
         "What is answered and logged; raises `HttpError`"
         started, batch = time.perf_counter(), scoring_batch(self.bundle, rows, ids)
         scores = self.score_columns(batch)
         answers, logged = answer_and_log_batches(batch, rows.sent, scores, started)
         return PendingAnswers(answers, [logged], count_rows_by_arm([(range(len(rows)), scores)]))
 
-    def score(
-        self,
-        batch: ScoringBatch,  # n rows
-    ) -> tuple[list[Answer], list[Prediction]]:  # n each
+    def score(self, batch: ScoringBatch) -> tuple[list[Answer], list[Prediction]]:  # n each
         "The answers, and what has to be logged before they are sent; raises `HttpError`"
         started, rows = time.perf_counter(), batch.rows
         features, probability, as_of_times, ages = self._predict(rows)
@@ -228,10 +193,7 @@ class Predictor(LoggedScorer):
         answers = list(map(Answer, batch.ids, probability.tolist(), decisions, *version, *snapshot))
         return answers, self._records(batch, features, answers, started)
 
-    def score_columns(
-        self,
-        batch: ScoringBatch,  # n rows
-    ) -> RowScores:
+    def score_columns(self, batch: ScoringBatch) -> RowScores:
         "The answers and what the model saw, as columns: no object is made per row; raises `HttpError`"
         features, probability, as_of_times, ages = self._predict(batch.rows)
         answers = dict.fromkeys(ANSWER_FIELDS) | {"probability": probability, "decision": self.bundle.decide(probability)}

@@ -38,11 +38,7 @@ def by_content_type(decoders: dict[bytes, Callable], headers: dict[bytes, bytes]
 class RequestDecoder:
     "Decodes the rows of a request in each format"
 
-    def __init__(
-        self,
-        fields: tuple[Field, ...],  # of the bundle
-        newest: Callable | None = None,  # as-of time -> FeatureSnapshot or None; default: the store of the predictor
-    ):
+    def __init__(self, fields: tuple[Field, ...], newest: Callable | None = None):  # newest: as-of time -> snapshot
         self.fields, self.rows, self.newest = fields, RequestSchema(fields), newest
         json_columns, arrow_columns = JsonColumns(fields), ArrowColumns(fields)
         self.decoders: dict[str, dict[bytes, Callable]] = {
@@ -50,22 +46,15 @@ class RequestDecoder:
             "/predict/columns": {JSON: lambda body: (self._table_rows(json_columns.decode(body)), _encode_columns)},
         }
 
-    def decoder_for(
-        self,
-        path: str,  # one of `decoders`
-        headers: dict[bytes, bytes],
-    ) -> Callable:  # body -> rows, and the function that encodes their answers
-        "The decoder for a path and content type; raises `HttpError` if there is none"
+    def decoder_for(self, path: str, headers: dict[bytes, bytes]) -> Callable:
+        "The function from a body to rows and the encoder of their answers; raises `HttpError` if there is none"
         return by_content_type(self.decoders[path], headers)
 
     def _decode_rows(self, body: bytes) -> tuple[list[tuple], Callable]:
         rows, many = self.rows.decode(body)
         return list(zip(rows, self.rows.raw(body, rows, many), strict=True)), to_json if many else _encode_single
 
-    def to_request_rows(
-        self,
-        decoded: list[tuple],  # n rows of one request or of several, each with what is logged of it
-    ) -> RequestRows:
+    def to_request_rows(self, decoded: list[tuple]) -> RequestRows:
         "Decoded rows as columns"
         (rows, raw), received = zip(*decoded, strict=True), datetime.now(UTC)
         return RequestRows(raw, self.rows.columns(rows), self.rows.decision_times(rows, received), received, newest=self.newest)

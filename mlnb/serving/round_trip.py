@@ -21,9 +21,7 @@ from .predictor import Predictor
 from .request_decoder import JSON, RequestDecoder
 
 # %% ../../nbs/serving/21_round_trip.ipynb #b40199df
-def verify_round_trip(
-    bundle: Bundle,  # loaded
-) -> int:
+def verify_round_trip(bundle: Bundle) -> int:
     "The number of samples that pass the self-test and are read back from a log as answered; raises `BundleError` for the first that is not"
     tested = bundle.self_test()
     with TemporaryDirectory() as folder:

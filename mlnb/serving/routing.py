@@ -31,17 +31,8 @@ import numpy as np
 from ..data.fields import DECISION_TIME, columns_of
 from ..data.snapshot_store import NotCached
 from ..models.bundle import Bundle
-from mlnb.models.watcher import (
-    ModelVersion,
-    Releases,
-    check_versions,
-    ensure_watcher,
-    followed_model,
-    last_poll_time,
-    read_releases,
-    releases_folder,
-    verify_servable,
-)
+from ..models.watcher import ModelVersion, Releases, check_versions, ensure_watcher, followed_model, last_poll_time
+from ..models.watcher import read_releases, releases_folder, verify_servable
 from ..project.errors import ServingError, SettingError
 from ..project.files import write_atomic
 from ..project.settings import Settings
@@ -64,19 +55,12 @@ def _bucket_order(salt: str) -> np.ndarray:
 class TrafficSplit:
     "Decides which entities a challenger answers"
 
-    def __init__(
-        self,
-        salt: str,  # the experiment: another salt draws other entities
-        percent: float,  # of the entities, 0 to 100
-    ):
+    def __init__(self, salt: str, percent: float):  # salt: another one draws other entities
         assigned = np.zeros(_BUCKETS, bool)
         assigned[_bucket_order(salt)[: round(percent / 100 * _BUCKETS)]] = True
         self._assigned = assigned.tolist()
 
-    def __call__(
-        self,
-        entities: list[str],  # n keys
-    ) -> list[bool]:  # n
+    def __call__(self, entities: list[str]) -> list[bool]:  # n
         "Whether the challenger answers, for each entity"
         assigned = self._assigned
         return [assigned[crc32(entity.encode()) % _BUCKETS] for entity in entities]
@@ -98,10 +82,7 @@ class Routing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class RoutingFile:
     "The routing that was requested, for all workers that follow the same model"
 
-    def __init__(
-        self,
-        settings: Settings,  # which follow a model
-    ):
+    def __init__(self, settings: Settings):
         self.path, self._default = releases_folder(settings) / "routing.json", Routing.of(settings)
 
     def read(self) -> tuple[Routing, str]:
@@ -129,11 +110,7 @@ FAILURE_THRESHOLD = 20  # consecutive rows that fail, after which the challenger
 class CircuitBreaker:
     "Counts the rows that a challenger cannot answer, and takes it out of service if there are too many"
 
-    def __init__(
-        self,
-        version: str,  # of the challenger
-        counts: dict[str, int],  # where its failures are counted
-    ):
+    def __init__(self, version: str, counts: dict[str, int]):
         self.version, self.problem, self._counts, self._consecutive_failures = version, None, counts, 0
 
     @property
@@ -164,10 +141,7 @@ class Arms:
     shadow: Shadow | None = None
     breaker: CircuitBreaker | None = None  # of the challenger
 
-    def assigned(
-        self,
-        entities: list[str],  # n keys
-    ) -> list[bool]:  # n
+    def assigned(self, entities: list[str]) -> list[bool]:  # n
         "Which entities the challenger answers"
         if self.split is None or self.breaker.is_open:
             return [False] * len(entities)
@@ -252,10 +226,7 @@ def _tables_by_part(batch: ScoringBatch, parts: list[tuple], started: float) -> 
 WARMUP_REQUESTS = 20  # that a version answers before the first real one
 
 
-def load_servable(
-    folder: str | Path,  # of a bundle
-    active: Bundle | None = None,  # whose requests it must accept
-) -> Bundle:
+def load_servable(folder: str | Path, active: Bundle | None = None) -> Bundle:
     "The bundle, tested and warmed up; raises `BundleError` if it cannot serve"
     bundle = verify_servable(folder, active)
     samples, store = bundle.samples["requests"], SimpleNamespace(newest=bundle.sample_snapshots())
@@ -280,12 +251,7 @@ def _add_counts(counts: dict[str, int], increments: dict[str, int]) -> dict[str,
 class ActiveVersions:
     "The arms of a service, which change when other versions are released or another routing is requested"
 
-    def __init__(
-        self,
-        settings: Settings,
-        champion: Bundle,
-        challenger: Bundle | None = None,
-    ):
+    def __init__(self, settings: Settings, champion: Bundle, challenger: Bundle | None = None):
         self.settings, self.routing, self.arms = settings, Routing.of(settings), None
         self._problems, self._counts = {}, dict.fromkeys(EVENT_COUNTERS, 0)
         self.store, self.log = open_stores(settings)
@@ -316,11 +282,7 @@ class ActiveVersions:
         problems = *self._problems.values(), *(part.problem for part in (self.arms.breaker, self.arms.shadow) if part)
         return "; ".join(filter(None, problems)) or None
 
-    def apply_releases(
-        self,
-        releases: Releases,
-        routing: Routing | None = None,  # default: unchanged
-    ) -> None:
+    def apply_releases(self, releases: Releases, routing: Routing | None = None) -> None:
         "Make the released versions the active ones, if they can serve"
         champion = self._load_or_keep(CHAMPION, releases.champion) or self.bundle
         challenger = self._load_or_keep(CHALLENGER, releases.challenger)
@@ -389,24 +351,14 @@ class ActiveVersions:
 class Router(ActiveVersions, LoggedScorer):
     "From checked rows to logged answers, by the active versions"
 
-    def score_rows(
-        self,
-        rows: RequestRows,  # n
-        ids: list[str],  # n
-        arms: Arms,  # the same for all parts of a request
-    ) -> PendingAnswers:
+    def score_rows(self, rows: RequestRows, ids: list[str], arms: Arms) -> PendingAnswers:
         "What is answered, in the order of the rows, and logged; raises `HttpError`"
         batch = scoring_batch(arms.champion.bundle, rows, ids)
         answers, records = _score_rows(arms, batch)
         on_logged = arms.shadow and partial(_offer_to_shadow, arms.shadow, batch, [answer.arm for answer in answers])
         return PendingAnswers(answers, records, on_logged=on_logged)
 
-    def score_table(
-        self,
-        rows: RequestRows,  # n, of a table
-        ids: list[str],  # n
-        arms: Arms,  # the same for all parts of a request
-    ) -> PendingAnswers:
+    def score_table(self, rows: RequestRows, ids: list[str], arms: Arms) -> PendingAnswers:
         "What is answered, in the order of the rows, and logged; raises `HttpError`"
         batch = scoring_batch(arms.champion.bundle, rows, ids)
         answers, logged, rows_by_arm = _score_table(arms, batch)
@@ -433,12 +385,7 @@ RETRY_BACKOFF_SECONDS = tuple(2.0**i for i in range(10))  # before a rejected ve
 class FollowingRouter(Router):
     "A router whose versions are those that the aliases in the registry point to"
 
-    def __init__(
-        self,
-        settings: Settings,
-        releases: Releases,  # its champion is loaded now
-        watcher: Popen | None,  # that this process has started
-    ):
+    def __init__(self, settings: Settings, releases: Releases, watcher: Popen | None):
         self._folder, self._routing_file, self._watcher = releases_folder(settings), RoutingFile(settings), watcher
         self._applied, self._backoff, self._retry_at = None, iter(()), math.inf
         super().__init__(settings, load_servable(releases.champion.folder))
@@ -523,10 +470,7 @@ def _wait_for_releases(settings: Settings, watcher: Popen | None) -> Releases:
     return read_releases(folder)
 
 
-def load_router(
-    settings: Settings,
-    folder: str | Path | None = None,  # of the bundle, if no registry is followed; default: the project's
-) -> Router:
+def load_router(settings: Settings, folder: str | Path | None = None) -> Router:  # folder: of the bundle
     "The router of what the settings serve; raises `SettingError`, `BundleError` or `ServingError` if nothing can be served"
     Routing.of(settings)  # a wrong setting is reported before anything is started
     if (model := followed_model(settings.serve_from)) is None:

@@ -47,10 +47,8 @@ EXPECTED_FORMATS = {
 }
 
 
-def is_in_year_range(
-    time: datetime,  # aware
-) -> bool:
-    "Whether a time is within `YEAR_RANGE` in UTC, whatever its offset"
+def is_in_year_range(time: datetime) -> bool:
+    "Whether an aware time is within `YEAR_RANGE` in UTC, whatever its offset"
     if time.year in _SAFE_YEARS:
         return True
     return YEAR_RANGE[0] - 1 <= time.year <= YEAR_RANGE[1] and YEAR_RANGE[0] <= time.astimezone(UTC).year < YEAR_RANGE[1]
@@ -72,11 +70,8 @@ class RequestError(ServingError):
 MAX_PROBLEMS = 50  # in one answer
 
 
-def request_error(
-    problems: list[dict],  # wrong fields; the first `MAX_PROBLEMS` + 1 are enough
-    reason: object,  # the message if there are none
-) -> RequestError:
-    "The error that names the first `MAX_PROBLEMS` of `problems`, and whether there are more"
+def request_error(problems: list[dict], reason: object) -> RequestError:
+    "The error that names the first `MAX_PROBLEMS` of `problems`, and whether there are more; `reason` if there are none"
     if not problems:
         return RequestError(f"the body is not a valid request: {reason}")
     first = problems[:MAX_PROBLEMS]
@@ -127,11 +122,8 @@ def _field_problem(field: Field, row: JsonObject) -> str | None:
     return None if field is DECISION_TIME else "is missing"
 
 
-def unknown_field_problems(
-    names: Iterable[str],  # that were sent
-    fields: dict[str, Field],
-) -> list[tuple[str, str, str]]:  # name, problem, expected format
-    "The first `MAX_PROBLEMS` + 1 names that are not a field; looking for similar names is slow, so it is not done for more"
+def unknown_field_problems(names: Iterable[str], fields: dict[str, Field]) -> list[tuple[str, str, str]]:
+    "Name, problem and expected format of the first `MAX_PROBLEMS` + 1 names that are no field; finding similar names is slow"
     unknown = islice((name for name in names if name not in fields), MAX_PROBLEMS + 1)
     return [(name, f"is not a field{did_you_mean(name, fields)}", f"only {', '.join(fields)}") for name in unknown]
 
@@ -185,11 +177,7 @@ class BodyValidator:
         members.append((DECISION_TIME.name, member_type(MSGSPEC_TYPES["time"]) | msgspec.UnsetType, msgspec.UNSET))
         return msgspec.defstruct("Body", members, forbid_unknown_fields=True, **options)
 
-    def explain_errors(
-        self,
-        body: bytes,
-        reason: object,  # why the fast pass failed
-    ) -> RequestError:
+    def explain_errors(self, body: bytes, reason: object) -> RequestError:
         "The error that names every wrong field of `body`"
         try:
             return request_error(self._problems(body), reason)
@@ -215,10 +203,7 @@ class RequestSchema(BodyValidator):
         self._max_raw_bytes = MAX_RAW_BYTES_PER_FIELD * len(self._by_name)
         self._quotes_per_row = 2 * len(fields) + 2 * sum(f.type in STRING_ENCODED_TYPES for f in fields)
 
-    def decode(
-        self,
-        body: bytes,  # JSON: an object, or an array of objects
-    ) -> tuple[list, bool]:  # n rows; whether they came as an array
+    def decode(self, body: bytes) -> tuple[list, bool]:  # n rows; whether they came as an array
         "The rows of a request; raises a `RequestError` that names every wrong field"
         try:
             decoded = self._decode(body)
@@ -233,12 +218,7 @@ class RequestSchema(BodyValidator):
             raise self.explain_errors(body, "a key is there more than once")
         return rows, rows is decoded
 
-    def raw(
-        self,
-        body: bytes,
-        rows: list,  # n, from `decode`
-        many: bool,  # from `decode`
-    ) -> list:  # n
+    def raw(self, body: bytes, rows: list, many: bool) -> list:  # n
         "What is logged of the rows: the body itself if it is one row on one line without times, which the log writes in one format"
         if many or self._has_times or rows[0].decision_time is not msgspec.UNSET or len(body) > self._max_raw_bytes or b"\n" in body:
             return rows
@@ -270,18 +250,11 @@ class RequestSchema(BodyValidator):
                 break
         return problems
 
-    def columns(
-        self,
-        rows: list,  # n, from `decode`
-    ) -> Columns:  # (n,) each
+    def columns(self, rows: list) -> Columns:  # (n,) each
         "The request fields of `rows` as columns"
         return {name: column(list(map(get, rows))) for name, get, column in self._columns}
 
-    def decision_times(
-        self,
-        rows: list,  # n, from `decode`
-        now: datetime,  # aware
-    ) -> np.ndarray:  # (n,) datetime64[s], UTC
+    def decision_times(self, rows: list, now: datetime) -> np.ndarray:  # (n,) datetime64[s], UTC
         "The decision time of each row, by default now"
         unset = msgspec.UNSET
         return FIELD_TYPES["time"].column([now if row.decision_time is unset else row.decision_time for row in rows])

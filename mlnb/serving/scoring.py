@@ -31,16 +31,8 @@ from ..models.bundle import Bundle, are_probabilities, point_in_time_columns
 from ..project.errors import ServingError
 from ..project.files import hold_lock, write_atomic
 from ..project.text import FORMULA_PREFIX, rough_duration, spreadsheet_safe
-from mlnb.serving.table_files import (
-    PROBLEM_SCHEMA,
-    RowBatch,
-    read_batches,
-    check_columns,
-    validate_batch,
-    file_format,
-    open_reader,
-    problem_table,
-)
+from .table_files import PROBLEM_SCHEMA, RowBatch, read_batches, check_columns, validate_batch
+from .table_files import file_format, open_reader, problem_table
 from .log_records import to_record_batch
 from .predictions import PredictionLog
 from .column_validation import is_text_type
@@ -118,11 +110,7 @@ class ScoredRows:
         return ScoredRows(self.rows[which], *columns, self.decisions[which], self.as_of_times[which], self.probability[which])
 
 
-def scored_table(
-    batch: RowBatch,
-    scored: ScoredRows,  # k rows of it
-    bundle: Bundle,
-) -> pa.Table:  # k rows
+def scored_table(batch: RowBatch, scored: ScoredRows, bundle: Bundle) -> pa.Table:  # k rows
     "The input's columns of the scored rows, and the scores"
     k = len(scored.rows)
     columns = (scored.probability, bundle.decide(scored.probability), pa.repeat(bundle.version, k), scored.as_of_times)
@@ -140,10 +128,7 @@ class Scorer:
     max_age_seconds: int  # an older snapshot is not used
     default_decision_time: np.datetime64  # of rows without a decision time
 
-    def __call__(
-        self,
-        batch: RowBatch,
-    ) -> tuple[ScoredRows, pa.Table]:  # PROBLEM_SCHEMA
+    def __call__(self, batch: RowBatch) -> tuple[ScoredRows, pa.Table]:  # PROBLEM_SCHEMA
         "Validate and score a batch; returns the scored rows and the problems of the others"
         has_time = DECISION_TIME.name in batch.table.schema.names
         request_fields = (*self.bundle.request, DECISION_TIME) if has_time else self.bundle.request
@@ -238,13 +223,8 @@ class ScoringCheckpoint:
     resume_message: str  # about an interrupted run, or ""
 
     @classmethod
-    def begin(
-        cls,
-        folder: Path,
-        identity: dict,  # name -> value of everything that must not change between batches
-        default_decision_time: str,  # of a new run
-    ) -> "ScoringCheckpoint":
-        "Resume an interrupted run if it is the same job, else start a new one"
+    def begin(cls, folder: Path, identity: dict, default_decision_time: str) -> "ScoringCheckpoint":
+        "Resume an interrupted run if it is the same job (`identity`), else start a new one"
         job, resume_message = _read_job(folder), ""
         if job and job["same"] == identity:
             return cls(folder, job["run"], job["decided"], "resuming an interrupted run")
@@ -308,14 +288,8 @@ def _safe_texts(column: pa.ChunkedArray) -> pa.Array:
     return pc.replace_with_mask(texts, suspect, pa.array(safe, pa.large_string())) if safe else texts
 
 
-def write_output(
-    files: list[Path],  # Parquet
-    schema: pa.Schema,  # of each
-    target: Path,
-    folder: Path,  # for the draft, on the same disk as `target`
-    safe: bool = False,  # add an apostrophe before text that a spreadsheet would run as a formula
-) -> None:
-    "Write files as one, atomically"
+def write_output(files: list[Path], schema: pa.Schema, target: Path, folder: Path, safe: bool = False) -> None:
+    "Write Parquet files as one, atomically; `folder` is on the disk of `target`, `safe` escapes what a spreadsheet would run"
     draft, prepare = folder / "draft", _spreadsheet_safe if safe else lambda table: table
     with _writer(draft, file_format(target), prepare(schema.empty_table()).schema) as writer:
         for file in files:
@@ -347,9 +321,7 @@ class ScoringProgress:
         return self.seconds * (1 - self.done) / done_now if done_now > 0 else None
 
 # %% ../../nbs/serving/15_scoring.ipynb #39b93c16
-def rejected_file(
-    output: Path,
-) -> Path:
+def rejected_file(output: Path) -> Path:
     "The file of the rejected rows of a run"
     return output.with_suffix(f".rejected{output.suffix}")
 
@@ -410,12 +382,8 @@ class ScoringRun:
     log: PredictionLog | None
     strict: bool  # whether one rejected row ends the run
 
-    def __call__(
-        self,
-        source: Iterator[RowBatch],
-        on_progress: Callable,  # is called with the ScoringProgress after each batch
-    ) -> tuple[ScoringProgress, int]:  # at the end; number of batches
-        "Score the batches that an interrupted run has not scored yet"
+    def __call__(self, source: Iterator[RowBatch], on_progress: Callable) -> tuple[ScoringProgress, int]:
+        "Score the batches that an interrupted run has not scored yet; returns the progress and the number of batches"
         progress, count, started = ScoringProgress(), 0, time.monotonic()
         for number, batch in enumerate(source):
             resumed = self.checkpoint.scored(number).is_file()

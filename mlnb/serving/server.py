@@ -47,10 +47,7 @@ class BuildResult:
     megabytes: float
 
 
-def build(
-    settings: Settings,
-    folder: str | Path | None = None,  # of the bundle; default: the project's
-) -> BuildResult:
+def build(settings: Settings, folder: str | Path | None = None) -> BuildResult:
     "Test the bundle and build a Bento of it; raises `BundleError` or `ServingError`"
     from mlnb.serving.round_trip import verify_round_trip
 
@@ -65,10 +62,7 @@ def build(
     return BuildResult(str(bento.tag), str(bento.path), bundle.name, bundle.version, samples, round(size / 1e6, 2))
 
 
-def find_bento(
-    settings: Settings,
-    tag: str | None = None,  # or a name; default: the newest
-):
+def find_bento(settings: Settings, tag: str | None = None):  # tag: or a name; default: the newest
     "A Bento that `build` has completed; raises `ServingError` if there is none"
     store = use_bento_store(settings)
     from mlnb.serving.bento import list_bentos
@@ -117,10 +111,7 @@ FORWARDED_SETTINGS = (  # settings of the project that hold wherever its service
 )
 
 
-def process_environment(
-    settings: Settings,
-    workers: int = 1,
-) -> dict[str, str]:
+def process_environment(settings: Settings, workers: int = 1) -> dict[str, str]:
     "The environment variables of a server's processes, with absolute paths"
     variables = {
         "MLNB_STORAGE": settings.url(settings.storage),

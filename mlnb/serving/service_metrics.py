@@ -19,9 +19,7 @@ from .predictor import LoggedScorer
 _arm_of = attrgetter("model_version", "arm")
 
 
-def count_answers_by_arm(
-    answers: list[Answer],  # n
-) -> Counter:  # (version, arm) -> rows
+def count_answers_by_arm(answers: list[Answer]) -> Counter:  # (version, arm) -> rows
     "How many rows each version and arm has answered"
     return Counter(map(_arm_of, answers))
 
@@ -107,10 +105,7 @@ class ServiceMetrics:
                 name, *labels = _EVENTS[event]
                 self._child(self._event_counters[name], *labels).inc(increase)
 
-    def text(
-        self,
-        quarantined_records: int = 0,  # of the prediction log
-    ) -> bytes:
+    def text(self, quarantined_records: int = 0) -> bytes:
         "All metrics in the text format of Prometheus"
         from prometheus_client import CollectorRegistry, generate_latest, multiprocess
         from prometheus_client.core import GaugeMetricFamily

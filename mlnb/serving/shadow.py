@@ -32,9 +32,7 @@ from .predictor import Predictor, open_stores
 _to_json = msgspec.json.Encoder().encode
 
 
-def merge_batches(
-    batches: list[ScoringBatch],  # at least one
-) -> ScoringBatch:
+def merge_batches(batches: list[ScoringBatch]) -> ScoringBatch:
     "Several batches as one, its raw rows encoded as JSON"
     rows = [b.rows for b in batches]
     request = {name: np.concatenate([r.request[name] for r in rows]) for name in rows[0].request}
@@ -57,12 +55,7 @@ def score_best_effort(predictor: Predictor, batch: ScoringBatch) -> tuple[int, s
         return sum(failed for failed, _ in halves), halves[1][1] or halves[0][1]
 
 
-def run_shadow_process(
-    settings: Settings,
-    folder: str,  # the challenger's bundle
-    parent: int,  # process id; when it ends, this process ends
-    connection: Connection,  # receives batches, sends (failed rows, reason)
-) -> None:
+def run_shadow_process(settings: Settings, folder: str, parent: int, connection: Connection) -> None:
     "Score batches until the other end of the connection is closed"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent(parent)
@@ -89,11 +82,7 @@ RESTART_DELAY_SECONDS = 5.0  # until a process that could not be started is star
 class Shadow:
     "A challenger that scores in a process of its own"
 
-    def __init__(
-        self,
-        settings: Settings,
-        folder: str,  # the challenger's bundle
-    ):
+    def __init__(self, settings: Settings, folder: str):
         self.settings, self.folder, self.problem = settings, folder, None
         self.counts = {"shadow_scored": 0, "shadow_failed": 0, "shadow_dropped": 0}  # rows
         self._queue, self._enqueued, self._dequeued = deque(), 0, 0
@@ -102,10 +91,7 @@ class Shadow:
         self._thread = threading.Thread(target=self._run, name="mlnb-shadow", daemon=True)
         self._thread.start()
 
-    def enqueue(
-        self,
-        batch: ScoringBatch,  # n answered rows
-    ) -> None:
+    def enqueue(self, batch: ScoringBatch) -> None:
         "Have the rows scored later, or drop them if the queue is full; takes less than a microsecond"
         n = len(batch.ids)
         if self._enqueued - self._dequeued + n > MAX_QUEUED_ROWS:

@@ -118,19 +118,14 @@ def _number_rows(first: int, count: int, malformed: dict[int, str]) -> tuple[np.
 READERS = {".parquet": ParquetReader, ".csv": CsvReader}
 
 
-def file_format(
-    path: Path,
-    action: str = "read",  # or "written", for the message
-) -> str:
+def file_format(path: Path, action: str = "read") -> str:  # action: or "written"
     "The format of a file by its name, such as `.csv`; raises `ServingError` for any other"
     if path.suffix.lower() not in READERS:
         raise ServingError(f"{path} cannot be {action}; its name must end in {' or '.join(READERS)}")
     return path.suffix.lower()
 
 
-def open_reader(
-    path: Path,
-) -> ParquetReader | CsvReader:
+def open_reader(path: Path) -> ParquetReader | CsvReader:
     "The reader of a file; raises `ServingError` for one that is missing, empty, damaged, or has a column twice"
     kind = file_format(path)
     if not path.is_file():
@@ -161,10 +156,7 @@ class reading:
             raise ServingError(f"{self.path} cannot be read: {str(error).splitlines()[0]}") from None
 
 # %% ../../nbs/serving/14_table_files.ipynb #720db79c
-def read_batches(
-    source: ParquetReader | CsvReader,  # of `open_reader`
-    path: Path,
-) -> Iterator[RowBatch]:
+def read_batches(source: ParquetReader | CsvReader, path: Path) -> Iterator[RowBatch]:
     "The batches of a file; raises `ServingError` if it is damaged"
     with reading(path):
         reader = iter(source)
@@ -184,12 +176,7 @@ COLUMN_FIXES = {
 }
 
 
-def check_columns(
-    path: Path,
-    schema: pa.Schema,
-    fields: Sequence[Field],
-    text: bool,  # whether every value is text, to be converted
-) -> None:
+def check_columns(path: Path, schema: pa.Schema, fields: Sequence[Field], text: bool) -> None:
     "Raise `ServingError` for the first field without a column, or whose column has the wrong type"
     for field in fields:
         if field.name not in schema.names:
@@ -236,10 +223,7 @@ def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
         return pa.concat_arrays([_cast(column[:middle], kind), _cast(column[middle:], kind)])
 
 
-def _values(
-    column: pa.Array,
-    field: Field,
-) -> pa.Array:
+def _values(column: pa.Array, field: Field) -> pa.Array:
     "A column in the type of `field`, null if a value is not of that type"
     if field.type == "time" and pa.types.is_timestamp(column.type):
         return column.cast(pa.timestamp(column.type.unit, "UTC"))
@@ -285,13 +269,8 @@ def _problems(column: pa.Array, values: pa.Array, field: Field) -> list[str]:
 PROBLEM_SCHEMA = pa.schema([("row", pa.int64()), ("field", pa.string()), ("problem", pa.string()), ("expected", pa.string())])
 
 
-def problem_table(
-    numbers: np.ndarray,  # (n,) of the rows
-    field: str | None,  # None: the row as a whole
-    problems: Sequence[str],  # n
-    expected: str,
-) -> pa.Table:
-    "The problems of some rows in one field"
+def problem_table(numbers: np.ndarray, field: str | None, problems: Sequence[str], expected: str) -> pa.Table:
+    "The problems of rows in one field, or in the row as a whole"
     n = len(numbers)
     return pa.table([numbers, pa.repeat(pa.scalar(field, pa.string()), n), list(problems), [expected] * n], schema=PROBLEM_SCHEMA)
 
@@ -303,10 +282,7 @@ def _column(values: pa.Array, field: Field) -> np.ndarray:
     return values.to_numpy(zero_copy_only=False).astype("datetime64[s]" if field.type == "time" else np.float64)
 
 
-def validate_batch(
-    batch: RowBatch,  # n rows that have a column for each field
-    fields: Sequence[Field],
-) -> tuple[Columns, np.ndarray, pa.Table]:  # valid rows, (v,) each; which rows those are, (n,) bool; PROBLEM_SCHEMA
+def validate_batch(batch: RowBatch, fields: Sequence[Field]) -> tuple[Columns, np.ndarray, pa.Table]:
     "The request columns of the valid rows, and the problems of the others"
     valid, arrays, problems = np.ones(len(batch.numbers), bool), {}, []
     for field in fields:

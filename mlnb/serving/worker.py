@@ -39,18 +39,14 @@ def add_to_import_path(settings: Settings) -> None:
         sys.path.insert(0, str(settings.root))
 
 
-def exit_worker(
-    error: Exception,  # why it cannot serve
-) -> None:
+def exit_worker(error: Exception) -> None:
     "Report why a worker cannot start, and end it after a delay; its supervisor starts another one"
     print(f"mlnb: a worker cannot start and is restarted: {error}", file=sys.stderr, flush=True)
     time.sleep(RESTART_DELAY_SECONDS)
     os._exit(1)
 
 
-def service_settings(
-    source: Path,  # folder of the Bento's code, or of the project
-) -> Settings:
+def service_settings(source: Path) -> Settings:
     "The settings of the project at MLNB_ROOT, else in `source`; raises `SettingError` for a path inside a Bento"
     settings = load_settings(os.environ.get("MLNB_ROOT") or source)
     registry = _REGISTRY_PATH_SETTINGS if followed_model(settings.serve_from) else ()
@@ -79,17 +75,12 @@ def check_storage(settings: Settings) -> None:
         check_versions(settings)
 
 
-def has_code_of_0_1(
-    source: Path,  # folder of a Bento's code
-) -> bool:
+def has_code_of_0_1(source: Path) -> bool:
     "Whether a Bento was built by release 0.1, which has other names of modules and variables"
     return (source / "mlnb/serving/proof.py").is_file()
 
 
-def verify_bento(
-    source: Path,  # folder of its code
-    environment: dict[str, str] | None = None,
-) -> None:
+def verify_bento(source: Path, environment: dict[str, str] | None = None) -> None:
     "Raise `ServingError` if the bundle in a Bento does not pass its self-test there"
     program = _VERIFY_0_1 if has_code_of_0_1(source) else _VERIFY
     done = subprocess.run([sys.executable, "-c", program], cwd=source, env=environment, capture_output=True, text=True)
@@ -98,9 +89,7 @@ def verify_bento(
         raise ServingError(f"the Bento in {source.parent} cannot be served: {reason}; build it again with: mlnb build")
 
 # %% ../../nbs/serving/11_worker.ipynb #8e5f6a78
-def before_workers(
-    source: Path,  # folder of the Bento's code, or of the project
-) -> None:
+def before_workers(source: Path) -> None:
     "Prepare BentoML's own process, which is about to start workers; exits with a message if none of them could serve"
     for name in {"MLNB_ROOT", "MLNB_KEYS_FILE"} & os.environ.keys():  # workers have another working folder
         os.environ[name] = os.path.abspath(os.environ[name])

@@ -392,9 +392,7 @@ def affected_requests(
     return table[table["times_as_frequent"] >= times].sort_values("times_as_frequent", ascending=False, kind="stable")
 
 # %% ../../nbs/monitoring/23_alert_notebook.ipynb #80bf61d0
-def service_status(
-    url: str,  # of the service
-) -> dict:  # ready, says
+def service_status(url: str) -> dict:  # ready, says
     "Whether a service is ready, and what it answers"
     from mlnb.monitoring.http_client import http_get
 
@@ -454,10 +452,7 @@ def recent_runs(settings: Settings, pipeline: str, limit: int = 20):  # DataFram
     return pd.DataFrame(rows, columns=["id", "started", "ended", "status", "parameters"]).set_index("id")
 
 
-def run_tasks(
-    settings: Settings,
-    run: str,  # its id
-):  # DataFrame, in the order in which they ran; empty if the run was removed
+def run_tasks(settings: Settings, run: str):  # DataFrame, in the order in which they ran; empty if the run was removed
     "The tasks of a run with their errors and their executed notebooks"
     import pandas as pd
 
@@ -512,10 +507,7 @@ def _introduction(alert: dict) -> str:
     return f"# Alert {alert['id']}: {markdown_text(alert['words'])}\n\n| | |\n|---|---|\n{rows}\n{steps}"
 
 
-def notebook_parameters(
-    alert: dict,  # of the records
-    env: str = "default",  # of the project
-) -> dict:
+def notebook_parameters(alert: dict, env: str = "default") -> dict:
     "The parameters of an alert's notebook"
     details = alert["details"]
     values = {"id": alert["id"], "rule": alert["rule"], "subject": alert["subject"]}
@@ -527,9 +519,7 @@ def notebook_parameters(
     return {"alert": values, "env": "" if env == "default" else env}
 
 
-def build_notebook(
-    alert: dict,  # of the records
-) -> dict:
+def build_notebook(alert: dict) -> dict:
     "The notebook of an alert before it runs, in nbformat 4.5"
     template = TEMPLATES / f"{alert['kind']}.ipynb"
     notebook = json.loads(template.read_text(encoding="utf-8"))

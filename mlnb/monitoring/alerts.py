@@ -144,11 +144,7 @@ class _AlertReader:
 class _AlertRecorder(_AlertReader):
     "Writes the results of a check, and what users do"
 
-    def record(
-        self,
-        results: list[RuleResult],
-        channels: list[str],  # of the project
-    ) -> AlertChanges:
+    def record(self, results: list[RuleResult], channels: list[str]) -> AlertChanges:
         "Record the result of every rule; alerts of rules and deliveries to channels that no longer exist end"
         fired, resolved = [], []
         with self.records.exclusive_transaction(_LOCK) as connection:

@@ -10,41 +10,36 @@ __all__ = ['MAX_ALERTS_IN_TEXT', 'MAX_ALERTS_IN_JSON', 'REQUEST_TIMEOUT', 'CHANN
 # %% ../../nbs/monitoring/21_channels.ipynb #dcb402b5
 import datetime as dt
 import json
-import math
-import re
 import smtplib
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from zoneinfo import ZoneInfo
+
+import msgspec
 
 from .http_client import http_request
 from .rule_base import Rule
-from .table_settings import from_table, require_variable, resolve_secret, setting
+from .table_settings import VARIABLE, form, from_table, resolve_secret
 from ..project.errors import AlertError, SettingError, did_you_mean
 from ..project.permissions import make_folder, opener
 from ..project.settings import Settings
-from ..project.text import count_of, one_line
+from ..project.text import count_of, json_values, one_line
 from ..records import utc_now
+
+if TYPE_CHECKING:
+    from email.message import EmailMessage
 
 # %% ../../nbs/monitoring/21_channels.ipynb #4ee68140
 MAX_ALERTS_IN_TEXT, MAX_ALERTS_IN_JSON = 20, 100  # alerts that a notification shows
 
 
-def alert_document(
-    alert: dict,  # of the records
-) -> dict:
+def alert_document(alert: dict) -> dict:
     "An alert as JSON values: times in ISO 8601 with their zone, numbers that are not finite as null"
     internal = ("claimed", "claimed_at", "of_episode", "project")
     shown = {"limit" if key == "bound" else key: value for key, value in alert.items() if key not in internal}
-    return {key: _to_json(value) for key, value in shown.items()}
-
-
-def _to_json(value):
-    if isinstance(value, dict):
-        return {key: _to_json(inner) for key, inner in value.items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return f"{value.isoformat()}+00:00" if isinstance(value, dt.datetime) else value
+    return json_values(shown)
 
 
 @dataclass(frozen=True)
@@ -67,22 +62,16 @@ class Notification:
 
     def lines(self) -> list[str]:
         "The alerts, as text"
-        shown = [
-            f"{_summary_line(alert)}\n    mlnb alerts open {alert['id']}" for alert in self.alerts[:MAX_ALERTS_IN_TEXT]
-        ]
+        alerts = self.alerts[:MAX_ALERTS_IN_TEXT]
+        shown = [f"{_summary_line(alert)}\n    mlnb alerts open {alert['id']}" for alert in alerts]
         hidden = len(self.alerts) - len(shown)
         return shown + ([f"and {hidden} more, see: mlnb alerts list"] if hidden > 0 else [])
 
     def document(self) -> dict:
         "The notification as JSON values"
         shown = [alert_document(alert) for alert in self.alerts[:MAX_ALERTS_IN_JSON]]
-        head = {
-            "project": self.project,
-            "at": f"{utc_now().isoformat()}+00:00",
-            "headline": self.headline(),
-            "test": not self.alerts,
-        }
-        return head | {"alerts": shown, "more": len(self.alerts) - len(shown)}
+        head = {"project": self.project, "at": f"{utc_now().isoformat()}+00:00", "headline": self.headline()}
+        return head | {"test": not self.alerts, "alerts": shown, "more": len(self.alerts) - len(shown)}
 
 
 def _summary_line(alert: dict) -> str:
@@ -94,39 +83,31 @@ def _summary_line(alert: dict) -> str:
 
 # %% ../../nbs/monitoring/21_channels.ipynb #2bbc3d31
 REQUEST_TIMEOUT = 10.0  # seconds
-_QUIET_HOURS = re.compile(r"([01]\d|2[0-3]):([0-5]\d)-([01]\d|2[0-3]):([0-5]\d)")
+_CLOCK = r"(?:[01]\d|2[0-3]):[0-5]\d"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Channel:
+class Channel(msgspec.Struct, frozen=True, kw_only=True):
     "The settings that every kind of channel has"
     kind: ClassVar[str]  # as a table writes it
     name: str
-    quiet_hours: str = setting("", 'quiet_hours = "22:00-07:00", when only critical alerts are sent')
-    time_zone: str = setting("UTC", 'time_zone = "Europe/Vienna", of the quiet hours')
+    quiet_hours: Annotated[
+        str, form('"22:00-07:00", when only critical alerts are sent', pattern=rf"^({_CLOCK}-{_CLOCK})?\Z")
+    ] = ""
+    time_zone: Annotated[str, form('"Europe/Vienna", of the quiet hours')] = "UTC"
 
-    def __post_init__(self):
-        if self.quiet_hours and not _QUIET_HOURS.fullmatch(self.quiet_hours):
-            raise ValueError(
-                f"setting 'quiet_hours' has value {self.quiet_hours!r}; write quiet_hours = \"22:00-07:00\""
-            )
+    def __post_init__(self) -> None:
         try:
             ZoneInfo(self.time_zone)
         except (KeyError, ValueError, OSError):  # a folder of zones, such as Europe
-            raise ValueError(
-                f"setting 'time_zone' has value {self.time_zone!r}; write time_zone = \"Europe/Vienna\""
-            ) from None
+            right = 'write time_zone = "Europe/Vienna"'
+            raise ValueError(f"setting 'time_zone' has value {self.time_zone!r}; {right}") from None
 
-    def is_quiet(
-        self,
-        timestamp: dt.datetime,  # UTC, without a time zone
-    ) -> bool:
-        "Whether only critical alerts are sent at a time"
+    def is_quiet(self, timestamp: dt.datetime) -> bool:
+        "Whether only critical alerts are sent at a time in UTC"
         if not self.quiet_hours:
             return False
-        a, b, c, d = map(int, _QUIET_HOURS.fullmatch(self.quiet_hours).groups())
+        begin, end = map(dt.time.fromisoformat, self.quiet_hours.split("-"))
         local = timestamp.replace(tzinfo=dt.UTC).astimezone(ZoneInfo(self.time_zone)).time()
-        begin, end = dt.time(a, b), dt.time(c, d)
         return begin <= local < end if begin <= end else local >= begin or local < end
 
     def send(self, notification: Notification, settings: Settings) -> str | None:
@@ -134,15 +115,10 @@ class Channel:
         raise NotImplementedError
 
 # %% ../../nbs/monitoring/21_channels.ipynb #de0ebd0a
-@dataclass(frozen=True, kw_only=True)
-class WebhookChannel(Channel):
+class WebhookChannel(Channel, frozen=True, kw_only=True):
     "Posts a JSON document"
     kind = "webhook"
-    url: str = setting("", 'url = "$OPS_WEBHOOK", the variable with the URL')
-
-    def __post_init__(self):
-        super().__post_init__()
-        require_variable("url", self.url, 'url = "$OPS_WEBHOOK"')
+    url: Annotated[str, form('"$OPS_WEBHOOK", the variable with the URL', pattern=VARIABLE, min_length=1)]
 
     def body(self, notification: Notification) -> dict:
         "The JSON document"
@@ -165,11 +141,10 @@ class WebhookChannel(Channel):
 _CHAT_ESCAPES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "@": "@\u200b", "](": "]\u200b("}  # no mentions, no links
 
 
-@dataclass(frozen=True, kw_only=True)
-class SlackChannel(WebhookChannel):
+class SlackChannel(WebhookChannel, frozen=True, kw_only=True):
     "Posts a text to Slack, Mattermost, Rocket.Chat and others that accept the same form"
     kind = "slack"
-    url: str = setting("", 'url = "$SLACK_WEBHOOK", the variable with the URL')
+    url: Annotated[str, form('"$SLACK_WEBHOOK", the variable with the URL', pattern=VARIABLE, min_length=1)]
 
     def body(self, notification: Notification) -> dict:
         "The JSON document"
@@ -182,31 +157,27 @@ class SlackChannel(WebhookChannel):
         return {"text": text}
 
 # %% ../../nbs/monitoring/21_channels.ipynb #5aff86b0
-@dataclass(frozen=True, kw_only=True)
-class EmailChannel(Channel):
+_ADDRESS = r"^[^@\s,;<>]+@[^@\s,;<>]+\Z"
+
+
+class EmailChannel(Channel, frozen=True, kw_only=True):
     "Sends a plain text by SMTP"
     kind = "email"
-    server: str = setting("", 'server = "smtp.example.org:587", a host and its port')
-    sender: str = setting("", 'sender = "mlnb@example.org", an address')
-    to: tuple = setting((), 'to = ["team@example.org"], addresses')
-    security: str = setting("starttls", 'security = "starttls", "tls" or "none"', ("starttls", "tls", "none"))
-    user: str = setting("", 'user = "mlnb", a name; default: no login')
-    password: str = setting("", 'password = "$SMTP_PASSWORD", the variable with the password')
+    server: Annotated[str, form('"smtp.example.org:587", a host and its port', pattern=r"^.+:\d+\Z")]
+    sender: Annotated[str, form('"mlnb@example.org", an address', pattern=_ADDRESS)]
+    to: Annotated[
+        tuple[Annotated[str, msgspec.Meta(pattern=_ADDRESS)], ...], form('["team@example.org"], addresses', min_length=1)
+    ]
+    security: Annotated[Literal["starttls", "tls", "none"], form('"starttls", "tls" or "none"')] = "starttls"
+    user: Annotated[str, form('"mlnb", a name; default: no login')] = ""
+    password: Annotated[str, form('"$SMTP_PASSWORD", the variable with the password', pattern=VARIABLE)] = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        host, _, port = self.server.rpartition(":")
-        if not host or not port.isdigit():
-            raise ValueError(f"setting 'server' has value {self.server!r}; write server = \"smtp.example.org:587\"")
-        for address in (self.sender, *(self.to or ("",))):
-            if not re.fullmatch(r"[^@\s,;<>]+@[^@\s,;<>]+", address):
-                raise ValueError(
-                    f'{address!r} is not an address; write sender = "mlnb@example.org" and to = ["team@example.org"]'
-                )
-        if self.password or self.user:
-            require_variable("password", self.password, 'password = "$SMTP_PASSWORD"')
+        if self.user and not self.password:
+            raise ValueError("setting 'password' is missing; write password = \"$SMTP_PASSWORD\", the variable with it")
 
-    def mail(self, notification: Notification):  # email.message.EmailMessage
+    def mail(self, notification: Notification) -> "EmailMessage":
         "The notification as an email"
         from email.message import EmailMessage
         from email.utils import formatdate, make_msgid
@@ -220,10 +191,9 @@ class EmailChannel(Channel):
 
     def send(self, notification: Notification, settings: Settings) -> str | None:
         import ssl
-        from functools import partial
 
         password, (host, _, port) = resolve_secret(self.password), self.server.rpartition(":")
-        connect = smtplib.SMTP
+        connect: Callable[..., smtplib.SMTP] = smtplib.SMTP
         if self.security == "tls":
             connect = partial(smtplib.SMTP_SSL, context=ssl.create_default_context())
         try:
@@ -243,11 +213,10 @@ class EmailChannel(Channel):
         return f"{self.server} accepts no mail for {', '.join(refused)}; the others received it"
 
 
-@dataclass(frozen=True, kw_only=True)
-class LogChannel(Channel):
+class LogChannel(Channel, frozen=True, kw_only=True):
     "Appends a line of JSON to a file of the project"
     kind = "log"
-    file: str = setting(".mlnb/alerts.jsonl", 'file = ".mlnb/alerts.jsonl"')
+    file: Annotated[str, form('".mlnb/alerts.jsonl", a path')] = ".mlnb/alerts.jsonl"
 
     def send(self, notification: Notification, settings: Settings) -> None:
         path = settings.path(self.file)
@@ -256,9 +225,8 @@ class LogChannel(Channel):
             file.write(json.dumps(notification.document(), default=str).encode() + b"\n")
 
 # %% ../../nbs/monitoring/21_channels.ipynb #4cfdb436
-CHANNEL_KINDS: dict[str, type[Channel]] = {
-    cls.kind: cls for cls in (WebhookChannel, SlackChannel, EmailChannel, LogChannel)
-}
+_CHANNELS: tuple[type[Channel], ...] = (WebhookChannel, SlackChannel, EmailChannel, LogChannel)
+CHANNEL_KINDS = {cls.kind: cls for cls in _CHANNELS}
 
 
 def load_channels(settings: Settings) -> dict[str, Channel]:  # name -> channel

@@ -22,9 +22,8 @@ from ..project.settings import Settings
 from ..records import Records, utc_now as current_time
 
 # %% ../../nbs/monitoring/19_rules.ipynb #b9c9d941
-RULE_KINDS: dict[str, type[Rule]] = {
-    cls.kind: cls for cls in (DriftRule, PerformanceRule, ServiceRule, FreshnessRule, RunsRule)
-}
+_RULES: tuple[type[Rule], ...] = (DriftRule, PerformanceRule, ServiceRule, FreshnessRule, RunsRule)
+RULE_KINDS = {cls.kind: cls for cls in _RULES}
 
 
 def load_rules(settings: Settings) -> list[Rule]:
@@ -34,7 +33,7 @@ def load_rules(settings: Settings) -> list[Rule]:
 
 
 def _default_rules(settings: Settings) -> dict[str, dict]:
-    rules = {"inputs": {"kind": "drift"}, "pipeline": {"kind": "runs"}}
+    rules: dict[str, dict] = {"inputs": {"kind": "drift"}, "pipeline": {"kind": "runs"}}
     if any(settings.path(settings.predictions).glob("*")):
         rules["traffic"] = {"kind": "freshness", "prediction_minutes": 24 * 60}
     return rules
@@ -61,13 +60,9 @@ class RuleResult:
 
 
 def evaluate(
-    rule: Rule,
-    settings: Settings,
-    records: Records,
-    memory: dict | None = None,  # of the rule
-    now: dt.datetime | None = None,  # UTC, without a time zone; default: the current time
+    rule: Rule, settings: Settings, records: Records, memory: dict | None = None, now: dt.datetime | None = None
 ) -> RuleResult:
-    "Evaluate a rule. A failure is part of the result, so it stops no other rule"
+    "Evaluate a rule with its memory as of `now` (UTC). A failure is part of the result, so it stops no other rule"
     started = current_time()
     context = RuleContext(settings, records, now or started, dict(memory or {}))
     try:

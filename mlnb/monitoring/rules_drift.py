@@ -9,23 +9,28 @@ __all__ = ['latest_closed_window', 'window_bounds', 'DriftRule', 'DriftedColumn'
 import datetime as dt
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from .rule_base import NoDataError, Rule, RuleContext, RuleFinding, truncate_text
-from .table_settings import setting
+from .rule_base import Name, NoDataError, Rule, RuleContext, RuleFinding, truncate_text
+from .table_settings import SEGMENT, form
 from ..project.errors import AlertError
 from ..project.settings import Settings
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mlnb.data.profiles import Profile
+    from mlnb.monitoring.drift import WindowDrift
+    from mlnb.monitoring.drift_sources import RowFilter
+    from mlnb.monitoring.drift_statistics import ColumnDrift
+    from mlnb.monitoring.drift_thresholds import DriftThresholds
 
 # %% ../../nbs/monitoring/14_rules_drift.ipynb #4669fee8
 _UNITS = {"hour": "h", "day": "D", "month": "M"}
 
 
-def latest_closed_window(
-    settings: Settings,
-    window_size: str,  # hour, day or month
-    now: dt.datetime,  # UTC
-    version: str = "",  # of the model; default: any
-):  # datetime64 of that size; None if the log has no row
-    "The newest window with predictions in the log that has ended"
+def latest_closed_window(settings: Settings, window_size: str, now: dt.datetime, version: str = "") -> "np.datetime64 | None":
+    "The newest hour, day or month with predictions in the log that has ended at `now` (UTC); None if there is no such row"
     import numpy as np
 
     from mlnb.serving.log_reader import LogQuery, LogReader
@@ -36,30 +41,24 @@ def latest_closed_window(
     return newest["time"].iloc[0].to_datetime64().astype(current.dtype) if len(newest) else None
 
 
-def window_bounds(
-    window,  # datetime64 of an hour, a day or a month
-) -> dict[str, str]:  # since, until: UTC
-    "When a window begins and ends"
+def window_bounds(window: "np.datetime64") -> dict[str, str]:
+    "When an hour, a day or a month begins (`since`) and ends (`until`), UTC"
     return {"since": str(window.astype("datetime64[s]")), "until": str((window + 1).astype("datetime64[s]"))}
 
 # %% ../../nbs/monitoring/14_rules_drift.ipynb #5ff6812c
-@dataclass(frozen=True, kw_only=True)
-class DriftRule(Rule):
+class DriftRule(Rule, frozen=True, kw_only=True):
     "Columns of the prediction log that moved from the reference in the model's bundle"
     kind = "drift"
-    window: str = setting("day", 'window = "hour", "day" or "month"; hours are compared by their level', tuple(_UNITS))
-    level: str = setting(
-        "large",
-        'level = "slight", "moderate" or "large"; for hours, or without drift thresholds',
-        ("large", "moderate", "slight"),
-    )
-    columns: tuple = setting((), 'columns = ["distance"]; default: every column that does not drift by construction')
-    version: str = setting("", 'version = "20260101", of the model; default: any')
-    segment: str = setting("", 'segment = "origin=JFK", a column and its value; default: every row')
-
-    def __post_init__(self):
-        if self.segment and not self.segment.partition("=")[2]:
-            raise ValueError(f"setting 'segment' has value {self.segment!r}; write segment = \"origin=JFK\"")
+    window: Annotated[Literal["hour", "day", "month"], form('"hour", "day" or "month"; hours are compared by level')] = "day"
+    level: Annotated[
+        Literal["slight", "moderate", "large"],
+        form('"slight", "moderate" or "large"; for hours, or without drift thresholds'),
+    ] = "large"
+    columns: Annotated[
+        tuple[Name, ...], form('["distance"]; default: every column that does not drift by construction')
+    ] = ()
+    version: Annotated[str, form('"20260101", of the model; default: any')] = ""
+    segment: Annotated[str, form('"origin=JFK", a column and its value; default: every row', pattern=SEGMENT)] = ""
 
     def find(self, context: RuleContext) -> Iterator[RuleFinding]:
         window = latest_closed_window(context.settings, self.window, context.now, self.version)
@@ -93,7 +92,7 @@ class DriftedColumn:
     figures: dict = field(default_factory=dict)  # statistic: name of `value`, see `STATISTIC_NAMES`; other effect sizes
 
 
-def _find_drift(settings: Settings, rule: DriftRule, window) -> list[DriftedColumn]:
+def _find_drift(settings: Settings, rule: DriftRule, window: "np.datetime64") -> list[DriftedColumn]:
     "The columns that moved in a window: those with an alarm if the bundle has thresholds, else those above the rule's level"
     from mlnb.monitoring.alarms import assess_drift
     from mlnb.monitoring.drift import compare
@@ -104,16 +103,15 @@ def _find_drift(settings: Settings, rule: DriftRule, window) -> list[DriftedColu
     reference, thresholds = segment_reference(settings, rule.segment)
     drift = compare(reference, {str(window): profile}, columns, rule.window, "the bundle's reference")
     lost = [name for name in drift.windows[0].lost if reference.columns[name].kind != "empty"]
-    drifted = [
-        DriftedColumn(name, f"{truncate_text(name, 80)} is in the reference and in no prediction") for name in lost
-    ]
+    absent = "is in the reference and in no prediction"
+    drifted = [DriftedColumn(name, f"{truncate_text(name, 80)} {absent}") for name in lost]
     if thresholds is None or rule.window == "hour":
         return drifted + _columns_at_level(drift.windows[0], rule.level)
     hourly = DriftSource(f"log:{window}", settings, row_filter=row_filter).hours()
     return drifted + _alarmed_columns(assess_drift(drift, thresholds, rule.window, columns, hourly).windows[0])
 
 
-def _window_profile(settings: Settings, row_filter, window):  # Profile
+def _window_profile(settings: Settings, row_filter: "RowFilter", window: "np.datetime64") -> "Profile":
     "The profile of the answered predictions of a window; raises `AlertError` if there are none"
     from mlnb.data.profiles import Profile
     from mlnb.monitoring.drift_sources import answered_rows, read_windows
@@ -126,11 +124,8 @@ def _window_profile(settings: Settings, row_filter, window):  # Profile
     return Profile.of(rows)
 
 
-def segment_reference(
-    settings: Settings,
-    segment: str,  # "origin=JFK"; empty: every row
-) -> tuple:  # Profile, DriftThresholds or None
-    "The reference of a segment and its thresholds; without one in the bundle the whole reference, which has no thresholds for it"
+def segment_reference(settings: Settings, segment: str) -> "tuple[Profile, DriftThresholds | None]":
+    "The reference of a segment such as `origin=JFK` and its thresholds; if the bundle has none, the whole reference without thresholds"
     from mlnb.monitoring.drift_sources import read_reference
     from mlnb.monitoring.drift_thresholds import load_thresholds
     from mlnb.project.errors import ProfileError
@@ -143,23 +138,18 @@ def segment_reference(
     return read_reference("bundle", settings), None
 
 # %% ../../nbs/monitoring/14_rules_drift.ipynb #7a050659
-def _alarmed_columns(window) -> list[DriftedColumn]:
+def _alarmed_columns(window: "WindowDrift") -> list[DriftedColumn]:
     "The alarms of an assessed window; raises `AlertError` if it could not be assessed"
     if window.assessment.note:
         raise AlertError(f"{window.window} is {window.assessment.note}")
-    return [
-        DriftedColumn(
-            alarm.column,
-            alarm.words,
-            alarm.effect,
-            alarm.threshold,
-            {"statistic": alarm.statistic, "over": alarm.times_threshold, "move": alarm.score_shift},
-        )
-        for alarm in window.assessment.alarms
-    ]
+    drifted = []
+    for alarm in window.assessment.alarms:
+        figures = {"statistic": alarm.statistic, "over": alarm.times_threshold, "move": alarm.score_shift}
+        drifted.append(DriftedColumn(alarm.column, alarm.words, alarm.effect, alarm.threshold, figures))
+    return drifted
 
 
-def _columns_at_level(window, level: str) -> list[DriftedColumn]:
+def _columns_at_level(window: "WindowDrift", level: str) -> list[DriftedColumn]:
     "The columns of a window at a level or above; raises `AlertError` if no column has a level"
     from mlnb.monitoring.drift_statistics import LEVELS
 
@@ -170,7 +160,7 @@ def _columns_at_level(window, level: str) -> list[DriftedColumn]:
     return [_describe_drift(column, LEVELS[level]) for column in window.columns if column.level in reported]
 
 
-def _describe_drift(column, limit: float) -> DriftedColumn:
+def _describe_drift(column: "ColumnDrift", limit: float) -> DriftedColumn:
     "How far a column moved, in words and figures"
     changes = [column.note or f"PSI {column.psi:.2f}"]
     changes += [f"mean {column.shift:+.1f} sd"] if column.shift is not None else []

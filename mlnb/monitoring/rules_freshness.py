@@ -9,11 +9,12 @@ __all__ = ['FRESHNESS_SOURCES', 'FreshnessRule']
 import datetime as dt
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Annotated
 
 from .rule_base import Rule, RuleContext, RuleFinding
-from .table_settings import setting
+from .table_settings import form
 from ..project.settings import Settings
+from ..project.text import rough_duration
 
 # %% ../../nbs/monitoring/17_rules_freshness.ipynb #054fc8af
 _CLOCK_SKEW = dt.timedelta(minutes=5)  # by which another clock may be ahead; anything later says nothing about an age
@@ -48,31 +49,20 @@ def _newest_label(settings: Settings, now: dt.datetime) -> dt.datetime | None:
     return newest and newest.replace(tzinfo=None)
 
 
-FRESHNESS_SOURCES = {  # name -> function of the settings and the time
-    "snapshot": _newest_snapshot,
-    "prediction": _newest_prediction,
-    "label": _newest_label,
-}
+FRESHNESS_SOURCES = {"snapshot": _newest_snapshot, "prediction": _newest_prediction, "label": _newest_label}
 _SUBJECTS = {"snapshot": "context", "label": "outcome"}  # in records: the names of release 0.1, which open alerts have
 
 
-@dataclass(frozen=True, kw_only=True)
-class FreshnessRule(Rule):
+class FreshnessRule(Rule, frozen=True, kw_only=True):
     "The newest snapshot, prediction or label is too old"
     kind = "freshness"
-    snapshot_minutes: int = setting(
-        0, "snapshot_minutes = 60, age of the newest feature snapshot; 0: any", range(1 << 31)
-    )
-    prediction_minutes: int = setting(
-        0, "prediction_minutes = 1440, since the last prediction was logged; 0: any", range(1 << 31)
-    )
-    label_minutes: int = setting(0, "label_minutes = 2880, since the last label was received; 0: any", range(1 << 31))
+    snapshot_minutes: Annotated[int, form("60, age of the newest feature snapshot; 0: any", ge=0, lt=1 << 31)] = 0
+    prediction_minutes: Annotated[int, form("1440, since the last prediction was logged; 0: any", ge=0, lt=1 << 31)] = 0
+    label_minutes: Annotated[int, form("2880, since the last label was received; 0: any", ge=0, lt=1 << 31)] = 0
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (self.snapshot_minutes or self.prediction_minutes or self.label_minutes):
-            raise ValueError(
-                "a freshness rule has no limit; write snapshot_minutes, prediction_minutes or label_minutes"
-            )
+            raise ValueError("a freshness rule has no limit; write snapshot_minutes, prediction_minutes or label_minutes")
 
     def find(self, context: RuleContext) -> Iterator[RuleFinding]:
         for source, newest in FRESHNESS_SOURCES.items():
@@ -83,8 +73,6 @@ class FreshnessRule(Rule):
                     yield self._stale_finding(source, timestamp, age, limit)
 
     def _stale_finding(self, source: str, timestamp: dt.datetime | None, age: float, limit: int) -> RuleFinding:
-        from mlnb.project.text import rough_duration
-
         subject, noun = _SUBJECTS.get(source, source), "feature snapshot" if source == "snapshot" else source
         if timestamp is None:
             return self.finding(subject, f"there is no {noun} yet", limit=float(limit))

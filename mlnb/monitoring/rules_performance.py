@@ -9,11 +9,15 @@ __all__ = ['CohortMetric', 'PerformanceRule', 'load_decisions']
 import datetime as dt
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from .rule_base import NoDataError, Rule, RuleContext, RuleFinding
-from .table_settings import setting
+from .table_settings import FINITE, SEGMENT, form
 from ..project.settings import Settings
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # %% ../../nbs/monitoring/15_rules_performance.ipynb #3b0a84d3
 @dataclass(frozen=True)
@@ -28,22 +32,23 @@ class CohortMetric:
     expected: float | None = None  # before labels arrived
 
 
-_METRICS = ("auc", "log_loss", "cost_per_1000", "ece", "coverage")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PerformanceRule(Rule):
+class PerformanceRule(Rule, frozen=True, kw_only=True):
     "A metric that is beyond a limit, or differs from what was expected before labels arrived"
     kind = "performance"
-    metric: str = setting("auc", f'metric = "{_METRICS[0]}", one of {", ".join(_METRICS)}', _METRICS)
-    below: float = setting(math.nan, "below = 0.65, the metric must not be below it")
-    above: float = setting(math.nan, "above = 0.5, the metric must not be above it")
-    max_deviation: float = setting(math.nan, "max_deviation = 0.05, how far the metric may be from the expected one")
-    days: int = setting(7, "days = 7, closed days that are evaluated as one group", range(1, 1001))
-    version: str = setting("", 'version = "20260101", of the model; default: any')
-    segment: str = setting("", 'segment = "origin=JFK", a column and its value; default: every row')
+    metric: Annotated[
+        Literal["auc", "log_loss", "cost_per_1000", "ece", "coverage"],
+        form('"auc", one of auc, log_loss, cost_per_1000, ece, coverage'),
+    ] = "auc"
+    below: Annotated[float, form("0.65, the metric must not be below it", **FINITE)] = math.nan
+    above: Annotated[float, form("0.5, the metric must not be above it", **FINITE)] = math.nan
+    max_deviation: Annotated[
+        float, form("0.05, how far the metric may be from the expected one", **FINITE)
+    ] = math.nan
+    days: Annotated[int, form("7, closed days that are evaluated as one group", ge=1, le=1000)] = 7
+    version: Annotated[str, form('"20260101", of the model; default: any')] = ""
+    segment: Annotated[str, form('"origin=JFK", a column and its value; default: every row', pattern=SEGMENT)] = ""
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if all(map(math.isnan, (self.below, self.above, self.max_deviation))):
             raise ValueError("a performance rule has no limit; write below = 0.65, above = 0.5 or max_deviation = 0.05")
 
@@ -53,9 +58,8 @@ class PerformanceRule(Rule):
             return
         words, limit = violation
         subject = f"{self.segment}: {score.metric}" if self.segment else score.metric
-        details = {"metric": score.metric, "low": score.low, "high": score.high, "expected": score.expected}
-        details |= {"since": score.since, "until": score.until, "version": self.version, "segment": self.segment}
-        yield self.finding(subject, words, value=score.value, limit=limit, details=details)
+        details = asdict(score) | {"version": self.version, "segment": self.segment}
+        yield self.finding(subject, words, value=details.pop("value"), limit=limit, details=details)
 
 
 def _violated_limit(rule: PerformanceRule, score: CohortMetric) -> tuple[str, float] | None:
@@ -101,12 +105,8 @@ def _cohort_metric(settings: Settings, rule: PerformanceRule, now: dt.datetime) 
     return CohortMetric(rule.metric, value, low, high, *bounds, group.expected.get(rule.metric))
 
 
-def load_decisions(
-    settings: Settings,
-    version: str = "",  # of the model; empty: any
-    segment: str = "",  # "origin=JFK"; empty: every row
-):  # pyarrow.Table of `mlnb.monitoring.labels.read_decisions`
-    "The decisions of a version and segment"
+def load_decisions(settings: Settings, version: str = "", segment: str = "") -> "pa.Table":
+    "The decisions of a model version and of a segment such as `origin=JFK`, as `read_decisions` returns them"
     from mlnb.data.segments import segment_mask
     from mlnb.monitoring.labels import read_decisions
     from mlnb.serving.log_reader import LogQuery, LogReader

@@ -8,19 +8,19 @@ __all__ = ['RunsRule']
 # %% ../../nbs/monitoring/18_rules_runs.ipynb #ae75825c
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Annotated
 
 from .rule_base import NoDataError, Rule, RuleContext, RuleFinding
-from .table_settings import setting
+from .table_settings import form
+from ..project.text import rough_duration
 
 # %% ../../nbs/monitoring/18_rules_runs.ipynb #26bfd808
-@dataclass(frozen=True, kw_only=True)
-class RunsRule(Rule):
+class RunsRule(Rule, frozen=True, kw_only=True):
     "The pipeline failed, or has not succeeded for too long"
     kind = "runs"
-    pipeline: str = setting("", 'pipeline = "flights", its name; default: this project\'s')
-    failures: int = setting(1, "failures = 1, how many of the newest runs in a row must have failed", range(1, 101))
-    hours: int = setting(0, "hours = 26, within which a run must have succeeded; 0: any", range(1 << 20))
+    pipeline: Annotated[str, form('"flights", its name; default: this project\'s')] = ""
+    failures: Annotated[int, form("1, how many of the newest runs in a row must have failed", ge=1, le=100)] = 1
+    hours: Annotated[int, form("26, within which a run must have succeeded; 0: any", ge=0, lt=1 << 20)] = 0
 
     def find(self, context: RuleContext) -> Iterator[RuleFinding]:
         pipeline = self.pipeline or context.settings.name
@@ -43,8 +43,6 @@ class RunsRule(Rule):
         return self.finding(pipeline, words, value=float(len(runs)), limit=float(self.failures), details=details)
 
     def _late_findings(self, pipeline: str, context: RuleContext) -> Iterator[RuleFinding]:
-        from mlnb.project.text import rough_duration
-
         newest = next(iter(context.records.runs(1, pipeline, "succeeded")), None)
         age = math.inf if newest is None else (context.now - newest["started"]).total_seconds() / 60
         if age > self.hours * 60:

@@ -9,43 +9,38 @@ __all__ = ['parse_service_metrics', 'counter_increase', 'histogram_quantile', 'S
 import datetime as dt
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import Annotated
 
 from .http_client import http_get
 from .rule_base import Rule, RuleContext, RuleFinding
-from .table_settings import require_variable, resolve_secret, setting
+from .table_settings import FINITE, VARIABLE, form, resolve_secret
 from ..project.errors import AlertError
 
 # %% ../../nbs/monitoring/16_rules_service.ipynb #9a834a5e
-_METRICS = {  # name -> name in release 0.1
-    "mlnb_requests_total": "mlnb_requests_total",
-    "mlnb_request_duration_seconds_bucket": "mlnb_request_seconds_bucket",
-    "mlnb_unlogged_predictions_total": "mlnb_unlogged",
-    "mlnb_prediction_log_quarantined_records": "mlnb_unreadable",
+_COUNTS = {  # metric -> count
+    "mlnb_requests_total": "requests",
+    "mlnb_request_duration_seconds_bucket": "within",
+    "mlnb_unlogged_predictions_total": "unlogged",
+    "mlnb_prediction_log_quarantined_records": "unreadable",
+    "mlnb_request_seconds_bucket": "within",  # of release 0.1, like the next two
+    "mlnb_unlogged": "unlogged",
+    "mlnb_unreadable": "unreadable",
 }
 
 
-def parse_service_metrics(
-    text: str,  # in Prometheus' text format
-) -> dict[str, float]:
-    "The counts that the rule needs: requests, failed requests, requests within each latency bound, what was not logged"
+def parse_service_metrics(text: str) -> dict[str, float]:
+    "The counts in Prometheus' text: requests, failed requests, requests within each latency bound, what was not logged"
     from prometheus_client.parser import text_string_to_metric_families
 
-    samples = {}
+    counts = dict.fromkeys(("requests", "failed", "unlogged", "unreadable"), 0.0)
     for sample in (s for family in text_string_to_metric_families(text) for s in family.samples):
-        samples.setdefault(sample.name, []).append(sample)
-    requests, buckets, unlogged, unreadable = (
-        samples.get(new) or samples.get(old, []) for new, old in _METRICS.items()
-    )
-    counts = {
-        "requests": sum(s.value for s in requests),
-        "failed": sum(s.value for s in requests if s.labels["status"].startswith("5")),
-        "unlogged": sum(s.value for s in unlogged),
-        "unreadable": sum(s.value for s in unreadable),
-    }
-    for sample in buckets:
-        name = f"within {sample.labels['le']}"
+        if (name := _COUNTS.get(sample.name)) is None:
+            continue
+        if name == "within":
+            name += f" {sample.labels['le']}"
         counts[name] = counts.get(name, 0.0) + sample.value
+        if name == "requests" and sample.labels["status"].startswith("5"):
+            counts["failed"] += sample.value
     return counts
 
 
@@ -61,14 +56,11 @@ def counter_increase(current: dict[str, float], earlier: dict[str, float]) -> di
     return increase
 
 
-def histogram_quantile(
-    counts: dict[str, float],  # "within 0.1" -> requests, cumulative
-    share: float,
-) -> float | None:  # seconds; inf: above the last bound
-    "The latency within which this share of requests was answered, interpolated in its bucket as Prometheus does"
-    bounds = sorted(
-        (float(name.removeprefix("within ")), n) for name, n in counts.items() if name.startswith("within ")
-    )
+def histogram_quantile(counts: dict[str, float], share: float) -> float | None:
+    """The seconds within which this share of requests was answered, interpolated in its bucket as Prometheus does.
+    `counts` are cumulative: "within 0.1" -> requests. Infinite above the last bound, None without requests.
+    """
+    bounds = sorted((float(name.removeprefix("within ")), n) for name, n in counts.items() if name.startswith("within "))
     if not bounds or not bounds[-1][1]:
         return None
     rank, low, below = share * bounds[-1][1], 0.0, 0.0
@@ -80,26 +72,20 @@ def histogram_quantile(
 
 # %% ../../nbs/monitoring/16_rules_service.ipynb #cbe1014e
 _MAX_SNAPSHOTS = 10  # that are remembered
+_URL = r"^(https?://.*)?\Z"
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServiceRule(Rule):
+class ServiceRule(Rule, frozen=True, kw_only=True):
     "A service that is down, fails, is slow, or does not log what it predicts"
     kind = "service"
-    url: str = setting("", 'url = "http://scores.internal:3000"; default: this machine, at the port of the settings')
-    key: str = setting("", 'key = "$SCORES_KEY", the variable with an API key that may read the metrics')
-    max_error_rate: float = setting(0.01, "max_error_rate = 0.01, the share of requests that may fail")
-    p99_milliseconds: float = setting(250.0, "p99_milliseconds = 250, the limit of the 99th percentile of latency")
-    min_requests: int = setting(
-        50, "min_requests = 50, below it rates and latency are not evaluated", range(1, 1 << 31)
-    )
-    minutes: int = setting(15, "minutes = 15, the time over which requests are evaluated", range(1, 10081))
-
-    def __post_init__(self):
-        if self.key:
-            require_variable("key", self.key, 'key = "$SCORES_KEY"')
-        if self.url and not self.url.startswith(("http://", "https://")):
-            raise ValueError(f"setting 'url' has value {self.url!r}; write url = \"http://scores.internal:3000\"")
+    url: Annotated[
+        str, form('"http://scores.internal:3000"; default: this machine, at the port of the settings', pattern=_URL)
+    ] = ""
+    key: Annotated[str, form('"$SCORES_KEY", the variable with an API key that may read metrics', pattern=VARIABLE)] = ""
+    max_error_rate: Annotated[float, form("0.01, the share of requests that may fail", **FINITE)] = 0.01
+    p99_milliseconds: Annotated[float, form("250, the limit of the 99th percentile of latency", **FINITE)] = 250.0
+    min_requests: Annotated[int, form("50, below it rates and latency are not evaluated", ge=1, lt=1 << 31)] = 50
+    minutes: Annotated[int, form("15, the time over which requests are evaluated", ge=1, le=10080)] = 15
 
     def find(self, context: RuleContext) -> Iterator[RuleFinding]:
         base = (self.url or f"http://127.0.0.1:{context.settings.port}").rstrip("/")
@@ -122,9 +108,7 @@ class ServiceRule(Rule):
         status, text = http_get(f"{base}/metrics", resolve_secret(self.key))
         if status == 200:
             return text
-        hint = (
-            f"check the key in {self.key}" if self.key else 'write key = "$NAME", a variable with a key of the service'
-        )
+        hint = f"check the key in {self.key}" if self.key else 'write key = "$NAME", a variable with a key of the service'
         raise AlertError(f"rule '{self.name}': {base}/metrics answers {status}; {hint}")
 
     def _log_findings(self, base: str, increase: dict) -> Iterator[RuleFinding]:

@@ -119,10 +119,7 @@ class FileChange:
     old: str
     new: str
 
-    def diff(
-        self,
-        root: Path,
-    ) -> list[str]:
+    def diff(self, root: Path) -> list[str]:
         name = str(self.path.relative_to(root))
         return [line.rstrip("\r\n") for line in difflib.unified_diff(self.old.splitlines(True), self.new.splitlines(True), name, name, n=1)]
 

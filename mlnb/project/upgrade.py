@@ -137,17 +137,13 @@ def _replace_words(match: re.Match, pattern: str) -> str:
     return text
 
 
-def upgrade_commands(
-    text: str,
-) -> str:
+def upgrade_commands(text: str) -> str:
     "The text with the current names of commands and options"
     text = _SHELL.sub(lambda match: _replace_words(match, rf"(?P<word>{_WORD})"), text)
     return _LIST.sub(lambda match: _replace_words(match, r"""(?P<quote>["'])(?P<word>[^"'\n]*)(?P=quote)"""), text)
 
 # %% ../../nbs/project/11_upgrade.ipynb #b387e939
-def upgrade_variables(
-    text: str,
-) -> str:
+def upgrade_variables(text: str) -> str:
     "The text with the current names of `MLNB_` variables"
     names = {old.upper(): new.upper() for old, new in renames()["settings"].items()}
     return re.sub(r"(?<!\w)MLNB_([A-Z_]+)(?!\w)", lambda m: f"MLNB_{names.get(m[1], m[1])}", text)
@@ -183,9 +179,7 @@ def upgrade_metrics(
     return text
 
 
-def upgrade_routes(
-    text: str,
-) -> str:
+def upgrade_routes(text: str) -> str:
     "The text with the current paths of the service, in URLs of this machine"
     paths = renames()["routes"]
     return re.sub(r"((?:localhost|127\.0\.0\.1|\[::1\])(?::\w+)?)(/\w+)(?![\w/])", lambda m: m[1] + paths.get(m[2], m[2]), text)

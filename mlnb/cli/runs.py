@@ -8,8 +8,7 @@ __all__ = ['MARKS', 'STATUSES', 'MAX_METRICS', 'runs', 'show', 'compare', 'open_
 # %% ../../nbs/cli/10_runs.ipynb #f6fc8971
 import json
 import os
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC
 from itertools import pairwise
@@ -18,11 +17,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .console import Group, json_option, local_time, new_table, number, print_json, rich_escaped, terminal
+from mlnb.cli.console import (
+    Group, json_option, local_time, new_table, number, open_in_lab, print_blocks, print_json, print_option, rich_escaped,
+)  # fmt: skip
 from ..project.text import count_of, duration, printable
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.table import Table
 
     from mlnb.project.settings import Settings
     from mlnb.records import Records
@@ -50,14 +51,8 @@ def _open_records(to_write: bool = False) -> Iterator[tuple["Settings", "Records
         yield settings, records
 
 # %% ../../nbs/cli/10_runs.ipynb #de0a61d6
-MARKS = {
-    "executed": "green",
-    "succeeded": "green",
-    "failed": "red",
-    "aborted": "yellow",
-    "interrupted": "yellow",
-    "lost": "yellow",
-}
+MARKS = {"executed": "green", "succeeded": "green", "failed": "red"}
+MARKS |= dict.fromkeys(("aborted", "interrupted", "lost"), "yellow")
 
 
 def _short(run_id: str) -> str:
@@ -65,9 +60,9 @@ def _short(run_id: str) -> str:
     return run_id.rpartition("-")[2]
 
 
-def _table(*columns: str, right: tuple[str, ...] = ()):
-    "An empty table in which free text may be folded"
-    return new_table(*columns, right=right, wrapped=("parameters", "reason", "name", "metric", ""))
+def _table(*columns: str, rows: Iterable[Iterable[str]], right: tuple[str, ...] = ()) -> "Table":
+    "A table in which free text may be folded"
+    return new_table(*columns, rows=rows, right=right, wrapped=("parameters", "reason", "name", "metric", ""))
 
 
 def _took(seconds: float | None) -> str:
@@ -78,69 +73,35 @@ def _coloured(status: str | None) -> str:
     return f"[{MARKS[status]}]{status}[/]" if status in MARKS else status or ""
 
 
+def _value_text(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+
+
 def _document(row: dict) -> dict:
     "A row for JSON, its times in ISO 8601 with their zone"
     return {k: v.replace(tzinfo=UTC).isoformat() if hasattr(v, "isoformat") else v for k, v in row.items()}
 
 # %% ../../nbs/cli/10_runs.ipynb #3c86937d
-def _value_text(value) -> str:
-    return value if isinstance(value, str) else json.dumps(value, default=str, ensure_ascii=False)
+def _list(records: "Records", limit: int, pipeline: str | None, status: str | None) -> list[dict]:
+    "Runs with their number of tasks by status, and the parameters that differ from the run before"
+    from mlnb.pipelines.history import changed_values, duration_seconds
 
-
-def _changed_parameters(run: dict, before: dict | None) -> dict:
-    "The parameters that differ from the run before, with both values"
-    from mlnb.pipelines.history import changed_values
-
-    return changed_values(before["parameters"], run["parameters"]) if before else {}
-
-
-def _differences(run: dict, before: dict | None) -> str:
-    "The parameters that differ from the run before, as text"
-    changed = _changed_parameters(run, before).items()
-    return ", ".join(
-        f"{name}={_value_text(new)}" if name in run["parameters"] else f"no {name}" for name, (_, new) in changed
-    )
-
-
-def _list(
-    records: "Records", limit: int, pipeline: str | None, status: str | None
-) -> list[tuple[dict, dict | None, dict]]:
-    "Runs, each with the run before it and its number of tasks by status"
     listed = records.runs(limit, pipeline, status)
     unfiltered = records.runs(None if status else limit + 1, pipeline)
-    before = {r["id"]: older for r, older in pairwise(unfiltered)}
-    counts = records.counts([r["id"] for r in listed])
-    return [(r, before.get(r["id"]), counts[r["id"]]) for r in listed]
+    before = {run["id"]: older["parameters"] for run, older in pairwise(unfiltered)}
+    counts = records.counts([run["id"] for run in listed])
+    for run in listed:
+        changed = changed_values(before[run["id"]], run["parameters"]) if run["id"] in before else {}
+        run |= {"seconds": duration_seconds(run), "tasks": counts[run["id"]], "changed": changed}
+    return listed
 
 
-def _show_list(rows: list[tuple], console: "Console") -> None:
-    from mlnb.pipelines.history import duration_seconds
-
-    table = _table(
-        "run", "started", "took", "status", "ran", "skip", "fail", "parameters", right=("took", "ran", "skip", "fail")
-    )
-    for run, before, counts in rows:
-        numbers = [str(counts.get(s, "")) for s in ("executed", "skipped", "failed")]
-        status, took = _coloured(run["status"]), _took(duration_seconds(run))
-        table.add_row(
-            _short(run["id"]),
-            local_time(run["started"]),
-            took,
-            status,
-            *numbers,
-            rich_escaped(_differences(run, before)),
-        )
-    console.print(table)
-
-
-def _list_document(rows: list[tuple]) -> list[dict]:
-    from mlnb.pipelines.history import duration_seconds
-
-    return [
-        _document(run)
-        | {"seconds": duration_seconds(run), "tasks": counts, "changed": _changed_parameters(run, before)}
-        for run, before, counts in rows
-    ]
+def _list_row(run: dict) -> tuple[str, ...]:
+    counts = [str(run["tasks"].get(status, "")) for status in ("executed", "skipped", "failed")]
+    new_values = {name: _value_text(new) for name, (_, new) in run["changed"].items()}
+    changed = [f"{n}={text}" if n in run["parameters"] else f"no {n}" for n, text in new_values.items()]
+    started, took = local_time(run["started"]), _took(run["seconds"])
+    return _short(run["id"]), started, took, _coloured(run["status"]), *counts, rich_escaped(", ".join(changed))
 
 # %% ../../nbs/cli/10_runs.ipynb #2b04ab51
 STATUSES = ("running", "succeeded", "failed", "interrupted", "lost")
@@ -168,11 +129,13 @@ def runs(ctx, limit, status, pipeline, as_json):
     if ctx.invoked_subcommand:
         return
     with _open_records() as (settings, records):
-        rows = _list(records, limit, pipeline or settings.name, status)
+        listed = _list(records, limit, pipeline or settings.name, status)
     if as_json:
-        print_json(_list_document(rows))
-    elif rows:
-        _show_list(rows, terminal())
+        print_json([_document(run) for run in listed])
+    elif listed:
+        numbers = ("took", "ran", "skip", "fail")
+        columns = ("run", "started", "took", "status", "ran", "skip", "fail", "parameters")
+        print_blocks(_table(*columns, rows=map(_list_row, listed), right=numbers))
     else:
         hint = f" with status {status}" if status else ", start one with: mlnb run"
         click.echo(f"No runs of pipeline '{pipeline or settings.name}'{hint}")
@@ -180,92 +143,61 @@ def runs(ctx, limit, status, pipeline, as_json):
 # %% ../../nbs/cli/10_runs.ipynb #fc947af4
 def _commit_text(code: dict | None) -> str:
     "A commit, and whether there were uncommitted changes"
-    if not code:
-        return ""
-    return f"{code['commit'][:10]}{' with uncommitted changes' if code.get('dirty') else ''}"
+    return f"{code['commit'][:10]}{' with uncommitted changes' if code.get('dirty') else ''}" if code else ""
 
 
 def _mlflow_run(run: dict, settings: "Settings") -> str:
     "The MLflow run, or why there is none"
     from mlnb.models.tracker import logging_warnings
 
-    warnings = logging_warnings(settings, run["id"])
-    return "; ".join([*([run["tracked"]] if run["tracked"] else []), *warnings])
+    return "; ".join(filter(None, [run["tracked"], *logging_warnings(settings, run["id"])]))
 
 
-def _properties(run: dict, settings: "Settings") -> dict[str, str]:
-    "Properties of a run as a whole"
+def _properties(run: dict, settings: "Settings") -> "Table":
+    "The properties of a run as a whole"
     from mlnb.pipelines.history import duration_seconds
 
-    selection = ", ".join(
-        f"{k}: {_value_text(v)}" for k, v in (run["selection"] or {}).items() if v not in (None, False, [], ())
-    )
+    selection = {k: _value_text(v) for k, v in (run["selection"] or {}).items() if v not in (None, False, [], ())}
     properties = {
         "status": _coloured(run["status"]), "started": local_time(run["started"]), "took": _took(duration_seconds(run)),
-        "code": _commit_text(run["code"]), "resumed": run["resumed"] or "", "selection": selection,
+        "code": _commit_text(run["code"]), "resumed": run["resumed"],
+        "selection": ", ".join(f"{k}: {text}" for k, text in selection.items()),
         "parameters": ", ".join(f"{k}={_value_text(v)}" for k, v in run["parameters"].items()),
         "process": (run["process"] or "").partition(" ")[0], "MLflow run": _mlflow_run(run, settings),
     }  # fmt: skip
-    return {name: value if name == "status" else rich_escaped(value) for name, value in properties.items() if value}
+    shown = [(name, text if name == "status" else rich_escaped(text)) for name, text in properties.items() if text]
+    table = _table("name", "", rows=shown)
+    table.show_header = False
+    return table
 
 
-def _show_run(run: dict, tasks: list[dict], settings: "Settings", console: "Console") -> None:
-    console.print(f"[bold]Run {run['id']}[/] of {rich_escaped(run['pipeline'])}\n")
-    properties = _table("name", "")
-    properties.show_header = False
-    for name, value in _properties(run, settings).items():
-        properties.add_row(name, value)
-    console.print(properties)
-    table = _table("task", "status", "seconds", "tries", "reason", right=("seconds", "tries"))
-    for t in tasks:
-        seconds = f"{t['seconds']:.1f}" if t["seconds"] else ""
-        table.add_row(
-            rich_escaped(t["name"]),
-            _coloured(t["status"]),
-            seconds,
-            str(t["attempts"] or ""),
-            rich_escaped(t["reason"] or ""),
-        )
-    console.print()
-    console.print(table)
+def _task_row(task: dict) -> tuple[str, ...]:
+    seconds, reason = f"{task['seconds']:.1f}" if task["seconds"] else "", rich_escaped(task["reason"] or "")
+    return rich_escaped(task["name"]), _coloured(task["status"]), seconds, str(task["attempts"] or ""), reason
 
 # %% ../../nbs/cli/10_runs.ipynb #5100330e
 MAX_METRICS = 20  # shown of a task
 
 
-def _show_metrics(tasks: list[dict], console: "Console") -> None:
-    "Print a table of the first metrics of each task"
-    table, hidden = _table("task", "metric", "value", right=("value",)), 0
-    for t in tasks:
-        metrics = t["metrics"] or {}
-        hidden += max(0, len(metrics) - MAX_METRICS)
-        for name in list(metrics)[:MAX_METRICS]:
-            table.add_row(rich_escaped(t["name"]), rich_escaped(name), number(metrics[name]))
-    if table.row_count:
-        console.print()
-        console.print(table)
-    if hidden:
-        console.print(f"[dim]and {hidden} more, see: mlnb runs show --json[/]")
-    for t in tasks:
-        for note in t["notes"] or ():
-            console.print(f"Note: {t['name']}: {note}", markup=False, soft_wrap=True)
+def _metrics(tasks: list[dict]) -> tuple["Table", str]:
+    "A table of the first metrics of each task, and a note on the others"
+    metrics = [(t["name"], name, value) for t in tasks for name, value in list((t["metrics"] or {}).items())[:MAX_METRICS]]
+    hidden = sum(max(0, len(t["metrics"] or {}) - MAX_METRICS) for t in tasks)
+    rows = [(rich_escaped(task), rich_escaped(name), number(value)) for task, name, value in metrics]
+    note = f"[dim]and {hidden} more, see: mlnb runs show --json[/]" if hidden else ""
+    return _table("task", "metric", "value", rows=rows, right=("value",)), note
 
 
-def _show_notebooks(tasks: list[dict], console: "Console") -> None:
-    "Print the executed notebooks and the errors"
-    if any(t["notebook"] for t in tasks):
-        console.print("\n[bold]executed notebooks[/]")
+def _notebooks(tasks: list[dict]) -> str:
+    "The executed notebooks"
     width = max((len(t["name"]) for t in tasks), default=0)
-    for t in tasks:
-        if t["notebook"]:
-            console.print(
-                printable(f"{t['name']:{width}}  {os.path.relpath(t['notebook'])}"), markup=False, soft_wrap=True
-            )
-    for t in tasks:
-        if t["error"]:
-            where = f" in cell {t['cell']}" if t["cell"] else ""
-            error = printable(f"Task {t['name']} {t['status']}{where}: {t['error']}", multiline=True)
-            console.print(f"\n{error}", markup=False, soft_wrap=True)
+    paths = [f"{t['name']:{width}}  {os.path.relpath(t['notebook'])}" for t in tasks if t["notebook"]]
+    return "\n".join(["[bold]executed notebooks[/]", *map(rich_escaped, paths)]) if paths else ""
+
+
+def _error(task: dict) -> str:
+    where = f" in cell {task['cell']}" if task["cell"] else ""
+    return printable(f"Task {task['name']} {task['status']}{where}: {task['error']}", multiline=True)
 
 # %% ../../nbs/cli/10_runs.ipynb #b0587abf
 @runs.command()
@@ -279,87 +211,79 @@ def show(run, as_json):
       mlnb runs show last
       mlnb runs show ab12cd --json | python -m json.tool
     """
+    from rich.markup import escape
+
     from mlnb.pipelines.history import duration_seconds
 
     with _open_records() as (settings, records):
-        row = records.run(run, _pipeline_filter(run, settings))
+        row = _find(records, run, settings)
         tasks = records.tasks(row["id"])
     if as_json:
         print_json(_document(row) | {"seconds": duration_seconds(row), "tasks": [_document(t) for t in tasks]})
         return
-    console = terminal()
-    _show_run(row, tasks, settings, console)
-    _show_metrics(tasks, console)
-    _show_notebooks(tasks, console)
+    metrics, hidden = _metrics(tasks)
+    notes = [rich_escaped(f"Note: {t['name']}: {note}") for t in tasks for note in t["notes"] or ()]
+    columns = ("task", "status", "seconds", "tries", "reason")
+    print_blocks(
+        f"[bold]Run {row['id']}[/] of {rich_escaped(row['pipeline'])}", _properties(row, settings),
+        _table(*columns, rows=map(_task_row, tasks), right=("seconds", "tries")),
+        metrics, "\n".join(filter(None, [hidden, *notes])), _notebooks(tasks),
+        *(escape(_error(task)) for task in tasks if task["error"]),
+    )  # fmt: skip
 
 
-def _pipeline_filter(name: str, settings: "Settings") -> str | None:
-    "`last` is this project's last run; an id may be of another pipeline"
-    return settings.name if name.startswith("last") else None
+def _find(records: "Records", name: str, settings: "Settings") -> dict:
+    "A run by its name: `last` is this project's last run; an id may be of another pipeline"
+    return records.run(name, settings.name if name.startswith("last") else None)
 
 # %% ../../nbs/cli/10_runs.ipynb #4781471e
-def _difference(pair: list) -> str:
-    a, b = pair
-    return f"{b - a:+.6g}" if a is not None and b is not None else ""
-
-
 def _seconds(task: dict, side: int) -> str:
     "The seconds of a task, or its status if it did not run"
     seconds, status = task["seconds"][side], task["status"][side]
     return f"{seconds:.1f}" if status == "executed" and seconds is not None else status or "not in this run"
 
 
-def _show_parameters(comparison: dict, names: list[str], console: "Console") -> None:
-    table = _table("parameter", *names)
-    for name, pair in comparison["parameters"].items():
-        table.add_row(
-            rich_escaped(name), *("" if value is None else rich_escaped(_value_text(value)) for value in pair)
-        )
-    console.print(table if table.row_count else "Parameters are the same.")
+def _compared_parameters(comparison: dict, names: list[str]) -> "Table | str":
+    texts = lambda pair: ["" if value is None else rich_escaped(_value_text(value)) for value in pair]
+    rows = [(rich_escaped(name), *texts(pair)) for name, pair in comparison["parameters"].items()]
+    return _table("parameter", *names, rows=rows) if rows else "Parameters are the same."
 
 
-def _show_code(comparison: dict, console: "Console") -> None:
+def _compared_code(comparison: dict) -> str:
     before, after = (_commit_text(code) for code in comparison["code"])
-    console.print()
-    console.print(f"Code: {before} → {after}" if before != after else f"Code: {before or 'no git repository'}")
-    for t in comparison["tasks"]:
-        for change in t["code"]:
-            console.print(printable(f"  {t['name']}: {change}"), markup=False, soft_wrap=True)
+    commits = f"Code: {before} → {after}" if before != after else f"Code: {before or 'no git repository'}"
+    changes = [f"  {t['name']}: {change}" for t in comparison["tasks"] for change in t["code"]]
+    return "\n".join(map(rich_escaped, [commits, *changes]))
 
 # %% ../../nbs/cli/10_runs.ipynb #b23498b2
-def _show_tasks(comparison: dict, names: list[str], console: "Console") -> None:
+def _compared_tasks(comparison: dict, names: list[str]) -> "Table":
+    def difference(task: dict) -> str:
+        both = task["status"] == ["executed", "executed"]
+        return f"{task['seconds'][1] - task['seconds'][0]:+.1f}" if both else ""
+
     numbers = (*(f"{n} s" for n in names), "difference")
-    table = _table("task", *numbers, right=numbers)
-    for t in comparison["tasks"]:
-        both = t["status"] == ["executed", "executed"]
-        difference = f"{t['seconds'][1] - t['seconds'][0]:+.1f}" if both else ""
-        table.add_row(rich_escaped(t["name"]), _seconds(t, 0), _seconds(t, 1), difference)
-    console.print()
-    console.print(table)
+    rows = [(rich_escaped(t["name"]), _seconds(t, 0), _seconds(t, 1), difference(t)) for t in comparison["tasks"]]
+    return _table("task", *numbers, rows=rows, right=numbers)
 
 
-def _show_compared_metrics(comparison: dict, names: list[str], console: "Console", show_all: bool) -> None:
-    "Print the metrics that differ, or all"
-    table, same, one_sided = _table("task", "metric", *names, "difference", right=(*names, "difference")), 0, []
+def _compared_metrics(comparison: dict, names: list[str], show_all: bool) -> tuple["Table", str, str]:
+    "The metrics that differ, or all, and notes on the others"
+    rows, same, one_sided = [], 0, []
     for t in comparison["tasks"]:
         sides = [side for side in (0, 1) if any(pair[side] is not None for pair in t["metrics"].values())]
         if len(sides) == 1 and not show_all:
-            one_sided.append(
-                f"{t['name']}: {count_of(len(t['metrics']), 'metric')} in {names[sides[0]]} only; --all shows them."
-            )
+            metrics = count_of(len(t["metrics"]), "metric")
+            one_sided.append(f"{t['name']}: {metrics} in {names[sides[0]]} only; --all shows them.")
             continue
-        for name, pair in t["metrics"].items():
-            if pair[0] == pair[1] and not show_all:
+        for name, (a, b) in t["metrics"].items():
+            if a == b and not show_all:
                 same += 1
-            else:
-                table.add_row(rich_escaped(t["name"]), rich_escaped(name), *map(number, pair), _difference(pair))
-    if table.row_count:
-        console.print()
-        console.print(table)
-    if one_sided:
-        console.print("\n" + "\n".join(map(printable, one_sided)), markup=False, soft_wrap=True)
-    if same:
-        console.print(f"\n{count_of(same, 'more metric')} without a difference: --all shows them.")
+                continue
+            difference = f"{b - a:+.6g}" if a is not None and b is not None else ""
+            rows.append((rich_escaped(t["name"]), rich_escaped(name), number(a), number(b), difference))
+    table = _table("task", "metric", *names, "difference", rows=rows, right=(*names, "difference"))
+    note = f"{count_of(same, 'more metric')} without a difference: --all shows them." if same else ""
+    return table, "\n".join(map(rich_escaped, one_sided)), note
 
 # %% ../../nbs/cli/10_runs.ipynb #7d706469
 @runs.command()
@@ -378,16 +302,13 @@ def compare(a, b, show_all, as_json):
     from mlnb.pipelines import history
 
     with _open_records() as (settings, records):
-        comparison = history.compare(records, *(records.run(name, _pipeline_filter(name, settings)) for name in (a, b)))
+        comparison = history.compare(records, *(_find(records, name, settings) for name in (a, b)))
     if as_json:
         print_json(comparison)
         return
-    console, names = terminal(), [_short(run_id) for run_id in comparison["runs"]]
-    console.print(f"[bold]{comparison['runs'][0]} → {comparison['runs'][1]}[/]\n")
-    _show_parameters(comparison, names, console)
-    _show_code(comparison, console)
-    _show_tasks(comparison, names, console)
-    _show_compared_metrics(comparison, names, console, show_all)
+    title, names = "[bold]{} → {}[/]".format(*comparison["runs"]), [_short(run_id) for run_id in comparison["runs"]]
+    parameters, metrics = _compared_parameters(comparison, names), _compared_metrics(comparison, names, show_all)
+    print_blocks(title, parameters, _compared_code(comparison), _compared_tasks(comparison, names), *metrics)
 
 # %% ../../nbs/cli/10_runs.ipynb #314ec55b
 def _notebook(records: "Records", run: dict, task: str) -> Path:
@@ -396,25 +317,21 @@ def _notebook(records: "Records", run: dict, task: str) -> Path:
 
     tasks = {t["name"]: t for t in records.tasks(run["id"])}
     if task not in tasks:
-        raise RecordError(
-            f"run {run['id']} has no task '{task}'{did_you_mean(task, tasks)}; tasks are {', '.join(tasks) or 'none'}"
-        )
-    path = tasks[task]["notebook"]
-    if not path:
-        raise RecordError(
-            f"task '{task}' was {tasks[task]['status']} in run {run['id']}, so it has no executed notebook"
-        )
+        hint = f"{did_you_mean(task, tasks)}; tasks are {', '.join(tasks) or 'none'}"
+        raise RecordError(f"run {run['id']} has no task '{task}'{hint}")
+    if not (path := tasks[task]["notebook"]):
+        status = tasks[task]["status"]
+        raise RecordError(f"task '{task}' was {status} in run {run['id']}, so it has no executed notebook")
     if not Path(path).exists():
-        raise RecordError(
-            f"{path} does not exist: it was removed, or run {run['id']} was on another machine ({run['process']})"
-        )
+        cause = f"it was removed, or run {run['id']} was on another machine ({run['process']})"
+        raise RecordError(f"{path} does not exist: {cause}")
     return Path(path)
 
 
 @runs.command(name="open")
 @click.argument("run")
 @click.argument("task")
-@click.option("--print", "only_print", is_flag=True, help="Print the path without opening it.")
+@print_option
 @json_option
 def open_(run, task, only_print, as_json):
     """Open an executed notebook in JupyterLab, until Ctrl-C.
@@ -427,15 +344,12 @@ def open_(run, task, only_print, as_json):
       mlnb runs open last~1 train --print
     """
     with _open_records() as (settings, records):
-        row = records.run(run, _pipeline_filter(run, settings))
+        row = _find(records, run, settings)
         path = _notebook(records, row, task)
     if as_json:
         print_json({"run": row["id"], "task": task, "notebook": str(path)})
-        return
-    click.echo(path)
-    if not only_print and sys.stdout.isatty():
-        sys.stdout.flush()
-        os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", str(path)])
+    else:
+        open_in_lab(path, only_print)
 
 # %% ../../nbs/cli/10_runs.ipynb #26b1bd9c
 @runs.command()
@@ -469,6 +383,5 @@ def prune(keep, older_than, yes, as_json):
     if as_json:
         print_json({"removed": old, "bytes": freed})
     else:
-        click.echo(
-            f"Removed {count_of(len(old), 'run')}, {freed / 1e6:.1f} MB." if old else "No run is old enough to remove."
-        )
+        removed = f"Removed {count_of(len(old), 'run')}, {freed / 1e6:.1f} MB."
+        click.echo(removed if old else "No run is old enough to remove.")

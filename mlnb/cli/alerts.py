@@ -6,19 +6,23 @@
 __all__ = ['COLOURS', 'alerts', 'check', 'list_', 'show', 'ack', 'resolve', 'open_', 'test']
 
 # %% ../../nbs/cli/18_alerts.ipynb #19032ceb
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
 
-from .console import Group, json_option, local_time, new_table, print_json, rich_escaped, terminal
+from mlnb.cli.console import (
+    Group, json_option, local_time, new_table, open_in_lab, print_blocks, print_json, print_option, rich_escaped, terminal,
+)  # fmt: skip
+from ..project.processes import current_user
 from ..project.text import count_of, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
     from mlnb.monitoring.alerts import AlertStore
     from mlnb.monitoring.notify import CheckResult
@@ -40,17 +44,17 @@ def _open_alerts(to_write: bool = False) -> Iterator[tuple["Settings", "AlertSto
         yield settings, AlertStore(records, deployment_name(settings))
 
 
-def _show(rows: list[dict], console: "Console") -> None:
-    "Print a table of alerts"
-    table = new_table(
-        "alert", "state", "rule", "since", "seen", "message", right=("alert", "seen"), wrapped=("message",)
-    )
-    for row in rows:
-        state = f"[{COLOURS[row['state']]}]{row['state']}[/]"
-        severity = "[bold red]critical[/] " if row["severity"] == "critical" else ""
-        seen = (local_time(row["first_seen"]), f"{row['seen']}×")
-        table.add_row(str(row["id"]), state, rich_escaped(row["rule"]), *seen, severity + rich_escaped(row["words"]))
-    console.print(table)
+def _row(alert: dict) -> tuple[str, ...]:
+    state = f"[{COLOURS[alert['state']]}]{alert['state']}[/]"
+    seen = (local_time(alert["first_seen"]), f"{alert['seen']}×")
+    severity = "[bold red]critical[/] " if alert["severity"] == "critical" else ""
+    return str(alert["id"]), state, rich_escaped(alert["rule"]), *seen, severity + rich_escaped(alert["words"])
+
+
+def _table(rows: list[dict]) -> "Table":
+    "A table of alerts"
+    columns = ("alert", "state", "rule", "since", "seen", "message")
+    return new_table(*columns, rows=map(_row, rows), right=("alert", "seen"), wrapped=("message",))
 
 # %% ../../nbs/cli/18_alerts.ipynb #06a34e78
 @click.group(cls=Group, hint=lambda word: f"; to see an alert: mlnb alerts show {word}" if word.isdigit() else "")
@@ -76,22 +80,17 @@ def _check_document(result: "CheckResult") -> dict:
 
     rules = [
         {
-            "rule": rule_result.rule.name, "kind": rule_result.rule.kind,
-            "found": [f.subject for f in rule_result.findings],
-            "blind": rule_result.evaluation_error, "unexamined": rule_result.no_data,
+            "rule": of_rule.rule.name, "kind": of_rule.rule.kind, "found": [f.subject for f in of_rule.findings],
+            "blind": of_rule.evaluation_error, "unexamined": of_rule.no_data,
         }
-        for rule_result in result.results
+        for of_rule in result.results
     ]  # fmt: skip
-    deliveries = {name: {"alerts": d.alerts, "error": d.error, "note": d.note} for name, d in result.deliveries.items()}
-    counts = {"firing": len(result.firing), "unexamined": len(result.no_data)}
-    changes = {"fired": result.changes.fired, "resolved": result.changes.resolved}
     return {
-        **counts,
-        **changes,
-        "rules": rules,
-        "told": deliveries,
+        "firing": len(result.firing), "unexamined": len(result.no_data),
+        "fired": result.changes.fired, "resolved": result.changes.resolved, "rules": rules,
+        "told": {name: asdict(delivery) for name, delivery in result.deliveries.items()},
         "alerts": [alert_document(row) for row in result.unresolved],
-    }
+    }  # fmt: skip
 
 
 @alerts.command()
@@ -116,9 +115,8 @@ def check(as_json):
         result = notify.check(settings, on_rule=lambda name: status.update(f"evaluating rule {rich_escaped(name)}"))
     for name, delivery in result.deliveries.items():
         if delivery.error:
-            click.echo(
-                f"channel {name!r} could not be notified, the next check tries again: {delivery.error}", err=True
-            )
+            problem = f"could not be notified, the next check tries again: {delivery.error}"
+            click.echo(f"channel {name!r} {problem}", err=True)
         if delivery.note:
             click.echo(f"channel {name!r} was notified, but {delivery.note}", err=True)
     if as_json:
@@ -134,13 +132,12 @@ def _show_check(result: "CheckResult", console: "Console") -> None:
     "Print the rules without data, then the alerts"
     if result.no_data:
         console.print(f"[yellow]No data for {len(result.no_data):,} of {count_of(len(result.results), 'rule')}:[/]")
-    for rule_result in result.no_data:
-        console.print(
-            f"  [yellow]●[/] {rich_escaped(rule_result.rule.name)}: {rich_escaped(rule_result.no_data)}", soft_wrap=True
-        )
+    for of_rule in result.no_data:
+        name, reason = rich_escaped(of_rule.rule.name), rich_escaped(of_rule.no_data)
+        console.print(f"  [yellow]●[/] {name}: {reason}", soft_wrap=True)
     evaluated = len(result.results) - len(result.no_data)
     if result.unresolved:
-        _show(result.unresolved, console)
+        console.print(_table(result.unresolved))
     elif evaluated:
         console.print(f"OK: {count_of(evaluated, 'rule')} evaluated, no alert.")
 
@@ -163,10 +160,9 @@ def list_(include_resolved, limit, as_json):
         rows = store.select(include_resolved, limit)
     if as_json:
         print_json([alert_document(row) for row in rows])
-    elif rows:
-        _show(rows, terminal())
     else:
-        click.echo("No alerts." if include_resolved else "No open alerts.")
+        nothing = "No alerts." if include_resolved else "No open alerts."
+        print_blocks(_table(rows) if rows else nothing)
 
 
 @alerts.command()
@@ -182,52 +178,39 @@ def show(alert, as_json):
     from mlnb.monitoring.channels import alert_document
 
     with _open_alerts() as (_, store):
-        alert_row = store.get(alert)
+        row = store.get(alert)
     if as_json:
-        related = {name: [alert_document(row) for row in alert_row[name]] for name in ("events", "deliveries")}
-        print_json(alert_document(alert_row) | related)
-        return
-    console = terminal()
-    _show([alert_row], console)
-    console.print()
-    _show_details(alert_row, console)
+        related = {name: [alert_document(item) for item in row[name]] for name in ("events", "deliveries")}
+        print_json(alert_document(row) | related)
+    else:
+        history = ["[bold]history[/]", *map(_event_line, row["events"])]
+        deliveries = ["[bold]notifications[/]", *map(_delivery_line, row["deliveries"])] if row["deliveries"] else []
+        print_blocks(_table([row]), _values(row), "\n".join(history), "\n".join(deliveries))
 
 
-def _show_details(alert_row: dict, console: "Console") -> None:
-    "Print the values, history and notifications of an alert"
-    values = {
-        "severity": alert_row["severity"],
-        "value": alert_row["value"],
-        "limit": alert_row["bound"],
-        "last seen": local_time(alert_row["last_seen"]),
-    }
-    for name, value in (values | alert_row["details"]).items():
-        if value not in (None, ""):
-            console.print(rich_escaped(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}"))
-    console.print("\n[bold]history[/]")
-    for event in alert_row["events"]:
-        user_text = f" by {event['who']}" if event["who"] else ""
-        note = f": {event['note']}" if event["note"] else ""
-        console.print(f"{local_time(event['at'])}  {event['what']}{rich_escaped(user_text + note)}")
-    if alert_row["deliveries"]:
-        console.print("\n[bold]notifications[/]")
-    for delivery in alert_row["deliveries"]:
-        tries = f", {delivery['attempts']} tries" if delivery["attempts"] > 1 or delivery["status"] == "waiting" else ""
-        error_text = f": {delivery['error']}" if delivery["error"] else ""
-        status = f"{delivery['what']}, {delivery['status']}{tries}{rich_escaped(error_text)}"
-        console.print(f"{local_time(delivery['sent']):16}  {rich_escaped(delivery['channel'])}: {status}")
+def _values(alert: dict) -> str:
+    "The values of an alert, a line each"
+    values = {"severity": alert["severity"], "value": alert["value"], "limit": alert["bound"]}
+    values |= {"last seen": local_time(alert["last_seen"])} | alert["details"]
+    shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in values.items()}
+    return "\n".join(rich_escaped(f"{name}: {value}") for name, value in shown.items() if value not in (None, ""))
+
+
+def _event_line(event: dict) -> str:
+    user, note = f" by {event['who']}" if event["who"] else "", f": {event['note']}" if event["note"] else ""
+    return f"{local_time(event['at'])}  {event['what']}{rich_escaped(user + note)}"
+
+
+def _delivery_line(delivery: dict) -> str:
+    tries = f", {delivery['attempts']} tries" if delivery["attempts"] > 1 or delivery["status"] == "waiting" else ""
+    error = f": {delivery['error']}" if delivery["error"] else ""
+    status = f"{delivery['channel']}: {delivery['what']}, {delivery['status']}{tries}{error}"
+    return f"{local_time(delivery['sent']):16}  {rich_escaped(status)}"
 
 # %% ../../nbs/cli/18_alerts.ipynb #14ccd934
-def _user() -> str:
-    import getpass
-
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):  # a user id without a name, in a container
-        return f"user {os.getuid()}"
-
-
-_user_option = click.option("--user", metavar="NAME", default=_user, help="Who you are.  [default: the current user]")
+_user_option = click.option(
+    "--user", metavar="NAME", default=current_user, help="Who you are.  [default: the current user]"
+)
 
 
 @alerts.command()
@@ -242,8 +225,8 @@ def ack(alert, note, user):
       mlnb alerts ack 3 --note "the sensor is being replaced"
     """
     with _open_alerts(to_write=True) as (_, store):
-        alert_row = store.acknowledge(alert, user, note)
-    click.echo(printable(f"Alert {alert} is acknowledged by {user}: {alert_row['words']}"))
+        message = store.acknowledge(alert, user, note)["words"]
+    click.echo(printable(f"Alert {alert} is acknowledged by {user}: {message}"))
 
 
 @alerts.command()
@@ -260,14 +243,14 @@ def resolve(alert, note, user):
       mlnb alerts resolve 3 --note "the sensor was replaced"
     """
     with _open_alerts(to_write=True) as (_, store):
-        alert_row = store.resolve(alert, user, note)
-    click.echo(printable(f"Alert {alert} is resolved by {user}: {alert_row['words']}"))
+        message = store.resolve(alert, user, note)["words"]
+    click.echo(printable(f"Alert {alert} is resolved by {user}: {message}"))
 
 # %% ../../nbs/cli/18_alerts.ipynb #b4632c28
 @alerts.command(name="open")
 @click.argument("alert", type=int)
 @click.option("--recreate", is_flag=True, help="Create a new notebook even if there is one.")
-@click.option("--print", "only_print", is_flag=True, help="Print the path without opening it.")
+@print_option
 @json_option
 def open_(alert, recreate, only_print, as_json):
     """Create a notebook with the data behind an alert, run it, and open it in JupyterLab.
@@ -290,12 +273,9 @@ def open_(alert, recreate, only_print, as_json):
     if failed:
         click.echo(printable(f"a cell failed; the notebook shows which: {failed}", multiline=True), err=True)
     if as_json:
-        return print_json({"alert": alert, "notebook": str(path), "new": new, "failed": failed})
-    click.echo(path)
-    if not only_print and sys.stdout.isatty():
-        sys.stdout.flush()
-        os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", str(path)])
-    return None
+        print_json({"alert": alert, "notebook": str(path), "new": new, "failed": failed})
+    else:
+        open_in_lab(path, only_print)
 
 # %% ../../nbs/cli/18_alerts.ipynb #1c2e124b
 @alerts.command()

@@ -13,70 +13,66 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .console import json_option, new_table, number, print_json, rich_escaped, terminal, write_file
+from mlnb.cli.console import (
+    OUTPUT_FILE, html_option, json_option, new_table, number, print_blocks, print_json, rich_escaped, terminal, write_file,
+)  # fmt: skip
 from ..project.text import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from mlnb.monitoring.alarms import WindowAssessment
+    from mlnb.monitoring.alarms import Alarm, WindowAssessment
     from mlnb.monitoring.drift import ColumnDrift, DriftResult, WindowDrift
 
 # %% ../../nbs/cli/07_drift.ipynb #e604bb2d
-COLOURS = {
-    "large": "bold red",
-    "moderate": "yellow",
-    "slight": "cyan",
-    "none": "green",
-    "too small": "dim",
-    "not compared": "dim",
-}
+COLOURS = {"large": "bold red", "moderate": "yellow", "slight": "cyan", "none": "green"}
+COLOURS |= {"too small": "dim", "not compared": "dim"}
 _BLOCKS = {"large": "█", "moderate": "▆", "slight": "▃", "none": "▁", "too small": "?", "not compared": " "}
+
+
+def _column_row(column: "ColumnDrift") -> list[str]:
+    "The row of a column in the table of one window"
+    missing = f"{column.missing[0]:.0%}→{column.missing[1]:.0%}" if max(column.missing) >= 0.005 else ""
+    return [
+        rich_escaped(column.name), f"[{COLOURS[column.level]}]{column.level}[/]", number(column.psi, ".3f"),
+        number(column.noise, ".4f"), number(column.ks, ".3f"), number(column.js, ".3f"), number(column.shift, "+z.2f"),
+        number(column.unseen, ".1%"), missing, f"{column.rows[1]:,}",
+    ]  # fmt: skip
 
 
 def _window_table(window: "WindowDrift", limit: int) -> "Table":
     "A table of one window"
     numbers = ("PSI", "noise", "KS", "JS", "shift, sd", "unseen", "missing", "rows")
-    table = new_table("column", "level", *numbers, right=numbers)
-    for c in window.columns[:limit]:
-        missing = f"{c.missing[0]:.0%}→{c.missing[1]:.0%}" if any(share >= 0.005 for share in c.missing) else ""
-        figures = [number(c.psi, ".3f"), number(c.noise, ".4f"), number(c.ks, ".3f"), number(c.js, ".3f")]
-        figures += [number(c.shift, "+z.2f"), number(c.unseen, ".1%"), missing]
-        table.add_row(rich_escaped(c.name), f"[{COLOURS[c.level]}]{c.level}[/]", *figures, f"{c.rows[1]:,}")
-    return table
+    return new_table("column", "level", *numbers, rows=map(_column_row, window.columns[:limit]), right=numbers)
 
 
 def _psi_by_window(drift: "DriftResult", limit: int, width: int) -> "Table":
     "A table of PSI with a column for each window; if they do not fit `width`, the newest as blocks"
-    from rich.table import Table
-
     names = drift.names()[:limit]
     available = max(width - min(max(map(len, names)), width // 2) - 2, 1)
     blocks = len(drift.windows) * 9 > available
     windows = drift.windows[-available:] if blocks else drift.windows
-    older = len(drift.windows) - len(windows)
-    caption = f"Older windows that are not shown: {older}; --json and --html have all of them." if older else None
-    table = Table(box=None, pad_edge=False, header_style="bold", caption=caption, caption_justify="left")
-    table.add_column("column", no_wrap=True, max_width=width // 2, overflow="ellipsis")
-    for title in [f"{windows[0].window} … {windows[-1].window}"] if blocks else [w.window for w in windows]:
-        table.add_column(rich_escaped(title), justify="left" if blocks else "right", no_wrap=True)
+    titles = [f"{windows[0].window} … {windows[-1].window}"] if blocks else [w.window for w in windows]
+    table = new_table("column", *titles, right=() if blocks else tuple(titles))
+    table.columns[0].max_width, table.columns[0].overflow = width // 2, "ellipsis"
+    if older := len(drift.windows) - len(windows):
+        table.caption = f"Older windows that are not shown: {older}; --json and --html have all of them."
+        table.caption_justify = "left"
     if not blocks:
         table.add_row("[dim]rows[/]", *(f"[dim]{w.rows:,}[/]" for w in windows))
     by_name = [{c.name: c for c in w.columns} for w in windows]
     for name in names:
-        cells = [_block(c.get(name)) if blocks else _cell(c.get(name)) for c in by_name]
+        cells = [_cell(columns.get(name), blocks) for columns in by_name]
         table.add_row(rich_escaped(name), *(["".join(cells)] if blocks else cells))
     return table
 
 
-def _cell(column: "ColumnDrift | None") -> str:
+def _cell(column: "ColumnDrift | None", block: bool) -> str:
+    "A column in one window: its PSI, or a block"
     if column is None:
-        return ""
-    return f"[{COLOURS[column.level]}]{'n/a' if column.psi is None else format(column.psi, '.2f')}[/]"
-
-
-def _block(column: "ColumnDrift | None") -> str:
-    return " " if column is None else f"[{COLOURS[column.level]}]{_BLOCKS[column.level]}[/]"
+        return " " if block else ""
+    psi = "n/a" if column.psi is None else format(column.psi, ".2f")
+    return f"[{COLOURS[column.level]}]{_BLOCKS[column.level] if block else psi}[/]"
 
 # %% ../../nbs/cli/07_drift.ipynb #05b968ea
 MAX_NOTES = 5  # about columns that are not compared
@@ -93,49 +89,41 @@ def _notes(drift: "DriftResult", limit: int) -> list[str]:
         notes.append(f"{limit} of {len(names)} columns are shown, the largest first; --limit shows more.")
     if drift.left_out:
         notes.append(f"Left out, since they drift by construction: {', '.join(drift.left_out)}.")
-    small = [w.window for w in drift.windows if w.is_too_small]
-    if small:
+    if small := [w.window for w in drift.windows if w.is_too_small]:
         windows = f"{len(small)} windows" if len(small) > 3 else ", ".join(small)
         notes.append(f"Too small to judge: {windows}. So few rows move as far by chance alone (noise).")
-    notes += _one_sided(drift)
-    not_compared = [
-        f"{w.window}: {c.name} is not compared, {c.note}." for w in drift.windows for c in w.columns[:limit] if c.note
-    ]
+    for side, where in (("lost", "Only in the reference"), ("new", "Not in the reference")):
+        if one_sided := dict.fromkeys(name for w in drift.windows for name in getattr(w, side)):
+            notes.append(f"{where}: {', '.join(one_sided)}.")
+    not_compared = [(w.window, c) for w in drift.windows for c in w.columns[:limit] if c.note]
+    notes += [f"{window}: {c.name} is not compared, {c.note}." for window, c in not_compared[:MAX_NOTES]]
     if len(not_compared) > MAX_NOTES:
-        not_compared[MAX_NOTES:] = [f"{len(not_compared) - MAX_NOTES} more are not compared, see --json."]
-    return notes + not_compared
-
-
-def _one_sided(drift: "DriftResult") -> list[str]:
-    "Columns that only one side has"
-    lost = list(dict.fromkeys(name for w in drift.windows for name in w.lost))
-    new = list(dict.fromkeys(name for w in drift.windows for name in w.new))
-    notes = [f"Only in the reference: {', '.join(lost)}."] if lost else []
-    return notes + ([f"Not in the reference: {', '.join(new)}."] if new else [])
+        notes.append(f"{len(not_compared) - MAX_NOTES} more are not compared, see --json.")
+    return notes
 
 # %% ../../nbs/cli/07_drift.ipynb #e0f961bf
-def _alarms(window: "WindowDrift", limit: int) -> "Table":
-    "A table of the alarms of one window"
+def _alarm_row(alarm: "Alarm") -> tuple[str, ...]:
     from mlnb.monitoring.drift_thresholds import STATISTIC_NAMES
 
+    figures = number(alarm.effect, ".3g"), number(alarm.threshold, ".2g"), number(alarm.times_threshold, ".1f")
+    column, statistic = f"[bold red]{rich_escaped(alarm.column)}[/]", STATISTIC_NAMES[alarm.statistic]
+    return column, alarm.family, statistic, *figures, number(alarm.score_shift, "+.3f")
+
+
+def _alarms(window: "WindowDrift", limit: int) -> "Table":
+    "A table of the alarms of one window"
     numbers = ("effect", "threshold", "times over", "could move the score")
-    table = new_table("alarm", "family", "statistic", *numbers, right=numbers)
-    for alarm in window.assessment.alarms[:limit]:
-        figures = [number(alarm.effect, ".3g"), number(alarm.threshold, ".2g"), number(alarm.times_threshold, ".1f")]
-        figures.append(number(alarm.score_shift, "+.3f"))
-        table.add_row(
-            f"[bold red]{rich_escaped(alarm.column)}[/]", alarm.family, STATISTIC_NAMES[alarm.statistic], *figures
-        )
-    return table
+    rows = map(_alarm_row, window.assessment.alarms[:limit])
+    return new_table("alarm", "family", "statistic", *numbers, rows=rows, right=numbers)
 
 
 def _alarms_by_window(drift: "DriftResult") -> "Table":
     "A table with a line for each window: its alarms and their columns"
     columns = "columns, the most unusual first"
-    table = new_table("window", "rows", "alarms", columns, right=("rows", "alarms"), wrapped=("window", columns))
-    for window in drift.windows:
-        table.add_row(rich_escaped(window.window), f"{window.rows:,}", *_alarm_cells(window.assessment))
-    return table
+    rows = [(rich_escaped(w.window), f"{w.rows:,}", *_alarm_cells(w.assessment)) for w in drift.windows]
+    return new_table(
+        "window", "rows", "alarms", columns, rows=rows, right=("rows", "alarms"), wrapped=("window", columns)
+    )
 
 
 def _alarm_cells(assessment: "WindowAssessment") -> tuple[str, str]:
@@ -145,10 +133,9 @@ def _alarm_cells(assessment: "WindowAssessment") -> tuple[str, str]:
         return "[dim]-[/]", f"[dim]{assessment.note}[/]"
     if not alarms:
         return "[green]0[/]", ""
+    columns = ", ".join(f"{a.column} ({a.times_threshold:.1f}x)" for a in alarms[:5])
     more = f" and {len(alarms) - 5} more" if len(alarms) > 5 else ""
-    return f"[bold red]{len(alarms)}[/]", rich_escaped(
-        ", ".join(f"{a.column} ({a.times_threshold:.1f}x)" for a in alarms[:5])
-    ) + more
+    return f"[bold red]{len(alarms)}[/]", rich_escaped(columns) + more
 
 # %% ../../nbs/cli/07_drift.ipynb #2ab1f8db
 def prometheus_text(drift: "DriftResult", written_at: float) -> str:
@@ -167,19 +154,20 @@ def prometheus_text(drift: "DriftResult", written_at: float) -> str:
             gauges[name] = Gauge(f"mlnb_drift_{name}", text, tuple(labels), registry=registry)
         gauges[name].labels(**labels).set(value)
 
-    set_gauge("alarms", "Columns beyond their drift threshold", len(assessment.alarms) if assessment else 0)
-    set_gauge(
-        "assessed", "1 if there were thresholds and enough rows", int(assessment is not None and assessment.is_assessed)
-    )
+    alarms = assessment.alarms if assessment else ()
+    is_assessed = int(assessment is not None and assessment.is_assessed)
+    set_gauge("alarms", "Columns beyond their drift threshold", len(alarms))
+    set_gauge("assessed", "1 if there were thresholds and enough rows", is_assessed)
     set_gauge("window_rows", "Rows of the window", window.rows)
     set_gauge("last_written_timestamp_seconds", "When this file was written", written_at)
     if assessment:
         weekly = "Reports with a false alarm to expect in a week"
         set_gauge("expected_false_alarms_per_week", weekly, assessment.false_alarms_per_week)
         set_gauge("score_mean_difference", "Mean score minus that of the reference", assessment.score_difference)
-    for alarm in assessment.alarms if assessment else ():
+    for alarm in alarms:
         labels = {"column": alarm.column, "family": alarm.family, "statistic": alarm.statistic}
-        set_gauge("effect_threshold_ratio", "Effect of an alarm divided by its threshold", alarm.times_threshold, **labels)
+        ratio = "Effect of an alarm divided by its threshold"
+        set_gauge("effect_threshold_ratio", ratio, alarm.times_threshold, **labels)
     return generate_latest(registry).decode()
 
 # %% ../../nbs/cli/07_drift.ipynb #a0fcd45c
@@ -199,10 +187,9 @@ def _compute_drift(current, reference, columns, window, time, version, arm, wher
     windows = source.windows(window)
     if current.partition(":")[0] == "log":
         report_log_age(settings)
-    reference_name = "the bundle's reference" if reference == "bundle" else reference
-    result = compare(
-        load_reference(), windows, list(columns), length, f"{reference_name} of {where}" if where else reference_name
-    )
+    name = "the bundle's reference" if reference == "bundle" else reference
+    name = f"{name} of {where}" if where else name
+    result = compare(load_reference(), windows, list(columns), length, name)
     if thresholds is None:
         return result
     hours = source.hours() if thresholds.consistency.scale and length != "hour" else None
@@ -213,9 +200,7 @@ def _print(drift: "DriftResult", limit: int) -> None:
     from mlnb.monitoring.alarms import describe_alarms
     from mlnb.monitoring.drift import headline
 
-    console = terminal(width=120)
-    console.print(f"[bold]{rich_escaped(headline(drift))}[/]\n")
-    several = len(drift.windows) > 1
+    console, several = terminal(width=120), len(drift.windows) > 1
     tables = []
     if drift.rate is not None:
         tables.append(_alarms_by_window(drift) if several else _alarms(drift.windows[0], limit))
@@ -223,56 +208,38 @@ def _print(drift: "DriftResult", limit: int) -> None:
         tables.append(_window_table(drift.windows[0], limit))
     elif drift.rate is None:
         tables.append(_psi_by_window(drift, limit, console.width))
-    for table in tables:
-        console.print(table)
-        console.print()
+    print_blocks(f"[bold]{rich_escaped(headline(drift))}[/]", *tables, console=console)
+    console.print()
     for note in [*describe_alarms(drift), *_notes(drift, limit)]:
         console.print(rich_escaped(note), style="dim")
+
+
+# %% ../../nbs/cli/07_drift.ipynb #854887a2
+_TIME_HELP = "Time column of a table.  [default: decision_time, time, timestamp, or the first of a time type]"
+_COLUMN_HELP = "Compare only this column, even if it is left out by default; repeatable."
+_METRICS_HELP = "Also write metrics for Prometheus' textfile collector."
 
 
 def _in_existing_folder(_context, _option, path: Path | None) -> Path | None:
     "A file in an existing folder: node-exporter would never read a new one"
     if path and not path.parent.is_dir():
-        raise click.BadParameter(
-            f"folder {path.parent} does not exist; use the one that node-exporter's textfile collector reads"
-        )
+        right = "use the one that node-exporter's textfile collector reads"
+        raise click.BadParameter(f"folder {path.parent} does not exist; {right}")
     return path
-
 
 @click.command()
 @click.argument("current")
-@click.option(
-    "--reference",
-    metavar="SOURCE",
-    default="bundle",
-    show_default=True,
-    help="What to compare with; a source like CURRENT.",
-)
+@click.option("--reference", metavar="SOURCE", help="A source like CURRENT.", default="bundle", show_default=True)
 @click.option("--window", type=click.Choice(["month", "day", "hour"]), help="Split CURRENT into windows, in UTC.")
-@click.option(
-    "--time", metavar="NAME", help="Time column of a table.  [default: decision_time, time, timestamp, or the first of a time type]"
-)
+@click.option("--time", metavar="NAME", help=_TIME_HELP)
 @click.option("--version", metavar="VERSION", help="Only rows of this model version.")
 @click.option("--arm", metavar="ARM", help="Only rows of this arm: champion, challenger, shadow.")
-@click.option(
-    "--where", metavar="COLUMN=VALUE", help="Only rows of this segment, against the same segment of the reference."
-)
-@click.option(
-    "--column",
-    "columns",
-    metavar="NAME",
-    multiple=True,
-    help="Compare only this column, even if it is left out by default; repeatable.",
-)
+@click.option("--where", metavar="COLUMN=VALUE", help="Only rows of this segment, also of the reference.")
+@click.option("--column", "columns", metavar="NAME", multiple=True, help=_COLUMN_HELP)
 @click.option("--limit", default=25, show_default=True, type=click.IntRange(min=1), help="Columns to show.")
 @json_option
-@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Also write a page that opens offline.")
-@click.option(
-    "--metrics",
-    type=click.Path(dir_okay=False, path_type=Path),
-    callback=_in_existing_folder,
-    help="Also write metrics for Prometheus' textfile collector.",
-)
+@html_option
+@click.option("--metrics", type=OUTPUT_FILE, callback=_in_existing_folder, help=_METRICS_HELP)
 def drift(current, reference, window, time, version, arm, where, columns, limit, as_json, html, metrics):
     """Compare CURRENT with the training data, or another reference, and raise alarms.
 

@@ -6,12 +6,13 @@
 __all__ = ['headline', 'performance']
 
 # %% ../../nbs/cli/17_performance.ipynb #d94f6314
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from .console import json_option, new_table, print_json, rich_escaped, terminal
+from mlnb.cli.console import (
+    html_option, json_option, new_table, print_blocks, print_json, rich_escaped, terminal, write_file,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,8 +25,7 @@ def _figure(value: float | None, form: str) -> str:
     return "–" if value is None or value != value else format(value, form)
 
 
-def _cells(group: "GroupPerformance") -> list[str]:
-    "The cells of one row"
+def _row(group: "GroupPerformance") -> list[str]:
     from mlnb.monitoring.performance import SHOWN_METRICS
 
     cells = [rich_escaped(group.name), f"{group.decisions:,}", f"{group.coverage:.1%}"]
@@ -52,10 +52,7 @@ def _table(groups: list["GroupPerformance"], first: str) -> "Table":
 
     metrics = [title for name, _ in SHOWN_METRICS.values() for title in (name, "expected")]
     numbers = ("decisions", "coverage", *metrics, "ECE")
-    table = new_table(first, *numbers, "", right=numbers)
-    for group in groups:
-        table.add_row(*_cells(group))
-    return table
+    return new_table(first, *numbers, "", rows=map(_row, groups), right=numbers)
 
 # %% ../../nbs/cli/17_performance.ipynb #512d57f5
 def headline(result: "Performance") -> str:
@@ -88,34 +85,31 @@ def _notes(result: "Performance") -> list[str]:
     if result.best_threshold:
         threshold, best_cost = result.best_threshold
         notes.append(f"On these days, a threshold of {threshold:.2f} would have cost least: {best_cost:.0f} per 1000.")
-    if result.repeated:
-        notes.append(
-            f"{result.repeated:,} repeated predictions of an entity do not count: the last one of the first day does."
-        )
-    if result.left_out:
-        notes.append(result.left_out)
-    if result.early:
-        notes.append(f"{result.early:,} decisions were taken after their label was known and do not count.")
-    if result.unusable:
-        notes.append(f"{result.unusable:,} predictions have no probability from 0 to 1 and are left out.")
-    if result.unmatched:
-        notes.append(f"{result.unmatched:,} labels have no prediction here.")
-    return notes
+    repeated = "repeated predictions of an entity do not count: the last one of the first day does"
+    counted = {
+        f"{result.repeated:,} {repeated}.": result.repeated,
+        result.left_out: result.left_out,
+        f"{result.early:,} decisions were taken after their label was known and do not count.": result.early,
+        f"{result.unusable:,} predictions have no probability from 0 to 1 and are left out.": result.unusable,
+        f"{result.unmatched:,} labels have no prediction here.": result.unmatched,
+    }
+    return notes + [note for note, count in counted.items() if count]
 
 
 def _print(result: "Performance", window: str) -> None:
     console = terminal()
-    console.print(f"[bold]{rich_escaped(headline(result))}[/]\n")
-    console.print(_table(result.days if window == "day" else result.months, window))
-    for name, groups in (("version", result.versions), ("arm", result.arms), (result.segment, result.segments)):
-        if len(groups) > 1 or (groups and name == result.segment):
-            console.print()
-            console.print(_table(groups, name))
+    by_time = _table(result.days if window == "day" else result.months, window)
+    others = {"version": result.versions, "arm": result.arms, result.segment: result.segments}
+    tables = [_table(groups, by) for by, groups in others.items() if len(groups) > (by != result.segment)]
+    print_blocks(f"[bold]{rich_escaped(headline(result))}[/]", by_time, *tables, console=console)
     console.print()
     for note in _notes(result):
         console.print(rich_escaped(note), style="dim")
 
 # %% ../../nbs/cli/17_performance.ipynb #02b76a02
+_AS_OF_HELP = "Use what was known at TIME: 2013-09-01 or 2013-09-01T05:30Z.  [default: now]"
+
+
 def _parse_time(_context, _option, text: str | None) -> "np.datetime64 | None":
     "A time as datetime64[s] in UTC; UTC without an offset"
     from mlnb.project.errors import ServingError
@@ -152,31 +146,14 @@ def _compute_performance(as_of, since, until, group_by: str | None) -> "Performa
     return measure_performance(decisions, store.read(), cost, settings.label_hours, as_of_time, group_by, since, until)
 
 
-def _write_page(result: "Performance", html: Path) -> None:
-    "Write the page; a path that cannot be written to is a wrong option"
-    from mlnb.monitoring.performance_page import write_page
-
-    try:
-        write_page(result, headline(result), html)
-    except OSError as e:
-        raise click.BadParameter(f"{html} cannot be written: {e.strerror}", param_hint="'--html'") from None
-
-
 @click.command()
-@click.option(
-    "--as-of",
-    metavar="TIME",
-    callback=_parse_time,
-    help="Use what was known at TIME: 2013-09-01 or 2013-09-01T05:30Z.  [default: now]",
-)
+@click.option("--as-of", metavar="TIME", callback=_parse_time, help=_AS_OF_HELP)
 @click.option("--since", metavar="DAY", callback=_parse_time, help="First day of decisions, UTC.")
 @click.option("--until", metavar="DAY", callback=_parse_time, help="End of the days, exclusive.")
-@click.option(
-    "--window", type=click.Choice(["month", "day"]), default="month", show_default=True, help="Rows of the table."
-)
+@click.option("--window", type=click.Choice(["month", "day"]), default="month", show_default=True, help="Table rows.")
 @click.option("--group-by", metavar="NAME", help="Also show a table by the values of this input or feature.")
 @json_option
-@click.option("--html", type=click.Path(dir_okay=False, path_type=Path), help="Also write a page that opens offline.")
+@html_option
 def performance(as_of, since, until, window, group_by, as_json, html):
     """Score past decisions against their labels.
 
@@ -192,7 +169,9 @@ def performance(as_of, since, until, window, group_by, as_json, html):
     with terminal(stderr=True).status("joining predictions and labels"):
         result = _compute_performance(as_of, since, until, group_by)
         if html:
-            _write_page(result, html)
+            from mlnb.monitoring.performance_page import page
+
+            write_file("--html", html, page(result, headline(result)))
     if as_json:
         return print_json(result.to_dict())
     _print(result, window)

@@ -36,15 +36,13 @@ from mlnb.serving.table_files import (
 from ..serving.log_reader import LogReader, LogQuery
 from mlnb.serving.labels import (
     EXPECTED_FORMS,
-    CLOCK_SKEW,
-    MAX_KEY_LENGTH,
     LabelStore,
     compact_labels,
     to_microseconds,
     schema,
 )
 from ..serving.log_records import FEATURE_PREFIX, INPUT_PREFIX
-from ..serving.row_validation import EXPECTED_FORMATS
+from ..serving.row_validation import CLOCK_SKEW, EXPECTED_FORMATS, MAX_KEY_LENGTH
 from ..serving.scoring import ScoringProgress, rejected_file
 from ..serving.column_validation import is_text_type
 

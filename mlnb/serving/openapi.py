@@ -20,7 +20,8 @@ from .row_validation import expected_format
 
 # %% ../../nbs/serving/10_openapi.ipynb #4b9d2e35
 def _type_schema(field: Field) -> dict:
-    return {"type": "string", "format": "date-time"} if field.type == "time" else {"type": field.type}
+    time, text = {"type": "string", "format": "date-time"}, {"type": "string"}
+    return {"time": time, "past time": time, "entity key": text}.get(field.type, {"type": field.type})
 
 
 def _field_schema(field: Field) -> dict:

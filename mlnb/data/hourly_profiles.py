@@ -130,9 +130,7 @@ def _stats_of_profiles(
     return HourlyStats(*table)
 
 # %% ../../nbs/data/06_hourly_profiles.ipynb #c0a15e16
-def to_bytes(
-    profile: HourlyProfile,
-) -> bytes:
+def to_bytes(profile: HourlyProfile) -> bytes:
     "The profile as a compressed numpy archive"
     names, stats = list(profile.columns), profile.columns.values()
     table = np.stack([[s.numbers, s.mean, s.missing] for s in stats]) if names else np.zeros((0, 3, len(profile.hours)))

@@ -356,11 +356,7 @@ class PointInTimeFeatures:
             first, interval = as_of_times[invalid][0], self.interval_minutes
             raise ContractError(f"moment {first} is not a multiple of {interval} minutes; use floor_to_interval(times)")
 
-    def snapshot(
-        self,
-        history,
-        as_of: np.datetime64,
-    ) -> FeatureSnapshot:
+    def snapshot(self, history, as_of: np.datetime64) -> FeatureSnapshot:
         "The features of every known key as of a time"
         return next(self.snapshots(history, [as_of]))
 

@@ -72,18 +72,12 @@ class Profile:
         "A profile from standard bytes, whoever wrote them; raises `ProfileError` if they are damaged"
         return cls(decode_columns(data, source))
 
-    def write(
-        self,
-        path: str | Path,
-    ) -> Path:
+    def write(self, path: str | Path) -> Path:
         "Write the profile atomically"
         return write_atomic(path, self.to_bytes())
 
     @classmethod
-    def read(
-        cls,
-        path: str | Path,
-    ) -> "Profile":
+    def read(cls, path: str | Path) -> "Profile":
         "Read a profile; raises `ProfileError`"
         try:
             data = Path(path).read_bytes()

@@ -36,9 +36,7 @@ def _slice(values, start: int, stop: int):
     return values.iloc[start:stop] if hasattr(values, "iloc") else values[start:stop]
 
 # %% ../../nbs/data/05_segments.ipynb #5e9de7a2
-def segment_label(
-    value,
-) -> str:
+def segment_label(value) -> str:
     "A value as the label of a segment: True is true, and 2.0 is 2"
     text = str(value)
     return text.lower() if text in ("True", "False") else text.removesuffix(".0")

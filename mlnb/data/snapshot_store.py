@@ -61,10 +61,7 @@ class SnapshotStore:
         self.files_read = 0  # files read from the storage so far
 
     @classmethod
-    def of(
-        cls,
-        settings: Settings,
-    ) -> "SnapshotStore":
+    def of(cls, settings: Settings) -> "SnapshotStore":
         "The snapshots of a project"
         return cls(settings.url(settings.storage).rstrip("/") + "/context")
 

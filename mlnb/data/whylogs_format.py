@@ -48,9 +48,7 @@ def _varint(number: int) -> bytes:
     return bytes([*groups, number])
 
 
-def encode_columns(
-    columns: dict[str, ColumnProfile],
-) -> bytes:
+def encode_columns(columns: dict[str, ColumnProfile]) -> bytes:
     "Encode profiles; equal profiles give equal bytes"
     pb = whylogs_messages()
     components = {name: _components(columns[name]) for name in sorted(columns)}

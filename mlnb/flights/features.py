@@ -294,9 +294,7 @@ def decision_time(
     return scheduled_departure.astype("datetime64[s]") - LEAD_SECONDS
 
 
-def feature_table(
-    history: History,
-):
+def feature_table(history: History):
     "A row a flight of the history, as a DataFrame: request, decision time, moment, month (local), label, label time, features"
     import pandas as pd
 

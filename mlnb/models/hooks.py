@@ -8,8 +8,11 @@ __all__ = ['Model', 'FunctionFeatures']
 # %% ../../nbs/models/06_hooks.ipynb #36689376
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from ..data.point_in_time import Columns
 
 # %% ../../nbs/models/06_hooks.ipynb #1ee84c45
 class Model:
@@ -18,55 +21,39 @@ class Model:
     threshold = 0.5  # set by the bundle that is loaded
     decimals: int | None = 9  # probabilities are rounded, so that the number of rows in a call changes no bit; None: they are not
 
-    def save(
-        self,
-        folder: Path,  # empty
-    ):
-        "Write what `load` reads, never as pickle; default: nothing"
+    def save(self, folder: Path) -> None:
+        "Write what `load` reads to an empty folder, never as pickle; default: nothing"
 
     @classmethod
-    def load(
-        cls,
-        folder: Path,  # as `save` left it
-    ) -> "Model":
-        "The model whose files are in `folder`; default: a model without files"
+    def load(cls, folder: Path) -> "Model":
+        "The model whose files are in `folder`, as `save` left it; default: a model without files"
         return cls()
 
-    def features(
-        self,
-        request: dict[str, np.ndarray],  # (n,) each, what the caller sent; read-only, write to a copy
-        point_in_time: dict[str, np.ndarray],  # (n,) each, what was known for each row; empty without point-in-time features
-    ) -> dict[str, np.ndarray]:  # (n,) each
-        "What the model sees and the log records; default: all columns"
+    def features(self, request: Columns, point_in_time: Columns) -> Columns:  # (n,) each
+        """What the model sees and the log records; default: all columns.
+
+        `request` is what the caller sent, read-only: write to a copy. `point_in_time` is what was known for each row.
+        """
         return request | point_in_time
 
-    def predict(
-        self,
-        features: dict[str, np.ndarray],  # (n,) each
-    ) -> np.ndarray:  # (n,) numbers from 0 to 1
+    def predict(self, features: Columns) -> np.ndarray:  # (n,) numbers from 0 to 1
         "The probability of each row"
         raise NotImplementedError(f"{type(self).__name__} has no hook `predict`; write: def predict(self, features)")
 
-    def decide(
-        self,
-        probability: np.ndarray,  # (n,)
-    ) -> np.ndarray:  # (n,) bool
+    def decide(self, probability: np.ndarray) -> np.ndarray:  # (n,) bool
         "Whether to act on each row; default: if the probability is at or above the threshold"
         return probability >= self.threshold
 
 # %% ../../nbs/models/06_hooks.ipynb #a7396e11
 class FunctionFeatures(Model):
-    "A predictor together with the function that computes its features"
+    "A predictor together with the function that computes its features from request columns"
 
     decimals = None
 
-    def __init__(
-        self,
-        predictor,  # has predict(features) -> (n,) float64
-        request_features: Callable,  # request columns -> columns
-    ):
-        self.predictor, self.request_features, self.predict = predictor, request_features, predictor.predict
+    def __init__(self, predictor: Any, request_features: Callable[[Columns], Columns]):  # predictor.predict as in `Model`
+        self.predictor, self.request_features = predictor, request_features
+        self.predict = predictor.predict  # type: ignore[method-assign]  # one call less for each request
 
-    def features(self, request: dict[str, np.ndarray], point_in_time: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def features(self, request: Columns, point_in_time: Columns) -> Columns:
         "Features of the request, then the point-in-time features"
         return self.request_features(request) | point_in_time

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Annotated
+from typing import Annotated, Any
 from urllib.parse import quote
 
 import msgspec
@@ -54,9 +54,10 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     files: dict[str, str]  # path inside the bundle -> SHA-256
 
     @property
-    def functions(self) -> tuple[CodeReference | None, ...]:
-        "The project's code that the bundle needs: both feature functions, and the class of a hooks.Model"
-        return self.request_features, self.context_features, self.code and CodeReference(self.predictor, self.code)
+    def functions(self) -> list[CodeReference]:
+        "The project's code that the bundle needs: feature functions, and the class of a hooks.Model"
+        model = CodeReference(self.predictor, self.code) if self.code else None
+        return [r for r in (self.request_features, self.context_features, model) if r]
 
 # %% ../../nbs/models/09_manifest.ipynb #bf53abb8
 _MAX_JSON_BYTES = 64 << 20  # of bundle.json and of samples.json
@@ -72,10 +73,8 @@ def _unique_names(pairs: list[tuple]) -> dict:
     return values
 
 
-def read_json(
-    file: Path,
-) -> tuple[bytes, object]:  # the bytes, and the value that they encode
-    "Read a JSON file; raises `ValueError` or `OSError` if it is too large or not strict JSON"
+def read_json(file: Path) -> tuple[bytes, Any]:
+    "The bytes of a JSON file and their value; raises `ValueError` or `OSError` if it is too large or not strict JSON"
     if (size := file.stat().st_size) > _MAX_JSON_BYTES:
         raise ValueError(f"it has {size >> 20} MB, the limit is {_MAX_JSON_BYTES >> 20} MB")
     data = file.read_bytes()
@@ -88,11 +87,8 @@ def read_json(
         raise ValueError("it is nested too deeply") from None
 
 # %% ../../nbs/models/09_manifest.ipynb #f4404bc2
-def check_fields(
-    request: Sequence[Field],
-    entity: Sequence[str],  # names of fields
-) -> None:
-    "Raise a `BundleError` for a repeated field, a field of unknown type, or an entity that is not a field"
+def check_fields(request: Sequence[Field], entity: Sequence[str]) -> None:
+    "Raise a `BundleError` for a repeated field, a field of unknown type, or a name in `entity` that is not a field"
     names = [f.name for f in request]
     if not names:
         raise BundleError("the request has no field; a model needs at least one")
@@ -100,20 +96,12 @@ def check_fields(
         if f.type not in FIELD_TYPES:
             raise BundleError(f"field {f.name!r} has type {f.type!r}; write one of {', '.join(FIELD_TYPES)}")
         if f.name == DECISION_TIME.name or names.count(f.name) > 1:
-            raise BundleError(
-                f"field {f.name!r} is repeated in the request; decision_time is always present and optional"
-            )
+            problem = f"field {f.name!r} is repeated in the request"
+            raise BundleError(f"{problem}; decision_time is always present and optional")
     for name in entity:
         if name not in names:
-            raise BundleError(
-                f"entity {name!r} is not a field of the request{did_you_mean(name, names)}; fields are {', '.join(names)}"
-            )
-
-
-def _check_output(output: Sequence[Field]) -> None:
-    schema = lambda fields: ", ".join(f"{f.name} ({f.type})" for f in fields)
-    if schema(output) != schema(OUTPUT):
-        raise BundleError(f"the output is {schema(output)}; this mlnb serves {schema(OUTPUT)}")
+            problem = f"entity {name!r} is not a field of the request{did_you_mean(name, names)}"
+            raise BundleError(f"{problem}; fields are {', '.join(names)}")
 
 
 def _parse_manifest(value: object, file: Path) -> Manifest:
@@ -121,20 +109,21 @@ def _parse_manifest(value: object, file: Path) -> Manifest:
     if not isinstance(value, dict):
         raise ValueError("it is not a JSON object")
     if (number := value.get("format")) != FORMAT:
-        raise BundleError(
-            f"{file} has format {number!r:.50}, this mlnb reads format {FORMAT}; make the bundle again with: mlnb run"
-        )
+        problem = f"{file} has format {number!r:.50}, this mlnb reads format {FORMAT}"
+        raise BundleError(f"{problem}; make the bundle again with: mlnb run")
     manifest = msgspec.convert(value, type=Manifest)
     check_fields(manifest.request, manifest.entity)
-    _check_output(manifest.output)
+    output, served = (", ".join(f"{f.name} ({f.type})" for f in fields) for fields in (manifest.output, OUTPUT))
+    if output != served:
+        raise BundleError(f"the output is {output}; this mlnb serves {served}")
     return manifest
 
 
-def read_manifest(
-    file: Path,  # bundle.json
-    signers: Path | None = None,  # a file of allowed signers; None: no signature is needed
-) -> Manifest:
-    "Read and validate a manifest; raises a `BundleError` that says what is wrong with it"
+def read_manifest(file: Path, signers: Path | None = None) -> Manifest:
+    """Read and validate a `bundle.json`; raises a `BundleError` that says what is wrong with it.
+
+    With `signers`, a file of allowed signers, it must be signed by one of them.
+    """
     if not file.is_file():
         raise BundleError(f"no model bundle in {file.parent}: it has no bundle.json; make one with: mlnb run")
     try:
@@ -148,10 +137,8 @@ def read_manifest(
         raise BundleError(f"{file} is damaged: {e}; make the bundle again with: mlnb run") from None
 
 
-def bundle_version(
-    folder: str | Path,
-) -> str | None:  # None if there is no readable bundle
-    "The version of the bundle in `folder`"
+def bundle_version(folder: str | Path) -> str | None:
+    "The version of the bundle in `folder`, None if there is no readable bundle"
     try:
         return read_manifest(Path(folder) / "bundle.json").version
     except BundleError:
@@ -161,9 +148,7 @@ def bundle_version(
 _HOW_TO_FIX = "copy it again, or make it again with: mlnb run"
 
 
-def file_digest(
-    file: Path,
-) -> str:
+def file_digest(file: Path) -> str:
     "The SHA-256 of a file"
     with file.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
@@ -190,36 +175,31 @@ def _files_in(folder: Path) -> set[str]:
     return {n for n in names if "/" in n or not n.startswith(".")} - {"bundle.json", "bundle.json.sig"}
 
 
-def verify(
-    folder: str | Path,
-    trust: Trust | None = None,  # whose signature is needed; default: the rules of the project around the working folder
-) -> Manifest:
-    "The manifest of a bundle whose files are all as written, and signed if need be; runs no code of the model"
+def verify(folder: str | Path, trust: Trust | None = None) -> Manifest:
+    """The manifest of a bundle whose files are all as written, and signed if need be; runs no code of the model.
+
+    `trust` says whose signature is needed, by default the project around the working folder.
+    """
     folder = Path(folder)
     manifest = read_manifest(folder / "bundle.json", (trust or Trust.of_working_folder()).signers)
     try:
         for name, digest in manifest.files.items():
             _check_file(folder, name, digest)
         if unlisted := sorted(_files_in(folder) - set(manifest.files)):
-            raise BundleError(
-                f"bundle {folder} is corrupt: {unlisted[0]} is not listed in its bundle.json; remove it, or {_HOW_TO_FIX}"
-            )
+            problem = f"bundle {folder} is corrupt: {unlisted[0]} is not listed in its bundle.json"
+            raise BundleError(f"{problem}; remove it, or {_HOW_TO_FIX}")
     except (OSError, RuntimeError) as e:  # such as a name that is too long, a loop of links, no permission
         raise BundleError(f"bundle {folder} cannot be read: {e}") from None
     return manifest
 
 # %% ../../nbs/models/09_manifest.ipynb #0d117f46
-def segment_folder(
-    segment: str,  # such as origin=JFK
-) -> str:
-    "The name of the folder of a segment below `segments/`"
+def segment_folder(segment: str) -> str:
+    "The name of the folder of a segment, such as origin=JFK, below `segments/`"
     return quote(segment, safe="= ")
 
 # %% ../../nbs/models/09_manifest.ipynb #91735fb9
-def code_reference(
-    name: str,  # package.module.name
-) -> CodeReference:
-    "`name` with the fingerprint of its code as it is now"
+def code_reference(name: str) -> CodeReference:
+    "`name`, which is package.module.name, with the fingerprint of its code as it is now"
     from mlnb.notebooks import fingerprint
 
     return CodeReference(name, fingerprint.fingerprint_of(name))
@@ -234,14 +214,11 @@ def _fingerprint_before_renames(name: str) -> str:
     return fingerprint_of(name, rewrite=lambda code: rename_code(code, table))
 
 
-def check_unchanged(
-    trained: CodeReference,  # as the manifest has it
-    folder: Path,  # of the bundle, for messages
-) -> bool:
-    """Whether the code named by `trained` is the code of the training; raises a `BundleError` if it is not.
+def check_unchanged(trained: CodeReference, folder: Path) -> bool:
+    """Whether the code of a manifest is the code of its training; raises a `BundleError` if it is not.
 
-    False if it is that code after `mlnb upgrade`: equal but for imports from mlnb, uses of the imported names, and keyword arguments and
-    members of mlnb's own classes. Nothing else may differ.
+    False if it is that code after `mlnb upgrade`: equal but for imports from mlnb, uses of the imported names, and
+    keyword arguments and members of mlnb's own classes. Nothing else may differ.
     """
     current = code_reference(trained.name).fingerprint
     if current == trained.fingerprint:

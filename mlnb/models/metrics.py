@@ -10,6 +10,7 @@ __all__ = ['BINS', 'Cost', 'check_labels', 'validate_scoring_inputs', 'quantile_
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..project.errors import ModelError
 from ..project.renames import renamed_keywords, renamed_members
@@ -34,58 +35,36 @@ class Cost:
         "The probability from which a positive decision is cheaper than a negative one"
         return self.positive / self.false_negative
 
-    def decide(
-        self,
-        p: np.ndarray,  # (n,) probabilities
-    ) -> np.ndarray:  # (n,) bool
-        "The decision of each row"
+    def decide(self, p: np.ndarray) -> np.ndarray:
+        "The decision of each row, bool, from its probability"
         return np.asarray(p) >= self.threshold
 
-    def per_1000(
-        self,
-        y: np.ndarray,  # (n,) 0 or 1
-        decisions: np.ndarray,  # (n,) bool
-    ) -> float:
-        "Cost of these decisions for each 1000 rows"
+    def per_1000(self, y: np.ndarray, decisions: np.ndarray) -> float:
+        "Cost for each 1000 rows of these decisions (bool), whose labels are `y` (0 or 1)"
         return float(1000 * self.per_row(np.asarray(y, float), decisions).sum() / len(y))
 
-    def per_row(
-        self,
-        y: np.ndarray,  # (n,) 0 to 1: the label, or the probability that it is 1
-        decisions: np.ndarray,  # (n,) bool
-    ) -> np.ndarray:  # (n,)
-        "Cost of each decision"
+    def per_row(self, y: np.ndarray, decisions: np.ndarray) -> np.ndarray:
+        "Cost of each decision (bool); `y` is the label of each row, or the probability that it is 1"
         return np.where(decisions, self.positive, y * self.false_negative)
 
-    def best_trivial(
-        self,
-        y: np.ndarray,  # (n,) 0 or 1
-    ) -> float:
+    def best_trivial(self, y: np.ndarray) -> float:
         "Cost for each 1000 rows of the better of two policies without a model: always or never decide positively"
-        return float(min(1000 * self.positive, 1000 * self.false_negative * np.mean(y)))
+        return min(1000 * self.positive, 1000 * self.false_negative * float(np.mean(y)))
 
 # %% ../../nbs/models/00_metrics.ipynb #8a088950
-def check_labels(
-    y: np.ndarray,  # (n,)
-    name: str = "labels",  # for messages
-) -> None:
-    "Raise a `ModelError` unless every label is 0 or 1"
+def check_labels(y: np.ndarray, name: str = "labels") -> None:
+    "Raise a `ModelError`, which speaks of `name`, unless every label is 0 or 1"
     if bad := int(np.sum(~np.isin(y, (0, 1)))):
-        raise ModelError(
-            f"{bad} of {len(y)} {name} are neither 0 nor 1 (missing ones among them); drop rows without a label"
-        )
+        problem = f"{bad} of {len(y)} {name} are neither 0 nor 1 (missing ones among them)"
+        raise ModelError(f"{problem}; drop rows without a label")
 
 
-def validate_scoring_inputs(
-    y,  # (n,) labels: 0 or 1, or bool
-    p,  # (n,) probabilities
-) -> tuple[np.ndarray, np.ndarray]:  # labels as int64, probabilities as float64
-    "`y` and `p` as arrays that can be scored; raises a `ModelError` that says what is wrong"
+def validate_scoring_inputs(y: ArrayLike, p: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    "Labels as int64 and probabilities as float64, (n,) each; raises a `ModelError` if they cannot be scored"
     y, p = np.asarray(y), np.asarray(p, dtype=np.float64)
     if y.ndim != 1 or y.shape != p.shape:
-        raise ModelError(
-            f"labels have shape {y.shape} and probabilities {p.shape}; both must be one-dimensional and of equal length"
-        )
+        shapes = f"labels have shape {y.shape} and probabilities {p.shape}"
+        raise ModelError(f"{shapes}; both must be one-dimensional and of equal length")
     if not len(y):
         raise ModelError("there are no rows to score")
     check_labels(y)
@@ -97,24 +76,20 @@ def validate_scoring_inputs(
 BINS = 15  # of a reliability diagram
 
 
-def quantile_bin(
-    p: np.ndarray,  # (n,) probabilities
-    bins: int = BINS,  # at most
-) -> np.ndarray:  # (n,) int, from 0 on
-    "The quantile bin of each probability: right-closed, equal edges merged; a few distinct probabilities have a bin each"
+def quantile_bin(p: np.ndarray, bins: int = BINS) -> np.ndarray:  # (n,) int, from 0 on
+    """The quantile bin of each probability, of at most `bins`.
+
+    Bins are right-closed, and equal edges are merged; a few distinct probabilities have a bin each.
+    """
     distinct, position = np.unique(p, return_inverse=True)
     if len(distinct) <= bins:
         return position
     edges = np.unique(np.quantile(p, np.linspace(0, 1, bins + 1)))
-    return np.searchsorted(edges[1:-1], p, side="left")
+    return edges[1:-1].searchsorted(np.asarray(p))
 
 # %% ../../nbs/models/00_metrics.ipynb #e3cb9fca
-def reliability_curve(
-    y,  # (n,) 0 or 1
-    p,  # (n,) probabilities
-    bins: int = BINS,  # quantile bins at most
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # mean probability, observed rate, rows; each (bins,)
-    "The points of a reliability diagram, in the order of the bins"
+def reliability_curve(y: ArrayLike, p: ArrayLike, bins: int = BINS) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    "The points of a reliability diagram, in the order of the bins: mean probability, observed rate and rows of each"
     y, p = validate_scoring_inputs(y, p)
     bin_of_row = quantile_bin(p, bins)
     rows = np.bincount(bin_of_row)
@@ -123,42 +98,32 @@ def reliability_curve(
     return predicted, observed, rows[filled]
 
 # %% ../../nbs/models/00_metrics.ipynb #cdf65803
-def calibration_error(
-    y,  # (n,) 0 or 1
-    p,  # (n,) probabilities
-    bins: int = BINS,  # quantile bins at most
-) -> float:
+def calibration_error(y: ArrayLike, p: ArrayLike, bins: int = BINS) -> float:
     "Expected calibration error: the mean gap between probability and observed rate, weighted by rows; 0 is perfect"
     predicted, observed, rows = reliability_curve(y, p, bins)
     return float(np.sum(rows * np.abs(predicted - observed)) / rows.sum())
 
 # %% ../../nbs/models/00_metrics.ipynb #97a570b8
-def log_loss_per_row(
-    y: np.ndarray,  # (n,) 0 to 1: the label, or the probability that it is 1
-    p: np.ndarray,  # (n,) probabilities
-) -> np.ndarray:  # (n,)
-    "Negative log-likelihood of each row in nats, probabilities clipped to 1e-15 from 0 and 1"
+def log_loss_per_row(y: np.ndarray, p: np.ndarray) -> np.ndarray:
+    """Negative log-likelihood of each row in nats, probabilities `p` clipped to 1e-15 from 0 and 1.
+
+    `y` is the label of each row, or the probability that it is 1.
+    """
     p = np.clip(p, 1e-15, 1 - 1e-15)
     return -(y * np.log(p) + (1 - y) * np.log1p(-p))
 
 
-def log_loss(
-    y,  # (n,) 0 or 1
-    p,  # (n,) probabilities
-) -> float:
+def log_loss(y: ArrayLike, p: ArrayLike) -> float:
     "Mean negative log-likelihood in nats, probabilities clipped to 1e-15 from 0 and 1; lower is better"
     y, p = validate_scoring_inputs(y, p)
     return float(log_loss_per_row(y, p).mean())
 
 # %% ../../nbs/models/00_metrics.ipynb #b85534d6
-def auc(
-    y: np.ndarray,  # (n,) 0 to 1: the label, or the probability that it is 1
-    p: np.ndarray,  # (n,) scores
-) -> float:
-    """Area under the ROC curve where row i is positive with weight `y[i]` and negative with `1 - y[i]`; NaN for one class.
+def auc(y: np.ndarray, p: np.ndarray) -> float:
+    """Area under the ROC curve of scores `p`, where row i is positive with weight `y[i]` and negative with `1 - y[i]`.
 
-    The share of pairs of a positive and a negative in which the positive has the higher score, ties counting half.
-    With labels it is the AUC; with probabilities the ratio of expectations by which CBPE estimates it.
+    The share of pairs of a positive and a negative in which the positive has the higher score, ties counting half; NaN
+    for one class. With labels it is the AUC; with probabilities the ratio of expectations by which CBPE estimates it.
     """
     if (p[1:] < p[:-1]).any():
         order = np.argsort(p)
@@ -172,10 +137,7 @@ def auc(
     return float((positives * (np.cumsum(negatives) - negatives / 2)).sum() / pairs)
 
 
-def ranking_scores(
-    y,  # (n,) 0 or 1
-    p,  # (n,) probabilities
-) -> tuple[float, float]:  # AUC, average precision
+def ranking_scores(y: ArrayLike, p: ArrayLike) -> tuple[float, float]:
     "Area under the ROC curve and under the precision-recall curve; NaN if only one class is present"
     y, p = validate_scoring_inputs(y, p)
     if y.min() == y.max():
@@ -185,33 +147,19 @@ def ranking_scores(
     return auc(y, p), float(average_precision_score(y, p))
 
 # %% ../../nbs/models/00_metrics.ipynb #88ce9090
-def scores(
-    y,  # (n,) 0 or 1
-    p,  # (n,) probabilities
-    cost: Cost = Cost(),  # of a positive decision and of a missed event
-) -> dict[str, float]:  # rows, base_rate, auc, pr_auc, log_loss, ece, cost_per_1000, best_trivial
+def scores(y: ArrayLike, p: ArrayLike, cost: Cost = Cost()) -> dict[str, float]:
     "Every score of a model on a set of rows; raises `ModelError` for rows that cannot be scored"
     y, p = validate_scoring_inputs(y, p)
     roc_auc, pr_auc = ranking_scores(y, p)
     return {
-        "rows": len(y),
-        "base_rate": float(y.mean()),
-        "auc": roc_auc,
-        "pr_auc": pr_auc,
-        "log_loss": log_loss(y, p),
-        "ece": calibration_error(y, p),
-        "cost_per_1000": cost.per_1000(y, cost.decide(p)),
+        "rows": len(y), "base_rate": float(y.mean()), "auc": roc_auc, "pr_auc": pr_auc, "log_loss": log_loss(y, p),
+        "ece": calibration_error(y, p), "cost_per_1000": cost.per_1000(y, cost.decide(p)),
         "best_trivial": cost.best_trivial(y),
-    }
+    }  # fmt: skip
 
 # %% ../../nbs/models/00_metrics.ipynb #c7629913
-def scores_by_group(
-    group,  # (n,) month, airport, carrier, ...
-    y,  # (n,) 0 or 1
-    p,  # (n,) probabilities
-    cost: Cost = Cost(),  # of a positive decision and of a missed event
-) -> dict[str, dict[str, float]]:  # scores by the text of each group, in the order of the groups
-    "The `scores` of each group of rows"
+def scores_by_group(group: ArrayLike, y: ArrayLike, p: ArrayLike, cost: Cost = Cost()) -> dict[str, dict[str, float]]:
+    "The `scores` of each group of rows (month, airport, ...), by its text, in the order of the groups"
     group = np.asarray(group)
     y, p = validate_scoring_inputs(y, p)
     if group.shape != y.shape:
@@ -220,12 +168,9 @@ def scores_by_group(
 
 # %% ../../nbs/models/00_metrics.ipynb #e3ee9c8e
 def cost_curve(
-    y,  # (n,) 0 or 1
-    p,  # (n,) probabilities
-    cost: Cost = Cost(),  # of a positive decision and of a missed event
-    thresholds=None,  # (k,) default: 0, 0.01, ..., 1
-) -> tuple[np.ndarray, np.ndarray]:  # thresholds (k,), cost for each 1000 rows (k,)
-    "What decisions at each threshold would have cost"
+    y: ArrayLike, p: ArrayLike, cost: Cost = Cost(), thresholds: ArrayLike | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    "Thresholds, by default 0, 0.01, ..., 1, and what decisions at each would have cost for each 1000 rows"
     y, p = validate_scoring_inputs(y, p)
     thresholds = np.linspace(0, 1, 101) if thresholds is None else np.asarray(thresholds, float)
     order = np.argsort(p)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TRACKING_FORMS', 'SERVER_TIMEOUT_SECONDS', 'ARTIFACT_FOLDER', 'MLFLOW_BATCH_SIZES', 'MAX_TAG_LENGTH',
-           'MAX_EXPERIMENT_LENGTH', 'check_server', 'Run', 'Tracking', 'log_pipeline_run']
+           'MAX_EXPERIMENT_LENGTH', 'check_server', 'Store', 'Run', 'RunStore', 'Tracking', 'log_pipeline_run']
 
 # %% ../../nbs/models/04_registry.ipynb #21e058ac
 import errno
@@ -15,14 +15,20 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ..pipelines.task_metrics import MLFLOW_MAX_PARAMETER_CHARS, mlflow_name, mlflow_names
 from ..project.errors import TrackingError
 from ..project.permissions import make_folder, make_private_file, make_private_folder
 from ..project.renames import renamed_keywords, renamed_members
 from ..project.secrets import redact
+from ..records import sqlite_file
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 # %% ../../nbs/models/04_registry.ipynb #23d8425d
 TRACKING_FORMS = 'or write tracking = "sqlite:///.mlnb/mlflow.db" or tracking = "http://host:5000"'
@@ -34,10 +40,8 @@ def _error(url: str, problem: str) -> TrackingError:
     return TrackingError(f"setting 'tracking' has value {url!r}, which {problem} {TRACKING_FORMS}")
 
 
-def check_server(
-    url: str,  # http or https
-) -> None:
-    "Raise a `TrackingError` within seconds if no server answers at `url`"
+def check_server(url: str) -> None:
+    "Raise a `TrackingError` within seconds if no server answers at `url`, which begins with http:// or https://"
     import httpx
 
     try:
@@ -46,6 +50,10 @@ def check_server(
         raise _error(url, f"does not answer ({e or type(e).__name__}); start it with mlflow server,") from None
 
 # %% ../../nbs/models/04_registry.ipynb #224c53be
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def _configure_mlflow() -> None:
     "Short retries, no URLs on standard output, no log lines about migrations"
     defaults = {
@@ -67,25 +75,20 @@ def _limit_database_retries() -> None:
     logging.getLogger(utils.__name__).setLevel(logging.ERROR)
 
 
-def _database(url: str) -> Path | None:
-    "The file of an SQLite URL"
-    return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite:///") else None
-
-
-def _connect(url: str):
+def _connect(url: str) -> "MlflowClient":
     "An MLflow client of the store at `url`"
-    if url.startswith(("http://", "https://")):
+    is_server = url.startswith(("http://", "https://"))
+    if is_server:
         check_server(url)
-    file = _database(url)
     try:
-        if file:
+        if file := sqlite_file(url):
             make_private_file(file)
             make_private_folder(file.parent / ARTIFACT_FOLDER)
         _configure_mlflow()
         from mlflow import MlflowClient
 
         logging.getLogger("mlflow").setLevel(logging.WARNING)
-        if not url.startswith(("http://", "https://")):
+        if not is_server:
             _limit_database_retries()
         client = MlflowClient(tracking_uri=url, registry_uri=url)
         client.search_experiments(max_results=1)
@@ -94,25 +97,33 @@ def _connect(url: str):
         cause = _first_line(e).partition(". See ")[0]
         raise _error(url, f"cannot be opened ({cause}); fix it,") from None
 
+# %% ../../nbs/models/04_registry.ipynb #6401f487
+class Store:
+    "The MLflow store at a URL"
+
+    def __init__(self, url: str):  # "sqlite:///file" or "http://host:5000"
+        self.url = url
+
+    @cached_property
+    def client(self) -> "MlflowClient":
+        "MLflow's client; raises `TrackingError` within seconds if the store cannot be reached"
+        return _connect(self.url)
+
+    @contextmanager
+    def connected(self, ignored: tuple[str, ...] = ()) -> Iterator["MlflowClient"]:
+        "MLflow's client, whose errors become a `TrackingError`; one with an ignored error code ends the block"
+        client = self.client
+        from mlflow.exceptions import MlflowException
+
+        try:
+            yield client
+        except MlflowException as e:
+            if e.error_code not in ignored:
+                problem = f"the MLflow store at {self.url!r} refuses or does not answer: {_first_line(e)}"
+                raise TrackingError(problem) from None
+
 # %% ../../nbs/models/04_registry.ipynb #f3c7f32d
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-@contextmanager
-def _mlflow_errors(url: str, allowed: tuple[str, ...] = ()) -> Iterator[None]:
-    "Turn MLflow's errors into `TrackingError`, except those with an allowed error code"
-    from mlflow.exceptions import MlflowException
-
-    try:
-        yield
-    except MlflowException as e:
-        if e.error_code in allowed:
-            raise
-        raise TrackingError(f"the MLflow store at {url!r} refuses or does not answer: {_first_line(e)}") from None
-
-
-def _number(name: str, value: object) -> float | None:
+def _number(name: str, value: Any) -> float | None:
     "The value of a metric; None, with a warning, if it is not a number"
     try:
         return None if value is None else float(value)
@@ -121,20 +132,22 @@ def _number(name: str, value: object) -> float | None:
         return None
 
 
+def _texts(values: dict, length: int) -> list[tuple[str, str]]:
+    "Names that are valid for MLflow, and values as text without secrets, of at most `length` characters"
+    names = mlflow_names(values)
+    return [(names[name], redact(str(value))[:length]) for name, value in values.items()]
+
+
 MLFLOW_BATCH_SIZES = {"metrics": 1000, "params": 100, "tags": 100}  # limits of one call
 MAX_TAG_LENGTH, MAX_EXPERIMENT_LENGTH = 8000, 500  # characters, limits of MLflow
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
 class Run:
     "A run that is being logged"
-
-    def __init__(
-        self,
-        tracking: "Tracking",
-        run_id: str,  # MLflow's
-    ):
-        self.tracking, self.id = tracking, run_id
+    tracking: "RunStore"
+    id: str  # MLflow's
 
     def _send(self, kind: str, entities: list) -> None:
         "Log metrics, params or tags, without those that MLflow rejects"
@@ -143,27 +156,23 @@ class Run:
         size = MLFLOW_BATCH_SIZES[kind]
         for part in (entities[i : i + size] for i in range(0, len(entities), size)):
             try:
-                with _mlflow_errors(self.tracking.url, ("INVALID_PARAMETER_VALUE",)):
-                    self.tracking.client.log_batch(self.id, **{kind: part})
+                self.tracking.client.log_batch(self.id, **{kind: part})
             except MlflowException as e:
+                if e.error_code != "INVALID_PARAMETER_VALUE":
+                    raise
                 if len(part) > 1:
                     self._send(kind, part[: len(part) // 2])
                     self._send(kind, part[len(part) // 2 :])
                 else:
-                    _log.warning(
-                        "MLflow refuses %r of the %s of run %s: %s", part[0].key, kind, self.id, redact(_first_line(e))
-                    )
+                    problem = redact(_first_line(e))
+                    _log.warning("MLflow refuses %r of the %s of run %s: %s", part[0].key, kind, self.id, problem)
 
-    def parameters(
-        self,
-        values: dict,  # name -> value, stored as text of at most 6,000 characters
-    ) -> None:
-        "Log parameters"
-        from mlflow.entities import Param
+    def parameters(self, values: dict) -> None:
+        "Log parameters, as text of at most 6,000 characters"
+        with self.tracking.connected():
+            from mlflow.entities import Param
 
-        names = mlflow_names(values)
-        texts = {names[name]: redact(str(value))[:MLFLOW_MAX_PARAMETER_CHARS] for name, value in values.items()}
-        self._send("params", [Param(name, text) for name, text in texts.items()])
+            self._send("params", [Param(name, text) for name, text in _texts(values, MLFLOW_MAX_PARAMETER_CHARS)])
 
     @renamed_keywords
     def metrics(
@@ -173,77 +182,49 @@ class Run:
         timestamp_ms: int | None = None,  # since 1970; default: now
     ) -> None:
         "Log scores, or one point of each curve; None is left out, and names are made valid for MLflow"
-        from mlflow.entities import Metric
+        names, now = mlflow_names(values), int(time.time() * 1000)
+        numbers = {names[name]: _number(name, value) for name, value in values.items()}
+        with self.tracking.connected():
+            from mlflow.entities import Metric
 
-        names = mlflow_names(values)
-        if timestamp_ms is None:
-            timestamp_ms = int(time.time() * 1000)
-        numbers = {name: _number(name, value) for name, value in values.items()}
-        valid = {names[name]: value for name, value in numbers.items() if value is not None}
-        self._send("metrics", [Metric(name, value, timestamp_ms, step) for name, value in valid.items()])
+            time_ms = now if timestamp_ms is None else timestamp_ms
+            self._send("metrics", [Metric(name, v, time_ms, step) for name, v in numbers.items() if v is not None])
 
-    def tags(
-        self,
-        values: dict[str, str],
-    ) -> None:
+    def tags(self, values: dict[str, str]) -> None:
         "Log tags, by which runs can be searched"
-        from mlflow.entities import RunTag
+        with self.tracking.connected():
+            from mlflow.entities import RunTag
 
-        names = mlflow_names(values)
-        self._send("tags", [RunTag(names[name], redact(str(value))[:MAX_TAG_LENGTH]) for name, value in values.items()])
+            self._send("tags", [RunTag(name, text) for name, text in _texts(values, MAX_TAG_LENGTH)])
 
-    def files(
-        self,
-        path: str | Path,  # a file, or a folder with its contents
-        folder: str | None = None,  # in the artifacts of the run
-    ) -> None:
-        "Copy a file or folder to the artifacts of the run"
+    def files(self, path: str | Path, folder: str | None = None) -> None:
+        "Copy a file, or a folder with its contents, to the artifacts of the run, below `folder`"
         path = Path(path)
         if not path.exists():
             raise TrackingError(f"{path} does not exist, so it cannot be copied to run {self.id}")
-        log = self.tracking.client.log_artifacts if path.is_dir() else self.tracking.client.log_artifact
-        with _mlflow_errors(self.tracking.url):
+        with self.tracking.connected() as client:
+            log = client.log_artifacts if path.is_dir() else client.log_artifact
             log(self.id, str(path), folder)
 
 # %% ../../nbs/models/04_registry.ipynb #c294954a
-class Tracking:
-    "The MLflow store at a URL: runs, and versions of models"
-    __getattr__ = renamed_members
-
-    def __init__(
-        self,
-        url: str,  # "sqlite:///file" or "http://host:5000"
-    ):
-        self.url = url
-
-    @cached_property
-    def client(self):
-        "MLflow's client; raises `TrackingError` within seconds if the store cannot be reached"
-        return _connect(self.url)
-
-    @property
-    def file(self) -> Path | None:
-        "The database's file, None for a server"
-        return _database(self.url)
+class RunStore(Store):
+    "The runs of a store, in experiments"
 
     def _experiment(self, name: str) -> str:
         "The id of an experiment, which is created if needed"
-        name = name.strip()[:MAX_EXPERIMENT_LENGTH] or "mlnb"
+        name, client, location = name.strip()[:MAX_EXPERIMENT_LENGTH] or "mlnb", self.client, None
         from mlflow.exceptions import MlflowException
 
-        file = _database(self.url)
-        location = None
-        if file:
+        if file := sqlite_file(self.url):
             location = (file.parent / ARTIFACT_FOLDER / mlflow_name(name).replace("/", "_")).absolute().as_uri()
-        if (experiment := self.client.get_experiment_by_name(name)) is None:
+        if (experiment := client.get_experiment_by_name(name)) is None:
             try:
-                return self.client.create_experiment(name, artifact_location=location)
+                return client.create_experiment(name, artifact_location=location)
             except MlflowException:  # another process was faster
-                experiment = self.client.get_experiment_by_name(name)
+                experiment = client.get_experiment_by_name(name)
         if experiment is None or experiment.lifecycle_stage != "active":
-            raise TrackingError(
-                f"experiment {name!r} cannot be used in the MLflow store at {self.url!r}: it was deleted; restore it there"
-            )
+            problem = f"experiment {name!r} cannot be used in the MLflow store at {self.url!r}"
+            raise TrackingError(f"{problem}: it was deleted; restore it there")
         return experiment.experiment_id
 
     @contextmanager
@@ -255,31 +236,30 @@ class Tracking:
         tags: dict[str, str] | None = None,
     ) -> Iterator[Run]:
         "A `Run` that ends with the block, as failed if the block raises"
-        client = self.client
-        with _mlflow_errors(self.url):
+        with self.connected() as client:
             created = client.create_run(self._experiment(experiment), run_name=name, tags=tags)
         run, status = Run(self, created.info.run_id), "FAILED"
         try:
-            if parameters:
-                run.parameters(parameters)
+            run.parameters(parameters or {})
             yield run
             status = "FINISHED"
         except KeyboardInterrupt:
             status = "KILLED"
             raise
         finally:
-            with _mlflow_errors(self.url):
+            with self.connected() as client:
                 client.set_terminated(run.id, status)
 
-    def resume_run(
-        self,
-        run_id: str,
-    ) -> Run:
+    def resume_run(self, run_id: str) -> Run:
         "A run that ended, to log more"
-        client = self.client
-        with _mlflow_errors(self.url):
+        with self.connected() as client:
             client.get_run(run_id)
         return Run(self, run_id)
+
+# %% ../../nbs/models/04_registry.ipynb #c27467f9
+class Tracking(RunStore):
+    "The MLflow store at a URL: runs, and versions of models"
+    __getattr__ = renamed_members
 
     def register(
         self,
@@ -291,84 +271,52 @@ class Tracking:
         "Copy the bundle to the run and register it as the next version of the model"
         run = Run(self, run) if isinstance(run, str) else run
         run.files(folder, "bundle")
-        with _mlflow_errors(self.url):
-            if not self.client.search_registered_models(f"name = '{name}'"):
-                self.client.create_registered_model(name)
-            source = f"{self.client.get_run(run.id).info.artifact_uri}/bundle"
-            return int(self.client.create_model_version(name, source, run_id=run.id, tags=tags).version)
+        with self.connected() as client:
+            if not client.search_registered_models(f"name = '{name}'"):
+                client.create_registered_model(name)
+            source = f"{client.get_run(run.id).info.artifact_uri}/bundle"
+            return int(client.create_model_version(name, source, run_id=run.id, tags=tags).version)
 
-    def set_alias(
-        self,
-        name: str,  # of the model
-        alias: str,  # champion, challenger, ...
-        version: int,
-    ) -> None:
-        "Point an alias at a version"
-        with _mlflow_errors(self.url):
-            self.client.set_registered_model_alias(name, alias, str(version))
+    def set_alias(self, name: str, alias: str, version: int) -> None:
+        "Point an alias, such as champion, at a version of model `name`"
+        with self.connected() as client:
+            client.set_registered_model_alias(name, alias, str(version))
 
-    def version_of(
-        self,
-        name: str,  # of the model
-        alias: str,
-    ) -> int | None:
-        "The version that an alias points at; None if there is no such model or alias"
-        from mlflow.exceptions import MlflowException
+    def version_of(self, name: str, alias: str) -> int | None:
+        "The version of model `name` that an alias points at; None if there is no such model or alias"
+        with self.connected(ignored=("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")) as client:
+            return int(client.get_model_version_by_alias(name, alias).version)
+        return None
 
-        client = self.client
-        try:
-            with _mlflow_errors(self.url, ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")):
-                return int(client.get_model_version_by_alias(name, alias).version)
-        except MlflowException:
-            return None
+    def aliases(self, name: str) -> dict[str, int]:
+        "The version that each alias of model `name` points at; empty if there is no such model"
+        with self.connected(ignored=("RESOURCE_DOES_NOT_EXIST",)) as client:
+            aliases = client.get_registered_model(name).aliases
+            return {alias: int(version) for alias, version in aliases.items()}
+        return {}
 
-    def aliases(
-        self,
-        name: str,  # of the model
-    ) -> dict[str, int]:
-        "The version that each alias of a model points at; empty if there is no such model"
-        from mlflow.exceptions import MlflowException
-
-        client = self.client
-        try:
-            with _mlflow_errors(self.url, ("RESOURCE_DOES_NOT_EXIST",)):
-                aliases = client.get_registered_model(name).aliases
-        except MlflowException:
-            return {}
-        return {alias: int(version) for alias, version in aliases.items()}
-
-    def run_of(
-        self,
-        name: str,  # of the model
-        version: int,
-    ) -> str:
+    def run_of(self, name: str, version: int) -> str:
         "The id of the run of a version; raises `TrackingError` for a version without a run, which has no bundle"
-        with _mlflow_errors(self.url):
-            run = self.client.get_model_version(name, str(version)).run_id
+        with self.connected() as client:
+            run = client.get_model_version(name, str(version)).run_id
         if not run:
-            raise TrackingError(
-                f"version {version} of model {name!r} was registered without a run, so it has no bundle; register one"
-            )
+            problem = f"version {version} of model {name!r} was registered without a run, so it has no bundle"
+            raise TrackingError(f"{problem}; register one")
         return run
 
-    def download(
-        self,
-        name: str,  # of the model
-        version: int | str,  # or an alias
-        folder: str | Path,  # must not exist yet; created atomically
-    ) -> Path:
-        "Copy the bundle of a version to `folder`; if another process was faster, its copy stays"
+    def download(self, name: str, version: int | str, folder: str | Path) -> Path:
+        """Copy the bundle of a version, or of the one that an alias points at, to `folder` in one step.
+
+        Raises `TrackingError` if `folder` exists; if another process was faster, its copy stays.
+        """
         folder, number = Path(folder), version if isinstance(version, int) else self.version_of(name, version)
         if number is None:
             raise TrackingError(f"model {name!r} has no alias {version!r} in the MLflow store at {self.url!r}")
         if folder.exists():
             raise TrackingError(f"{folder} exists already; remove it, or download to another folder")
-        make_folder(folder.parent)
-        with (
-            _mlflow_errors(self.url),
-            tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as draft,
-        ):
-            copied = Path(self.client.download_artifacts(self.run_of(name, number), "bundle", draft))
+        draft = tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=make_folder(folder.parent))
+        with self.connected() as client, draft as draft_folder:
+            copied = Path(client.download_artifacts(self.run_of(name, number), "bundle", draft_folder))
             try:
                 copied.rename(folder)
             except OSError as e:
@@ -413,14 +361,13 @@ def _find_or_create_run(tracking: Tracking, run: dict, tags: dict) -> tuple[str,
     return client.create_run(experiment, _milliseconds(run["started"]), first, run_name=run["id"]).info.run_id, False
 
 
-def log_pipeline_run(
-    url: str,  # of MLflow
-    run: dict,  # a run of `mlnb.records` that has ended
-    tasks: list[dict],  # its tasks
-) -> str:  # MLflow's run id
-    "Log a pipeline run to the experiment with the name of the pipeline; calling it again changes nothing"
+def log_pipeline_run(url: str, run: dict, tasks: list[dict]) -> str:  # MLflow's run id
+    """Log a run of `mlnb.records` that has ended, and its tasks, to the experiment with the name of its pipeline.
+
+    Logging it again changes nothing.
+    """
     tracking, tags = Tracking(url), _run_tags(run, tasks)
-    with _mlflow_errors(url):
+    with tracking.connected() as client:
         run_id, complete = _find_or_create_run(tracking, run, tags)
         if complete:
             return run_id
@@ -428,10 +375,10 @@ def log_pipeline_run(
         logged.parameters(run["parameters"])
         logged.tags(tags)
         logged.metrics(_run_metrics(tasks), timestamp_ms=ended_at)
-        for path in (Path(t["notebook"]) for t in tasks if t.get("notebook") and _database(url) is None):
+        for path in (Path(t["notebook"]) for t in tasks if t.get("notebook") and sqlite_file(url) is None):
             if path.exists():
                 logged.files(path, "notebooks")
             else:
                 _log.warning("MLflow has no copy of %s: it no longer exists", path)
-        tracking.client.set_terminated(run_id, _STATUS.get(run["status"], "KILLED"), ended_at)
+        client.set_terminated(run_id, _STATUS.get(run["status"], "KILLED"), ended_at)
     return run_id

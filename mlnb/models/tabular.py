@@ -7,22 +7,21 @@ __all__ = ['CLIP_DEVIATIONS', 'ROWS_PER_BLOCK', 'PADDING_ROWS', 'count_rows', 'E
 
 # %% ../../nbs/models/01_tabular.ipynb #dba78513
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from ..data.point_in_time import Columns
 from ..project.errors import ModelError, did_you_mean
 from ..project.files import write_atomic
 
 # %% ../../nbs/models/01_tabular.ipynb #59788e6d
-def count_rows(
-    columns: dict,  # name -> (n,) array
-    names: Sequence[str],  # the columns that are needed
-) -> int:  # n
-    "The number of rows; raises `ModelError` if a column is missing, not one-dimensional or of another length"
+def count_rows(columns: Columns, names: Iterable[str]) -> int:
+    "The number of rows; raises `ModelError` if one of the columns is missing, not one-dimensional or of another length"
     for name in names:
         if name not in columns:
             available = ", ".join(map(str, columns)) or "no columns"
@@ -34,21 +33,21 @@ def count_rows(
     return shape[0]
 
 # %% ../../nbs/models/01_tabular.ipynb #4dd13b3d
-def _as_category(values: Sequence | np.ndarray) -> np.ndarray:
+def _as_category(values: ArrayLike) -> np.ndarray:
     "Values as text or float64, the two kinds of a vocabulary; an object that is not text is missing"
-    values = np.asarray(values)
-    if values.dtype.kind in "iufb":
-        return values.astype(np.float64)
-    if values.dtype.kind == "O":
-        values = [v if isinstance(v, str) else "" for v in values.tolist()]
-    return np.array(values, np.str_)
+    column = np.asarray(values)
+    if column.dtype.kind in "iufb":
+        return column.astype(np.float64)
+    if column.dtype.kind == "O":
+        return np.array([v if isinstance(v, str) else "" for v in column.tolist()], np.str_)
+    return column.astype(np.str_, copy=False)
 
 
-def _vocabulary(values: Sequence | np.ndarray) -> np.ndarray:
+def _vocabulary(values: ArrayLike) -> np.ndarray:
     "The sorted distinct categories, without missing values (NaN, empty text)"
-    values = _as_category(values)
-    present = values != "" if values.dtype.kind == "U" else np.isfinite(values)
-    return np.unique(values[present])
+    column = _as_category(values)
+    present = column != "" if column.dtype.kind == "U" else np.isfinite(column)
+    return np.unique(column[present])
 
 
 def _codes_by_category(vocabulary: np.ndarray) -> dict:
@@ -56,15 +55,13 @@ def _codes_by_category(vocabulary: np.ndarray) -> dict:
     return {value: code for code, value in enumerate(vocabulary.tolist(), 1)}
 
 
-def _codes(vocabulary: np.ndarray, category_codes: dict, values: Sequence | np.ndarray, name: str) -> list[int]:
+def _codes(vocabulary: np.ndarray, category_codes: dict, values: ArrayLike, name: str) -> list[int]:
     "The code of each value, from 1; 0 if it is not in the vocabulary"
-    values = _as_category(values)
-    if values.dtype.kind != vocabulary.dtype.kind and len(vocabulary):
-        kinds = {"U": "text", "f": "numbers"}
-        raise ModelError(
-            f"category '{name}' was {kinds[vocabulary.dtype.kind]} in training and is {kinds[values.dtype.kind]} now"
-        )
-    return [category_codes.get(value, 0) for value in values.tolist()]
+    column = _as_category(values)
+    if column.dtype.kind != vocabulary.dtype.kind and len(vocabulary):
+        then, now = ({"U": "text", "f": "numbers"}[array.dtype.kind] for array in (vocabulary, column))
+        raise ModelError(f"category '{name}' was {then} in training and is {now} now")
+    return [category_codes.get(value, 0) for value in column.tolist()]
 
 # %% ../../nbs/models/01_tabular.ipynb #c464e13a
 CLIP_DEVIATIONS = 5.0  # standard deviations
@@ -78,7 +75,7 @@ def _number(columns: dict, name: str) -> np.ndarray:
     return values.astype(np.float64)
 
 
-def _numbers(columns: dict, names) -> np.ndarray:
+def _numbers(columns: Columns, names: Iterable[str]) -> np.ndarray:
     "Numeric columns as float64, (n, columns)"
     stacked = np.array([columns[name] for name in names])
     if stacked.dtype.kind not in "iufb":
@@ -89,17 +86,16 @@ def _numbers(columns: dict, names) -> np.ndarray:
 def _fit_scale(values: np.ndarray, name: str) -> dict:
     "Median, mean, standard deviation of a training column, and whether values are missing"
     if infinite := int(np.isinf(values).sum()):
-        raise ModelError(
-            f"column '{name}' has {infinite} infinite values in the training rows; make them NaN or drop the rows"
-        )
+        problem = f"column '{name}' has {infinite} infinite values in the training rows"
+        raise ModelError(f"{problem}; make them NaN or drop the rows")
     missing = np.isnan(values)
     if missing.all():
         raise ModelError(f"column '{name}' has no value in {len(values)} training rows; leave it out")
     median = float(np.median(values[~missing]))
     filled = np.where(missing, median, values)
     spread = float(filled.std())
-    scale = {"median": median, "mean": float(filled.mean()), "deviation": spread if spread > 1e-6 else 1.0}
-    return scale | {"missing": bool(missing.any())}
+    deviation = spread if spread > 1e-6 else 1.0
+    return {"median": median, "mean": float(filled.mean()), "deviation": deviation, "missing": bool(missing.any())}
 
 # %% ../../nbs/models/01_tabular.ipynb #40916d8b
 @dataclass(frozen=True)
@@ -109,13 +105,11 @@ class Encoder:
     numbers: dict[str, dict]  # name -> median, mean, deviation, missing
 
     @classmethod
-    def fit(
-        cls,
-        columns: dict,  # training rows only: name -> (n,) array
-        categorical: Sequence[str],  # names of the categories, in order
-        numeric: Sequence[str],  # names of the numbers, in order
-    ) -> "Encoder":
-        "Learn vocabularies and scales; raises `ModelError` if a column is missing, empty or not numeric"
+    def fit(cls, columns: Columns, categorical: Sequence[str], numeric: Sequence[str]) -> "Encoder":
+        """Learn vocabularies and scales from training rows only; the names are in the order of the encoder.
+
+        Raises `ModelError` if a column is missing, empty or not numeric.
+        """
         if not count_rows(columns, [*categorical, *numeric]):
             raise ModelError("there are no training rows")
         numbers = {name: _fit_scale(_number(columns, name), name) for name in numeric}
@@ -153,11 +147,8 @@ class Encoder:
         kinds = {"median": float, "mean": float, "deviation": float, "missing": bool}
         return [np.array([n[kind] for n in self.numbers.values()], dtype) for kind, dtype in kinds.items()]
 
-    def encode(
-        self,
-        columns: dict,  # name -> (n,) array
-    ) -> tuple[np.ndarray, np.ndarray]:  # codes (n, categories) int64, numbers (n, width) float64
-        "The input of the network"
+    def encode(self, columns: Columns) -> tuple[np.ndarray, np.ndarray]:
+        "The input of the network: codes, (n, categories) int64, and numbers, (n, width) float64"
         n = count_rows(columns, self.features)
         codes = np.empty((n, len(self.categories)), np.int64)
         for j, (name, vocabulary, category_codes, unknown) in enumerate(self._categories):
@@ -175,14 +166,10 @@ class Encoder:
         return {"categories": {name: v.tolist() for name, v in self.categories.items()}, "numbers": self.numbers}
 
     @classmethod
-    def from_json(
-        cls,
-        state: dict,  # of `to_json`
-    ) -> "Encoder":
-        "The encoder with this state"
-        return cls(
-            {name: np.array(v) if v else np.array([], str) for name, v in state["categories"].items()}, state["numbers"]
-        )
+    def from_json(cls, state: dict) -> "Encoder":
+        "The encoder whose `to_json` is `state`"
+        vocabularies = {name: np.array(v) if v else np.array([], str) for name, v in state["categories"].items()}
+        return cls(vocabularies, state["numbers"])
 
 # %% ../../nbs/models/01_tabular.ipynb #47240d51
 def _mean(x: np.ndarray) -> np.ndarray:
@@ -215,52 +202,41 @@ def _product(x: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return (np.ascontiguousarray(x) @ matrix)[:n]
 
 # %% ../../nbs/models/01_tabular.ipynb #c2ee07f8
+def _check_shapes(encoder: Encoder, weights: dict[str, np.ndarray], depth: int) -> None:
+    "Raise a `ModelError` unless the weights have the shapes that the encoder requires"
+    width = np.shape(weights.get("layers.0.norm.weight", [0]))[0]
+    size = np.shape(weights.get("embedding.weight", [[0]]))[-1]
+    inputs = [size * len(encoder.categories) + encoder.width, *[width] * max(depth - 1, 0)]
+    expected: dict[str, tuple] = {"embedding.weight": (encoder.codes, size), "out.weight": (1, width), "out.bias": (1,)}
+    for i, n in enumerate(inputs):
+        expected |= {f"layers.{i}.linear.weight": (width, n)}
+        expected |= {f"layers.{i}.{kind}": (width,) for kind in ("linear.bias", "norm.weight", "norm.bias")}
+    actual = {name: value.shape for name, value in weights.items()}
+    wrong = [name for name in {**expected, **actual} if actual.get(name) != expected.get(name)]
+    if wrong:
+        details = [f"{name} {actual.get(name, 'missing')} instead of {expected.get(name, 'none')}" for name in wrong]
+        raise ModelError(f"the weights do not fit the encoder: {'; '.join(details)}")
+
+# %% ../../nbs/models/01_tabular.ipynb #42a883f8
 class TabularPredictor:
     "A trained network and its encoder: probabilities from feature columns, in numpy"
 
     FILES = ("predictor.json", "weights.safetensors")
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        weights: dict[str, np.ndarray],  # float32, with the names of the network in `mlnb.models.training`
-    ):
+    def __init__(self, encoder: Encoder, weights: dict[str, np.ndarray]):
+        "`weights` are float32 and have the names of the network in `mlnb.models.training`"
         self.encoder, self.weights = encoder, weights
-        float64_weights = {name: np.asarray(value, np.float64) for name, value in weights.items()}
-        self._depth = sum(name.endswith(".norm.weight") for name in float64_weights)
-        expected = self._check(float64_weights)
-        cut = expected["embedding.weight"][1] * len(encoder.categories)
-        first = float64_weights["layers.0.linear.weight"].T
-        self._table = self._fold_embedding(float64_weights["embedding.weight"], first[:cut])
-        self._matrices = [np.ascontiguousarray(first[cut:])]
-        self._matrices += [
-            np.ascontiguousarray(float64_weights[f"layers.{i}.linear.weight"].T) for i in range(1, self._depth)
-        ]
-        self._vectors = [
-            [float64_weights[f"layers.{i}.{k}"] for k in ("linear.bias", "norm.weight", "norm.bias")]
-            for i in range(self._depth)
-        ]
-        self._out, self._bias = float64_weights["out.weight"][0], float(float64_weights["out.bias"][0])
-
-    def _check(self, float64_weights: dict) -> dict[str, tuple]:
-        "The shapes that the encoder requires; raises a `ModelError` if the weights have others"
-        width, size = (
-            np.shape(float64_weights.get("layers.0.norm.weight", [0]))[0],
-            np.shape(float64_weights.get("embedding.weight", [[0]]))[-1],
-        )
-        inputs = [size * len(self.encoder.categories) + self.encoder.width, *[width] * max(self._depth - 1, 0)]
-        expected = {"embedding.weight": (self.encoder.codes, size), "out.weight": (1, width), "out.bias": (1,)}
-        for i, n in enumerate(inputs):
-            expected |= {f"layers.{i}.linear.weight": (width, n)}
-            expected |= {f"layers.{i}.{k}": (width,) for k in ("linear.bias", "norm.weight", "norm.bias")}
-        actual = {name: value.shape for name, value in float64_weights.items()}
-        wrong = [name for name in {**expected, **actual} if actual.get(name) != expected.get(name)]
-        if wrong:
-            details = [
-                f"{name} {actual.get(name, 'missing')} instead of {expected.get(name, 'none')}" for name in wrong
-            ]
-            raise ModelError(f"the weights do not fit the encoder: {'; '.join(details)}")
-        return expected
+        w = {name: np.asarray(value, np.float64) for name, value in weights.items()}
+        self._depth = sum(name.endswith(".norm.weight") for name in w)
+        _check_shapes(encoder, w, self._depth)
+        cut = w["embedding.weight"].shape[1] * len(encoder.categories)
+        first = w["layers.0.linear.weight"].T
+        self._table = self._fold_embedding(w["embedding.weight"], first[:cut])
+        later = [w[f"layers.{i}.linear.weight"].T for i in range(1, self._depth)]
+        self._matrices = [np.ascontiguousarray(matrix) for matrix in (first[cut:], *later)]
+        kinds = ("linear.bias", "norm.weight", "norm.bias")
+        self._vectors = [[w[f"layers.{i}.{kind}"] for kind in kinds] for i in range(self._depth)]
+        self._out, self._bias = w["out.weight"][0], float(w["out.bias"][0])
 
     def _fold_embedding(self, embedding: np.ndarray, matrix: np.ndarray) -> np.ndarray:
         "What each category adds to the first layer, (codes, width)"
@@ -282,40 +258,30 @@ class TabularPredictor:
             x *= _sigmoid(x)
         return (x * self._out).sum(axis=1) + self._bias
 
-    def predict(
-        self,
-        features: dict,  # name -> (n,) array; other columns are ignored
-    ) -> np.ndarray:  # (n,) float64
-        "Probability of the event for each row, rounded to nine decimals; the same bits for a row alone and among others"
+    def predict(self, features: Columns) -> np.ndarray:  # (n,) float64
+        """Probability of the event for each row, rounded to nine decimals; other columns are ignored.
+
+        The same bits for a row alone and among others.
+        """
         codes, numbers = self.encoder.encode(features)
         p = np.empty(len(codes))
         for first in range(0, len(codes), ROWS_PER_BLOCK):
             rows = slice(first, first + ROWS_PER_BLOCK)
             p[rows] = _sigmoid(self._logits(codes[rows], numbers[rows]))
-        return np.round(p, 9)
+        return p.round(9)
 
-    def save(
-        self,
-        folder: str | Path,  # created if needed
-    ) -> None:
+    def save(self, folder: str | Path) -> None:
         "Write `predictor.json` and `weights.safetensors`, each atomically"
         from safetensors.numpy import save
 
-        folder = Path(folder)
         state = {"predictor": "mlnb tabular network", "format": 1, "encoder": self.encoder.to_json()}
-        contents = (
-            json.dumps(state, indent=1).encode(),
-            save({k: np.ascontiguousarray(v) for k, v in self.weights.items()}),
-        )
-        for name, content in zip(self.FILES, contents, strict=True):
-            write_atomic(folder / name, content)
+        weights = save({name: np.ascontiguousarray(value) for name, value in self.weights.items()})
+        for name, content in zip(self.FILES, (json.dumps(state, indent=1).encode(), weights), strict=True):
+            write_atomic(Path(folder) / name, content)
 
     @classmethod
-    def load(
-        cls,
-        folder: str | Path,  # written by `save`
-    ) -> "TabularPredictor":
-        "The predictor in `folder`; raises `ModelError` if a file is missing, damaged or does not fit"
+    def load(cls, folder: str | Path) -> "TabularPredictor":
+        "The predictor that `save` wrote; raises `ModelError` if a file is missing, damaged or does not fit"
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
@@ -328,19 +294,17 @@ class TabularPredictor:
         except OSError as e:
             raise ModelError(f"{folder} holds no trained model: {e.strerror} ({e.filename})") from None
         except (ValueError, KeyError, TypeError, AttributeError, SafetensorError) as e:
-            raise ModelError(
-                f"the model in {folder} cannot be read ({type(e).__name__}: {e}); train it again"
-            ) from None
+            problem = f"the model in {folder} cannot be read ({type(e).__name__}: {e})"
+            raise ModelError(f"{problem}; train it again") from None
 
 # %% ../../nbs/models/01_tabular.ipynb #ea5555b1
 def random_predictor(
-    encoder: Encoder,
-    embedding: int = 16,  # numbers of each category
-    width: int = 256,  # units of each layer
-    depth: int = 2,  # layers
-    seed: int = 0,
+    encoder: Encoder, embedding: int = 16, width: int = 256, depth: int = 2, seed: int = 0
 ) -> TabularPredictor:
-    "An untrained predictor, for examples, tests and load tests"
+    """An untrained predictor, for examples, tests and load tests.
+
+    A category has `embedding` numbers; there are `depth` layers of `width` units.
+    """
     rng = np.random.default_rng(seed)
     weights = {"embedding.weight": rng.normal(0, 0.05, (encoder.codes, embedding))}
     inputs = len(encoder.categories) * embedding + encoder.width
@@ -350,4 +314,4 @@ def random_predictor(
         weights[f"layers.{i}.norm.weight"] = np.ones(width)
         inputs = width
     weights |= {"out.weight": rng.normal(0, inputs**-0.5, (1, inputs)), "out.bias": np.zeros(1)}
-    return TabularPredictor(encoder, {name: np.float32(value) for name, value in weights.items()})
+    return TabularPredictor(encoder, {name: value.astype(np.float32) for name, value in weights.items()})

@@ -45,9 +45,7 @@ def _report_problem(settings: Settings, problem: str) -> None:
     write_atomic(settings.path(PROBLEM_FILE), redact(problem), durable=False)
 
 
-def last_problem(
-    settings: Settings,
-) -> str | None:  # None: MLflow has every run, or none was logged yet
+def last_problem(settings: Settings) -> str | None:  # None: MLflow has every run, or none was logged yet
     "Why MLflow lacks a run of the project, as saved by the last process that logged runs"
     try:
         return settings.path(PROBLEM_FILE).read_text(encoding="utf-8").strip() or None
@@ -73,9 +71,7 @@ def _log_each(settings: Settings, records: Records) -> int:
     return len(failed)
 
 
-def log_pending_runs(
-    settings: Settings,
-) -> int | None:  # runs that could not be logged; None: another process is logging them
+def log_pending_runs(settings: Settings) -> int | None:  # runs that could not be logged; None: another process is logging them
     "Log the runs that MLflow does not have yet; raises `TrackingError` if no MLflow answers"
     with exclusive_lock(settings.path(".mlnb/locks/tracker.lock")) as lock:
         if lock is None:
@@ -91,20 +87,15 @@ def log_pending_runs(
 LOG_FILE = "mlflow.log"
 
 
-def start_tracker(
-    settings: Settings,
-    run_id: str,  # a run that has ended
-) -> Path | None:  # the log; None: runs are not tracked
-    "Start a background process that logs the run and earlier pending runs"
+def start_tracker(settings: Settings, run_id: str) -> Path | None:  # the log; None: runs are not tracked
+    "Start a background process that logs the run, which has ended, and earlier pending runs"
     if not settings.track_runs:
         return None
     log = settings.path(".mlnb/runs") / run_id / LOG_FILE
     make_folder(log.parent)
-    environ = (
-        os.environ
-        | {"MLNB_ROOT": str(settings.root)}
-        | ({"MLNB_ENV": settings.env} if settings.env != "default" else {})
-    )
+    environ = os.environ | {"MLNB_ROOT": str(settings.root)}
+    if settings.env != "default":
+        environ["MLNB_ENV"] = settings.env
     with open(log, "ab", opener=opener) as f:
         process = subprocess.Popen(
             [sys.executable, "-u", "-m", "mlnb.models.tracker"],
@@ -115,18 +106,13 @@ def start_tracker(
     return log
 
 # %% ../../nbs/models/05_tracker.ipynb #a261abd8
-def logging_warnings(
-    settings: Settings,
-    run_id: str,
-) -> list[str]:
+def logging_warnings(settings: Settings, run_id: str) -> list[str]:
     "Warnings of the process that logged a run, one a line"
     try:
-        lines = (
-            (settings.path(".mlnb/runs") / run_id / LOG_FILE).read_text(encoding="utf-8", errors="replace").splitlines()
-        )
+        log = (settings.path(".mlnb/runs") / run_id / LOG_FILE).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
-    return [line for line in lines if line.strip() and not line.endswith(LOGGED_SUFFIX)]
+    return [line for line in log.splitlines() if line.strip() and not line.endswith(LOGGED_SUFFIX)]
 
 
 def main() -> int:  # exit code

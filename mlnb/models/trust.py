@@ -17,6 +17,7 @@ from functools import reduce
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import FunctionType, ModuleType
+from typing import Any
 
 from ..data.point_in_time import PointInTimeFeatures
 from ..project.errors import BundleError, SettingError
@@ -31,16 +32,11 @@ class Trust:
     signing_key: Path | None = None  # signs new bundles
 
     @classmethod
-    def of(
-        cls,
-        settings: Settings,
-    ) -> "Trust":
+    def of(cls, settings: Settings) -> "Trust":
         "The rules of a project"
         in_root = lambda value: settings.root / value if value else None  # not `settings.path`: a Bento has its own copies
-        packages = (settings.package, *settings.trusted_packages)
-        return cls(
-            tuple(filter(None, packages)), in_root(settings.bundle_signers), in_root(settings.bundle_signing_key)
-        )
+        packages = filter(None, (settings.package, *settings.trusted_packages))
+        return cls(tuple(packages), in_root(settings.bundle_signers), in_root(settings.bundle_signing_key))
 
     @classmethod
     def of_working_folder(cls) -> "Trust":
@@ -51,11 +47,8 @@ class Trust:
             return cls.of(default_settings())
         return cls.of(load_settings())
 
-    def covers(
-        self,
-        name: str,  # of a module
-    ) -> bool:
-        "Whether a module is a trusted package or inside one"
+    def covers(self, name: str) -> bool:
+        "Whether the module `name` is a trusted package or inside one"
         return any(name == package or name.startswith(f"{package}.") for package in self.packages)
 
 # %% ../../nbs/models/08_trust.ipynb #ee8f1242
@@ -98,27 +91,23 @@ def _import_module(name: str, module: str, folder: Path | None) -> ModuleType:
         raise
     except Exception as e:  # whatever a module may raise
         remedy = "write package.module.name, and install the project's package: pip install -e ."
-        raise BundleError(
-            f"the bundle needs {name!r}, which cannot be imported ({type(e).__name__}: {e}); {remedy}"
-        ) from None
+        problem = f"the bundle needs {name!r}, which cannot be imported ({type(e).__name__}: {e})"
+        raise BundleError(f"{problem}; {remedy}") from None
     return sys.modules[module]
 
 
 def _resolve(name: str, trust: Trust, folder: Path | None) -> object:
     "The object of that name, which may still be anything in a trusted module"
     _check_name(name, trust)
-    module, _, attribute = name.rpartition(".")
-    missing = object()
-    value = getattr(_import_module(name, module, folder), attribute, missing)
-    if value is missing:
-        remedy = "install the project's package as it was at training: pip install -e ."
-        raise BundleError(
-            f"the bundle needs {name!r}, which cannot be imported (module {module} has no {attribute!r}); {remedy}"
-        )
-    return value
+    module_name, _, attribute = name.rpartition(".")
+    module = _import_module(name, module_name, folder)
+    if not hasattr(module, attribute):
+        problem = f"the bundle needs {name!r}, which cannot be imported (module {module_name} has no {attribute!r})"
+        raise BundleError(f"{problem}; install the project's package as it was at training: pip install -e .")
+    return getattr(module, attribute)
 
 # %% ../../nbs/models/08_trust.ipynb #a9efd82e
-def _is_defined(value: object, trust: Trust) -> bool:
+def _is_defined(value: Any, trust: Trust) -> bool:
     "Whether a trusted module defines this function or class under its name"
     module = getattr(value, "__module__", None)
     if not isinstance(module, str) or not trust.covers(module):
@@ -135,12 +124,11 @@ def _check_defined(name: str, value: object, trust: Trust) -> None:
         raise _trust_error(name, f"which is not defined there at the top level of a module, but is {origin}")
 
 # %% ../../nbs/models/08_trust.ipynb #779a062c
-def trusted_function(
-    name: str,  # package.module.function
-    trust: Trust,
-    folder: Path | None = None,  # of the bundle
-) -> FunctionType:
-    "The function of that name; raises `BundleError` for anything else"
+def trusted_function(name: str, trust: Trust, folder: Path | None = None) -> FunctionType:
+    """The function package.module.function; raises `BundleError` for anything else.
+
+    Nothing is imported from `folder`, that of the bundle.
+    """
     value = _resolve(name, trust, folder)
     if not isinstance(value, FunctionType):
         raise _trust_error(name, f"which is not a function written with def, but of type {_type_name(type(value))}")
@@ -148,18 +136,13 @@ def trusted_function(
     return value
 
 
-def trusted_point_in_time(
-    name: str,  # package.module.name
-    trust: Trust,
-    folder: Path | None = None,  # of the bundle
-) -> PointInTimeFeatures:
-    "The point-in-time features of that name; raises `BundleError` for anything else"
+def trusted_point_in_time(name: str, trust: Trust, folder: Path | None = None) -> PointInTimeFeatures:
+    "The `PointInTimeFeatures` package.module.name; raises `BundleError` for anything else"
     value = _resolve(name, trust, folder)
     kind = type(value)
     if not isinstance(value, PointInTimeFeatures) or not (kind is PointInTimeFeatures or _is_defined(kind, trust)):
-        raise _trust_error(
-            name, f"which is not mlnb.data.point_in_time.PointInTimeFeatures, but of type {_type_name(kind)}"
-        )
+        expected = "mlnb.data.point_in_time.PointInTimeFeatures"
+        raise _trust_error(name, f"which is not {expected}, but of type {_type_name(kind)}")
     return value
 
 
@@ -167,12 +150,8 @@ PREDICTORS = ("mlnb.models.tabular.TabularPredictor",)  # mlnb's own, which any 
 _MLNB_HOOKS = Trust(("mlnb.models.hooks",))  # whose `load` a class may inherit
 
 
-def trusted_predictor(
-    name: str,  # package.module.Class
-    trust: Trust,
-    folder: Path | None = None,  # of the bundle
-) -> type:
-    "The class of that name, which has `load` and `predict`; raises `BundleError` for anything else"
+def trusted_predictor(name: str, trust: Trust, folder: Path | None = None) -> type:
+    "The class package.module.Class, which has `load` and `predict`; raises `BundleError` for anything else"
     if name in PREDICTORS:
         trust = Trust((*trust.packages, name.rpartition(".")[0]))
     value = _resolve(name, trust, folder)
@@ -200,52 +179,42 @@ def _ssh_keygen(*arguments: str, data: bytes = b"") -> subprocess.CompletedProce
     try:
         return subprocess.run(["ssh-keygen", "-Y", *arguments], input=data, capture_output=True, timeout=60)
     except FileNotFoundError:
-        raise BundleError(
-            "signatures of bundles need ssh-keygen, which is not installed; install OpenSSH's client"
-        ) from None
+        problem = "signatures of bundles need ssh-keygen, which is not installed"
+        raise BundleError(f"{problem}; install OpenSSH's client") from None
     except subprocess.TimeoutExpired:
         raise BundleError("ssh-keygen does not respond; a key with a passphrase needs ssh-agent") from None
 
 
-def sign(
-    file: Path,  # bundle.json
-    key: Path,  # private, or the public key of one in an agent
-) -> None:
-    "Write `bundle.json.sig` beside the file; raises `BundleError` if ssh-keygen fails"
+def sign(file: Path, key: Path) -> None:
+    """Write `bundle.json.sig` beside `bundle.json`; raises `BundleError` if ssh-keygen fails.
+
+    `key` is a private key, or the public key of one in an agent.
+    """
     signed = _ssh_keygen("sign", "-f", str(key), "-n", SIGNATURE_NAMESPACE, "-q", data=file.read_bytes())
     if signed.returncode:
         raise BundleError(f"the bundle cannot be signed with {key}: {_last_line(signed)}")
     signature_path(file).write_bytes(signed.stdout)
 
 
-def signature_path(
-    file: Path,  # bundle.json
-) -> Path:
-    "The path of the signature of a file"
+def signature_path(file: Path) -> Path:
+    "The path of the signature of `bundle.json`"
     return file.with_name(f"{file.name}.sig")
 
 
-def check_signature(
-    file: Path,  # bundle.json
-    data: bytes,  # content of the file
-    signers: Path,
-) -> None:
-    "Raise a `BundleError` unless `data` is signed by one of the allowed signers"
+def check_signature(file: Path, data: bytes, signers: Path) -> None:
+    "Raise a `BundleError` unless `data`, the content of `bundle.json`, is signed by one of the allowed signers"
     signature = signature_path(file)
     remedy = f"sign it with: ssh-keygen -Y sign -f KEY -n {SIGNATURE_NAMESPACE} {file}"
     if not signers.is_file():
-        raise BundleError(
-            f"setting 'bundle_signers' names {signers}, which does not exist; without it no bundle can be trusted"
-        )
+        problem = f"setting 'bundle_signers' names {signers}, which does not exist"
+        raise BundleError(f"{problem}; without it no bundle can be trusted")
     if not signature.is_file():
         raise BundleError(f"{file} is not signed, and setting 'bundle_signers' requires it; {remedy}")
-    principals = _ssh_keygen("find-principals", "-f", str(signers), "-s", str(signature))
+    files = ("-f", str(signers), "-s", str(signature))
+    principals = _ssh_keygen("find-principals", *files)
     names = principals.stdout.decode(errors="replace").replace(",", "\n").split()
     for principal in names if principals.returncode == 0 else ():
-        verification = _ssh_keygen(
-            "verify", "-f", str(signers), "-I", principal, "-n", SIGNATURE_NAMESPACE, "-s", str(signature), data=data
-        )
-        if verification.returncode == 0:
+        if _ssh_keygen("verify", "-I", principal, "-n", SIGNATURE_NAMESPACE, *files, data=data).returncode == 0:
             return
     raise BundleError(f"{file} is not signed by any of {signers}, or has changed since; {remedy}")
 

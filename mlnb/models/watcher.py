@@ -29,6 +29,7 @@ from ..project.files import exclusive_lock, write_atomic
 from ..project.permissions import make_private_folder
 from ..project.processes import end_with_parent
 from ..project.settings import Settings
+from ..records import sqlite_file
 
 # %% ../../nbs/models/07_watcher.ipynb #0f2e9653
 class ModelVersion(msgspec.Struct, frozen=True):
@@ -44,10 +45,8 @@ class Releases(msgspec.Struct, frozen=True):
     problem: str | None = None  # why this may be outdated
 
 
-def read_releases(
-    folder: str | Path,  # of a watcher
-) -> Releases:
-    "The last published releases; empty if there are none yet"
+def read_releases(folder: str | Path) -> Releases:
+    "The releases that a watcher published last in `folder`; empty if there are none yet"
     try:
         return msgspec.json.decode((Path(folder) / "releases.json").read_bytes(), type=Releases)
     except FileNotFoundError:
@@ -56,20 +55,16 @@ def read_releases(
         return Releases(problem=f"{folder}/releases.json cannot be read: {e}")
 
 
-def last_poll_time(
-    folder: str | Path,  # of a watcher
-) -> float:  # seconds since 1970; 0: never
-    "When a watcher last polled the registry, whatever the result"
+def last_poll_time(folder: str | Path) -> float:  # seconds since 1970; 0: never
+    "When the watcher of `folder` last polled the registry, whatever the result"
     try:
         return (Path(folder) / "releases.json").stat().st_mtime
     except OSError:
         return 0.0
 
 # %% ../../nbs/models/07_watcher.ipynb #ccc52d95
-def followed_model(
-    serve_from: str,  # the setting
-) -> str | None:  # None: the project's own bundle is served
-    "The model whose aliases are followed"
+def followed_model(serve_from: str) -> str | None:  # None: the project's own bundle is served
+    "The model whose aliases are followed, of the setting `serve_from`"
     name = serve_from.removeprefix("models:/")
     if serve_from == "bundle":
         return None
@@ -79,36 +74,28 @@ def followed_model(
     return name
 
 
-def releases_folder(
-    settings: Settings,  # of the project
-) -> Path:
-    "The folder of the fetched versions of the followed model"
+def releases_folder(settings: Settings) -> Path:
+    "The folder of the fetched versions of the model that a project follows"
     store = hashlib.sha256(settings.url(settings.tracking).encode()).hexdigest()[:8]
     return settings.path(settings.model_cache) / f"{followed_model(settings.serve_from)}-{store}"
 
 # %% ../../nbs/models/07_watcher.ipynb #8a0cbed6
-def _entity_of(bundle: Bundle) -> str:
-    return f"the entity {', '.join(bundle.manifest.entity)}" if bundle.manifest.entity else "no entity"
+def _request_schema(bundle: Bundle) -> str:
+    fields = ", ".join(f"{f.name} ({f.type})" for f in bundle.request)
+    entity = f"the entity {', '.join(bundle.manifest.entity)}" if bundle.manifest.entity else "no entity"
+    return f"{fields} of {entity}"
 
 
-def _check_same_requests(bundle: Bundle, served: Bundle) -> None:
-    "Raise a `BundleError` if the two versions accept different requests"
-    schema = lambda b: f"{', '.join(f'{f.name} ({f.type})' for f in b.request)} of {_entity_of(b)}"
-    if schema(bundle) != schema(served):
-        raise BundleError(
-            f"version {bundle.version} takes {schema(bundle)}, but {served.version}, which is served, takes {schema(served)}; "
-            "other requests need a service of their own: start one with another folder in the setting 'versions'"
-        )
+def verify_servable(folder: str | Path, served: Bundle | None = None) -> Bundle:
+    """The bundle in `folder`, after its self-test; raises `BundleError` if it cannot be served.
 
-
-def verify_servable(
-    folder: str | Path,  # of a bundle
-    served: Bundle | None = None,  # what this process serves
-) -> Bundle:
-    "The bundle, after its self-test; raises `BundleError` if it cannot be served"
+    If this process serves a bundle already, both must accept the same requests.
+    """
     bundle = Bundle.load(folder, served)
-    if served:
-        _check_same_requests(bundle, served)
+    if served and (schema := _request_schema(bundle)) != (old := _request_schema(served)):
+        difference = f"version {bundle.version} takes {schema}, but {served.version}, which is served, takes {old}"
+        remedy = "start one with another folder in the setting 'versions'"
+        raise BundleError(f"{difference}; other requests need a service of their own: {remedy}")
     bundle.self_test()
     return bundle
 
@@ -118,63 +105,27 @@ RETRY_SECONDS = 30.0  # seconds until a failed version is tried again
 UNUSED_VERSIONS_KEPT = 4  # newest versions without an alias that are kept, so that a rollback needs no download
 
 
-class Watcher:
-    "Follows the aliases of a model in the registry"
+class _LocalVersions:
+    "The fetched and checked versions of a model below a folder"
 
-    def __init__(
-        self,
-        tracking: Tracking,
-        model: str,  # its name in the registry
-        folder: str | Path,  # used by one watcher at a time
-        check: Callable = verify_servable,  # (folder, served bundle) -> bundle; raises `BundleError` if it cannot be served
-    ):
-        self.tracking, self.model, self.folder, self._check = tracking, model, Path(folder), check
-        self.releases, self._served, self._fetched, self._failed = read_releases(folder), None, {}, {}
-        if self.releases.champion:
-            self._restore_champion(self.releases.champion.folder)
+    def __init__(self, tracking: Tracking, model: str, folder: Path, check: Callable):
+        self.tracking, self.model, self.folder, self._check = tracking, model, folder, check
+        self._checked: dict[int, ModelVersion] = {}
+        self._failed: dict[int, tuple[float, str]] = {}  # when, and why
+        self._served: Bundle | None = None
 
-    def _restore_champion(self, folder: str) -> None:
+    def restore(self, folder: str) -> None:
         "Load the version that was released before: new versions must accept the same requests"
         try:
             self._served = self._check(folder, None)
         except Exception as e:  # whatever the code of a model may raise
-            print(
-                f"mlnb: the champion that was fetched before can no longer be served: {e}", file=sys.stderr, flush=True
-            )
+            problem = f"the champion that was fetched before can no longer be served: {e}"
+            print(f"mlnb: {problem}", file=sys.stderr, flush=True)
 
-    def poll(self) -> None:
-        "Poll the registry once, fetch new versions, and publish the releases"
-        try:
-            by_alias, problem = self._resolve_aliases()
-        except Exception as e:  # each kind of store has its own errors
-            by_alias, problem = {a: getattr(self.releases, a) for a in ALIASES}, str(e) or type(e).__name__
-        self._publish(Releases(**by_alias, problem=problem))
-
-    def _resolve_aliases(self) -> tuple[dict, str | None]:
-        "The version of each alias, and the problems with those that cannot be fetched"
-        if (file := self.tracking.file) and not file.is_file():
-            raise TrackingError(f"the MLflow store {file} does not exist")
-        numbers, by_alias, problems = self.tracking.aliases(self.model), {}, []
-        if "champion" not in numbers:
-            remedy = f"mlflow.MlflowClient({self.tracking.url!r}).set_registered_model_alias({self.model!r}, 'champion', VERSION)"
-            problems.append(
-                f"model {self.model!r} has no alias 'champion' in the MLflow store at {self.tracking.url!r}; set it: {remedy}"
-            )
-        for alias in ALIASES:
-            previous = getattr(self.releases, alias)
-            by_alias[alias] = previous if alias in numbers or alias == "champion" else None
-            if alias not in numbers:
-                continue
-            try:
-                by_alias[alias] = self._version(numbers[alias])
-            except MlnbError as e:
-                problems.append(f"{alias} cannot become version {numbers[alias]}: {e}")
-        return by_alias, "; ".join(problems) or None
-
-    def _version(self, number: int) -> ModelVersion:
+    def version(self, number: int) -> ModelVersion:
         "A version, fetched if needed; raises the error of the last attempt if that was recent"
-        if number in self._fetched:
-            return self._fetched[number]
+        if number in self._checked:
+            return self._checked[number]
         last_attempt, reason = self._failed.get(number, (-RETRY_SECONDS, ""))
         if time.monotonic() - last_attempt < RETRY_SECONDS:
             raise TrackingError(reason)
@@ -191,8 +142,8 @@ class Watcher:
                 reason = f"it cannot be stored in {self.folder}: {e.strerror}"
             self._failed[number] = time.monotonic(), reason
             raise TrackingError(reason) from None
-        self._fetched[number] = ModelVersion(number, str(folder))
-        return self._fetched[number]
+        self._checked[number] = ModelVersion(number, str(folder))
+        return self._checked[number]
 
     def _fetch(self, number: int, folder: Path) -> None:
         "Make `folder` the verified bundle of the version"
@@ -202,12 +153,63 @@ class Watcher:
             shutil.rmtree(folder, ignore_errors=True)
             verify(self.tracking.download(self.model, number, folder))  # raises if the download is damaged
 
+    def remove_unused(self, releases: Releases) -> None:
+        "Remove versions without an alias, except the newest few"
+        used = {v.folder for v in (releases.champion, releases.challenger) if v}
+        unused = [p for p in self.folder.iterdir() if p.is_dir() and str(p) not in used]
+        for old in sorted(unused, key=lambda p: p.stat().st_mtime)[:-UNUSED_VERSIONS_KEPT]:
+            self._checked = {n: v for n, v in self._checked.items() if v.folder != str(old)}
+            shutil.rmtree(old, ignore_errors=True)
+
+# %% ../../nbs/models/07_watcher.ipynb #b6fdefbf
+class Watcher:
+    "Follows the aliases of a model in the registry"
+
+    def __init__(
+        self,
+        tracking: Tracking,
+        model: str,  # its name in the registry
+        folder: str | Path,  # used by one watcher at a time
+        check: Callable = verify_servable,  # (folder, served bundle) -> bundle; raises `BundleError` if it cannot be served
+    ):
+        self.tracking, self.model, self.folder = tracking, model, Path(folder)
+        self.releases, self._versions = read_releases(folder), _LocalVersions(tracking, model, Path(folder), check)
+        if self.releases.champion:
+            self._versions.restore(self.releases.champion.folder)
+
+    def poll(self) -> None:
+        "Poll the registry once, fetch new versions, and publish the releases"
+        try:
+            releases = self._resolve_aliases()
+        except Exception as e:  # each kind of store has its own errors
+            releases = msgspec.structs.replace(self.releases, problem=str(e) or type(e).__name__)
+        self._publish(releases)
+
+    def _resolve_aliases(self) -> Releases:
+        "The version of each alias, and the problems with those that cannot be fetched"
+        url = self.tracking.url
+        if (file := sqlite_file(url)) and not file.is_file():
+            raise TrackingError(f"the MLflow store {file} does not exist")
+        numbers, problems = self.tracking.aliases(self.model), []
+        if "champion" not in numbers:
+            remedy = f"mlflow.MlflowClient({url!r}).set_registered_model_alias({self.model!r}, 'champion', VERSION)"
+            problems.append(f"model {self.model!r} has no alias 'champion' in the MLflow store at {url!r}; set it: {remedy}")
+        by_alias = {"champion": self.releases.champion}
+        for alias in ALIASES:
+            if alias in numbers:
+                try:
+                    by_alias[alias] = self._versions.version(numbers[alias])
+                except MlnbError as e:
+                    by_alias[alias] = getattr(self.releases, alias)
+                    problems.append(f"{alias} cannot become version {numbers[alias]}: {e}")
+        return Releases(**by_alias, problem="; ".join(problems) or None)
+
     def _publish(self, releases: Releases) -> None:
         "Write the releases, and print a problem when it appears and when it is resolved"
         file, previous = self.folder / "releases.json", self.releases
         if releases != previous or not file.exists():
             write_atomic(file, msgspec.json.encode(releases), durable=False)
-            self._remove_unused(releases)
+            self._versions.remove_unused(releases)
         os.utime(file)
         self.releases = releases
         if releases.problem != previous.problem:
@@ -215,14 +217,6 @@ class Watcher:
             if releases.problem:
                 message = f"{releases.problem}; the current version is still served"
             print(f"mlnb: {message}", file=sys.stderr, flush=True)
-
-    def _remove_unused(self, releases: Releases) -> None:
-        "Remove versions without an alias, except the newest few"
-        used = {v.folder for v in (releases.champion, releases.challenger) if v}
-        unused = [p for p in self.folder.iterdir() if p.is_dir() and str(p) not in used]
-        for old in sorted(unused, key=lambda p: p.stat().st_mtime)[:-UNUSED_VERSIONS_KEPT]:
-            self._fetched = {n: v for n, v in self._fetched.items() if v.folder != str(old)}
-            shutil.rmtree(old, ignore_errors=True)
 
 # %% ../../nbs/models/07_watcher.ipynb #5f17a9e1
 def child_environment() -> dict[str, str]:
@@ -234,9 +228,7 @@ def _unwritable(folder: Path, error: OSError) -> str:
     return f"{folder} (setting 'versions') cannot be written, so no new version is served: {error.strerror or error}"
 
 
-def check_versions(
-    settings: Settings,  # of the project
-) -> None:
+def check_versions(settings: Settings) -> None:
     "Raise a `TrackingError` if no version can be fetched and none was fetched before"
     folder = releases_folder(settings)
     try:
@@ -247,9 +239,7 @@ def check_versions(
             raise TrackingError(_unwritable(folder, e)) from None
 
 
-def ensure_watcher(
-    settings: Settings,  # of the project
-) -> subprocess.Popen | None:  # keep it, so that the process can be waited for
+def ensure_watcher(settings: Settings) -> subprocess.Popen | None:  # keep it, so that the process can be waited for
     "Start the watcher of the followed model unless one is running"
     folder = releases_folder(settings)
     make_private_folder(folder)
@@ -259,15 +249,15 @@ def ensure_watcher(
             return None
         command = [sys.executable, "-c", f"from mlnb.models.watcher import watch; watch({os.getpid()})"]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, env=child_environment(), pass_fds=[lock])
-        with suppress(BrokenPipeError), process.stdin as line:  # not as arguments: any user can read those, and a URL may hold a password
-            line.write(msgspec.json.encode((url, model, str(folder), settings.registry_poll_milliseconds)))
+        configuration = msgspec.json.encode((url, model, str(folder), settings.registry_poll_milliseconds))
+        assert process.stdin is not None  # it is a pipe
+        with suppress(BrokenPipeError), process.stdin as stdin:  # any user can read arguments, and a URL may hold a password
+            stdin.write(configuration)
         return process
 
 
-def watch(
-    parent: int,  # process id; the watcher ends with this process
-) -> None:
-    "Poll until the parent ends; the configuration is read from standard input"
+def watch(parent: int) -> None:
+    "Poll until the process `parent` ends, or another store takes the place of a file; reads its configuration from stdin"
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -282,8 +272,9 @@ def watch(
             if watcher.releases.champion is None:
                 raise SystemExit(f"mlnb: {_unwritable(folder, e)}") from None
             if problem is None:
-                print(f"mlnb: {(problem := _unwritable(folder, e))}", file=sys.stderr, flush=True)
-        before, inode = inode, _inode(watcher.tracking.file)
+                problem = _unwritable(folder, e)
+                print(f"mlnb: {problem}", file=sys.stderr, flush=True)
+        before, inode = inode, _inode(sqlite_file(url))
         if before not in (None, inode):
             return
         time.sleep(max(milliseconds / 1000, 1.0 if watcher.releases.problem or problem else 0.01))
@@ -291,6 +282,6 @@ def watch(
 
 def _inode(file: Path | None) -> int | None:
     try:
-        return file and file.stat().st_ino
+        return file.stat().st_ino if file else None
     except OSError:
         return None

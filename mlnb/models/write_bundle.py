@@ -7,10 +7,13 @@ __all__ = ['Samples', 'write_bundle']
 
 # %% ../../nbs/models/10_write_bundle.ipynb #5de61aff
 import json
+import platform
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib import metadata
 from numbers import Real
 from pathlib import Path
 from tempfile import mkdtemp
@@ -23,14 +26,8 @@ from ..data.point_in_time import Columns
 from .bundle import Bundle, compare_samples, compute_samples, load_model, resolve_code, to_json_values
 from .hooks import Model
 from mlnb.models.manifest import (
-    FORMAT,
-    Manifest,
-    PrintableText,
-    check_fields,
-    code_reference,
-    file_digest,
-    segment_folder,
-)
+    FORMAT, Manifest, PrintableText, check_fields, code_reference, file_digest, segment_folder,
+)  # fmt: skip
 from .trust import Trust, sign
 from ..project.errors import BundleError
 from ..project.files import publish_folder
@@ -44,20 +41,18 @@ class Samples:
     features: Columns | None = None  # (n,) each, as the training used them; the service must compute the same
 
 
-def _check_samples(
-    request: Sequence[Field], features: Sequence[str], samples: Samples, needs_point_in_time: bool
-) -> None:
+def _check_samples(request: Sequence[Field], features: Iterable[str], samples: Samples, needs_time: bool) -> None:
     "Raise a `BundleError` for samples without a field or feature"
     names = [f.name for f in request]
-    for name in [*names, DECISION_TIME.name] if needs_point_in_time else names:
+    for name in [*names, DECISION_TIME.name] if needs_time else names:
         if not len(samples.requests.get(name, ())):
             needed = "a few rows of every request field, and decision_time for point-in-time features"
             raise BundleError(f"the samples have no {name!r}; they need {needed}")
-    for name in features if samples.features is not None else ():
-        if name not in samples.features:
-            raise BundleError(
-                f"the samples' features have no column {name!r}; give every feature of the model, or no features at all"
-            )
+    if samples.features is not None:
+        for name in features:
+            if name not in samples.features:
+                problem = f"the samples' features have no column {name!r}"
+                raise BundleError(f"{problem}; give every feature of the model, or no features at all")
 
 
 def _check_arguments(texts: dict, lists: dict, threshold: float) -> None:
@@ -77,40 +72,22 @@ def _check_arguments(texts: dict, lists: dict, threshold: float) -> None:
 def _check_hooks(predictor: object, name: str, request_features: str | None) -> None:
     "Raise a `BundleError` unless features have exactly one source"
     if isinstance(predictor, Model) and request_features:
-        raise BundleError(
-            f"predictor {name} is a Model and has a hook `features`; leave request_features out, or call it in the hook"
-        )
+        remedy = "leave request_features out, or call it in the hook"
+        raise BundleError(f"predictor {name} is a Model and has a hook `features`; {remedy}")
     if not isinstance(predictor, Model) and not request_features:
-        raise BundleError(
-            f'predictor {name} has no hook `features`; write request_features="package.module.function", or derive Model'
-        )
+        remedy = 'write request_features="package.module.function", or derive Model'
+        raise BundleError(f"predictor {name} has no hook `features`; {remedy}")
 
 # %% ../../nbs/models/10_write_bundle.ipynb #86821c69
 _PACKAGES = (
-    "lightgbm",
-    "mlnb",
-    "numpy",
-    "pandas",
-    "pyarrow",
-    "safetensors",
-    "scikit-learn",
-    "skops",
-    "torch",
-    "whylogs",
-)
-
-
+    "lightgbm", "mlnb", "numpy", "pandas", "pyarrow", "safetensors", "scikit-learn", "skops", "torch", "whylogs",
+)  # fmt: skip
 def _versions() -> dict[str, str]:
     "Versions of the packages that a model's numbers may depend on"
-    import platform
-    from importlib.metadata import PackageNotFoundError, version
-
     versions = {"python": platform.python_version()}
     for name in _PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
     return versions
 
 
@@ -118,9 +95,8 @@ def _numpy_to_json(value: object) -> object:
     "A number or an array of numpy in `training`, such as a score, as a JSON value; a `BundleError` for anything else"
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
-    raise BundleError(
-        f"training holds {value!r:.100}, of type {type(value).__name__}; give texts, numbers, lists and dicts"
-    )
+    problem = f"training holds {value!r:.100}, of type {type(value).__name__}"
+    raise BundleError(f"{problem}; give texts, numbers, lists and dicts")
 
 
 def _write_samples(folder: Path, bundle: Bundle, samples: Samples) -> None:
@@ -185,18 +161,15 @@ def write_bundle(
 ) -> Bundle:
     "Write, test, sign and publish a bundle; raises a `BundleError` and leaves the old one untouched if anything is wrong"
     folder, kind, trust = Path(folder), type(predictor), Trust.of_working_folder()
-    predictor_name, functions = f"{kind.__module__}.{kind.__qualname__}", (request_features, context_features)
-    _check_arguments(
-        {"name": name, "version": version},
-        {"entity": entity, "categorical": categorical, "numeric": numeric},
-        threshold,
-    )
+    predictor_name = f"{kind.__module__}.{kind.__qualname__}"
+    lists = {"entity": entity, "categorical": categorical, "numeric": numeric}
+    _check_arguments({"name": name, "version": version}, lists, threshold)
     check_fields(request, entity)
     _check_samples(request, [*categorical, *numeric], samples, context_features is not None)
     _check_hooks(predictor, predictor_name, request_features)
     unsigned = Trust(trust.packages)  # the draft is signed last
-    function, point_in_time, kind = resolve_code(*functions, predictor_name, unsigned)
-    references = [name and code_reference(name) for name in functions]
+    function, point_in_time, kind = resolve_code(request_features, context_features, predictor_name, unsigned)
+    references = [code_reference(name) if name else None for name in (request_features, context_features)]
     manifest = Manifest(
         format=FORMAT, name=name, version=version, created=datetime.now(UTC).isoformat(timespec="seconds"),
         request=tuple(request), output=OUTPUT, entity=tuple(entity),

@@ -452,12 +452,11 @@ def test_a_fetched_version_that_was_damaged_is_fetched_again(store, tmp_path):
 def test_a_fetch_that_was_cut_short_is_done_again(store, tmp_path, monkeypatch):
     store.release("v1")
     follow = Watcher(store.tracking, "toy", tmp_path / "versions")
+    monkeypatch.setattr(watcher, "RETRY_SECONDS", 0.0)
     with monkeypatch.context() as patched:
-        patched.setattr(watcher, "RETRY_SECONDS", 0.0)
         patched.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
         follow.poll()
     assert "No space left" in read_releases(tmp_path / "versions").problem
-    follow._failed.clear()
     follow.poll()
     assert load_servable(read_releases(tmp_path / "versions").champion.folder).version == "v1"
 

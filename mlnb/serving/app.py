@@ -20,6 +20,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -166,17 +167,16 @@ _NO_METHODS: dict = {}
 
 
 class App:
-    "The ASGI application"
+    """The ASGI application.
+
+    Without `routing_file` no registry is followed, without `labels` none are accepted. `root_path` is where a proxy
+    publishes the service, `cors_origins` are those of web pages that may send requests.
+    """
 
     def __init__(
-        self,
-        predictor: LoggedScorer,
-        guard: Guard,
-        routing_file: RoutingFile | None = None,  # None: no registry is followed
-        labels: LabelLog | None = None,  # None: labels are not accepted
-        root_path: str = "",  # the path under which a proxy publishes the service
-        cors_origins: tuple[str, ...] = (),  # of web pages that may send requests
-    ):
+        self, predictor: LoggedScorer, guard: Guard, routing_file: RoutingFile | None = None,
+        labels: LabelLog | None = None, root_path: str = "", cors_origins: tuple[str, ...] = (),
+    ):  # fmt: skip
         self.predictor, self.guard, self.routing_file, self.labels = predictor, guard, routing_file, labels
         self.root_path, self.metrics = root_path, ServiceMetrics()
         self.predictions = PredictHandler(predictor, guard, self.metrics)
@@ -337,15 +337,10 @@ def _parse_routing(body: bytes) -> Routing:
 
 # %% ../../nbs/serving/10_app.ipynb #747bf731
 def create_app(
-    bundle: Bundle,
-    store: SnapshotStore,  # or what has newest(as_of_time)
-    log: PredictionLog,
-    snapshot_max_age_minutes: int = 60,  # an older snapshot is refused
-    keys: ApiKeys | None = None,  # None: callers on this machine only
-    limits: Limits | None = None,  # default: `Limits()`
-    **options,  # of an `App`
-) -> App:
-    "The service of a bundle, as an ASGI application"
+    bundle: Bundle, store: Any, log: PredictionLog, snapshot_max_age_minutes: int = 60,
+    keys: ApiKeys | None = None, limits: Limits | None = None, **options,
+) -> App:  # fmt: skip
+    "The service of one bundle, as an ASGI application; `options` are those of an `App`"
     return App(Predictor(bundle, store, log, snapshot_max_age_minutes), Guard(keys, limits or Limits()), **options)
 
 

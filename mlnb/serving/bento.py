@@ -174,14 +174,8 @@ class _StderrHandler(logging.Handler):
         print(record.getMessage(), file=sys.stderr, flush=True)
 
 
-def build_image(
-    tag: str,  # of a Bento in the store
-    engine: str,  # docker, podman or buildah
-    image: str,  # name and tag of the image
-    arguments: dict[str, str],  # of the Dockerfile
-    options: dict[str, str],  # of the engine's build command
-):
-    "Build a container image of a Bento; raises `ServingError` if that fails"
+def build_image(tag: str, engine: str, image: str, arguments: dict[str, str], options: dict[str, str]) -> None:
+    "Build a container image of a Bento, by build arguments and options of the engine; raises `ServingError`"
     os.environ.setdefault("BUILDAH_FORMAT", "docker")  # the OCI format has no health checks
     logger = logging.getLogger("bentoml")
     logger.setLevel(logging.INFO)

@@ -118,13 +118,11 @@ def _pip_hashes(file: Path, python: str, architecture: str, variables: Mapping[s
     return {canonicalize_name(i["metadata"]["name"]): i["download_info"]["archive_info"]["hashes"]["sha256"] for i in items}
 
 
-def add_hashes(
-    requirements: str,  # text of a requirements file that pins versions, with or without hashes
-    pythons: Iterable[str],  # versions that the image may have, such as "3.11"; at least one
-    architecture: str,  # of the image, such as "x86_64" or "arm64"
-    variables: Mapping[str, str],  # of pip, such as PIP_INDEX_URL
-) -> str:
-    "The requirements with the hashes of what pip finds for each Python; raises `ServingError` if it finds nothing for any"
+def add_hashes(requirements: str, pythons: Iterable[str], architecture: str, variables: Mapping[str, str]) -> str:
+    """Pinned requirements with the hashes of what pip finds for each Python; raises `ServingError` if that is nothing.
+
+    An image has one of `pythons`, such as 3.11, and an architecture, such as x86_64; `variables` are those of pip.
+    """
     versions, pythons, architecture = parse_pins(requirements), list(pythons), _ARCHITECTURES.get(architecture, architecture)
     query = json.dumps([sorted(versions.items()), pythons, architecture, sorted(variables.items())])
     head = f"# hashes of what pip found, asked {hashlib.sha256(query.encode()).hexdigest()[:16]}\n"

@@ -81,15 +81,14 @@ def find_containerizable_bento(settings: Settings, tag: str | None = None):
 
 
 def containerize(
-    settings: Settings,
-    tag: str | None = None,  # of the Bento; default: the newest
-    engine: str | None = None,  # default: the first that works
-    base: str | None = None,  # cpu, cuda or an image; default: from the settings
-    image: str | None = None,  # name and tag; default: the Bento's
-    arguments: dict[str, str] | None = None,  # of the Dockerfile, such as PIP_INDEX_URL
-    options: dict[str, str] | None = None,  # of the engine's build command
-) -> BuiltImage:
-    "Build a container image of a Bento; raises `ServingError` if there is no Bento or no engine, or if the build fails"
+    settings: Settings, tag: str | None = None, engine: str | None = None, base: str | None = None,
+    image: str | None = None, arguments: dict[str, str] | None = None, options: dict[str, str] | None = None,
+) -> BuiltImage:  # fmt: skip
+    """Build an image of a Bento; raises `ServingError` if there is no Bento or no engine, or if the build fails.
+
+    By default: the newest Bento, the first engine that works, the base of the settings (cpu, cuda or an image), and the
+    tag of the Bento. `arguments` are those of the Dockerfile, `options` those of the engine's build command.
+    """
     bento, base = find_containerizable_bento(settings, tag), base or settings.base_image
     built = BuiltImage(image or str(bento.tag), str(bento.tag), BASE_IMAGES.get(base, base), find_engine(engine))
     is_digest(built.base)

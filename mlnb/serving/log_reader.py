@@ -241,11 +241,7 @@ def _has_enough(tables: list, limit: int, hour: str) -> bool:
 
 
 def read_predictions(
-    folder: str | Path,  # of a PredictionLog
-    since=None,  # first decision time, inclusive: anything that pandas parses as a time; without an offset it is UTC
-    until=None,  # last decision time, exclusive
-    version: str | None = None,  # of the model
-    parts: str | Path | None = None,  # folder or fsspec URL of the compacted part
-):  # pandas.DataFrame, ordered by decision time; `.attrs["torn"]` counts lines that could not be read
-    "The logged predictions as one table"
+    folder: str | Path, since=None, until=None, version: str | None = None, parts: str | Path | None = None
+) -> pd.DataFrame:
+    "What `LogReader.frame` returns for a `LogQuery`; `parts` is the folder or fsspec URL of the compacted part"
     return LogReader(folder, parts).frame(LogQuery(since, until, version))

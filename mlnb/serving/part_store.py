@@ -61,13 +61,9 @@ class PartStore:
         self._unsynced_folders.add(folder)
 
     def write_table(
-        self,
-        path: str,
-        table: "pa.Table",
-        metadata: dict[str, str] | None = None,  # for the footer
-        row_group_rows: int | None = None,
+        self, path: str, table: "pa.Table", metadata: dict[str, str] | None = None, row_group_rows: int | None = None
     ) -> None:
-        "Write a Parquet file"
+        "Write a Parquet file, with metadata in its footer"
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -99,11 +95,9 @@ _Result = TypeVar("_Result")
 
 
 def retry_on_change(
-    read: Callable[[], _Result],  # may be called again, so it should start from nothing
-    error: Callable[[FileNotFoundError], Exception],  # is raised after the last attempt
-    attempts: int = _MAX_ATTEMPTS,
+    read: Callable[[], _Result], error: Callable[[FileNotFoundError], Exception], attempts: int = _MAX_ATTEMPTS
 ) -> _Result:
-    "Read files that others may remove meanwhile; if one is not found, read all of them again"
+    "Read files that others may remove meanwhile; if one is not found, read all again, from nothing; at last raise `error`"
     for attempt in range(attempts):
         try:
             return read()
@@ -113,17 +107,12 @@ def retry_on_change(
     raise error(missing)
 
 # %% ../../nbs/serving/02b_part_store.ipynb #9681f1b9
-def parts_to_merge(
-    sizes: dict[str, int],  # path -> bytes
-    min_parts: int,  # fewer are left alone
-    max_part_bytes: int,  # of a part that is small
-    max_total_bytes: int,  # that are merged at once
-) -> list[str]:  # paths
-    "The small parts that should become one, none if they are too few"
-    small = sorted((size, path) for path, size in sizes.items() if size < max_part_bytes)
+def parts_to_merge(sizes: dict[str, int], min_count: int, small_bytes: int, max_total_bytes: int) -> list[str]:
+    "Of parts of these sizes, by path, the small ones that should become one: at least `min_count`, or none"
+    small = sorted((size, path) for path, size in sizes.items() if size < small_bytes)
     totals = np.cumsum([size for size, _ in small])
     paths = [path for (_, path), total in zip(small, totals, strict=True) if total <= max_total_bytes]
-    return paths if len(paths) >= min_parts else []
+    return paths if len(paths) >= min_count else []
 
 # %% ../../nbs/serving/02b_part_store.ipynb #2d118cfc
 MERGED = "merged"  # stands in a name for the number of a part
@@ -179,11 +168,7 @@ class LogPartStore(PartStore):
         return sorted(parts, key=lambda part: (part.hour, part.path))
 
     @storage_errors()
-    def read_part(
-        self,
-        part: LogPart,
-        condition=None,  # pyarrow.compute.Expression
-    ):  # pyarrow.Table
+    def read_part(self, part: LogPart, condition: "pa.compute.Expression | None" = None) -> "pa.Table":
         "The rows of a part; raises `FileNotFoundError` if it was removed"
         import pyarrow.dataset as ds
 

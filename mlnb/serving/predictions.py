@@ -218,15 +218,13 @@ _LINES = (".jsonl", b"")
 
 
 class PredictionLog:
-    "Appends predictions to files in a folder, each written by one process"
+    """Appends predictions to files in a folder, each written by one process; the first append creates it.
 
-    def __init__(
-        self,
-        folder: str | Path,  # created by the first append
-        sync: str = "none",  # "none", "interval" or "always": when predictions are flushed to the disk
-        on_failure: str = "refuse",  # or "serve": what happens if predictions cannot be written
-        rotate_mb: int = 64,  # megabytes after which a new file is started; one is started every hour too
-    ):
+    `sync` says when they are flushed to the disk, `on_failure` what happens if they cannot be written.
+    A new file is started every hour, and after `rotate_mb` megabytes.
+    """
+
+    def __init__(self, folder: str | Path, sync: str = "none", on_failure: str = "refuse", rotate_mb: int = 64):
         if sync not in SYNC_MODES or on_failure not in FAILURE_MODES:
             raise SettingError(
                 f"sync is {sync!r} and on_failure is {on_failure!r}; "

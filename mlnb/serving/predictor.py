@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import chain, groupby, repeat
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -153,13 +153,8 @@ class Predictor(LoggedScorer):
     "From checked rows to the logged answers of one bundle"
 
     def __init__(
-        self,
-        bundle: Bundle,
-        store: SnapshotStore,  # or what has `newest(as_of_time)`
-        log: PredictionLog,
-        snapshot_max_age_minutes: int,  # an older snapshot is refused
-        arm: str = CHAMPION,  # which part of the traffic it answers
-    ):
+        self, bundle: Bundle, store: Any, log: PredictionLog | None, snapshot_max_age_minutes: int, arm: str = CHAMPION
+    ):  # store: has `newest(as_of_time)`, as a `SnapshotStore`
         self.bundle, self.store, self.log, self.arm = bundle, store, log, arm
         self.max_age_seconds = snapshot_max_age_minutes * 60
         self._integers = _json_names(tuple(f.name for f in bundle.request if f.type == "integer"))

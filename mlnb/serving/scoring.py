@@ -56,12 +56,12 @@ def _fresh_features(
 
 
 def point_in_time_by_hour(
-    request: Columns,  # (n,) each, the key columns among them
-    decisions: np.ndarray,  # (n,) datetime64[s], UTC
-    newest: Callable,  # as-of time -> the newest FeatureSnapshot not later than it, or None
-    max_age_seconds: int,  # an older snapshot is not used
-) -> tuple[Columns, np.ndarray, np.ndarray]:  # (k,) each; (n,) bool, which k rows have features; (n,) datetime64[s], as-of times
-    "The point-in-time features of each row, in the order of the rows"
+    request: Columns, decisions: np.ndarray, newest: Callable, max_age_seconds: int
+) -> tuple[Columns, np.ndarray, np.ndarray]:
+    """The point-in-time features of k of the rows; which of the n rows those are (n, bool); the as-of times (n,).
+
+    `newest` maps an as-of time to the newest FeatureSnapshot not later than it, or None. Times are datetime64[s] in UTC.
+    """
     fresh, as_of_times = np.zeros(len(decisions), bool), np.full(len(decisions), np.datetime64("NaT", "s"))
     order = np.argsort(decisions, kind="stable")
     hours = decisions[order].astype("datetime64[h]")
@@ -196,14 +196,9 @@ BATCH_ARM = "batch"
 
 
 def log_scores(
-    log: PredictionLog,
-    bundle: Bundle,
-    run: str,  # id of the run
-    batch: RowBatch,
-    scored: ScoredRows,  # k rows of it
-    seconds: float,  # that they took
+    log: PredictionLog, bundle: Bundle, run: str, batch: RowBatch, scored: ScoredRows, seconds: float
 ) -> None:
-    "Log the scored rows as columns"
+    "Log the scored rows of a batch as columns"
     ids = [f"{run}-{row}" for row in batch.numbers[scored.rows].tolist()]
     if not ids:
         return

@@ -160,13 +160,9 @@ def _bentoml(target: str, host: str, port: int, *options: str) -> list[str]:
 
 
 def launch_bento(
-    settings: Settings,
-    tag: str | None = None,  # default: the newest
-    host: str = "127.0.0.1",
-    port: int | None = None,  # default: from the settings
-    workers: int = 1,
+    settings: Settings, tag: str | None = None, host: str = "127.0.0.1", port: int | None = None, workers: int = 1
 ) -> ServerCommand:
-    "The server of a Bento; raises `ServingError` if there is none, its port is in use, or it needs a key"
+    "The server of a Bento, by default of the newest; raises `ServingError` if its port is in use, or it needs a key"
     check_port(host, port := port or settings.port)
     check_temporary_folder()
     bento, model = find_bento(settings, tag), followed_model(settings.serve_from)
@@ -197,11 +193,7 @@ def _staleness_note(settings: Settings, source: Path) -> str:
 
 # %% ../../nbs/serving/12_server.ipynb #0c730299
 def launch_project(
-    settings: Settings,
-    host: str = "127.0.0.1",
-    port: int | None = None,  # default: from the settings
-    workers: int = 1,
-    no_bento: bool = False,  # under uvicorn alone
+    settings: Settings, host: str = "127.0.0.1", port: int | None = None, workers: int = 1, no_bento: bool = False
 ) -> ServerCommand:
     "The server of the project without a Bento; its bundle is tested first, unless a registry is followed"
     check_port(host, port := port or settings.port)

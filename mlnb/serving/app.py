@@ -39,9 +39,9 @@ from .microbatcher import MicroBatcher
 from .openapi import index_page, openapi
 from .log_damage import quarantined
 from .predictions import PredictionLog
-from .predictor import LoggedScorer, Predictor, log_rows, log_tables
+from .predictor import Predictor, log_rows, log_tables
 from .request_decoder import JSON, RequestDecoder, by_content_type, to_json
-from .routing import Routing, RoutingFile, load_router
+from .routing import Arms, LoggedScorer, Routing, RoutingFile, load_router
 from .row_validation import RequestError
 from .service_metrics import ServiceMetrics, count_answers_by_arm
 
@@ -341,7 +341,8 @@ def create_app(
     keys: ApiKeys | None = None, limits: Limits | None = None, **options,
 ) -> App:  # fmt: skip
     "The service of one bundle, as an ASGI application; `options` are those of an `App`"
-    return App(Predictor(bundle, store, log, snapshot_max_age_minutes), Guard(keys, limits or Limits()), **options)
+    arms = Arms(Predictor(bundle, store, snapshot_max_age_minutes))
+    return App(LoggedScorer(arms, store, log), Guard(keys, limits or Limits()), **options)
 
 
 SWITCH_INTERVAL_SECONDS = 0.001  # after which a decoding thread yields the interpreter to the event loop

@@ -18,6 +18,7 @@ from .messages import Answer
 from .log_records import read_tables
 from .predictions import PredictionLog
 from .predictor import Predictor
+from .routing import Arms, LoggedScorer
 from .request_decoder import JSON, RequestDecoder
 
 # %% ../../nbs/serving/21_round_trip.ipynb #b40199df
@@ -40,12 +41,12 @@ def _answers(bundle: Bundle, log: PredictionLog) -> Iterator[Answer]:
     "The logged answers to the samples, as rows and as a table"
     decoder, samples = RequestDecoder(bundle.request), bundle.samples["requests"]
     store = SimpleNamespace(newest=bundle.sample_snapshots())
-    predictor = Predictor(bundle, store, log, snapshot_max_age_minutes=2**40)
+    scorer = LoggedScorer(Arms(Predictor(bundle, store, snapshot_max_age_minutes=2**40)), store, log)
     rows, _ = decoder.decoders["/predict"][JSON](json.dumps(samples).encode())
-    yield from predictor(decoder.to_request_rows(rows))
+    yield from scorer(decoder.to_request_rows(rows))
     columns = {name: [row[name] for row in samples] for name in samples[0]}
     table, _ = decoder.decoders["/predict/columns"][JSON](json.dumps(columns).encode())
-    yield from (Answer(**row) for row in predictor.table(table)[0].to_pylist())
+    yield from (Answer(**row) for row in scorer.table(table)[0].to_pylist())
 
 
 def _compare(bundle: Bundle, answers: list[Answer], folder: Path) -> None:

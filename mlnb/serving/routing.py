@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FAILURE_THRESHOLD', 'WARMUP_REQUESTS', 'EVENT_COUNTERS', 'POLL_SECONDS', 'WATCHER_TIMEOUT_SECONDS',
            'RETRY_BACKOFF_SECONDS', 'FALLBACK_TIMEOUT_SECONDS', 'FIRST_POLL_TIMEOUT_SECONDS', 'TrafficSplit', 'Routing',
-           'RoutingFile', 'CircuitBreaker', 'Arms', 'load_servable', 'ActiveVersions', 'Router', 'FollowingRouter',
+           'RoutingFile', 'CircuitBreaker', 'Arms', 'load_servable', 'LoggedScorer', 'Router', 'FollowingRouter',
            'load_router']
 
 # %% ../../nbs/serving/07_routing.ipynb #ff8933da
@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,7 +23,7 @@ from hashlib import blake2b
 from pathlib import Path
 from subprocess import Popen
 from types import SimpleNamespace
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 from zlib import crc32
 
 import msgspec
@@ -36,10 +37,14 @@ from ..models.watcher import read_releases, releases_folder, verify_servable
 from ..project.errors import ServingError, SettingError
 from ..project.files import write_atomic
 from ..project.settings import Settings
-from .messages import CHALLENGER, CHAMPION, HttpError, PendingAnswers, RequestRows, RowScores, ScoringBatch
+from .messages import CHALLENGER, CHAMPION, Answer, HttpError, PendingAnswers, RequestRows, RowScores, ScoringBatch
 from .messages import count_rows_by_arm, request_ids
-from .predictor import LoggedScorer, Predictor, answer_and_log_batches, open_stores, scoring_batch
+from .predictions import PredictionLog
+from .predictor import Predictor, answer_and_log_batches, log_rows, log_tables, open_stores, scoring_batch
 from .shadow import Shadow
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # %% ../../nbs/serving/07_routing.ipynb #396b1c04
 _BUCKETS = 1 << 14
@@ -230,7 +235,7 @@ def load_servable(folder: str | Path, active: Bundle | None = None) -> Bundle:
     "The bundle, tested and warmed up; raises `BundleError` if it cannot serve"
     bundle = verify_servable(folder, active)
     samples, store = bundle.samples["requests"], SimpleNamespace(newest=bundle.sample_snapshots())
-    predictor = Predictor(bundle, store, None, snapshot_max_age_minutes=2**40)
+    predictor = Predictor(bundle, store, snapshot_max_age_minutes=2**40)
     for i in range(WARMUP_REQUESTS):
         request = columns_of(bundle.request, sample := [samples[i % len(samples)]])
         decision_times = np.zeros(1, "datetime64[s]")
@@ -248,14 +253,35 @@ def _add_counts(counts: dict[str, int], increments: dict[str, int]) -> dict[str,
     return counts | {name: counts[name] + count for name, count in increments.items()}
 
 
-class ActiveVersions:
-    "The arms of a service, which change when other versions are released or another routing is requested"
+class LoggedScorer:
+    "From checked rows to logged answers, by the arms that are active"
 
-    def __init__(self, settings: Settings, champion: Bundle, challenger: Bundle | None = None):
-        self.settings, self.routing, self.arms = settings, Routing.of(settings), None
-        self._problems, self._counts = {}, dict.fromkeys(EVENT_COUNTERS, 0)
-        self.store, self.log = open_stores(settings)
-        self.arms = self._build_arms(champion, challenger, self.routing)
+    def __init__(self, arms: Arms, store: Any, log: PredictionLog):
+        self.arms, self.store, self.log = arms, store, log
+        self._problems: dict[str, str] = {}
+        self._counts = dict.fromkeys(EVENT_COUNTERS, 0)
+
+    def __call__(self, rows: RequestRows) -> list[Answer]:  # n, in the order of the rows
+        "The logged answers; raises `HttpError`"
+        return log_rows(self.log, [self.score_rows(rows, request_ids(len(rows)), self.arms)])
+
+    def table(self, rows: RequestRows) -> tuple["pa.RecordBatch", Counter]:  # answers in order; (version, arm) -> rows
+        "The logged answers; raises `HttpError`"
+        return log_tables(self.log, [self.score_table(rows, request_ids(len(rows)), self.arms)])
+
+    def score_rows(self, rows: RequestRows, ids: list[str], arms: Arms) -> PendingAnswers:
+        "What is answered, in the order of the rows, and logged; `arms` are the same for all parts of a request"
+        batch = scoring_batch(arms.champion.bundle, rows, ids)
+        answers, records = _score_rows(arms, batch)
+        on_logged = arms.shadow and partial(_offer_to_shadow, arms.shadow, batch, [answer.arm for answer in answers])
+        return PendingAnswers(answers, records, on_logged=on_logged)
+
+    def score_table(self, rows: RequestRows, ids: list[str], arms: Arms) -> PendingAnswers:
+        "The same for the rows of a table"
+        batch = scoring_batch(arms.champion.bundle, rows, ids)
+        answers, logged, rows_by_arm = _score_table(arms, batch)
+        on_logged = arms.shadow and partial(_offer_to_shadow, arms.shadow, batch, answers["arm"].to_pylist())
+        return PendingAnswers(answers, logged, rows_by_arm, on_logged)
 
     @property
     def bundle(self) -> Bundle:
@@ -281,6 +307,33 @@ class ActiveVersions:
         "What an operator should know although all requests are answered"
         problems = *self._problems.values(), *(part.problem for part in (self.arms.breaker, self.arms.shadow) if part)
         return "; ".join(filter(None, problems)) or None
+
+    def _retire(self, shadow: Shadow | None) -> None:
+        "End a shadow and keep its counts"
+        if shadow:
+            shadow.stop()
+            self._counts |= _add_counts(self._counts, shadow.counts)
+
+    def stop(self) -> None:
+        "End the shadow, and close the log"
+        self._retire(self.arms.shadow)
+        self.log.close()
+
+
+def _offer_to_shadow(shadow: Shadow, batch: ScoringBatch, arms: list[str]) -> None:
+    "Give the shadow the rows that the champion answered"
+    if positions := [i for i, arm in enumerate(arms) if arm == CHAMPION]:
+        shadow.enqueue(batch.select(positions))
+
+# %% ../../nbs/serving/07_routing.ipynb #e8c4f823
+class Router(LoggedScorer):
+    "A scorer whose arms change when other versions are released or another routing is requested"
+
+    def __init__(self, settings: Settings, champion: Bundle, challenger: Bundle | None = None):
+        self.settings, self.routing = settings, Routing.of(settings)
+        store, log = open_stores(settings)
+        super().__init__(Arms(Predictor(champion, store, settings.snapshot_max_age_minutes)), store, log)
+        self.arms = self._build_arms(champion, challenger, self.routing)
 
     def apply_releases(self, releases: Releases, routing: Routing | None = None) -> None:
         "Make the released versions the active ones, if they can serve"
@@ -327,7 +380,7 @@ class ActiveVersions:
 
     def _build_arms(self, champion: Bundle, challenger: Bundle | None, routing: Routing) -> Arms:
         "The arms of two bundles; the shadow and breaker of a challenger that is already active are kept"
-        make = lambda bundle, arm: Predictor(bundle, self.store, self.log, self.settings.snapshot_max_age_minutes, arm)
+        make = lambda bundle, arm: Predictor(bundle, self.store, self.settings.snapshot_max_age_minutes, arm)
         if challenger is None:
             return Arms(make(champion, CHAMPION))
         split, shadow, breaker, old = None, None, None, self.arms
@@ -340,41 +393,6 @@ class ActiveVersions:
             breaker = old.breaker
         breaker = breaker or CircuitBreaker(challenger.version, self._counts)
         return Arms(make(champion, CHAMPION), make(challenger, CHALLENGER), split, shadow, breaker)
-
-    def _retire(self, shadow: Shadow | None) -> None:
-        "End a shadow and keep its counts"
-        if shadow:
-            shadow.stop()
-            self._counts |= _add_counts(self._counts, shadow.counts)
-
-# %% ../../nbs/serving/07_routing.ipynb #e8c4f823
-class Router(ActiveVersions, LoggedScorer):
-    "From checked rows to logged answers, by the active versions"
-
-    def score_rows(self, rows: RequestRows, ids: list[str], arms: Arms) -> PendingAnswers:
-        "What is answered, in the order of the rows, and logged; raises `HttpError`"
-        batch = scoring_batch(arms.champion.bundle, rows, ids)
-        answers, records = _score_rows(arms, batch)
-        on_logged = arms.shadow and partial(_offer_to_shadow, arms.shadow, batch, [answer.arm for answer in answers])
-        return PendingAnswers(answers, records, on_logged=on_logged)
-
-    def score_table(self, rows: RequestRows, ids: list[str], arms: Arms) -> PendingAnswers:
-        "What is answered, in the order of the rows, and logged; raises `HttpError`"
-        batch = scoring_batch(arms.champion.bundle, rows, ids)
-        answers, logged, rows_by_arm = _score_table(arms, batch)
-        on_logged = arms.shadow and partial(_offer_to_shadow, arms.shadow, batch, answers["arm"].to_pylist())
-        return PendingAnswers(answers, logged, rows_by_arm, on_logged)
-
-    def stop(self) -> None:
-        "End the shadow, and close the log"
-        self._retire(self.arms.shadow)
-        super().stop()
-
-
-def _offer_to_shadow(shadow: Shadow, batch: ScoringBatch, arms: list[str]) -> None:
-    "Give the shadow the rows that the champion answered"
-    if positions := [i for i, arm in enumerate(arms) if arm == CHAMPION]:
-        shadow.enqueue(batch.select(positions))
 
 # %% ../../nbs/serving/07_routing.ipynb #dbc7c604
 POLL_SECONDS = 0.1  # between two reads of the releases

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 from .messages import Answer
 from .multiprocess_metrics import NullMetric, enable_multiprocess_metrics
-from .predictor import LoggedScorer
+from .routing import LoggedScorer
 
 # %% ../../nbs/serving/20_service_metrics.ipynb #7a3c1f24
 _arm_of = attrgetter("model_version", "arm")

@@ -26,6 +26,7 @@ from ..project.errors import ServingError
 from ..project.processes import end_with_parent
 from ..project.settings import Settings
 from .messages import SHADOW, HttpError, RequestRows, ScoringBatch
+from .predictions import PredictionLog
 from .predictor import Predictor, open_stores
 
 # %% ../../nbs/serving/06_shadow.ipynb #026868cd
@@ -42,16 +43,16 @@ def merge_batches(batches: list[ScoringBatch]) -> ScoringBatch:
     return ScoringBatch(RequestRows(raw, request, decision_times, received), list(entities), list(ids))
 
 # %% ../../nbs/serving/06_shadow.ipynb #90495499
-def score_best_effort(predictor: Predictor, batch: ScoringBatch) -> tuple[int, str | None]:
+def score_best_effort(predictor: Predictor, log: PredictionLog, batch: ScoringBatch) -> tuple[int, str | None]:
     "Score and log a batch without the rows that fail; returns how many failed, and the reason of the last failure"
     try:
-        predictor.log.append(predictor.score(batch)[1])
+        log.append(predictor.score(batch)[1])
         return 0, None
     except Exception as e:  # whatever a model may raise
         log_failed = isinstance(e, ServingError) and not isinstance(e, HttpError)
         if (n := len(batch.ids)) == 1 or log_failed:
             return n, f"{type(e).__name__}: {e}"
-        halves = [score_best_effort(predictor, batch.select(part)) for part in (range(n // 2), range(n // 2, n))]
+        halves = [score_best_effort(predictor, log, batch.select(part)) for part in (range(n // 2), range(n // 2, n))]
         return sum(failed for failed, _ in halves), halves[1][1] or halves[0][1]
 
 
@@ -60,8 +61,8 @@ def run_shadow_process(settings: Settings, folder: str, parent: int, connection:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     end_with_parent(parent)
     os.nice(10)
-    bundle = Bundle.load(folder)
-    predictor = Predictor(bundle, *open_stores(settings), settings.snapshot_max_age_minutes, SHADOW)
+    store, log = open_stores(settings)
+    predictor = Predictor(Bundle.load(folder), store, settings.snapshot_max_age_minutes, SHADOW)
     connection.send((0, None))
     while True:
         try:
@@ -69,7 +70,7 @@ def run_shadow_process(settings: Settings, folder: str, parent: int, connection:
         except EOFError:
             return
         batch.rows.raw[:] = map(msgspec.Raw, batch.rows.raw)
-        connection.send(score_best_effort(predictor, batch))
+        connection.send(score_best_effort(predictor, log, batch))
 
 # %% ../../nbs/serving/06_shadow.ipynb #bac5061e
 MAX_QUEUED_ROWS = 10_000

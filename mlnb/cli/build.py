@@ -9,15 +9,14 @@ __all__ = ['build']
 import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict
-from pathlib import Path
 
 import click
 
-from .console import json_option, print_json, terminal
+from .console import bundle_option, json_option, print_json, terminal
 
 # %% ../../nbs/cli/05_build.ipynb #7801daf5
 @click.command()
-@click.option("--bundle", type=click.Path(path_type=Path), help="Folder of the model bundle.  [default: the project's]")
+@bundle_option
 @json_option
 def build(bundle, as_json):
     """Package the newest model bundle as a Bento.

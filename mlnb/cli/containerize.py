@@ -58,9 +58,8 @@ def containerize(bento, engine, base, image, arguments, options, kubernetes_mani
         click.echo(f"Warning: base {built.base} is a tag, which may be another image tomorrow; {hint}", err=True)
     if as_json:
         return print_json(asdict(built))
-    click.echo(
-        f"Built {click.style(built.image, bold=True)} of Bento {built.bento} on {built.base} with {built.engine}"
-    )
+    image = click.style(built.image, bold=True)
+    click.echo(f"Built {image} of Bento {built.bento} on {built.base} with {built.engine}")
     if built.engine != "buildah":
         volume = built.bento.partition(":")[0]
         click.echo(f"\nNext:\n  {built.engine} run -p {settings.port}:3000 -v {volume}:/data {built.image}")

@@ -10,7 +10,7 @@ import sys
 
 import click
 
-from .console import json_option, print_json, rich_escaped, terminal
+from .console import json_option, new_table, print_blocks, print_json, rich_escaped
 
 # %% ../../nbs/cli/02_doctor.ipynb #70a4a25c
 MARKS = {"good": "[green]●[/]", "note": "[yellow]●[/]", "missing": "[red]●[/]"}
@@ -18,21 +18,15 @@ MARKS = {"good": "[green]●[/]", "note": "[yellow]●[/]", "missing": "[red]●
 
 def _show(report: dict) -> None:
     "Print the findings as a table, then the fixes"
-    from rich.table import Table
-
-    console, table = terminal(), Table(box=None, pad_edge=False, show_header=False)
+    line = lambda f: (MARKS[f["state"]], f["item"], rich_escaped(f["detail"]))
     libraries = [f for f in report["findings"] if f["item"].startswith("Library ") and f["state"] == "good"]
-    for f in report["findings"]:
-        if f not in libraries:
-            table.add_row(MARKS[f["state"]], f["item"], rich_escaped(f["detail"]))
     versions = ", ".join(f"{f['item'].removeprefix('Library ')} {f['detail']}" for f in libraries)
-    table.add_row(MARKS["good"], "Libraries", versions)
-    console.print(table)
-    for f in report["findings"]:
-        if f["fix"]:
-            console.print(f"\n{MARKS[f['state']]} {f['item']}: {rich_escaped(f['detail'])}")
-            console.print(f"  [bold]{rich_escaped(f['fix'])}[/]")
-    console.print("\nOK" if report["healthy"] else "\nSomething is missing, see above.")
+    rows = [line(f) for f in report["findings"] if f not in libraries]
+    table = new_table("", "item", "detail", rows=[*rows, (MARKS["good"], "Libraries", versions)], wrapped=("detail",))
+    table.show_header = False
+    fix = "{} {}: {}\n  [bold]{}[/]".format
+    fixes = [fix(*line(f), rich_escaped(f["fix"])) for f in report["findings"] if f["fix"]]
+    print_blocks(table, *fixes, "OK" if report["healthy"] else "Something is missing, see above.")
 
 # %% ../../nbs/cli/02_doctor.ipynb #c8f8ca3b
 @click.command()

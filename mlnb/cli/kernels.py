@@ -7,7 +7,7 @@ __all__ = ['kernels']
 
 # %% ../../nbs/cli/08_kernels.ipynb #4dd304aa
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from ..project.text import duration
 
 # %% ../../nbs/cli/08_kernels.ipynb #b628638c
 def _size(size: int) -> str:
-    "Bytes in MB"
     return f"{size / 1e6:,.0f} MB"
 
 
@@ -41,10 +40,8 @@ def _snapshot_row(snapshot: dict) -> tuple[str, ...]:
     from mlnb.notebooks.kernel_snapshots import LIFETIME
 
     age = duration(max(0, time.time() - snapshot["until"] + LIFETIME))
-    description = (
-        f"of task {Path(snapshot['socket']).parent.name}, until {datetime.fromtimestamp(snapshot['until']):%H:%M}"
-    )
-    return str(snapshot["pid"]), "snapshot", age, _size(memory(snapshot["pid"])["uss"]), description
+    task, until = Path(snapshot["socket"]).parent.name, f"{datetime.fromtimestamp(snapshot['until']):%H:%M}"
+    return str(snapshot["pid"]), "snapshot", age, _size(memory(snapshot["pid"])["uss"]), f"of task {task}, until {until}"
 
 
 def _kernel_snapshots() -> list[dict]:
@@ -59,15 +56,12 @@ def _kernel_snapshots() -> list[dict]:
         return []
 
 
-def _show(servers: list[dict], snapshots: list[dict] = ()) -> None:
+def _show(servers: list[dict], snapshots: Iterable[dict] = ()) -> None:
     "Print a table of servers, their children and kernel snapshots"
-    description = "imported, or working folder"
-    table = new_table(
-        "pid", "kind", "age", "own memory", description, right=("pid", "age", "own memory"), wrapped=(description,)
-    )
-    for row in [*(row for server in servers for row in _server_rows(server)), *map(_snapshot_row, snapshots)]:
-        table.add_row(*map(rich_escaped, row))
-    terminal().print(table)
+    columns, numbers = ("pid", "kind", "age", "own memory", "imported, or working folder"), ("pid", "age", "own memory")
+    rows = [*(row for server in servers for row in _server_rows(server)), *map(_snapshot_row, snapshots)]
+    cells = [map(rich_escaped, row) for row in rows]
+    terminal().print(new_table(*columns, rows=cells, right=numbers, wrapped=columns[-1:]))
 
 # %% ../../nbs/cli/08_kernels.ipynb #4adf83c0
 @click.command()

@@ -6,14 +6,13 @@
 __all__ = ['labels', 'add', 'show', 'label_status', 'status']
 
 # %% ../../nbs/cli/16_labels.ipynb #5e6d5c91
-import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from .console import Group, json_option, terminal
+from .console import Group, json_option, print_json, terminal
 from ..project.text import duration, printable
 
 if TYPE_CHECKING:
@@ -51,31 +50,25 @@ def _entity_fields(settings: "Settings") -> tuple["Field", ...]:
 def _summary(path: Path, result: "LabelImportResult") -> str:
     "The result of an import in sentences"
     sentences = [f"{result.added:,} of {result.rows:,} rows of {path} were added in {duration(result.seconds)}."]
-    sentences += [f"  {result.duplicates:,} had been added before."] if result.duplicates else []
-    sentences += (
-        [f"  {result.unknown:,} of those added have no prediction in the log; they are kept."] if result.unknown else []
-    )
+    if result.duplicates:
+        sentences.append(f"  {result.duplicates:,} had been added before.")
+    if result.unknown:
+        sentences.append(f"  {result.unknown:,} of those added have no prediction in the log; they are kept.")
     if result.rejected:
         sentences.append(f"  {result.rejected:,} were quarantined; the reasons are in {result.rejected_file}")
         sentences.append(f"  the first is {result.problem}")
     return "\n".join(map(printable, sentences))
 
 # %% ../../nbs/cli/16_labels.ipynb #5090e573
+_ENTITY_HELP = "Column of entity keys; else the entity's own fields."
+_OBSERVED_HELP = "Column with the time of observation.  [default: observed_at, else the file's modification time]"
+
+
 @labels.command()
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option(
-    "--entity",
-    metavar="NAME",
-    default="entity",
-    show_default=True,
-    help="Column of entity keys; else the entity's own fields.",
-)
+@click.option("--entity", metavar="NAME", default="entity", show_default=True, help=_ENTITY_HELP)
 @click.option("--label", metavar="NAME", default="value", show_default=True, help="Column with the label, 1 or 0.")
-@click.option(
-    "--observed",
-    metavar="NAME",
-    help="Column with the time of observation.  [default: observed_at, else the file's modification time]",
-)
+@click.option("--observed", metavar="NAME", help=_OBSERVED_HELP)
 @json_option
 def add(file, entity, label, observed, as_json):
     """Add the labels of a Parquet or CSV file.
@@ -100,7 +93,10 @@ def add(file, entity, label, observed, as_json):
         decisions = label_files.read_decisions(LogReader.of(settings))
         columns = (_entity_fields(settings), entity, label, observed)
         result = label_files.import_labels(file, LabelStore.of(settings), decisions, *columns, on_progress)
-    click.echo(json.dumps(asdict(result)) if as_json else _summary(file, result))
+    if as_json:
+        print_json(asdict(result))
+    else:
+        click.echo(_summary(file, result))
     if result.rows and result.rejected == result.rows:
         raise SystemExit(1)
 
@@ -125,13 +121,10 @@ def show(entity, as_json):
 
     rows = [_json_row(row) for row in LabelStore.of(load_settings()).history(entity).to_pylist()]
     if as_json:
-        return click.echo(json.dumps(rows))
-    if not rows:
-        return click.echo(f"{entity!r} has no label.")
-    for row in rows:
-        times = f"observed at {row['observed_at']}, received {row['received_at']}"
-        click.echo(printable(f"{row['value']:g}  {times} from {row['source']}"))
-    return None
+        return print_json(rows)
+    times = "observed at {observed_at}, received {received_at} from {source}"
+    lines = [f"{row['value']:g}  {times.format(**row)}" for row in rows] or [f"{entity!r} has no label."]
+    return click.echo("\n".join(map(printable, lines)))
 
 
 def label_status(store: "LabelStore") -> dict:
@@ -142,12 +135,13 @@ def label_status(store: "LabelStore") -> dict:
 
     table = drop_repetitions(store.read())
     latest = current_labels(table)
-    first_and_last = pc.min_max(latest["observed_at"]).as_py()
-    counts = {"entities": latest.num_rows, "outcomes": table.num_rows, "rate": pc.mean(latest["value"]).as_py()}
-    counts |= {"first_observed": first_and_last["min"], "last_observed": first_and_last["max"]}
-    counts |= {"parquet_files": len(store.parts()), "files_of_lines": len(store.lines())}
-    damaged_lines = sum(len(file.read_bytes().splitlines()) for file in store.damaged.glob("*.jsonl"))
-    return _json_row(counts | {"damaged_lines": damaged_lines})
+    observed = pc.min_max(latest["observed_at"]).as_py()
+    return _json_row({
+        "entities": latest.num_rows, "outcomes": table.num_rows, "rate": pc.mean(latest["value"]).as_py(),
+        "first_observed": observed["min"], "last_observed": observed["max"],
+        "parquet_files": len(store.parts()), "files_of_lines": len(store.lines()),
+        "damaged_lines": sum(len(file.read_bytes().splitlines()) for file in store.damaged.glob("*.jsonl")),
+    })  # fmt: skip
 
 
 @labels.command()
@@ -165,14 +159,11 @@ def status(as_json):
     store = LabelStore.of(load_settings())
     counts = label_status(store)
     if as_json:
-        return click.echo(json.dumps(counts))
+        return print_json(counts)
     if counts["entities"]:
         observed = f"observed from {counts['first_observed']} to {counts['last_observed']}"
-        corrections = counts["outcomes"] - counts["entities"]
-        click.echo(
-            f"{counts['entities']:,} entities have a label, {counts['rate']:.1%} of them 1, {observed}; "
-            f"{corrections:,} corrections."
-        )
+        labelled = f"{counts['entities']:,} entities have a label, {counts['rate']:.1%} of them 1, {observed}"
+        click.echo(f"{labelled}; {counts['outcomes'] - counts['entities']:,} corrections.")
     else:
         click.echo("There are no labels yet. Add some with: mlnb labels add FILE")
     if counts["damaged_lines"]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .console import json_option, new_table, rich_escaped, terminal, write_file
+from .console import OUTPUT_FILE, json_option, new_table, rich_escaped, spreadsheet_option, terminal, write_file
 from ..project.text import printable, spreadsheet_safe
 
 if TYPE_CHECKING:
@@ -34,10 +34,8 @@ def _text(value: object) -> str:
 
 def _table(frame: "pd.DataFrame") -> "Table":
     "A table of predictions, the newest last"
-    table = new_table(*COLUMNS, right=("probability", "latency_ms"))
-    for row in frame[list(COLUMNS)].itertuples(index=False):
-        table.add_row(*(rich_escaped(_text(value)) for value in row))
-    return table
+    rows = [map(rich_escaped, map(_text, row)) for row in frame[list(COLUMNS)].itertuples(index=False)]
+    return new_table(*COLUMNS, rows=rows, right=("probability", "latency_ms"))
 
 
 def _json_value(value: object) -> object:
@@ -97,25 +95,19 @@ def _version_hint(reader: "LogReader", version: str | None) -> str:
     return f", nor any of version {version!r}{did_you_mean(version, names)}; it has {', '.join(names)}"
 
 # %% ../../nbs/cli/12_predictions.ipynb #527efb41
+_SINCE_HELP = "First decision time: 2013-07-01 or 2013-07-01T05:30-04:00; UTC without an offset."
+
+
 @click.command()
-@click.option(
-    "--since", metavar="TIME", help="First decision time: 2013-07-01 or 2013-07-01T05:30-04:00; UTC without an offset."
-)
+@click.option("--since", metavar="TIME", help=_SINCE_HELP)
 @click.option("--until", metavar="TIME", help="End of the decision times, exclusive.")
 @click.option("--version", metavar="NAME", help="Only this model version.")
 @click.option("--entity", metavar="KEY", help="Only this entity.")
 @click.option("--arm", type=click.Choice(["champion", "challenger", "shadow"]), help="Only this arm.")
 @click.option("--limit", type=click.IntRange(min=1), help="Number of newest rows.  [default: 20; all with --output]")
 @json_option
-@click.option(
-    "--output",
-    metavar="FILE",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Write all columns to a .parquet or .csv file.",
-)
-@click.option(
-    "--spreadsheet-safe", "safe", is_flag=True, help="Escape text that a spreadsheet would run as a formula; CSV only."
-)
+@click.option("--output", metavar="FILE", type=OUTPUT_FILE, help="Write all columns to a .parquet or .csv file.")
+@spreadsheet_option
 def predictions(since, until, version, entity, arm, limit, as_json, output, safe):
     """Show logged predictions, the newest last.
 

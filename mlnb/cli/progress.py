@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress
 
-    from mlnb.pipelines.runner import Event
+    from mlnb.pipelines.runner import TaskEvent
+
+    Listener = Callable[[TaskEvent], None]
 
 # %% ../../nbs/cli/11_progress.ipynb #71722d8f
 MARKS = {"executed": "[green]●[/]", "skipped": "[dim]○[/]", "failed": "[red]●[/]", "aborted": "[yellow]○[/]"}
@@ -30,7 +32,7 @@ class RunProgress:
     def __init__(self, jobs: int):
         self.jobs, self.expected, self.started_at, self.finished = jobs, {}, {}, 0
 
-    def note(self, event) -> None:
+    def note(self, event: "TaskEvent") -> None:
         "Take an `Event` into account"
         if event.status == "planned":
             self.expected[event.task] = event.expected
@@ -48,17 +50,18 @@ class RunProgress:
         "Seconds until the end; None if a task never ran"
         if None in self.expected.values():
             return None
-        current_time = time.monotonic()
-        remaining = [
-            max(0.0, e - (current_time - self.started_at.get(n, current_time))) for n, e in self.expected.items()
-        ]
+        now = time.monotonic()
+        remaining = [max(0.0, e - (now - self.started_at.get(n, now))) for n, e in self.expected.items()]
         return max(sum(remaining) / self.jobs, max(remaining, default=0.0))
+
+    def left_text(self) -> str:
+        return f"about {duration(seconds)} left" if (seconds := self.seconds_left()) else ""
 
 # %% ../../nbs/cli/11_progress.ipynb #542df7aa
 LOG_INTERVAL_SECONDS = 30  # between two lines about a running task
 
 
-def _line_listener(console: "Console", run_progress: RunProgress) -> Callable[["Event"], None]:
+def _line_listener(console: "Console", run_progress: RunProgress) -> "Listener":
     "A listener that writes lines"
     last_printed: dict[str, float] = {}
 
@@ -78,10 +81,9 @@ def _line_listener(console: "Console", run_progress: RunProgress) -> Callable[["
         elif event.status == "retry":
             print_line(f"{event.task}: failed, retrying: {event.error}")
         elif event.status in FINAL_STATUSES and event.seconds:
-            seconds_left = run_progress.seconds_left()
-            remaining_text = f", about {duration(seconds_left)} left" if seconds_left else ""
-            finished = f"{run_progress.finished} of {run_progress.total}{remaining_text}"
-            print_line(f"{event.task}: {event.status} in {duration(event.seconds)} ({finished})")
+            finished = f"{run_progress.finished} of {run_progress.total}"
+            note = ", ".join(filter(None, [finished, run_progress.left_text()]))
+            print_line(f"{event.task}: {event.status} in {duration(event.seconds)} ({note})")
 
     return listen
 
@@ -94,7 +96,7 @@ def _columns() -> tuple:
     return TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[cell]}"), TimeElapsedColumn(), note
 
 
-def _bar_listener(progress: "Progress", run_progress: RunProgress) -> Callable[["Event"], None]:
+def _bar_listener(progress: "Progress", run_progress: RunProgress) -> "Listener":
     "A listener with a progress bar for each running task and one for the run"
     lines = {}
     total_line = progress.add_task("[bold]all", total=None, cell="", note="")
@@ -118,20 +120,16 @@ def _bar_listener(progress: "Progress", run_progress: RunProgress) -> Callable[[
             progress.update(lines[event.task], note="failed, retrying", cell="", completed=0)
         elif event.status in FINAL_STATUSES:
             end(event)
-        seconds_left = run_progress.seconds_left()
-        remaining_text = f"about {duration(seconds_left)} left" if seconds_left else ""
         finished, total = run_progress.finished, run_progress.total
-        progress.update(total_line, total=total, completed=finished, cell=f"{finished}/{total}", note=remaining_text)
+        note = run_progress.left_text()
+        progress.update(total_line, total=total, completed=finished, cell=f"{finished}/{total}", note=note)
 
     return listen
 
 
 @contextmanager
-def progress(
-    console: "Console",  # on standard error
-    jobs: int,  # parallel tasks
-) -> Iterator[Callable[["Event"], None]]:
-    "A listener for the events of a run: progress bars in a terminal, lines elsewhere"
+def progress(console: "Console", jobs: int) -> Iterator["Listener"]:
+    "A listener for the events of a run with parallel `jobs`: progress bars in a terminal, lines elsewhere"
     if not console.is_terminal:
         yield _line_listener(console, RunProgress(jobs))
         return

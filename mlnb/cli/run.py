@@ -10,11 +10,12 @@ import os
 import signal
 import sys
 from contextlib import redirect_stdout
+from dataclasses import asdict
 from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from .console import json_option, new_table, print_json
+from .console import json_option, new_table, nothing_to_do, print_json
 from ..project.text import duration
 
 if TYPE_CHECKING:
@@ -32,10 +33,9 @@ def _show(report: "RunReport", out: "Console", errors: "Console") -> None:
     from mlnb.cli.progress import MARKS
 
     listed = [t for t in report.tasks if len(report.tasks) <= MAX_TABLE_TASKS or t.status != "skipped"]
-    table = new_table("task", "status", "time", right=("time",))
-    for task in listed:
-        table.add_row(task.name, f"{MARKS[task.status]} {task.status}", duration(task.seconds) if task.seconds else "")
-    out.print(table)
+    took = lambda seconds: duration(seconds) if seconds else ""
+    rows = [(t.name, f"{MARKS[t.status]} {t.status}", took(t.seconds)) for t in listed]
+    out.print(new_table("task", "status", "time", rows=rows, right=("time",)))
     if len(listed) < len(report.tasks):
         out.print(f"[dim]and {len(report.tasks) - len(listed)} that are current[/]", highlight=False)
     out.print(f"\nRun {report.run} {report.status} in {duration(report.seconds)}", highlight=False)
@@ -51,35 +51,23 @@ def _show(report: "RunReport", out: "Console", errors: "Console") -> None:
 def _print_nothing_to_do(settings: "Settings", names: list[str], as_json: bool) -> None:
     "Report a run in which every task was current"
     if not as_json:
-        return click.echo(f"Nothing to do: {len(names)} task{'s are' if len(names) != 1 else ' is'} current")
-    skipped = {
-        "status": "skipped",
-        "seconds": 0.0,
-        "attempts": 0,
-        "reason": "",
-        "notebook": None,
-        "error": None,
-        "notes": [],
-    }
-    tasks = [{"name": name} | skipped for name in names]
+        return click.echo(nothing_to_do(len(names)))
+    skipped = {"status": "skipped", "seconds": 0.0, "attempts": 0, "reason": "", "notebook": None, "error": None}
+    tasks = [{"name": name} | skipped | {"notes": []} for name in names]  # reports without importing the runner
     summary = {"run": None, "pipeline": settings.name, "status": "succeeded", "seconds": 0.0}
     return print_json(summary | {"tasks": tasks, "notes": []})
 
 # %% ../../nbs/cli/04_run.ipynb #8fa2b2db
 def _resume_arguments(settings: "Settings", run_name: str) -> tuple[dict, dict]:
     "The parameters of an earlier run and the arguments of `Pipeline.run`; parameters from env.yaml are read again"
-    from mlnb.records import Records
+    from mlnb.cli.reading import open_records
 
-    records = Records(settings.url(settings.records), settings.root)
-    try:
+    with open_records(settings) as records:
         run = records.run(run_name)
         unfinished = [t["name"] for t in records.tasks(run["id"]) if t["status"] not in {"executed", "skipped"}]
-    finally:
-        records.close()
     if run["status"] == "succeeded":
-        raise click.UsageError(
-            f"run {run['id']} succeeded, so there is nothing to resume; see it with: mlnb runs show {run['id']}"
-        )
+        hint = f"there is nothing to resume; see it with: mlnb runs show {run['id']}"
+        raise click.UsageError(f"run {run['id']} succeeded, so {hint}")
     selection = run["selection"] or {}
     arguments = {"only": selection.get("tasks"), "to": selection.get("to"), "from_": selection.get("from")}
     arguments |= {"force": unfinished if selection.get("force") else False, "resumed": run["id"]}
@@ -89,15 +77,6 @@ def _resume_arguments(settings: "Settings", run_name: str) -> tuple[dict, dict]:
 def _on_sigterm(number: int, frame: object) -> NoReturn:
     "End as an interrupt does, so that the kernel, the lock and the records are closed"
     raise SystemExit(128 + number)
-
-
-def _run(settings: "Settings", pipeline: "Pipeline", arguments: dict, jobs: int, keep_going: bool, errors: "Console"):
-    "Run a pipeline; what libraries print goes to standard error"
-    from mlnb.cli.progress import progress
-
-    signal.signal(signal.SIGTERM, _on_sigterm)
-    with redirect_stdout(sys.stderr), progress(errors, jobs) as listen:
-        return pipeline.run(on_event=listen, jobs=jobs, keep_going=keep_going, **arguments)
 
 
 def _pipeline(settings: "Settings", params: tuple, resume: str | None, arguments: dict) -> tuple["Pipeline", dict]:
@@ -113,19 +92,16 @@ def _pipeline(settings: "Settings", params: tuple, resume: str | None, arguments
     return load(settings, parameters), arguments
 
 # %% ../../nbs/cli/04_run.ipynb #bd88859f
+_JOBS_HELP = "Tasks to run in parallel.  [default: setting jobs, or CPU cores]"
+
+
 @click.command()
 @click.argument("tasks", nargs=-1)
 @click.option("--param", "params", multiple=True, metavar="NAME=VALUE", help="Override a parameter of env.yaml.")
 @click.option("--to", multiple=True, metavar="TASK", help="Run this task and its upstream tasks; same as TASKS.")
 @click.option("--from", "from_", multiple=True, metavar="TASK", help="Run this task and its downstream tasks.")
 @click.option("--force", is_flag=True, help="Run the selected tasks even if nothing changed.")
-@click.option(
-    "--jobs",
-    "-j",
-    type=click.IntRange(1),
-    metavar="N",
-    help="Tasks to run in parallel.  [default: setting jobs, or CPU cores]",
-)
+@click.option("--jobs", "-j", type=click.IntRange(1), metavar="N", help=_JOBS_HELP)
 @click.option("--keep-going", "-k", is_flag=True, help="After a failure, continue with tasks that do not depend on it.")
 @click.option("--resume", metavar="RUN", help="Continue an earlier run: an id, its beginning, or last.")
 @json_option
@@ -160,24 +136,24 @@ def _run_and_report(
     "Run outdated tasks, print the report and exit with its code"
     from rich.console import Console
 
+    from mlnb.cli.progress import progress
     from mlnb.pipelines.resources import cores
 
-    errors = Console(stderr=True)
+    errors, jobs = Console(stderr=True), jobs or settings.jobs or cores()
     pipeline, arguments = _pipeline(settings, params, resume, arguments)
+    signal.signal(signal.SIGTERM, _on_sigterm)
     try:
-        report = _run(settings, pipeline, arguments, jobs or settings.jobs or cores(), keep_going, errors)
+        with redirect_stdout(sys.stderr), progress(errors, jobs) as listen:  # libraries may print
+            report = pipeline.run(on_event=listen, jobs=jobs, keep_going=keep_going, **arguments)
     except (KeyboardInterrupt, SystemExit) as e:
-        hint = (
-            f"finished tasks are kept, continue with: mlnb run --resume {e.run}"
-            if hasattr(e, "run")
-            else "no task had started"
-        )
+        started = f"finished tasks are kept, continue with: mlnb run --resume {getattr(e, 'run', '')}"
+        hint = started if hasattr(e, "run") else "no task had started"
         errors.print(f"interrupted; {hint}", highlight=False, soft_wrap=True)
         _exit(130 if isinstance(e, KeyboardInterrupt) else e.code, hasattr(e, "abandoned"))
     if report.run is None:
         return _print_nothing_to_do(settings, [t.name for t in report.tasks], as_json)
     if as_json:
-        print_json(report.as_dict())
+        print_json(asdict(report))
     else:
         _show(report, Console(), errors)
     sys.stdout.flush()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .console import json_option, print_json, terminal
+from .console import bundle_option, json_option, print_json, spreadsheet_option, terminal
 from ..project.text import duration, printable
 
 if TYPE_CHECKING:
@@ -51,9 +51,7 @@ def _line_listener(console: "Console") -> "Listener":
 
 
 @contextmanager
-def progress_listener(
-    console: "Console",  # on standard error
-) -> Iterator["Listener"]:
+def progress_listener(console: "Console") -> Iterator["Listener"]:
     "A listener for progress: a bar in a terminal, lines elsewhere"
     if not console.is_terminal:
         yield _line_listener(console)
@@ -84,27 +82,22 @@ def _parse_time(_context, _option, text: str | None) -> "np.datetime64 | None":
             raise ValueError
         return None if text is None else FIELD_TYPES["time"].column([text])[0]
     except ValueError:
-        raise click.BadParameter(
-            f"{text!r} is not a time with an offset; write for example 2013-07-01T07:15:00Z"
-        ) from None
+        right = "write for example 2013-07-01T07:15:00Z"
+        raise click.BadParameter(f"{text!r} is not a time with an offset; {right}") from None
+
+
+_DECISION_TIME_HELP = "Decision time of all rows, if INPUT has no column decision_time.  [default: now]"
 
 
 @click.command()
 @click.argument("input", type=click.Path(path_type=Path))
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option("--bundle", type=click.Path(path_type=Path), help="Folder of the model bundle.  [default: the project's]")
-@click.option(
-    "--decision-time",
-    metavar="TIME",
-    callback=_parse_time,
-    help="Decision time of all rows, if INPUT has no column decision_time.  [default: now]",
-)
+@bundle_option
+@click.option("--decision-time", metavar="TIME", callback=_parse_time, help=_DECISION_TIME_HELP)
 @click.option("--log", is_flag=True, help="Also write the predictions to the prediction log.")
 @click.option("--strict", is_flag=True, help="Fail at the first invalid row and write nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace OUTPUT if it exists.")
-@click.option(
-    "--spreadsheet-safe", "safe", is_flag=True, help="Escape text that a spreadsheet would run as a formula; CSV only."
-)
+@spreadsheet_option
 @json_option
 def score(input, output, bundle, decision_time, log, strict, overwrite, safe, as_json):
     """Score every row of a Parquet or CSV file.
@@ -155,8 +148,6 @@ def _report(output: Path, model: "Bundle", result: "ScoringRun", as_json: bool) 
     rows, seconds = f"{result.rows - result.rejected:,} rows", duration(result.seconds)
     click.echo(f"Scored {rows} with model {model.name} {model.version} in {seconds}: {output}")
     if rejected_path:
-        click.echo(
-            f"  {result.rejected:,} of {result.rows:,} rows were quarantined; the reasons are in {rejected_path}"
-        )
-        click.echo(f"  the first is {printable(result.problem)}")
+        rejected = f"{result.rejected:,} of {result.rows:,} rows were quarantined"
+        click.echo(f"  {rejected}; the reasons are in {rejected_path}\n  the first is {printable(result.problem)}")
     return None

@@ -11,16 +11,12 @@ import click
 
 # %% ../../nbs/cli/06_serve.ipynb #dc7bb199
 @click.command()
-@click.option(
-    "--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all."
-)
+@click.option("--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Address; 0.0.0.0 for all.")
 @click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on.  [default: setting port]")
 @click.option("--bento", metavar="TAG", help="Which Bento to serve.  [default: the newest]")
 @click.option("--development", is_flag=True, help="Serve the project's bundle with BentoML, without building a Bento.")
 @click.option("--no-bento", is_flag=True, help="Serve the project's bundle with uvicorn alone, without BentoML.")
-@click.option(
-    "--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Number of worker processes."
-)
+@click.option("--workers", type=click.IntRange(1, 256), default=1, show_default=True, help="Number of processes.")
 def serve(host, port, bento, development, no_bento, workers):
     """Serve the model over HTTP.
 
@@ -42,11 +38,10 @@ def serve(host, port, bento, development, no_bento, workers):
         raise click.UsageError(f"--bento and {option} exclude each other: choose a Bento or the project's bundle")
     settings = load_settings()
     address = {"host": host, "port": port, "workers": workers}
-    launch = (
-        server.launch_project(settings, **address, no_bento=no_bento)
-        if from_project
-        else server.launch_bento(settings, bento, **address)
-    )
+    if from_project:
+        launch = server.launch_project(settings, **address, no_bento=no_bento)
+    else:
+        launch = server.launch_bento(settings, bento, **address)
     url = f"http://{host}:{port or settings.port}"
     click.echo(f"Serving {launch.description} at {url} (what to send: GET /), stop with Ctrl-C", err=True)
     start_background_compactor(settings)

@@ -31,10 +31,6 @@ class TaskState:
     reasons: tuple[str, ...] = ()  # sentences, the most important first
     notes: tuple[str, ...] = ()  # what is missing or not tracked
 
-    def as_dict(self) -> dict:
-        "A dictionary for JSON"
-        return {"name": self.name, "state": self.state, "reasons": list(self.reasons), "notes": list(self.notes)}
-
 # %% ../../nbs/pipelines/03_plan_cache.ipynb #38fe6dea
 FORMAT = 2
 

@@ -70,10 +70,6 @@ class RunReport:
     tasks: list[TaskReport] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # about parameters that MLflow stores differently
 
-    def as_dict(self) -> dict:
-        "A dictionary for JSON"
-        return asdict(self)
-
 # %% ../../nbs/pipelines/10_runner.ipynb #9ab0683f
 class _RunLog:
     "What happens to the tasks of a run"

@@ -10,12 +10,11 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from ..project.errors import MlnbError
-from ..project.files import lock_file, name_folder_in_errors
+from ..project.files import lock_file
 from ..project.permissions import make_folder
 from ..project.secrets import REDACTED, redact
 from ..records import Records, RunWriter, as_json, git_commit, git_state, sqlite_file
@@ -36,30 +35,23 @@ def _store_name(url: str, folder: Path) -> str:
     return os.path.relpath(file, folder) if file else redact(url).replace(f":{REDACTED}@", "@")
 
 # %% ../../nbs/pipelines/05_recorder.ipynb #b28e5b66
-class _Journal:
-    "The changes of one run as lines of a file"
+def _write_line(file: int, text: str) -> None:
+    remaining = f"{text}\n".encode("utf-8", "replace")
+    while remaining:
+        remaining = remaining[os.write(file, remaining) :]
 
-    def __init__(self, path: Path, store: str):
-        self.path, self.broken = path, False
-        with name_folder_in_errors(path.parent):
-            make_folder(path.parent)
-            self.file = lock_file(path, None, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        if not os.fstat(self.file).st_size:
-            self.append(json.dumps(["store", store]))
 
-    def append(self, line: str) -> None:
-        data = f"\n{line}\n" if self.broken else f"{line}\n"
-        self.broken = True  # until the line is complete
-        remaining = data.encode("utf-8", "replace")
-        with name_folder_in_errors(self.path.parent):
-            while remaining:
-                remaining = remaining[os.write(self.file, remaining) :]
-        self.broken = False
-
-    def close(self, remove: bool) -> None:
-        if remove:
-            _remove(self.path)
-        os.close(self.file)
+def _open_journal(path: Path, store: str) -> int | None:
+    "The locked file of a journal, whose first line names the store"
+    make_folder(path.parent)
+    file = lock_file(path, None, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        if file is not None and not os.fstat(file).st_size:
+            _write_line(file, json.dumps(["store", store]))
+    except OSError:
+        os.close(file)
+        raise
+    return file
 
 
 def _remove(path: Path) -> None:
@@ -69,45 +61,53 @@ def _remove(path: Path) -> None:
         path.parent.rmdir()
 
 # %% ../../nbs/pipelines/05_recorder.ipynb #bd57d3b9
-class _Journals:
-    "The journal of each run of a recorder; a change that cannot be written is only in memory"
+class _Journal:
+    "The changes of a run as lines of a file; a change that cannot be written is only in memory"
 
     def __init__(self, folder: Path, store: str):
         self.folder, self.store = folder, store
-        self.by_run: dict[str, _Journal | None] = {}
-        self.error = ""  # why a journal could not be written
+        self.run_id = ""  # of the first change
+        self.file: int | None = None
+        self.is_broken = False  # whether the last line may be incomplete
+        self.error = ""  # why a change could not be written
+
+    @property
+    def path(self) -> Path:
+        return self.folder / self.run_id / JOURNAL
 
     def append(self, run_id: str, line: str) -> None:
         try:
-            if run_id not in self.by_run:
-                self.by_run[run_id] = None
-                self.by_run[run_id] = _Journal(self.folder / run_id / JOURNAL, self.store)
-            if journal := self.by_run[run_id]:
-                journal.append(line)
+            if not self.run_id:
+                self.run_id = run_id
+                self.file = _open_journal(self.path, self.store)
+            if self.file is not None:
+                text, self.is_broken = f"\n{line}" if self.is_broken else line, True
+                _write_line(self.file, text)
+                self.is_broken = False
         except OSError as e:
+            e.filename = e.filename or str(self.path.parent)
             self.error = _error_text(e)
 
     def rewrite(self, lines: list[str]) -> None:
         "Write all changes again, which a full disk may have prevented"
-        self.error = ""
-        self.by_run = {run_id: journal for run_id, journal in self.by_run.items() if journal}
-        for line in list(lines):
-            _, key, _ = json.loads(line)
-            self.append(key.get("run_id") or key["id"], line)
+        self.error, run_id = "", self.run_id
+        self.run_id = "" if self.file is None else run_id
+        for line in lines:
+            self.append(run_id, line)
 
     def close(self, remove: bool) -> None:
-        for journal in filter(None, self.by_run.values()):
-            journal.close(remove)
+        if self.file is not None:
+            if remove:
+                _remove(self.path)
+            os.close(self.file)
 
     def describe(self, problem: str) -> str:
         "Where the changes are if the store fails"
-        runs = ", ".join(self.by_run)
         if self.error:
             problem = f"the store fails ({problem}), and {self.folder} cannot be written ({self.error})"
-            return f"run {runs} is not recorded: {problem}"
-        paths = ", ".join(str(self.folder / run_id / JOURNAL) for run_id in self.by_run)
-        problem = f"run {runs} could not be written to the records ({problem})"
-        return f"{problem}; it is kept in {paths} until the next mlnb run or mlnb runs"
+            return f"run {self.run_id} is not recorded: {problem}"
+        problem = f"run {self.run_id} could not be written to the records ({problem})"
+        return f"{problem}; it is kept in {self.path} until the next mlnb run or mlnb runs"
 
 # %% ../../nbs/pipelines/05_recorder.ipynb #87731571
 def _read(file: int) -> tuple[str | None, list[tuple], int]:  # store, changes, lines that are damaged
@@ -126,44 +126,29 @@ def _read(file: int) -> tuple[str | None, list[tuple], int]:  # store, changes, 
             damaged += 1
     return store, changes, damaged
 
-
-@contextmanager
-def _abandoned_journal(path: Path) -> Iterator[int | None]:
-    "An unlocked journal, locked here, or None"
-    try:
-        file = lock_file(path, flags=os.O_RDONLY)
-    except FileNotFoundError:
-        file = None
-    try:
-        yield file
-    finally:
-        if file is not None:
-            os.close(file)
-
 # %% ../../nbs/pipelines/05_recorder.ipynb #128ff88d
-def _is_store_error(error: Exception) -> bool:
-    "Whether the store failed, rather than one change"
-    import sqlalchemy as sa
-
-    return isinstance(error, (MlnbError, sa.exc.OperationalError, sa.exc.InterfaceError))
-
-
 def _put_each(records: Records, changes: list[tuple]) -> int:
     "Write changes together, or each alone if one is refused; returns how many were refused"
+    import sqlalchemy as sa
+
     try:
         records.put(changes)
-    except Exception as e:
-        if _is_store_error(e):
-            raise
+    except (MlnbError, sa.exc.OperationalError, sa.exc.InterfaceError):  # the store failed, rather than one change
+        raise
+    except Exception:
         return 1 if len(changes) == 1 else sum(_put_each(records, [change]) for change in changes)
     return 0
 
 
 def _replay(records: Records, path: Path) -> bool:
     "Write one journal to the store, unless it has a writer or belongs to another store"
-    with _abandoned_journal(path) as file:
-        if file is None:
-            return False
+    try:
+        file = lock_file(path, flags=os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    if file is None:
+        return False
+    try:
         store, changes, damaged = _read(file)
         if store not in (None, _store_name(records.url, path.parent.parent)):
             return False
@@ -173,6 +158,8 @@ def _replay(records: Records, path: Path) -> bool:
             _warn(f"{damaged} damaged lines of {path} are not in the records; the file is kept as {quarantine}")
         else:
             _remove(path)
+    finally:
+        os.close(file)
     return True
 
 
@@ -199,18 +186,13 @@ def _identity(file: Path | None) -> tuple | None:
 
 # %% ../../nbs/pipelines/05_recorder.ipynb #028a6f7b
 class Recorder(RunWriter):
-    "Records runs without waiting for the store"
+    "Records a run without waiting for the store; `folder` is .mlnb/runs of the project at `root`"
 
-    def __init__(
-        self,
-        url: str,  # of the records
-        folder: str | Path,  # .mlnb/runs of the project
-        root: str | Path = ".",  # of the project, for the commit of a run
-    ):
+    def __init__(self, url: str, folder: str | Path, root: str | Path = "."):
         self.url, self.folder, self.root = url, Path(folder), Path(root)
         self.problem: str | None = None  # why the store could not be written
         self._lines: list[str] = []  # every change, as JSON
-        self._journals = _Journals(self.folder, _store_name(url, self.folder))
+        self._journal = _Journal(self.folder, _store_name(url, self.folder))
         self._state = threading.Condition()
         self._closed = self._started = self._wait_for_store = False
         self._store = _StoreWriter(url, root)
@@ -225,7 +207,7 @@ class Recorder(RunWriter):
         for table, key, columns in changes:
             line = as_json([table, key, columns])
             with self._state:
-                self._journals.append(key.get("run_id") or key["id"], line)
+                self._journal.append(key.get("run_id") or key["id"], line)
                 self._lines.append(line)
                 self._state.notify()
         if self._thread.ident is None:
@@ -238,8 +220,7 @@ class Recorder(RunWriter):
             self._started = not self._closed or self._wait_for_store
         if not self._started:
             return
-        for run_id in list(self._journals.by_run):
-            self.put([("run", {"id": run_id}, {"code": git_state(self.root)})])
+        self.put([("run", {"id": self._journal.run_id}, {"code": git_state(self.root)})])
         while self._step():
             pass
         self._store.records.close()
@@ -254,11 +235,8 @@ class Recorder(RunWriter):
             self.problem = self._store.write(lines, self.folder)
         return not closed
 
-    def close(
-        self,
-        wait: bool = True,  # False: if the store is not open yet, leave the journal to the next run
-    ) -> None:
-        "Write what is left; logs a warning if that fails"
+    def close(self, wait: bool = True) -> None:
+        "Write what is left, or warn; without `wait`, a store that is not open yet leaves the journal to the next run"
         with self._state:
             if self._closed:
                 return
@@ -268,12 +246,12 @@ class Recorder(RunWriter):
             self._thread.join(CLOSE_TIMEOUT_SECONDS)
         if self._thread.is_alive():
             self.problem = f"no answer within {CLOSE_TIMEOUT_SECONDS:.0f} s"
-        if self.problem and self._journals.error:
-            self._journals.rewrite(self._lines)
+        if self.problem and self._journal.error:
+            self._journal.rewrite(list(self._lines))
         complete = self._started and not self.problem and self._store.count == len(self._lines)
-        self._journals.close(remove=complete)
+        self._journal.close(remove=complete)
         if self.problem:
-            _warn(self._journals.describe(self.problem))
+            _warn(self._journal.describe(self.problem))
 
     def __enter__(self):
         return self

@@ -5,13 +5,16 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 READY := .venv/.ready
 WORKERS ?= 2
 PEERS := litserve mlserver evidently
+unexport PYTHONDONTWRITEBYTECODE  # or each of a thousand processes compiles mlnb anew
 
 .PHONY: demo test test-long check notebooks pytest products test-container bench bench-peers wheel clean help
 
 demo: $(READY)  ## the whole path on real flights: pipeline, Bento, service, drift, alerts
 	python demo.py
 
-test: check notebooks products pytest  ## every check and test, except test-long
+test: check  ## every check and test, except test-long
+	$(MAKE) -j 2 notebooks products  # the pipeline leaves a processor idle most of the time
+	$(MAKE) pytest
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12

@@ -7,6 +7,11 @@ import time
 
 import pytest
 
+from mlnb.notebooks.jsonschema_import import without_slow_jsonschema
+
+with without_slow_jsonschema():  # which takes seconds in each test worker
+    import jsonschema  # noqa: F401
+
 # A shell that starts the tests in the background makes its children ignore Ctrl-C; the programs under test must not inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -14,6 +19,9 @@ os.umask(0o022)  # some tests let another user read what they make, and others s
 
 os.environ["MLNB_TRACK_RUNS"] = "false"  # no process that writes to MLflow is left behind; its own tests ask for it
 os.environ["MLNB_TRUSTED_PACKAGES"] = "toy,planes,test_hooks,test_routing"  # of the small projects of the tests
+
+for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # threads of two test workers wait for each other by spinning
+    os.environ.setdefault(name, "1")
 
 for name in ("COLUMNS", "FORCE_COLOR", "LINES", "TTY_COMPATIBLE"):  # what a program prints into a file is what is tested
     os.environ.pop(name, None)

@@ -181,7 +181,7 @@ def test_a_killed_server_is_replaced_and_its_children_live_on(folder, project):
 
 
 def test_other_variables_get_another_server(folder, project):
-    for more in ({"MLNB_TEST_WORD": "x"}, {"CUDA_VISIBLE_DEVICES": "0"}, {"OMP_NUM_THREADS": "1"}, {"TZ": "Europe/Berlin"}):
+    for more in ({"MLNB_TEST_WORD": "x"}, {"CUDA_VISIBLE_DEVICES": "0"}, {"OMP_NUM_THREADS": "3"}, {"TZ": "Europe/Berlin"}):
         worker = warm(project, env={**os.environ, **more})
         (name,) = more
         assert ask(worker, f"os.environ[{name!r}]") == more[name]
@@ -271,7 +271,9 @@ def full(tmp_path_factory):
     "A server that has imported all of the default list, and a folder of workers"
     project = tmp_path_factory.mktemp("project")
     (project / "work.py").write_text(WORK + COMPUTE)
-    with private_folder():
+    with private_folder(), pytest.MonkeyPatch.context() as patch:
+        for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):  # of conftest.py
+            patch.delenv(name, raising=False)
         options = kernels.KernelOptions(idle_timeout=300, pool=0)
         dismiss(kernels.fork_worker("work:answer", cwd=project, options=options))
         loaded()

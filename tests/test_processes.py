@@ -92,7 +92,7 @@ def orphan(code: str, name="end_with_parent", call="", preexec="None") -> int:
 
 @pytest.mark.parametrize("handler", ["", "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); "])
 def test_a_child_whose_parent_is_gone_when_it_begins_ends_although_it_hangs(handler):
-    code = "import os; parent = os.getppid(); import mlnb.project.processes as p; p.GRACE = 0.5; " + handler
+    code = "import os; parent = os.getppid(); import mlnb.project.processes as p; p.KILL_DELAY_SECONDS = 0.5; " + handler
     child = orphan(code + "p.end_with_parent(parent + 1); import time; time.sleep(3600)")
     until(lambda: not is_alive(child), "the end of the child")
 

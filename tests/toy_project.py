@@ -134,7 +134,7 @@ keys_required = false
 def environment(root: Path) -> dict[str, str]:
     "Variables of a process that works in the project below `root`"
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("MLNB_", "BENTOML_", "PROMETHEUS_"))}
-    return inherited | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{inherited['PATH']}"}
+    return inherited | {"PYTHONPATH": str(root), "PATH": f"{Path(sys.executable).parent}:{inherited['PATH']}"}
 
 
 def run(root: Path, *command: str) -> subprocess.CompletedProcess:

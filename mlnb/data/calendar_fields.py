@@ -6,9 +6,12 @@
 __all__ = ['WEEKDAYS', 'CALENDAR_FIELDS', 'calendar_fields', 'add_calendar_fields']
 
 # %% ../../nbs/data/03_calendar_fields.ipynb #32bb6448
+from typing import Any
+
 import numpy as np
 
-from .profiles import table_columns
+from .point_in_time import Columns
+from .profiles import TableLike, table_columns
 from ..project.errors import ProfileError, did_you_mean
 
 # %% ../../nbs/data/03_calendar_fields.ipynb #84f1a14b
@@ -16,7 +19,7 @@ WEEKDAYS = np.array(["Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun", None], dty
 CALENDAR_FIELDS = ("hour", "weekday", "month")
 
 
-def _utc_times(values, name: str) -> np.ndarray:
+def _utc_times(values: Any, name: str) -> np.ndarray:
     "(rows,) datetime64[s] in UTC; raises `ProfileError` for a column of something else"
     import pandas as pd
 
@@ -30,11 +33,11 @@ def _utc_times(values, name: str) -> np.ndarray:
     return times.dt.tz_localize(None).to_numpy("datetime64[s]")
 
 
-def calendar_fields(
-    values,  # (rows,) times; without an offset they are UTC
-    name: str = "time",  # of the column
-) -> dict[str, np.ndarray]:  # name.hour 0 to 23, name.weekday Mon to Sun, name.month 1 to 12, each (rows,)
-    "The calendar fields of a column of times, in UTC; those of a missing time are missing"
+def calendar_fields(values: Any, name: str = "time") -> Columns:
+    """The calendar fields of a column of times, in UTC: name.hour 0 to 23, name.weekday Mon to Sun, name.month 1 to 12.
+
+    Times without an offset are UTC. The fields of a missing time are missing.
+    """
     times = _utc_times(values, name)
     days, missing = times.astype("datetime64[D]"), np.isnat(times)
     masked = lambda numbers: np.ma.array(np.where(missing, 0, numbers), mask=missing)
@@ -44,11 +47,8 @@ def calendar_fields(
     return {f"{name}.hour": masked(hours), f"{name}.weekday": WEEKDAYS[weekday], f"{name}.month": masked(month)}
 
 
-def add_calendar_fields(
-    data,  # as for `Profile.of`
-    *names: str,  # of columns of times
-) -> dict:  # Columns, for `Profile.of`
-    "The columns of a table with the calendar fields of some of them"
+def add_calendar_fields(data: TableLike, *names: str) -> dict:
+    "The columns of a table with the calendar fields of some of them, for `Profile.of`"
     columns = dict(table_columns(data))
     for name in names:
         if name not in columns:

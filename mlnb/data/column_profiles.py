@@ -6,28 +6,25 @@
 __all__ = ['COUNT_NAMES', 'TYPE_NAMES', 'NO_INTEGERS', 'ColumnProfile', 'merge_columns', 'profile_column']
 
 # %% ../../nbs/data/01b_column_profiles.ipynb #bb86b2a2
+import datetime as dt
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from decimal import Decimal
 from functools import cached_property
+from numbers import Integral
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from mlnb.data.sketches import (
-    distinct_values,
-    frequent_items,
-    is_exact,
-    items_of_counts,
-    kll_of_rows,
-    kll_of_sorted,
-    kll_points,
-    merge_hll,
-    merge_items,
-    merge_kll,
-    new_hll,
-    new_items,
-    new_kll,
-    small_range,
-)
+    Hll, Items, Kll, distinct_values, frequent_items, is_exact, items_of_counts, kll_of_rows, kll_of_sorted, kll_points,
+    merge_hll, merge_items, merge_kll, new_hll, new_items, new_kll, small_range,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # %% ../../nbs/data/01b_column_profiles.ipynb #9e58f846
 COUNT_NAMES = ("n", "null", "nan", "inf", "true")
@@ -42,9 +39,9 @@ class ColumnProfile:
     types: dict[str, int] = field(default_factory=dict)  # rows of each type
     mean: float = 0.0
     m2: float = 0.0  # sum of squared deviations from the mean
-    kll: object = field(default_factory=new_kll)
-    hll: object = field(default_factory=new_hll)
-    items: object = field(default_factory=new_items)
+    kll: Kll = field(default_factory=new_kll)
+    hll: Hll = field(default_factory=new_hll)
+    items: Items = field(default_factory=new_items)
     integers: tuple[int, int] = NO_INTEGERS  # minimum and maximum integer
 
     @property
@@ -102,11 +99,8 @@ class ColumnProfile:
         "Numbers that represent the distribution, ascending, and the share of rows up to and including each"
         return kll_points(self.kll)
 
-    def quantiles(
-        self,
-        shares,  # (q,) in 0..1
-    ) -> np.ndarray:  # (q,)
-        "The smallest value that this share of the numbers does not exceed; NaN without numbers"
+    def quantiles(self, shares: ArrayLike) -> np.ndarray:
+        "The smallest value that each share, (q,) in 0..1, of the numbers does not exceed; NaN without numbers"
         shares = np.asarray(shares, np.float64)
         if not self.numbers:
             return np.full(len(shares), np.nan)
@@ -114,11 +108,8 @@ class ColumnProfile:
         position = np.searchsorted(cumulative_share, shares - 1e-12).clip(0, len(values) - 1)
         return np.where(shares <= 0, self.min, np.where(shares >= 1, self.max, values[position]))
 
-    def cdf(
-        self,
-        values,  # (v,) numbers, in any order
-    ) -> np.ndarray:  # (v,)
-        "The share of the numbers that are at most each value; NaN without numbers"
+    def cdf(self, values: ArrayLike) -> np.ndarray:
+        "The share of the numbers that are at most each value, (v,) in any order; NaN without numbers"
         values = np.asarray(values, np.float64)
         if not self.numbers:
             return np.full(len(values), np.nan)
@@ -126,13 +117,10 @@ class ColumnProfile:
         shares = np.append(0.0, cumulative_share)[np.searchsorted(points, values, side="right")]
         return np.where(values >= self.max, 1.0, np.where(values < self.min, 0.0, shares))
 
-    def frequent(
-        self,
-        limit: int | None = None,  # maximum number of values
-    ) -> tuple[dict[str, int], int]:
-        "The frequent values with their rows, most frequent first, and the rows of all others"
+    def frequent(self, limit: int | None = None) -> tuple[dict[str, int], int]:
+        "The frequent values with their rows, most frequent first, `limit` at most, and the rows of all others"
         suffix = ".000000" if self.types.get("integral", 0) else ""  # whylogs writes some integers like this
-        rows = Counter()
+        rows: Counter[str] = Counter()
         for name, estimate in frequent_items(self.items):
             rows[name.removesuffix(suffix)] += estimate
         frequent = dict(sorted(rows.items(), key=lambda pair: (-pair[1], pair[0]))[:limit])
@@ -155,23 +143,18 @@ def _pooled_moments(columns: list[ColumnProfile]) -> tuple[float, float]:
         return float(mean), float(m2.sum() + (n * (means - mean) ** 2).sum())
 
 
-def merge_columns(
-    columns: list[ColumnProfile],  # of the same column, any number
-) -> ColumnProfile:
-    "One profile of the rows of all"
+def merge_columns(columns: list[ColumnProfile]) -> ColumnProfile:
+    "One profile of the rows of all, which profile the same column"
     if len(columns) == 1:
         return columns[0]
     mean, m2 = _pooled_moments(columns)
     return ColumnProfile(
         counts={name: sum(column.counts.get(name, 0) for column in columns) for name in COUNT_NAMES},
         types={name: sum(column.types.get(name, 0) for column in columns) for name in TYPE_NAMES},
-        mean=mean,
-        m2=m2,
-        kll=merge_kll([column.kll for column in columns]),
-        hll=merge_hll([column.hll for column in columns]),
-        items=merge_items([column.items for column in columns]),
+        mean=mean, m2=m2, kll=merge_kll([column.kll for column in columns]),
+        hll=merge_hll([column.hll for column in columns]), items=merge_items([column.items for column in columns]),
         integers=(min(column.integers[0] for column in columns), max(column.integers[1] for column in columns)),
-    )
+    )  # fmt: skip
 
 # %% ../../nbs/data/01b_column_profiles.ipynb #98bdba55
 def _missing(rows: int, nan: int = 0) -> ColumnProfile:
@@ -184,7 +167,7 @@ def _untyped(rows: int, kind: str = "object") -> ColumnProfile:
     return ColumnProfile(counts={"n": rows}, types={kind: rows})
 
 # %% ../../nbs/data/01b_column_profiles.ipynb #cf1d7ce0
-def _integer_items(rows: np.ndarray, values: np.ndarray, ends: np.ndarray):
+def _integer_items(rows: np.ndarray, values: np.ndarray, ends: np.ndarray) -> Items:
     "The sketch of frequent values of integers"
     if 4 * len(values) < len(rows):
         return items_of_counts(list(map(str, values.tolist())), np.diff(ends, prepend=0).tolist())
@@ -193,26 +176,25 @@ def _integer_items(rows: np.ndarray, values: np.ndarray, ends: np.ndarray):
     return sketch
 
 
-def _finite(
-    rows: np.ndarray,  # (rows,) int64 or float64, finite
-) -> ColumnProfile:
-    "The profile of numbers"
-    integral, shifted = rows.dtype.kind == "i", small_range(rows) if len(rows) else None
-    values, ends = distinct_values(rows, shifted) if integral or shifted is not None else (rows, None)
-    hll = new_hll()
+def _finite(rows: np.ndarray) -> ColumnProfile:
+    "The profile of numbers, (rows,) int64 or float64, finite"
+    n, integral, shifted = len(rows), rows.dtype.kind == "i", small_range(rows) if len(rows) else None
+    mean, m2 = 0.0, 0.0
+    if n:
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, m2 = float(rows.mean()), float(rows.var() * n)
+    kind, hll = "integral" if integral else "fractional", new_hll()
+    moments: dict[str, Any] = {"counts": {"n": n}, "types": {kind: n}, "mean": mean, "m2": m2}
+    if not integral and shifted is None:
+        hll.update_np(rows)
+        return ColumnProfile(**moments, kll=kll_of_rows(rows), hll=hll)
+    values, ends = distinct_values(rows, shifted)
     hll.update_np(values)
-    with np.errstate(over="ignore", invalid="ignore"):
-        mean, m2 = (float(rows.mean()), float(rows.var() * len(rows))) if len(rows) else (0.0, 0.0)
-    return ColumnProfile(
-        counts={"n": len(rows)},
-        types={"integral" if integral else "fractional": len(rows)},
-        mean=mean,
-        m2=m2,
-        kll=kll_of_rows(rows) if ends is None else kll_of_sorted(values.astype(np.float64, copy=False), ends),
-        hll=hll,
-        items=_integer_items(rows, values, ends) if integral else new_items(),
-        integers=(int(values[0]), int(values[-1])) if integral and len(values) else NO_INTEGERS,
-    )
+    items, integers = new_items(), NO_INTEGERS
+    if integral and n:
+        items, integers = _integer_items(rows, values, ends), (int(values[0]), int(values[-1]))
+    kll = kll_of_sorted(values.astype(np.float64, copy=False), ends)
+    return ColumnProfile(**moments, kll=kll, hll=hll, items=items, integers=integers)
 
 # %% ../../nbs/data/01b_column_profiles.ipynb #3a141a73
 def _floats(values: np.ndarray, nan_is_nan: bool = True) -> ColumnProfile:
@@ -242,19 +224,16 @@ def _times(values: np.ndarray) -> ColumnProfile:
 # %% ../../nbs/data/01b_column_profiles.ipynb #c925f01d
 def _booleans(true: int, false: int) -> ColumnProfile:
     "The profile of this many True and False, with 1 and 0 as its distribution"
-    present = [number for number, rows in ((0.0, false), (1.0, true)) if rows]
+    rows_by_value = {value: rows for value, rows in ((False, false), (True, true)) if rows}
+    counts, rows = list(rows_by_value.values()), true + false
     hll = new_hll()
-    hll.update_int_list([int(number) for number in present])
-    rows = true + false
+    hll.update_int_list([int(value) for value in rows_by_value])
     return ColumnProfile(
-        counts={"n": rows, "true": true},
-        types={"boolean": rows},
-        mean=true / rows if rows else 0.0,
-        m2=true * false / rows if rows else 0.0,
-        kll=kll_of_sorted(np.array(present), np.cumsum([n for n in (false, true) if n])),
-        hll=hll,
-        items=items_of_counts(["True"] * bool(true) + ["False"] * bool(false), [n for n in (true, false) if n]),
-    )
+        counts={"n": rows, "true": true}, types={"boolean": rows},
+        mean=true / rows if rows else 0.0, m2=true * false / rows if rows else 0.0,
+        kll=kll_of_sorted(np.array([float(value) for value in rows_by_value]), np.cumsum(counts)), hll=hll,
+        items=items_of_counts([str(value) for value in reversed(rows_by_value)], counts[::-1]),
+    )  # fmt: skip
 
 
 def _strings(names: list[str], counts: list[int]) -> ColumnProfile:
@@ -265,7 +244,7 @@ def _strings(names: list[str], counts: list[int]) -> ColumnProfile:
     return ColumnProfile(counts={"n": rows}, types={"string": rows}, hll=hll, items=items_of_counts(names, counts))
 
 # %% ../../nbs/data/01b_column_profiles.ipynb #05dde810
-def _of_arrow(array, null_is_nan: bool = False) -> ColumnProfile:
+def _of_arrow(array: "pa.Array", null_is_nan: bool = False) -> ColumnProfile:
     "The profile of a pyarrow array, nulls as missing"
     import pyarrow as pa
 
@@ -278,7 +257,7 @@ def _of_arrow(array, null_is_nan: bool = False) -> ColumnProfile:
     return merge_columns([values, _missing(nulls, nulls * null_is_nan)]) if nulls else values
 
 
-def _of_arrow_without_nulls(array) -> ColumnProfile:
+def _of_arrow_without_nulls(array: "pa.Array") -> ColumnProfile:
     "The profile of a pyarrow array without nulls"
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -300,7 +279,7 @@ def _of_arrow_without_nulls(array) -> ColumnProfile:
     return _of_objects(array.to_pylist())
 
 
-def _is_text(kind) -> bool:
+def _is_text(kind: "pa.DataType") -> bool:
     import pyarrow as pa
 
     return pa.types.is_string(kind) or pa.types.is_large_string(kind)
@@ -336,29 +315,19 @@ def _of_object_array(values: np.ndarray) -> ColumnProfile:
     return _of_arrow(texts) if texts.null_count == 0 else _of_objects(values.tolist())
 
 
-_PROFILE_BY_DTYPE = {  # by the kind of a numpy type
-    "b": _of_boolean_array,
-    "i": _integers,
-    "u": _integers,
-    "f": _floats,
-    "M": _times,
-    "m": _times,
-    "U": _of_text_array,
-}
+_PROFILE_BY_DTYPE: dict[str, Callable[[np.ndarray], ColumnProfile]] = {  # by the kind of a numpy type
+    "b": _of_boolean_array, "i": _integers, "u": _integers, "f": _floats, "M": _times, "m": _times, "U": _of_text_array,
+}  # fmt: skip
 
 # %% ../../nbs/data/01b_column_profiles.ipynb #b1fa66ae
-def _value_kind(value) -> str:
+def _value_kind(value: Any) -> str:
     "The kind of a Python value"
-    import datetime as dt
-    from decimal import Decimal
-    from numbers import Integral
-
     if value is None or value is np.ma.masked or type(value).__name__ in ("NAType", "NaTType"):
         return "missing"
     if isinstance(value, (bool, np.bool_)):
         return "boolean"
     if isinstance(value, Integral):
-        return "integral" if -(2**63) < value < 2**63 else "fractional"
+        return "integral" if -(2**63) < int(value) < 2**63 else "fractional"
     if isinstance(value, (float, np.floating, Decimal)):
         return "fractional"
     if isinstance(value, str):
@@ -388,7 +357,7 @@ def _of_dates(values: list) -> ColumnProfile:
     return _times(pd.to_datetime(pd.Series(values, dtype=object), utc=True).dt.tz_localize(None).to_numpy())
 
 
-_PROFILE_BY_KIND = {
+_PROFILE_BY_KIND: dict[str, Callable[[list], ColumnProfile]] = {
     "missing": lambda group: _missing(len(group)),
     "boolean": lambda group: _of_boolean_array(np.array(group, bool)),
     "integral": lambda group: _finite(np.array(group, np.int64)),
@@ -400,12 +369,11 @@ _PROFILE_BY_KIND = {
 }
 
 # %% ../../nbs/data/01b_column_profiles.ipynb #0037bf66
-def profile_column(
-    values,  # a list, a pandas Series or array, a pyarrow array or a numpy array
-) -> ColumnProfile:
-    "The profile of a column"
-    if isinstance(values, (list, tuple)):
-        return _of_list(values)
+def profile_column(values: Any) -> ColumnProfile:
+    """The profile of a column: a list, a pandas Series or array, a pyarrow array or a numpy array.
+
+    A list is profiled by Arrow if its values have one type, else value by value.
+    """
     dtype = getattr(values, "dtype", None)
     if isinstance(values, np.ndarray):
         return _of_array(values)
@@ -417,20 +385,11 @@ def profile_column(
         return _of_array(np.asarray(values))
     import pyarrow as pa
 
-    try:
-        array = values if dtype is None else pa.array(getattr(values, "array", values))
-    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, UnicodeEncodeError):
-        return _of_objects(list(values))
+    array = values
+    if dtype is not None or isinstance(values, (list, tuple)):
+        try:
+            array = pa.array(getattr(values, "array", values))
+        except (pa.ArrowException, TypeError, ValueError, OverflowError):  # such as an unpaired surrogate
+            return _of_objects(list(values))
     na_value = getattr(dtype, "na_value", None)  # NaN in the text type of pandas 3
     return _of_arrow(array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array, isinstance(na_value, float))
-
-
-def _of_list(values) -> ColumnProfile:
-    "The profile of a list: by Arrow if its values have one type, else value by value"
-    import pyarrow as pa
-
-    try:
-        array = pa.array(values)
-    except (pa.ArrowException, TypeError, ValueError, OverflowError):
-        return _of_objects(list(values))
-    return _of_arrow(array)

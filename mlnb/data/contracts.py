@@ -7,18 +7,23 @@ __all__ = ['validate']
 
 # %% ../../nbs/data/00_contracts.ipynb #3f1b7389
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..project.errors import ContractError
 
+if TYPE_CHECKING:
+    import pandas as pd
+    import pandera.pandas as pandera
+
 # %% ../../nbs/data/00_contracts.ipynb #cb35a603
-def _rows(cells) -> str:
+def _rows(cells: "pd.DataFrame") -> str:
     count = cells["index"].nunique()
     return f"{count} row" if count == 1 else f"{count} rows"
 
 
-def _column_message(cells, column: str, check: str, frame) -> str:
+def _column_message(cells: "pd.DataFrame", column: str, check: str, frame: "pd.DataFrame") -> str:
     "The message for a violated check of one column"
     if check.startswith("dtype("):
         return f"column {column!r} has type {frame[column].dtype}, not {check[7:-2]}"
@@ -30,7 +35,7 @@ def _column_message(cells, column: str, check: str, frame) -> str:
     return f"column {column!r}: {check} fails in {_rows(cells)}, such as {np.asarray(example).item()!r}"
 
 
-def _table_message(cells, check: str) -> str:
+def _table_message(cells: "pd.DataFrame", check: str) -> str:
     "The message for a violated check of the whole table"
     if check == "column_in_dataframe":
         return f"column {', '.join(map(repr, cells['failure_case']))} is missing"
@@ -41,16 +46,16 @@ def _table_message(cells, check: str) -> str:
     return f"{check!r} does not hold in {_rows(cells)}"
 
 
-def _messages(cells, frame) -> list[str]:
+def _messages(cells: "pd.DataFrame", frame: "pd.DataFrame") -> list[str]:
     "One message for each violated check"
     is_table = cells["schema_context"] == "DataFrameSchema"
     by_check = cells[is_table].groupby("check", sort=False)
     by_column = cells[~is_table].groupby(["column", "check"], sort=False)
     messages = [_table_message(group, check) for check, group in by_check]
-    return messages + [_column_message(group, *names, frame) for names, group in by_column]
+    return messages + [_column_message(group, column, check, frame) for (column, check), group in by_column]
 
 # %% ../../nbs/data/00_contracts.ipynb #6b742d93
-def _write_rejected(frame, cells, rejected: Path) -> str:
+def _write_rejected(frame: "pd.DataFrame", cells: "pd.DataFrame", rejected: Path) -> str:
     "Write the offending rows with what each violates; returns the end of the message. A wrong type concerns no single row"
     cells = cells[cells["index"].notna() & ~cells["check"].str.startswith("dtype(")]
     if cells.empty:
@@ -63,12 +68,12 @@ def _write_rejected(frame, cells, rejected: Path) -> str:
     return f". {subject} in {rejected}"
 
 
-def validate(
-    frame,  # pandas.DataFrame
-    schema,  # pandera.DataFrameSchema; its name is used in the message
-    rejected: str | Path,  # Parquet file for the offending rows, removed if there are none
-) -> dict:  # table, rows, columns, checks
-    "Validate a table; raises `ContractError` with the violated checks and the file with the offending rows"
+def validate(frame: "pd.DataFrame", schema: "pandera.DataFrameSchema", rejected: str | Path) -> dict:
+    """Validate a table and return the name of the contract and the numbers of rows, columns and checks.
+
+    Raises `ContractError` with the violated checks and the file with the offending rows: `rejected`, a Parquet file that
+    is removed if there are none.
+    """
     import pandera.errors
 
     rejected, frame = Path(rejected), frame.reset_index(drop=True)
@@ -78,8 +83,8 @@ def validate(
     except pandera.errors.SchemaErrors as e:
         cells = e.failure_cases.assign(check=e.failure_cases["check"].astype(str))
         hint = _write_rejected(frame, cells, rejected)
-        messages = "; ".join(_messages(cells, frame))
-        raise ContractError(f"{schema.name or 'the table'}, {len(frame)} rows, breaks its contract: {messages}{hint}") from None
+        problem = f"{schema.name or 'the table'}, {len(frame)} rows, breaks its contract"
+        raise ContractError(f"{problem}: {'; '.join(_messages(cells, frame))}{hint}") from None
     column_checks = sum(len(column.checks) + (not column.nullable) + 1 for column in schema.columns.values())
     checks = len(schema.checks) + bool(schema.unique) + column_checks
     return {"table": schema.name, "rows": len(frame), "columns": len(frame.columns), "checks": checks}

@@ -52,9 +52,7 @@ def _to_floats(values: Sequence) -> np.ndarray:
     return np.array(values, dtype=np.float64)
 
 
-def floats_to_json(
-    column: np.ndarray,  # (n,) numbers
-) -> list[float | None]:  # n
+def floats_to_json(column: np.ndarray) -> list[float | None]:
     "Numbers as JSON values; NaN is None"
     return [None if v != v else v for v in column.astype(np.float64).tolist()]
 
@@ -74,31 +72,18 @@ FIELD_TYPES = {
 }
 
 # %% ../../nbs/data/07_fields.ipynb #d27d677a
-def columns_of(
-    fields: Sequence[Field],
-    records: Sequence[dict],  # n JSON objects
-) -> Columns:  # (n,) each
-    "JSON objects as columns"
+def columns_of(fields: Sequence[Field], records: Sequence[dict]) -> Columns:
+    "JSON objects as columns, (n,) each"
     return {f.name: FIELD_TYPES[f.type].column([r[f.name] for r in records]) for f in fields}
 
 # %% ../../nbs/data/07_fields.ipynb #e0bc2317
-def records_of(
-    fields: Sequence[Field],
-    columns: Columns,  # (n,) each
-) -> list[dict]:  # n JSON objects
+def records_of(fields: Sequence[Field], columns: Columns) -> list[dict]:
     "Columns as JSON objects, the inverse of `columns_of`"
     names, values = [f.name for f in fields], [FIELD_TYPES[f.type].values(columns[f.name]) for f in fields]
     return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
 
 # %% ../../nbs/data/07_fields.ipynb #b243a12c
-def entity_keys(
-    fields: Sequence[Field],  # those of the entity, in order
-    request: Columns,  # (n,) each
-) -> list[str]:  # n keys
-    "The entity key of each row, as one text"
-    columns = [FIELD_TYPES[f.type].values(request[f.name]) for f in fields]
-    texts = [
-        values if f.type in ("string", "time") else list(map(str, values))
-        for f, values in zip(fields, columns, strict=True)
-    ]
-    return texts[0] if len(texts) == 1 else list(map("/".join, zip(*texts, strict=True)))
+def entity_keys(fields: Sequence[Field], request: Columns) -> list[str]:
+    "The entity key of each row, as one text, from the fields of the entity in order"
+    columns = [list(map(str, FIELD_TYPES[f.type].values(request[f.name]))) for f in fields]
+    return columns[0] if len(columns) == 1 else list(map("/".join, zip(*columns, strict=True)))

@@ -11,11 +11,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from numbers import Real
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .column_profiles import ColumnProfile
 from .profiles import Profile
 from ..project.errors import ProfileError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/data/06_hourly_profiles.ipynb #c0a15e05
 @dataclass(frozen=True)
@@ -38,39 +43,29 @@ class HourlyProfile:
     columns: dict[str, HourlyStats] = field(default_factory=dict)
 
     @classmethod
-    def of(
-        cls,
-        frame,  # pandas.DataFrame
-        times: np.ndarray,  # (rows,) datetime64 in UTC; rows without a time are in no hour
-    ) -> "HourlyProfile":
-        "The hours of a table"
+    def of(cls, frame: "pd.DataFrame", times: np.ndarray) -> "HourlyProfile":
+        "The hours of a table; `times`, (rows,) datetime64, are in UTC, and rows without a time are in no hour"
         has_time = ~np.isnat(times)
         hours, hour_of_row = np.unique(np.asarray(times)[has_time].astype("datetime64[h]"), return_inverse=True)
         rows = np.bincount(hour_of_row, minlength=len(hours)).astype(float)
         return cls(hours, rows, {str(name): _column_stats(frame[name][has_time], hour_of_row, rows) for name in frame})
 
     @classmethod
-    def from_profiles(
-        cls,
-        profiles: Mapping[str, Profile],  # hour such as 2013-07-04T05 -> profile
-    ) -> "HourlyProfile":
-        "The hours that were profiled"
+    def from_profiles(cls, profiles: Mapping[str, Profile]) -> "HourlyProfile":
+        "The hours that were profiled, by hour such as 2013-07-04T05"
         by_hour = sorted((np.datetime64(hour, "h"), profile) for hour, profile in profiles.items() if profile.rows)
         names = dict.fromkeys(name for _, profile in by_hour for name in profile.columns)
         rows = np.array([profile.rows for _, profile in by_hour], float)
-        columns = {name: _stats_of_profiles([profile.columns.get(name) for _, profile in by_hour], rows) for name in names}
+        columns = {name: _stats_of_profiles([p.columns.get(name) for _, p in by_hour], rows) for name in names}
         return cls(np.array([hour for hour, _ in by_hour], "datetime64[h]"), rows, columns)
 
     @classmethod
-    def merged(
-        cls,
-        profiles: Iterable["HourlyProfile"],  # of other hours, or of other rows of the same hours
-    ) -> "HourlyProfile":
-        "The hours of all profiles"
+    def merged(cls, profiles: Iterable["HourlyProfile"]) -> "HourlyProfile":
+        "The hours of all profiles, which are of other hours, or of other rows of the same hours"
         profiles = [profile for profile in profiles if len(profile.hours)]
         if len(profiles) < 2:
             return profiles[0] if profiles else cls()
-        hours, hour_index = np.unique(np.concatenate([profile.hours for profile in profiles]), return_inverse=True)
+        hours, hour_index = np.unique(np.concatenate([p.hours for p in profiles]), return_inverse=True)
         total = lambda values: np.bincount(hour_index, np.concatenate(list(values)), minlength=len(hours))
         columns = {}
         for name in dict.fromkeys(name for profile in profiles for name in profile.columns):
@@ -82,11 +77,8 @@ class HourlyProfile:
         return cls(hours, total(profile.rows for profile in profiles), columns)
 
 # %% ../../nbs/data/06_hourly_profiles.ipynb #c0a15e07
-def _column_stats(
-    column,  # (rows,) pandas.Series
-    hour_of_row: np.ndarray,  # (rows,) index
-    rows: np.ndarray,  # (hours,)
-) -> HourlyStats:
+def _column_stats(column: "pd.Series", hour_of_row: np.ndarray, rows: np.ndarray) -> HourlyStats:
+    "The hours of a column; `hour_of_row` is the index of each row's hour, `rows` are the rows of each hour"
     numbers_of = _numbers_among_objects if column.dtype == object else _numbers
     values, missing = numbers_of(column)
     finite = np.isfinite(values)
@@ -98,7 +90,7 @@ def _column_stats(
     return HourlyStats(numbers, mean, np.bincount(hour_of_row, missing, len(rows)))
 
 
-def _numbers(column) -> tuple[np.ndarray, np.ndarray]:
+def _numbers(column: "pd.Series") -> tuple[np.ndarray, np.ndarray]:
     "The numbers of a column, (rows,), NaN for other values, and which rows have no comparable value"
     from pandas.api.types import is_bool_dtype, is_complex_dtype, is_numeric_dtype
 
@@ -108,17 +100,15 @@ def _numbers(column) -> tuple[np.ndarray, np.ndarray]:
     return values, ~np.isfinite(values)
 
 
-def _numbers_among_objects(column) -> tuple[np.ndarray, np.ndarray]:
+def _numbers_among_objects(column: "pd.Series") -> tuple[np.ndarray, np.ndarray]:
     "Like `_numbers`; a bool is not a number"
     is_number = [isinstance(value, (Real, Decimal)) and not isinstance(value, bool) for value in column]
     values = np.array([float(value) if number else np.nan for value, number in zip(column, is_number, strict=True)])
     return values, column.isna().to_numpy() | (np.array(is_number, bool) & ~np.isfinite(values))
 
 
-def _stats_of_profiles(
-    profiles: list,  # of ColumnProfile, None if an hour has no such column
-    rows: np.ndarray,  # (hours,)
-) -> HourlyStats:
+def _stats_of_profiles(profiles: list[ColumnProfile | None], rows: np.ndarray) -> HourlyStats:
+    "The hours of a column, None for an hour without it, which has these rows"
     table = np.zeros((3, len(profiles)))
     for hour, column in enumerate(profiles):
         if column is None:
@@ -140,11 +130,8 @@ def to_bytes(profile: HourlyProfile) -> bytes:
     return file.getvalue()
 
 
-def from_bytes(
-    data: bytes,
-    source: str = "the file",  # for the error message
-) -> HourlyProfile:
-    "The profile that `to_bytes` wrote; raises `ProfileError` if the data are damaged"
+def from_bytes(data: bytes, source: str = "the file") -> HourlyProfile:
+    "The profile that `to_bytes` wrote; a `ProfileError` says that `source` is damaged"
     try:
         arrays = np.load(io.BytesIO(data), allow_pickle=False)
         columns = {str(name): HourlyStats(*table) for name, table in zip(arrays["names"], arrays["table"], strict=True)}

@@ -9,25 +9,26 @@ __all__ = ['Columns', 'to_columns', 'floor_to_interval', 'EntityKeys', 'Events',
 # %% ../../nbs/data/01_point_in_time.ipynb #8c0de129
 import hashlib
 import io
-import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ..project.errors import ContractError
 from ..project.renames import renamed_keywords, renamed_members
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/data/01_point_in_time.ipynb #38f5e72c
 Columns = dict[str, np.ndarray]
 
 
-def to_columns(
-    frame,  # a pandas DataFrame
-    names: Sequence[str] | None = None,  # default: all columns
-) -> Columns:
+def to_columns(frame: "pd.DataFrame", names: Sequence[str] | None = None) -> Columns:
     "The frame's columns as arrays: text, float64 numbers, UTC times; raises `ContractError` for missing text"
     return {str(name): _array(frame[name], str(name)) for name in (frame.columns if names is None else names)}
 
@@ -45,11 +46,8 @@ def _array(series, name: str) -> np.ndarray:
 
 # %% ../../nbs/data/01_point_in_time.ipynb #23fd0ee0
 @renamed_keywords
-def floor_to_interval(
-    times,  # datetime64, UTC; one or an array
-    interval_minutes: int = 15,
-) -> np.ndarray:  # datetime64[s], same shape
-    "`times` rounded down to a multiple of the interval"
+def floor_to_interval(times: ArrayLike, interval_minutes: int = 15) -> np.ndarray:  # datetime64[s], same shape
+    "`times`, datetime64 in UTC, rounded down to a multiple of the interval"
     seconds = np.asarray(times, dtype="datetime64[s]").astype(np.int64)
     return (seconds - seconds % (interval_minutes * 60)).astype("datetime64[s]")
 
@@ -61,28 +59,23 @@ _MAX_KEYS = 1 << 30  # that fit above it
 class EntityKeys:
     "Numbers the distinct keys of some columns; any other key has number -1, or one that none of them has"
 
-    def __init__(
-        self,
-        columns: Mapping[str, np.ndarray],  # key columns, (n,) each
-    ):
+    def __init__(self, columns: Mapping[str, np.ndarray]):  # key columns, (n,) each
         self.values = {name: np.unique(column) for name, column in columns.items()}
         self._occurring: dict[str, np.ndarray] = {}  # by column: the numbers that occur, if they would be too large otherwise
-        number, size = np.int64(0), 1
+        number, size = np.zeros((), np.int64), 1
         for name, column in columns.items():
             number, size = self._combine(number, name, column), size * len(self.values[name])
             if size > _MAX_KEYS:
                 self._occurring[name] = np.unique(number[number >= 0])
                 number, size = _positions(self._occurring[name], number), len(self._occurring[name])
         if size > _MAX_KEYS:
-            raise ContractError(f"{', '.join(columns)} have {size} distinct keys, the maximum is {_MAX_KEYS}; use fewer")
+            problem = f"{', '.join(columns)} have {size} distinct keys, the maximum is {_MAX_KEYS}"
+            raise ContractError(f"{problem}; use fewer")
         self.rows = number  # of `columns`, (n,)
 
-    def number(
-        self,
-        rows: Mapping[str, np.ndarray],  # has the key columns, (m,) each
-    ) -> np.ndarray:  # int64, (m,)
-        "The number of each row's key"
-        number = np.int64(0)
+    def number(self, rows: Mapping[str, np.ndarray]) -> np.ndarray:  # int64, (m,)
+        "The number of each row's key; `rows` has the key columns, (m,) each"
+        number = np.zeros((), np.int64)
         for name in self.values:
             number = self._combine(number, name, rows[name])
             if name in self._occurring:
@@ -104,38 +97,44 @@ def _positions(sorted_values: np.ndarray, values: np.ndarray) -> np.ndarray:
     return np.where(sorted_values[position] == values, position, -1)
 
 
-def _seconds(times) -> np.ndarray:
+def _seconds(times: ArrayLike) -> np.ndarray:
     return np.asarray(times, dtype="datetime64[s]").astype(np.int64)
+
+
+def _sorted_by_key(
+    keys: Mapping[str, np.ndarray], times: np.ndarray, included: np.ndarray
+) -> tuple[EntityKeys, np.ndarray, np.ndarray]:
+    "The keys of the included rows, and (key, time) of these rows as sorted integers with the position of each row"
+    entity_keys = EntityKeys({name: column[included] for name, column in keys.items()})
+    key_times = entity_keys.rows * _SPAN + _seconds(times[included])
+    order = np.argsort(key_times, kind="stable")
+    return entity_keys, key_times[order], np.flatnonzero(included)[order]
 
 # %% ../../nbs/data/01_point_in_time.ipynb #6eba80c5
 class Events:
     "Integers by key and time: exact counts and sums over windows before an as-of time"
 
-    def __init__(
-        self,
-        keys: Mapping[str, np.ndarray],  # key columns, (n,) each
-        times: np.ndarray,  # when each became known, datetime64, (n,); NaT: never
-        values: np.ndarray | None = None,  # integers, (n,); NaN: left out; default: 1 each
-    ):
-        included = ~np.isnat(times)
-        if values is not None:
-            included &= ~np.isnan(values)
-        self.keys = EntityKeys({name: column[included] for name, column in keys.items()})
-        key_times = self.keys.rows * _SPAN + _seconds(times[included])
-        order = np.argsort(key_times, kind="stable")
-        self.sorted_key_times = key_times[order]
-        integers = np.ones(len(order), np.int64) if values is None else values[included][order].astype(np.int64)
-        if values is not None and (integers != values[included][order]).any():
+    def __init__(self, keys: Mapping[str, np.ndarray], times: np.ndarray, values: np.ndarray | None = None):
+        """Key columns, times from which each event was known (datetime64), and integer values, (n,) each; values default to 1.
+
+        Events without a time (NaT) or with the value NaN are left out.
+        """
+        included = ~np.isnat(times) if values is None else ~np.isnat(times) & ~np.isnan(values)
+        self.keys, self.sorted_key_times, rows = _sorted_by_key(keys, times, included)
+        numbers = np.ones(len(rows)) if values is None else values[rows]
+        integers = numbers.astype(np.int64)
+        if (integers != numbers).any():
             raise ContractError("Events takes integers, so that its sums are exact; scale and round the values first")
         self.sums = np.concatenate([[0], np.cumsum(integers)])
 
     def window(
-        self,
-        pairs: Mapping[str, np.ndarray],  # "moment" and the key columns, (m,) each
-        since: int | None,  # seconds from the as-of time to the start of the window, inclusive; None: everything before
-        until: int = 0,  # seconds from the as-of time to the end of the window, inclusive
+        self, pairs: Mapping[str, np.ndarray], since: int | None, until: int = 0
     ) -> tuple[np.ndarray, np.ndarray]:  # count and sum, int64, (m,) each
-        "The number of events of each pair's key in its window, and their sum; 0 for an unknown key"
+        """The number of events of each pair's key in its window, and their sum; 0 for an unknown key.
+
+        `pairs` has "moment" and the key columns, (m,) each. `since` and `until` are seconds from the as-of time to the start
+        and to the end of the window, both inclusive; with None it starts before all events.
+        """
         number, as_of = self.keys.number(pairs), _seconds(pairs["moment"])
         start = number * _SPAN + (0 if since is None else as_of + since)
         first = np.searchsorted(self.sorted_key_times, start, "left")
@@ -147,26 +146,17 @@ class Events:
 class LatestReadings:
     "Readings by key and time: the newest one as of a time"
 
-    def __init__(
-        self,
-        keys: Mapping[str, np.ndarray],  # key columns, (n,) each
-        times: np.ndarray,  # when each became known, datetime64, (n,); NaT: never
-        readings: Mapping[str, np.ndarray],  # float64, (n,) each
-    ):
-        has_time = ~np.isnat(times)
-        self.keys = EntityKeys({name: column[has_time] for name, column in keys.items()})
-        key_times = self.keys.rows * _SPAN + _seconds(times[has_time])
-        order = np.argsort(key_times, kind="stable")
-        self.sorted_key_times = key_times[order]
-        self.readings = {name: column[has_time][order] for name, column in readings.items()}
+    def __init__(self, keys: Mapping[str, np.ndarray], times: np.ndarray, readings: Mapping[str, np.ndarray]):
+        "Key columns, times from which each reading was known (datetime64; NaT: never), and float64 readings, (n,) each"
+        self.keys, self.sorted_key_times, rows = _sorted_by_key(keys, times, ~np.isnat(times))
+        self.readings = {name: column[rows] for name, column in readings.items()}
 
     @renamed_keywords
-    def at(
-        self,
-        pairs: Mapping[str, np.ndarray],  # "moment" and the key columns, (m,) each
-        max_age_seconds: int,  # of a reading
-    ) -> Columns:  # float64, (m,) each
-        "Each pair's newest reading, NaN if there is none or it is too old"
+    def at(self, pairs: Mapping[str, np.ndarray], max_age_seconds: int) -> Columns:
+        """Each pair's newest reading, float64, (m,); NaN if there is none or it is older than `max_age_seconds`.
+
+        `pairs` has "moment" and the key columns, (m,) each.
+        """
         number = self.keys.number(pairs)
         key_times = number * _SPAN + _seconds(pairs["moment"])
         position = np.searchsorted(self.sorted_key_times, key_times, "right") - 1
@@ -184,14 +174,15 @@ class FeatureView:
     name: str
     keys: tuple[str, ...]  # key columns
     features: tuple[str, ...]
-    evaluate: Callable[[object, Columns], Columns]  # (history, pairs): "moment" and keys, distinct -> each feature, float64, (n,)
-    known: Callable[[object], Columns]  # (history): its distinct keys, as key columns
+    evaluate: Callable[[Any, Columns], Columns]  # (history, pairs): "moment" and keys, distinct -> each feature, float64, (n,)
+    known: Callable[[Any], Columns]  # (history): its distinct keys, as key columns
 
 # %% ../../nbs/data/01_point_in_time.ipynb #f447907d
-def distinct_rows(
-    rows: Mapping[str, np.ndarray],  # (n,) each
-) -> tuple[np.ndarray, np.ndarray]:  # position of the first row of each kind, (d,), and each row's kind, (n,)
-    "The distinct rows: `rows[first][kind]` are the rows again"
+def distinct_rows(rows: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The position of the first row of each kind, (d,), and each row's kind, (n,).
+
+    The distinct rows: `rows[first][kind]` are the rows again.
+    """
     number = None
     for column in rows.values():
         values, codes = np.unique(column, return_inverse=True)
@@ -233,11 +224,8 @@ class FeatureSnapshot:
     as_of: np.datetime64  # [s], UTC
     tables: tuple[FeatureTable, ...]
 
-    def lookup(
-        self,
-        rows: Mapping[str, np.ndarray],  # the key columns, (n,) each; a "moment" column is ignored
-    ) -> Columns:  # each feature, float64, (n,)
-        "The features of `rows`"
+    def lookup(self, rows: Mapping[str, np.ndarray]) -> Columns:
+        'The features of `rows`, float64, (n,) each; they have the key columns, and a "moment" column is ignored'
         features = {}
         for table in self.tables:
             features.update(zip(table.features, table.lookup(rows).T, strict=True))
@@ -254,18 +242,17 @@ class FeatureSnapshot:
         return body + hashlib.sha256(body).digest()
 
     @classmethod
-    def from_bytes(
-        cls,
-        data: bytes,  # from `to_bytes`
-    ) -> "FeatureSnapshot":
-        "The snapshot, bit for bit; raises `ContractError` if the data are damaged"
+    def from_bytes(cls, data: bytes) -> "FeatureSnapshot":
+        "The snapshot that `to_bytes` wrote, bit for bit; raises `ContractError` if the data are damaged"
         body, digest = data[:-32], data[-32:]
         if hashlib.sha256(body).digest() != digest:
-            raise ContractError(f"context snapshot of {len(data)} bytes is corrupt: its checksum does not match; write it again")
+            problem = f"context snapshot of {len(data)} bytes is corrupt: its checksum does not match"
+            raise ContractError(f"{problem}; write it again")
         try:
             return _decode(body)
         except Exception as e:  # Arrow, JSON and numpy raise errors of many types on data of another program
-            raise ContractError(f"context snapshot of {len(data)} bytes is none that mlnb wrote: {type(e).__name__}: {e}") from None
+            problem = f"context snapshot of {len(data)} bytes is none that mlnb wrote"
+            raise ContractError(f"{problem}: {type(e).__name__}: {e}") from None
 
 # %% ../../nbs/data/01_point_in_time.ipynb #281d82fc
 def _encode(snapshot: FeatureSnapshot) -> bytes:
@@ -276,7 +263,9 @@ def _encode(snapshot: FeatureSnapshot) -> bytes:
     lists = {}
     for table in snapshot.tables:
         columns = {**table.keys, **dict(zip(table.features, table.values.T, strict=True))}
-        lists |= {f"{table.name}.{name}": _list_array(np.ascontiguousarray(column)) for name, column in columns.items()}
+        for name, column in columns.items():
+            values = pa.array(np.ascontiguousarray(column))
+            lists[f"{table.name}.{name}"] = pa.ListArray.from_arrays([0, len(values)], values)
     metadata = {"moment": str(snapshot.as_of), "views": json.dumps(views)}
     batch = pa.record_batch(list(lists.values()), names=list(lists)).replace_schema_metadata(metadata)
     sink = io.BytesIO()
@@ -285,31 +274,22 @@ def _encode(snapshot: FeatureSnapshot) -> bytes:
     return sink.getvalue()
 
 
-def _list_array(values: np.ndarray):
-    import pyarrow as pa
-
-    return pa.ListArray.from_arrays([0, len(values)], pa.array(values))
-
-
 def _decode(body: bytes) -> FeatureSnapshot:
     "The snapshot in an Arrow stream made by `_encode`"
     import pyarrow as pa
 
     with pa.ipc.open_stream(body) as stream:
         (batch,) = stream
-    columns = {name: _from_arrow(batch.column(name).values) for name in batch.schema.names}
-    tables = []
+    columns, tables = {}, []
+    for name in batch.schema.names:
+        values = batch.column(name).values
+        is_text = pa.types.is_string(values.type)
+        columns[name] = np.array(values.to_pylist(), np.str_) if is_text else values.to_numpy(zero_copy_only=False)
     for view in json.loads(batch.schema.metadata[b"views"]):
         keys = {name: columns[f"{view['name']}.{name}"] for name in view["keys"]}
         values = np.stack([columns[f"{view['name']}.{name}"] for name in view["features"]], axis=1)
         tables.append(FeatureTable(view["name"], tuple(view["features"]), keys, values))
     return FeatureSnapshot(np.datetime64(batch.schema.metadata[b"moment"].decode(), "s"), tuple(tables))
-
-
-def _from_arrow(values) -> np.ndarray:
-    import pyarrow as pa
-
-    return np.array(values.to_pylist(), np.str_) if pa.types.is_string(values.type) else values.to_numpy(zero_copy_only=False)
 
 # %% ../../nbs/data/01_point_in_time.ipynb #23a9cb3a
 @renamed_keywords
@@ -317,28 +297,24 @@ class PointInTimeFeatures:
     "Features by key as of a time"
     __getattr__ = renamed_members
 
-    def __init__(
-        self,
-        views: Sequence[FeatureView],  # with distinct features
-        interval_minutes: int = 15,  # as-of times are multiples of this
-    ):
+    def __init__(self, views: Sequence[FeatureView], interval_minutes: int = 15):
+        "Views have distinct features; as-of times are multiples of the interval"
         self.views, self.interval_minutes = tuple(views), interval_minutes
-        self.features = tuple(itertools.chain.from_iterable(view.features for view in self.views))
-        self.keys = tuple(dict.fromkeys(itertools.chain.from_iterable(view.keys for view in self.views)))
-        duplicates = sorted({name for name in self.features if self.features.count(name) > 1})
-        if duplicates:
-            raise ContractError(f"context feature {duplicates[0]!r} is in two views; give each feature one name and one view")
+        self.features = tuple(name for view in self.views for name in view.features)
+        self.keys = tuple(dict.fromkeys(name for view in self.views for name in view.keys))
+        for name in sorted(self.features):
+            if self.features.count(name) > 1:
+                raise ContractError(f"context feature {name!r} is in two views; give each feature one name and one view")
 
-    def as_of(self, times) -> np.ndarray:
+    def as_of(self, times: ArrayLike) -> np.ndarray:
         "The as-of times whose features are used at `times`, datetime64[s]"
         return floor_to_interval(times, self.interval_minutes)
 
-    def __call__(
-        self,
-        history,  # what the views expect
-        rows: Mapping[str, np.ndarray],  # "moment" and the key columns, (n,) each
-    ) -> Columns:  # each feature, float64, (n,)
-        "The features of every row as of its own time"
+    def __call__(self, history: Any, rows: Mapping[str, np.ndarray]) -> Columns:
+        """The features of every row as of its own time, float64, (n,) each; `history` is what the views expect.
+
+        `rows` has "moment" and the key columns, (n,) each.
+        """
         self._check(rows["moment"])
         features = {}
         for view in self.views:
@@ -348,30 +324,25 @@ class PointInTimeFeatures:
             features |= {name: values[name][kind] for name in view.features}
         return features
 
-    def _check(self, as_of_times):
+    def _check(self, as_of_times: ArrayLike) -> None:
         "Raise `ContractError` for times that no snapshot can have"
-        as_of_times = np.asarray(as_of_times)
-        invalid = as_of_times != self.as_of(as_of_times)
+        times = np.asarray(as_of_times)
+        invalid = times != self.as_of(times)
         if invalid.any():
-            first, interval = as_of_times[invalid][0], self.interval_minutes
+            first, interval = times[invalid][0], self.interval_minutes
             raise ContractError(f"moment {first} is not a multiple of {interval} minutes; use floor_to_interval(times)")
 
-    def snapshot(self, history, as_of: np.datetime64) -> FeatureSnapshot:
+    def snapshot(self, history: Any, as_of: np.datetime64) -> FeatureSnapshot:
         "The features of every known key as of a time"
         return next(self.snapshots(history, [as_of]))
 
-    def snapshots(
-        self,
-        history,
-        as_of_times: Sequence[np.datetime64],
-        chunk: int = 64,  # as-of times evaluated at once; bounds the memory
-    ) -> Iterator[FeatureSnapshot]:
-        "The snapshot of each as-of time, in order"
-        as_of_times = np.atleast_1d(np.asarray(as_of_times, "datetime64[s]"))
-        self._check(as_of_times)
+    def snapshots(self, history: Any, as_of_times: ArrayLike, chunk: int = 64) -> Iterator[FeatureSnapshot]:
+        "The snapshot of each as-of time, in order; `chunk` times are evaluated at once, which bounds the memory"
+        all_times = np.atleast_1d(np.asarray(as_of_times, "datetime64[s]"))
+        self._check(all_times)
         keys_by_view = [_prepend_absent_key(view.known(history)) for view in self.views]
-        for start in range(0, len(as_of_times), chunk):
-            times = as_of_times[start : start + chunk]
+        for start in range(0, len(all_times), chunk):
+            times = all_times[start : start + chunk]
             tables = [_tables(view, keys, history, times) for view, keys in zip(self.views, keys_by_view, strict=True)]
             for as_of, *snapshot_tables in zip(times, *tables, strict=True):
                 yield FeatureSnapshot(as_of, tuple(snapshot_tables))

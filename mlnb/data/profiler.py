@@ -6,11 +6,16 @@
 __all__ = ['Profiler', 'profile_parquet']
 
 # %% ../../nbs/data/04_profiler.ipynb #3fe4fb2f
+from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .profiles import Profile
+from .profiles import Profile, TableLike
 from ..project.errors import ProfileError, did_you_mean
 from ..project.files import open_url, storage_errors
+
+if TYPE_CHECKING:
+    import pyarrow.dataset
 
 # %% ../../nbs/data/04_profiler.ipynb #3c7c317e
 _ROW_BUFFER, _PROFILE_BUFFER = 10_000, 32  # maximum number of rows and of profiles
@@ -19,35 +24,29 @@ _ROW_BUFFER, _PROFILE_BUFFER = 10_000, 32  # maximum number of rows and of profi
 class Profiler:
     "Collects rows and tables in one profile"
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._rows: list[dict] = []
         self._profiles: list[Profile] = []
 
-    def add(
-        self,
-        data,  # a row (name -> value, none of them an array), or as for `Profile.of`
-    ) -> None:
-        "Add a row or a table; raises `ProfileError` and adds nothing if it is neither"
+    def add(self, data: TableLike | dict) -> None:
+        "Add a table, or a row (name -> value, none of them an array); raises `ProfileError` and adds nothing if it is neither"
         is_array = lambda value: hasattr(value, "__len__") and not isinstance(value, (str, bytes))
-        if isinstance(data, dict) and not any(map(is_array, data.values())):
-            self._add_row(data)
-        else:
+        if not isinstance(data, dict) or any(map(is_array, data.values())):
             self._add_profile(Profile.of(data))
-
-    def _add_row(self, row: dict):
-        if not all(isinstance(name, str) for name in row):
-            raise ProfileError(f"names of a row must be texts, not {', '.join(repr(n) for n in row if not isinstance(n, str))}")
-        self._rows.append(row)
+            return
+        if invalid := [name for name in data if not isinstance(name, str)]:
+            raise ProfileError(f"names of a row must be texts, not {', '.join(map(repr, invalid))}")
+        self._rows.append(data)
         if len(self._rows) >= _ROW_BUFFER:
             self._flush_rows()
 
-    def _flush_rows(self):
+    def _flush_rows(self) -> None:
         "Profile the buffered rows"
         rows, self._rows = self._rows, []
         if rows:
             self._add_profile(Profile.of(rows))
 
-    def _add_profile(self, profile: Profile):
+    def _add_profile(self, profile: Profile) -> None:
         self._profiles.append(profile)
         if len(self._profiles) >= _PROFILE_BUFFER:
             self._profiles = [Profile.merged(self._profiles)]
@@ -62,7 +61,7 @@ class Profiler:
 _BATCH_ROWS = 1 << 18
 
 
-def _open_dataset(path):
+def _open_dataset(path: str | Path) -> "pyarrow.dataset.Dataset":
     "Open Parquet files as an Arrow dataset; raises `ProfileError`"
     import pyarrow as pa
     import pyarrow.dataset as ds
@@ -80,7 +79,7 @@ def _open_dataset(path):
         raise ProfileError(f"{path} is not a readable Parquet file: {e}") from None
 
 
-def _unified_schema(schemas):
+def _unified_schema(schemas: Iterable) -> "pyarrow.Schema":
     "One Arrow schema that holds the rows of all"
     import pyarrow as pa
 
@@ -88,17 +87,17 @@ def _unified_schema(schemas):
     return pa.unify_schemas([pa.schema(map(plain, schema)) for schema in schemas], promote_options="permissive")
 
 
-def profile_parquet(
-    path: str | Path,  # a file, a folder of files or an fsspec URL
-    columns: list[str] | None = None,  # only these
-) -> Profile:
-    "The profile of Parquet files; raises `ProfileError` if they cannot be read or lack a column"
+def profile_parquet(path: str | Path, columns: list[str] | None = None) -> Profile:
+    """The profile of a Parquet file, a folder of them or an fsspec URL, of all columns or some.
+
+    Raises `ProfileError` if they cannot be read or lack a column.
+    """
     import pyarrow as pa
 
     source, profiler = _open_dataset(path), Profiler()
+    names = source.schema.names
     for name in columns or ():
-        if name not in source.schema.names:
-            names = source.schema.names
+        if name not in names:
             raise ProfileError(f"{path} has no column {name!r}{did_you_mean(name, names)}; it has {', '.join(names)}")
     try:
         for batch in source.to_batches(columns=columns, batch_size=_BATCH_ROWS, batch_readahead=1, fragment_readahead=1):

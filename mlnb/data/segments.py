@@ -7,14 +7,18 @@ __all__ = ['OTHER', 'segment_label', 'segment_mask', 'segments', 'merged_segment
 
 # %% ../../nbs/data/05_segments.ipynb #27bdc053
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .profiles import Profile, table_columns
+from .profiles import Profile, TableLike, table_columns
 from ..project.errors import ProfileError, did_you_mean
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 # %% ../../nbs/data/05_segments.ipynb #3b77f2ad
-def _codes(values) -> tuple[np.ndarray, list]:
+def _codes(values: Any) -> tuple[np.ndarray, list]:
     "For each row the index of its value in a list of values, in which None stands for missing"
     import pandas as pd
 
@@ -26,27 +30,24 @@ def _codes(values) -> tuple[np.ndarray, list]:
     return np.where(codes < 0, len(distinct), codes), [*distinct.tolist(), None]
 
 
-def _reorder(values, order: np.ndarray):
+def _reorder(values: Any, order: np.ndarray) -> Any:
     if hasattr(values, "iloc"):
         return values.iloc[order]
     return values.take(order) if hasattr(values, "take") else [values[i] for i in order]
 
 
-def _slice(values, start: int, stop: int):
+def _slice(values: Any, start: int, stop: int) -> Any:
     return values.iloc[start:stop] if hasattr(values, "iloc") else values[start:stop]
 
 # %% ../../nbs/data/05_segments.ipynb #5e9de7a2
-def segment_label(value) -> str:
+def segment_label(value: object) -> str:
     "A value as the label of a segment: True is true, and 2.0 is 2"
     text = str(value)
     return text.lower() if text in ("True", "False") else text.removesuffix(".0")
 
 
-def segment_mask(
-    column,  # (rows,) pandas.Series
-    value: str,  # as a user wrote it; empty: missing
-):  # (rows,) pandas.Series of bool
-    "Which rows of a column belong to a segment"
+def segment_mask(column: "pd.Series", value: str) -> "pd.Series":
+    "Which rows of a column belong to a segment, whose value is as a user wrote it; empty: missing"
     if value == "":
         return column.isna()
     texts, label = column.astype(str), segment_label(value)
@@ -71,16 +72,16 @@ def _largest(sizes: dict, limit: int) -> list:
     return sorted(sizes, key=lambda key: (-sizes[key], repr(key)))[:limit]
 
 
-def segments(
-    data,  # as for `Profile.of`
-    group_by: list[str],  # names of columns
-    limit: int = 100,  # largest segments; all others are the segment (OTHER, ...)
-) -> dict[tuple, Profile]:  # (value of each column) -> profile, the largest segment first
-    "The profile of each segment of a table; None stands for a missing value"
+def segments(data: TableLike, group_by: list[str], limit: int = 100) -> dict[tuple, Profile]:
+    """The profile of each segment of a table by the value of each column of `group_by`, the largest segment first.
+
+    None stands for a missing value. Rows of other segments than the `limit` largest are in the segment (OTHER, ...).
+    """
     columns = dict(table_columns(data))
     for name in group_by:
         if name not in columns:
-            raise ProfileError(f"no column {name!r} to segment by{did_you_mean(name, columns)}; columns: {', '.join(columns)}")
+            hint = did_you_mean(name, columns)
+            raise ProfileError(f"no column {name!r} to segment by{hint}; columns: {', '.join(columns)}")
     if not group_by or limit < 1:
         raise ProfileError(f"{limit} segments by {group_by!r} are none; write segments(data, group_by=['origin'])")
     number, keys = _segment_codes(columns, group_by)
@@ -90,26 +91,24 @@ def segments(
     number = np.array([rank.get(key, len(largest)) for key in keys], np.int64)[number]
     order = np.argsort(number, kind="stable")  # rows of a segment keep their order
     ordered = {name: _reorder(values, order) for name, values in columns.items()}
-    ends = np.searchsorted(number[order], np.arange(len(largest) + 2)).tolist()
-    slices = zip([*largest, (OTHER,) * len(group_by)], ends, ends[1:], strict=False)
-    cut = lambda start, stop: {name: _slice(values, start, stop) for name, values in ordered.items()}
-    return {key: Profile.of(cut(start, stop)) for key, start, stop in slices if stop > start}
+    ends = number[order].searchsorted(np.arange(len(largest) + 2)).tolist()
+    profiles = {}
+    for key, start, stop in zip([*largest, (OTHER,) * len(group_by)], ends, ends[1:], strict=False):
+        if stop > start:
+            profiles[key] = Profile.of({name: _slice(values, start, stop) for name, values in ordered.items()})
+    return profiles
 
 # %% ../../nbs/data/05_segments.ipynb #dc2ff088
-def merged_segments(
-    parts: Iterable[dict[tuple, Profile]],  # of `segments`, by the same columns
-    limit: int = 100,  # as in `segments`
-) -> dict[tuple, Profile]:
-    "The segments of all parts"
+def merged_segments(parts: Iterable[dict[tuple, Profile]], limit: int = 100) -> dict[tuple, Profile]:
+    "The segments of all parts, which `segments` returned for the same columns and this limit"
     profiles_by_key: dict[tuple, list[Profile]] = {}
     for part in parts:
         for key, profile in part.items():
             profiles_by_key.setdefault(key, []).append(profile)
-    other_key = next((key for key in profiles_by_key if set(key) == {OTHER}), None)
-    others = profiles_by_key.pop(other_key, [])
-    sizes = {key: sum(profile.rows for profile in profiles) for key, profiles in profiles_by_key.items()}
-    largest = {key: Profile.merged(profiles_by_key.pop(key)) for key in _largest(sizes, limit)}
-    others += [profile for profiles in profiles_by_key.values() for profile in profiles]
+    others = [p for key, profiles in profiles_by_key.items() if set(key) == {OTHER} for p in profiles]
+    sizes = {key: sum(p.rows for p in profiles) for key, profiles in profiles_by_key.items() if set(key) != {OTHER}}
+    largest = {key: Profile.merged(profiles_by_key[key]) for key in _largest(sizes, limit)}
+    others += [p for key in sizes if key not in largest for p in profiles_by_key[key]]
     if others:
-        largest[(OTHER,) * len(next(iter(sizes), other_key))] = Profile.merged(others)
+        largest[(OTHER,) * len(next(iter(profiles_by_key)))] = Profile.merged(others)
     return largest

@@ -6,8 +6,12 @@
 __all__ = ['encode_columns', 'decode_columns']
 
 # %% ../../nbs/data/01c_whylogs_format.ipynb #95d4c235
+import io
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 from .column_profiles import COUNT_NAMES, NO_INTEGERS, TYPE_NAMES, ColumnProfile
-from .sketches import read_hll, read_items, read_kll, whylogs_messages
+from .sketches import Hll, Items, read_kll, whylogs_messages
 from ..project.errors import ProfileError
 
 # %% ../../nbs/data/01c_whylogs_format.ipynb #a57fe8c8
@@ -33,7 +37,7 @@ def _components(column: ColumnProfile) -> dict:
     return components
 
 # %% ../../nbs/data/01c_whylogs_format.ipynb #b63da098
-def _delimited(message) -> bytes:
+def _delimited(message: Any) -> bytes:
     "A message preceded by its length"
     body = message.SerializeToString(deterministic=True)
     return _varint(len(body)) + body
@@ -70,11 +74,8 @@ def encode_columns(columns: dict[str, ColumnProfile]) -> bytes:
     return b"".join([_MAGIC, _delimited(pb.DatasetSegmentHeader(has_segments=False)), _delimited(header), *chunks])
 
 # %% ../../nbs/data/01c_whylogs_format.ipynb #e3e91b2d
-def decode_columns(
-    data: bytes,
-    source: str,  # name of the file, for errors
-) -> dict[str, ColumnProfile]:
-    "Decode profiles, whoever wrote them; raises `ProfileError` if they are damaged"
+def decode_columns(data: bytes, source: str) -> dict[str, ColumnProfile]:
+    "Decode profiles, whoever wrote them; a `ProfileError` says that `source` is damaged"
     if not data.startswith(_MAGIC):
         raise ProfileError(f"{source} is not a whylogs profile: it begins with {data[:4]!r}, not with {_MAGIC!r}")
     try:
@@ -86,54 +87,52 @@ def decode_columns(
 
 
 def _parse(data: bytes) -> dict[str, ColumnProfile]:
-    pb = whylogs_messages()
-    segments, position = _read_message(pb.DatasetSegmentHeader, data, len(_MAGIC))
-    if segments.has_segments:
+    pb, file = whylogs_messages(), io.BytesIO(data)
+    file.seek(len(_MAGIC))
+    if _read_message(pb.DatasetSegmentHeader, file).has_segments:
         raise ProfileError("holds the profiles of several segments; write one profile to a file")
-    header, start = _read_message(pb.DatasetProfileHeader, data, position)
+    header = _read_message(pb.DatasetProfileHeader, file)
+    start = file.tell()
     if len(data) != start + header.length:
         raise ProfileError(f"is damaged: {len(data)} bytes where its header says {start + header.length}")
     chunks = sorted(header.column_offsets.items())
-    return {name: _parse_column(data, start, chunk.offsets, header.indexed_metric_paths) for name, chunk in chunks}
+    return {name: _parse_column(file, start, chunk.offsets, header.indexed_metric_paths) for name, chunk in chunks}
 
 
-def _read_message(kind, data: bytes, position: int):
-    "The message of type `kind` at `position`, preceded by its length, and where it ends"
-    length = shift = 0
-    while True:
-        length |= (data[position] & 127) << shift
-        position, shift = position + 1, shift + 7
-        if data[position - 1] < 128:
-            return kind.FromString(data[position : _check_end(data, position + length)]), position + length
+def _read_message(kind: Any, file: io.BytesIO) -> Any:
+    "The next message, of type `kind`, which its length precedes"
+    from google.protobuf.proto import parse_length_prefixed
 
-
-def _check_end(data: bytes, end: int) -> int:
-    if end > len(data):
+    if (message := parse_length_prefixed(kind, file)) is None:
         raise ValueError("it ends too early")
-    return end
+    return message
 
 # %% ../../nbs/data/01c_whylogs_format.ipynb #f88a26fc
-def _parse_column(data: bytes, start: int, offsets, paths) -> ColumnProfile:
+def _parse_column(file: io.BytesIO, start: int, offsets: Iterable[int], paths: Mapping[int, str]) -> ColumnProfile:
     "The column whose chunks are at `offsets`"
-    pb, components = whylogs_messages(), {}
+    pb = whylogs_messages()
+    components: dict[str, Any] = {}
     for offset in offsets:
-        head, position = _read_message(pb.ChunkHeader, data, start + offset)
-        chunk = pb.ChunkMessage.FromString(data[position : _check_end(data, position + head.length)])
+        file.seek(start + offset)
+        body = file.read((head := _read_message(pb.ChunkHeader, file)).length)
+        if len(body) < head.length:
+            raise ValueError("it ends too early")
+        chunk = pb.ChunkMessage.FromString(body)
         components |= {paths[i]: component for i, component in chunk.metric_components.items()}
     return _from_components(components)
 
 
 def _from_components(components: dict) -> ColumnProfile:
     "A column from its components; the others are empty"
-    numbers = lambda kind, names: {name: components[f"{kind}/{name}"].n for name in names if f"{kind}/{name}" in components}
-    column = {"counts": numbers("counts", COUNT_NAMES), "types": numbers("types", TYPE_NAMES)}
+    numbers = lambda kind, names: {n: components[f"{kind}/{n}"].n for n in names if f"{kind}/{n}" in components}
+    column: dict[str, Any] = {"counts": numbers("counts", COUNT_NAMES), "types": numbers("types", TYPE_NAMES)}
     if kll := components.get("distribution/kll"):
         column["kll"] = read_kll(kll.kll.sketch)
         column["mean"], column["m2"] = components["distribution/mean"].d, components["distribution/m2"].d
     if hll := components.get("cardinality/hll"):
-        column["hll"] = read_hll(hll.hll.sketch)
+        column["hll"] = Hll.deserialize(hll.hll.sketch)
     if items := components.get("frequent_items/frequent_strings"):
-        column["items"] = read_items(items.frequent_items.sketch)
+        column["items"] = Items.deserialize(items.frequent_items.sketch)
     if "ints/min" in components:
         column["integers"] = (components["ints/min"].n, components["ints/max"].n)
     return ColumnProfile(**column)

@@ -9,6 +9,7 @@ __all__ = ['BASELINES', 'NETWORK', 'MAX_PLAUSIBLE_AUC', 'base_rate', 'carrier_ho
 # %% ../../nbs/flights/05_evaluate.ipynb #cd10254c
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,20 +19,24 @@ from ..models.metrics import Cost, scores_by_group, scores
 from ..models.tabular import Encoder, TabularPredictor
 from ..project.errors import ModelError
 
+if TYPE_CHECKING:
+    import pandas as pd
+    import scipy.sparse
+
 # %% ../../nbs/flights/05_evaluate.ipynb #c0d61e1c
-def base_rate(train, valid, test) -> np.ndarray:
+def base_rate(train: "pd.DataFrame", valid: "pd.DataFrame", test: "pd.DataFrame") -> np.ndarray:
     "The share of disrupted flights in training, for every flight"
     return np.full(len(test), train["disrupted"].mean())
 
 
-def carrier_hour_means(train, valid, test) -> np.ndarray:
+def carrier_hour_means(train: "pd.DataFrame", valid: "pd.DataFrame", test: "pd.DataFrame") -> np.ndarray:
     "The share in training among flights of the same carrier and local hour, shrunk to the base rate by 20 flights"
     base, groups = train["disrupted"].mean(), train.groupby(["carrier", "hour"])["disrupted"].agg(["sum", "size"])
     means = ((groups["sum"] + 20 * base) / (groups["size"] + 20)).rename("p")
     return test.merge(means, how="left", left_on=["carrier", "hour"], right_index=True)["p"].fillna(base).to_numpy()
 
 # %% ../../nbs/flights/05_evaluate.ipynb #5012c472
-def _matrix(encoder: Encoder, rows):
+def _matrix(encoder: Encoder, rows: "pd.DataFrame") -> "scipy.sparse.csr_matrix":
     "Standardised numbers, then a one-hot column for each category, as a sparse matrix"
     from scipy import sparse
 
@@ -41,7 +46,7 @@ def _matrix(encoder: Encoder, rows):
     return sparse.hstack([numbers, ones], format="csr")
 
 
-def logistic_regression(train, valid, test) -> np.ndarray:
+def logistic_regression(train: "pd.DataFrame", valid: "pd.DataFrame", test: "pd.DataFrame") -> np.ndarray:
     "Linear in the standardised numbers and the categories"
     from sklearn.linear_model import LogisticRegression
 
@@ -50,14 +55,14 @@ def logistic_regression(train, valid, test) -> np.ndarray:
     return model.predict_proba(_matrix(encoder, test))[:, 1]
 
 
-def gradient_boosting(train, valid, test) -> np.ndarray:
+def gradient_boosting(train: "pd.DataFrame", valid: "pd.DataFrame", test: "pd.DataFrame") -> np.ndarray:
     "Histogram gradient boosting (scikit-learn) with early stopping on the validation rows"
     from sklearn.ensemble import HistGradientBoostingClassifier
     from threadpoolctl import threadpool_limits
 
     encoder = Encoder.fit(inputs(train), CATEGORICAL, NUMERIC)
 
-    def matrix(rows):
+    def matrix(rows: "pd.DataFrame") -> np.ndarray:
         codes = encoder.encode(inputs(rows))[0] - encoder.unknown
         return np.column_stack([codes, rows[list(NUMERIC)].to_numpy(np.float64)])
 
@@ -71,54 +76,37 @@ def gradient_boosting(train, valid, test) -> np.ndarray:
 
 
 BASELINES = {
-    "base rate": base_rate,
-    "carrier-hour means": carrier_hour_means,
-    "logistic regression": logistic_regression,
-    "gradient boosting": gradient_boosting,
-}
+    "base rate": base_rate, "carrier-hour means": carrier_hour_means,
+    "logistic regression": logistic_regression, "gradient boosting": gradient_boosting,
+}  # fmt: skip
 NETWORK = "tabular network"
 
 # %% ../../nbs/flights/05_evaluate.ipynb #cbe4a4ab
 MAX_PLAUSIBLE_AUC = 0.80
 
 
-def check_plausible_auc(
-    auc: float,  # on the test rows
-    model: str,  # its name
-) -> None:
-    "Raise a `ModelError` for an AUC that is too good to be true"
+def check_plausible_auc(auc: float, model: str) -> None:
+    "Raise a `ModelError` for a model whose AUC on the test rows is too good to be true"
     if auc > MAX_PLAUSIBLE_AUC:
         problem = f"{model} has AUC {auc:.3f} on later flights, above {MAX_PLAUSIBLE_AUC:.2f}"
-        raise ModelError(
-            f"{problem}: one of its inputs is known only after the decision; find it by training without each in turn"
-        )
+        remedy = "one of its inputs is known only after the decision; find it by training without each in turn"
+        raise ModelError(f"{problem}: {remedy}")
 
 # %% ../../nbs/flights/05_evaluate.ipynb #7482fbf0
-def all_scores(
-    test,  # rows with month, origin, disrupted
-    probabilities: dict[str, np.ndarray],  # model: (n,)
-    cost: Cost,
-) -> dict[str, dict]:  # model: overall, month, origin
-    "Every model overall, by month and by origin"
+def all_scores(test: "pd.DataFrame", probabilities: dict[str, np.ndarray], cost: Cost) -> dict[str, dict]:
+    "The scores of each model's probabilities for rows with month, origin and disrupted: overall, by month, by origin"
     y = test["disrupted"].to_numpy()
-
-    def grouped(name, p):
-        return {str(group): s for group, s in scores_by_group(test[name].to_numpy(), y, p, cost).items()}
-
+    grouped = lambda name, p: scores_by_group(test[name].to_numpy(), y, p, cost)
     return {
         model: {"overall": scores(y, p, cost), "month": grouped("month", p), "origin": grouped("origin", p)}
         for model, p in probabilities.items()
     }
 
 
-def write_scores(
-    path: str | Path,
-    objective: dict,
-    models: dict[str, dict],  # of `all_scores`
-) -> None:
-    "Write `scores.json`; an undefined score, such as the AUC of one class, is null"
+def write_scores(path: str | Path, objective: dict, models: dict[str, dict]) -> None:
+    "Write `scores.json` with the result of `all_scores`; an undefined score, such as the AUC of one class, is null"
 
-    def to_json(value):
+    def to_json(value: Any) -> Any:
         if isinstance(value, dict):
             return {name: to_json(v) for name, v in value.items()}
         return None if isinstance(value, float) and not np.isfinite(value) else value

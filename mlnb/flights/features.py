@@ -8,24 +8,21 @@ __all__ = ['WEATHER', 'HOUR', 'PRIOR', 'DAY', 'context_features', 'CATEGORICAL',
            'read_history', 'decision_time', 'feature_table']
 
 # %% ../../nbs/flights/03_features.ipynb #8715d0ef
+import calendar
 import datetime as dt
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 import numpy as np
 
-from mlnb.data.point_in_time import (
-    Columns,
-    PointInTimeFeatures,
-    Events,
-    LatestReadings,
-    FeatureView,
-    distinct_rows,
-    floor_to_interval,
-    to_columns,
-)
+from ..data.point_in_time import Columns, Events, FeatureView, LatestReadings, PointInTimeFeatures
+from ..data.point_in_time import distinct_rows, floor_to_interval, to_columns
 from ..project.errors import ModelError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/flights/03_features.ipynb #4146c227
 _NEW_YORK = ZoneInfo("America/New_York")
@@ -36,22 +33,18 @@ _HOURS = np.array([f"{hour:02}" for hour in range(24)])
 @lru_cache(maxsize=100_000)
 def _offset(hour: int) -> int:
     "Seconds by which New York's clock is ahead of UTC in the given hour since 1970"
-    return int(dt.datetime.fromtimestamp(hour * 3600, _NEW_YORK).utcoffset().total_seconds())
+    return calendar.timegm(dt.datetime.fromtimestamp(hour * 3600, _NEW_YORK).timetuple()) - hour * 3600
 
 
-def local_seconds(
-    times: np.ndarray,  # datetime64, UTC, (n,)
-) -> np.ndarray:  # int64, (n,)
-    "Seconds since 1970 on New York's clock"
+def local_seconds(times: np.ndarray) -> np.ndarray:  # int64
+    "Seconds since 1970 on New York's clock at `times`, datetime64 in UTC"
     seconds = times.astype("datetime64[s]").astype(np.int64)
     hours, at = np.unique(seconds // 3600, return_inverse=True)
     return seconds + np.array([_offset(hour) for hour in hours.tolist()], np.int64)[at]
 
 # %% ../../nbs/flights/03_features.ipynb #3d48f041
-def request_features(
-    request: Mapping[str, np.ndarray],  # the request's fields, (n,) each, times in UTC
-) -> Columns:  # (n,) each
-    "Features from the request alone; the same bits for one row and for a million"
+def request_features(request: Mapping[str, np.ndarray]) -> Columns:  # (n,) each
+    "Features from the request's fields alone, times in UTC; the same bits for one row and for a million"
     leaves, arrives = (
         request[name].astype("datetime64[s]").astype(np.int64) for name in ("scheduled_departure", "scheduled_arrival")
     )
@@ -72,71 +65,58 @@ def request_features(
 class History:
     "Cleaned flights and weather, with a cached index for each query of the views"
 
-    def __init__(
-        self,
-        flights: Mapping[str, np.ndarray],  # columns of flights.parquet: request, departure, departure_delay, disrupted, label_time
-        weather: Mapping[str, np.ndarray],  # columns of weather.parquet
-    ):
-        self.flights, self.readings, self._cache = flights, weather, {}
+    def __init__(self, flights: Mapping[str, np.ndarray], weather: Mapping[str, np.ndarray]):
+        """Columns of flights.parquet and of weather.parquet.
 
-    def _cached(self, question: tuple, make):
-        if question not in self._cache:
-            self._cache[question] = make()
-        return self._cache[question]
+        Of flights: those of the request, departure, departure_delay, disrupted, label_time.
+        """
+        self.flights, self.readings = flights, weather
+        self._cache: dict[tuple, Any] = {}
 
-    def _key_columns(self, keys: tuple[str, ...]) -> Columns:
-        return {name: self.flights[name] for name in keys}
+    def _cached(self, key: tuple, make: Callable[[], Any]) -> Any:
+        if key not in self._cache:
+            self._cache[key] = make()
+        return self._cache[key]
+
+    def _events(self, kind: str, keys: tuple[str, ...], event: Callable[[], tuple]) -> Events:
+        "The index by these keys of the times, and values if any, of an event"
+        return self._cached((kind, keys), lambda: Events({name: self.flights[name] for name in keys}, *event()))
 
     def delays(self, *keys: str) -> Events:
         "Departure delays in minutes, clipped to -30 to 300, known from the departure"
         f = self.flights
-        return self._cached(
-            ("delays", keys),
-            lambda: Events(self._key_columns(keys), f["departure"], np.clip(f["departure_delay"], -30, 300)),
-        )
+        return self._events("delays", keys, lambda: (f["departure"], np.clip(f["departure_delay"], -30, 300)))
 
     def labels(self, *keys: str) -> Events:
         "Disrupted or not, known from the label time"
-        return self._cached(
-            ("labels", keys),
-            lambda: Events(self._key_columns(keys), self.flights["label_time"], self.flights["disrupted"]),
-        )
+        return self._events("labels", keys, lambda: (self.flights["label_time"], self.flights["disrupted"]))
 
     def timetable(self, *keys: str) -> Events:
         "Scheduled departures, known in advance"
-        return self._cached(
-            ("timetable", keys), lambda: Events(self._key_columns(keys), self.flights["scheduled_departure"])
-        )
+        return self._events("timetable", keys, lambda: (self.flights["scheduled_departure"],))
 
     def done(self, *keys: str) -> Events:
         "Flights that no longer wait: they have left or are known to be cancelled"
         f = self.flights
-        when = np.where(np.isnat(f["departure"]), f["label_time"], f["departure"])
-        return self._cached(("done", keys), lambda: Events(self._key_columns(keys), when))
+        when = lambda: np.where(np.isnat(f["departure"]), f["label_time"], f["departure"])
+        return self._events("done", keys, lambda: (when(),))
 
+    @cached_property
     def weather(self) -> LatestReadings:
         "Weather by origin, known from the end of its hour"
-        return self._cached(("weather",), lambda: _weather(self.readings))
+        return _weather(self.readings)
 
     def distinct_keys(self, *keys: str) -> Columns:
         "The distinct keys of the timetable"
-        columns = self._key_columns(keys)
-        return self._cached(
-            ("known", keys), lambda: {name: column[distinct_rows(columns)[0]] for name, column in columns.items()}
-        )
+        columns = {name: self.flights[name] for name in keys}
+        first = self._cached(("distinct", keys), lambda: distinct_rows(columns)[0])
+        return {name: column[first] for name, column in columns.items()}
 
 # %% ../../nbs/flights/03_features.ipynb #833ac03c
 WEATHER = (
-    "temperature",
-    "dew_point",
-    "humidity",
-    "wind_direction",
-    "wind_speed",
-    "wind_gust",
-    "precipitation",
-    "pressure",
+    "temperature", "dew_point", "humidity", "wind_direction", "wind_speed", "wind_gust", "precipitation", "pressure",
     "visibility",
-)
+)  # fmt: skip
 HOUR = 3600
 
 
@@ -178,7 +158,7 @@ def _origin(history: History, pairs: Columns) -> Columns:
     "Weather, queue, delays and labels at an airport"
     left, labels, planned = history.delays("origin"), history.labels("origin"), history.timetable("origin")
     return {
-        **history.weather().at(pairs, max_age_seconds=6 * HOUR),
+        **history.weather.at(pairs, max_age_seconds=6 * HOUR),
         "scheduled_load": planned.window(pairs, HOUR, 3 * HOUR + 900)[0].astype(np.float64),
         "backlog": (planned.window(pairs, None)[0] - history.done("origin").window(pairs, None)[0]).astype(np.float64),
         "origin_departures_2h": left.window(pairs, -2 * HOUR)[0].astype(np.float64),
@@ -244,22 +224,16 @@ LEAKY_COLUMNS = (
 )  # fmt: skip
 
 
-def check_no_leakage(
-    names: Iterable[str],  # inputs of a model
-) -> None:
-    "Raise a `ModelError` that names every input which is known only after the decision"
+def check_no_leakage(names: Iterable[str]) -> None:
+    "Raise a `ModelError` that names every input of a model which is known only after the decision"
     leaking = [name for name in names if name in LEAKY_COLUMNS]
     if leaking:
-        raise ModelError(
-            f"input {', '.join(map(repr, leaking))} is known only after the decision, two hours before departure; leave it out"
-        )
+        problem = f"input {', '.join(map(repr, leaking))} is known only after the decision, two hours before departure"
+        raise ModelError(f"{problem}; leave it out")
 
 # %% ../../nbs/flights/03_features.ipynb #b2111fbb
-def history_as_of(
-    history: History,
-    as_of: np.datetime64,  # UTC
-) -> History:
-    "The history that was known at `as_of`"
+def history_as_of(history: History, as_of: np.datetime64) -> History:
+    "The history that was known at `as_of`, in UTC"
     f, w = history.flights, history.readings
     departed, labelled = f["departure"] <= as_of, f["label_time"] <= as_of
     never = np.datetime64("NaT", "s")
@@ -273,11 +247,8 @@ def history_as_of(
     return History(flights, {name: column[is_observed] for name, column in w.items()})
 
 # %% ../../nbs/flights/03_features.ipynb #92119fe3
-def read_history(
-    flights: str,  # flights.parquet
-    weather: str,  # weather.parquet
-) -> History:
-    "The history in the products of the ingest task"
+def read_history(flights: str, weather: str) -> History:
+    "The history in the products of the ingest task, flights.parquet and weather.parquet"
     import pandas as pd
 
     return History(to_columns(pd.read_parquet(flights)), to_columns(pd.read_parquet(weather)))
@@ -287,15 +258,13 @@ LEAD_SECONDS = 2 * HOUR  # from the decision to the scheduled departure
 REQUEST = ("carrier", "flight", "origin", "dest", "distance", "scheduled_departure", "scheduled_arrival")
 
 
-def decision_time(
-    scheduled_departure: np.ndarray,  # datetime64, UTC
-) -> np.ndarray:  # datetime64[s], UTC
-    "When the decision for a flight is taken"
+def decision_time(scheduled_departure: np.ndarray) -> np.ndarray:
+    "When the decision for a flight is taken; both are datetime64[s] in UTC"
     return scheduled_departure.astype("datetime64[s]") - LEAD_SECONDS
 
 
-def feature_table(history: History):
-    "A row a flight of the history, as a DataFrame: request, decision time, moment, month (local), label, label time, features"
+def feature_table(history: History) -> "pd.DataFrame":
+    "A row a flight of the history: request, decision time, moment, month (local), label, label time, features"
     import pandas as pd
 
     flights = history.flights

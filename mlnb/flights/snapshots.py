@@ -16,29 +16,27 @@ from .features import History, context_features, decision_time
 from ..project.errors import ContractError
 
 # %% ../../nbs/flights/07_snapshots.ipynb #a2d01cf5
-def chosen_as_of_times(
-    history: History,
-    as_of: str = "",  # UTC, such as "2013-07-04T12:15"; empty: that of the last decision in the timetable
-    count: int = 1,  # quarters of an hour
-) -> np.ndarray:  # datetime64[s], (count,)
-    "The `count` as-of times up to `as_of`, oldest first; raises `ContractError` for an invalid time or a count below 1"
+def chosen_as_of_times(history: History, as_of: str = "", count: int = 1) -> np.ndarray:  # datetime64[s], (count,)
+    """The `count` as-of times, a quarter of an hour apart, up to `as_of`, oldest first.
+
+    `as_of` is in UTC, such as "2013-07-04T12:15"; by default it is that of the last decision in the timetable.
+    Raises `ContractError` for an invalid time or a count below 1.
+    """
     if count < 1:
         raise ContractError(f"parameter 'count' has value {count}; write 1 or more")
     try:
         last = np.datetime64(as_of, "s") if as_of else decision_time(history.flights["scheduled_departure"]).max()
     except ValueError:
-        raise ContractError(
-            f"parameter 'as_of' has value {as_of!r}; write a time in UTC such as '2013-07-04T12:15'"
-        ) from None
+        remedy = "write a time in UTC such as '2013-07-04T12:15'"
+        raise ContractError(f"parameter 'as_of' has value {as_of!r}; {remedy}") from None
     return floor_to_interval(last) - np.arange(count)[::-1] * 900
 
 # %% ../../nbs/flights/07_snapshots.ipynb #08ff5d01
-def write_snapshots(
-    history: History,
-    as_of_times: Iterable[np.datetime64],  # whole quarters of an hour, UTC
-    store: SnapshotStore,
-) -> list[dict]:  # moment (text), rows and bytes of each
-    "Compute the features at all `as_of_times` together, and publish each snapshot"
+def write_snapshots(history: History, as_of_times: Iterable[np.datetime64], store: SnapshotStore) -> list[dict]:
+    """Compute the features at all `as_of_times` together, and publish each snapshot.
+
+    Times are whole quarters of an hour in UTC. Returns moment (text), rows and bytes of each.
+    """
     written = []
     for snapshot in context_features.snapshots(history, list(as_of_times)):
         size = store.write(snapshot)

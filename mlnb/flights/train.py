@@ -7,12 +7,16 @@ __all__ = ['between', 'inputs']
 
 # %% ../../nbs/flights/04_train.ipynb #ef0b99c9
 import datetime as dt
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..data.point_in_time import Columns, to_columns
 from .features import CATEGORICAL, NUMERIC, local_seconds, check_no_leakage
 from ..project.errors import ModelError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/flights/04_train.ipynb #15cf2cf6
 def _day(text: str) -> np.datetime64:
@@ -22,12 +26,11 @@ def _day(text: str) -> np.datetime64:
         raise ModelError(f"day has value {text!r}; write it such as '2013-06-01'") from None
 
 
-def between(
-    table,  # features.parquet
-    start: str,  # first day, New York
-    end: str,  # first day after it
-):
-    "The rows scheduled from `start` to before `end`; raises `ModelError` for an invalid day or if there are no rows"
+def between(table: "pd.DataFrame", start: str, end: str) -> "pd.DataFrame":
+    """The rows of features.parquet scheduled from day `start` to before day `end`, New York.
+
+    Raises `ModelError` for an invalid day or if there are no rows.
+    """
     days = local_seconds(table["scheduled_departure"].to_numpy()).astype("datetime64[s]").astype("datetime64[D]")
     rows = table[(days >= _day(start)) & (days < _day(end))]
     if rows.empty:
@@ -36,10 +39,8 @@ def between(
     return rows
 
 
-def inputs(
-    rows,  # of features.parquet
-) -> Columns:  # (n,) each
-    "The inputs of the model; raises `ModelError` if one of them is from the future"
+def inputs(rows: "pd.DataFrame") -> Columns:  # (n,) each
+    "The inputs of the model from rows of features.parquet; raises `ModelError` if one of them is from the future"
     names = [*CATEGORICAL, *NUMERIC]
     check_no_leakage(names)
     return to_columns(rows, names)

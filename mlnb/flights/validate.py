@@ -6,19 +6,24 @@
 __all__ = ['flights_contract', 'weather_contract']
 
 # %% ../../nbs/flights/01_validate.ipynb #8caf8578
-def flights_contract():
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pandera.pandas as pandera
+
+
+def flights_contract() -> "pandera.DataFrameSchema":
     "The pandera schema of flights.parquet"
     import pandas as pd
     import pandera.pandas as pa
 
-    text, time = (
-        (lambda pattern: pa.Column("str", pa.Check.str_matches(pattern))),
-        (lambda **kw: pa.Column("datetime64[ms]", **kw)),
-    )
+    text = lambda pattern: pa.Column("str", pa.Check.str_matches(pattern))
+    time = lambda **options: pa.Column("datetime64[ms]", **options)
     minutes = lambda low: pa.Column(float, pa.Check.in_range(low, 2000), nullable=True)
     rule = lambda text, check: pa.Check(check, name=text, error=text)
     hours = lambda d: (d["scheduled_arrival"] - d["scheduled_departure"]) / pd.Timedelta(hours=1)
-    soon = pd.Timedelta(minutes=20)
+    is_early = lambda d: d["label_time"] - d["departure"] < pd.Timedelta(minutes=20)
+    never_arrived = lambda d: d["cancelled"] | d["diverted"]
     return pa.DataFrameSchema(
         {
             "carrier": text(r"^[A-Z0-9]{2}$"),
@@ -40,14 +45,8 @@ def flights_contract():
         checks=[
             rule("a flight takes between 20 minutes and 14 hours", lambda d: hours(d).between(1 / 3, 14)),
             rule("a flight left unless it was cancelled", lambda d: d["departure"].isna() == d["cancelled"]),
-            rule(
-                "a flight arrived unless cancelled or diverted",
-                lambda d: d["arrival"].isna() == (d["cancelled"] | d["diverted"]),
-            ),
-            rule(
-                "a label is known 20 minutes after departure at the earliest",
-                lambda d: ~(d["label_time"] - d["departure"] < soon),
-            ),
+            rule("a flight arrived unless cancelled or diverted", lambda d: d["arrival"].isna() == never_arrived(d)),
+            rule("a label is known 20 minutes after departure at the earliest", lambda d: ~is_early(d)),
         ],
         unique=["carrier", "flight", "origin", "scheduled_departure"],
         name="flights",
@@ -60,7 +59,7 @@ _RANGES = {
 }  # fmt: skip
 
 
-def weather_contract():
+def weather_contract() -> "pandera.DataFrameSchema":
     "The pandera schema of weather.parquet"
     import pandera.pandas as pa
 

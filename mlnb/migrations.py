@@ -6,84 +6,83 @@
 __all__ = ['MIGRATIONS', 'TABLE', 'version', 'exclusive_transaction', 'migrate_to_latest']
 
 # %% ../nbs/01_migrations.ipynb #27d49248
+import logging
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import sqlalchemy as sa
 
 from .project.errors import SettingError
 
-# %% ../nbs/01_migrations.ipynb #f037280b
-def _runs_and_tasks(op):
-    import sqlalchemy as sa
+if TYPE_CHECKING:
+    from alembic.operations import Operations
 
+# %% ../nbs/01_migrations.ipynb #f037280b
+def _text(name: str, length: int, **options: bool) -> sa.Column:
+    return sa.Column(name, sa.String(length), nullable=False, **options)
+
+
+def _number(name: str) -> sa.Column:
+    return sa.Column(name, sa.Integer, nullable=False)
+
+
+def _runs_and_tasks(op: "Operations") -> None:
     op.create_table(
-        "run",
-        sa.Column("id", sa.String(32), primary_key=True),
-        sa.Column("pipeline", sa.String(200), nullable=False),
-        sa.Column("parameters", sa.Text, nullable=False),
-        sa.Column("started", sa.DateTime, nullable=False),
-        sa.Column("ended", sa.DateTime),
-        sa.Column("status", sa.String(20), nullable=False),
-        if_not_exists=True,
-    )
+        "run", sa.Column("id", sa.String(32), primary_key=True), _text("pipeline", 200),
+        sa.Column("parameters", sa.Text, nullable=False), sa.Column("started", sa.DateTime, nullable=False),
+        sa.Column("ended", sa.DateTime), _text("status", 20), if_not_exists=True,
+    )  # fmt: skip
     op.create_table(
-        "task",
-        sa.Column("run_id", sa.String(32), sa.ForeignKey("run.id"), primary_key=True),
-        sa.Column("name", sa.String(200), primary_key=True),
-        sa.Column("status", sa.String(20), nullable=False),
-        sa.Column("seconds", sa.Float, nullable=False),
-        sa.Column("notebook", sa.Text),
-        sa.Column("error", sa.Text),
+        "task", sa.Column("run_id", sa.String(32), sa.ForeignKey("run.id"), primary_key=True),
+        sa.Column("name", sa.String(200), primary_key=True), _text("status", 20),
+        sa.Column("seconds", sa.Float, nullable=False), sa.Column("notebook", sa.Text), sa.Column("error", sa.Text),
         if_not_exists=True,
-    )
+    )  # fmt: skip
 
 # %% ../nbs/01_migrations.ipynb #8ec2c5e8
-def _history(op):
-    import sqlalchemy as sa
-
-    run = {"resumed": sa.String(32), "selection": sa.Text, "process": sa.String(200), "code": sa.Text, "tracked": sa.String(64)}
-    task = {"started": sa.DateTime, "ended": sa.DateTime, "attempts": sa.Integer, "reason": sa.Text, "fingerprint": sa.Text}
-    task |= {"metrics": sa.Text, "cell": sa.Integer, "position": sa.Integer}
-    for table, columns in {"run": run, "task": task}.items():
+def _history(op: "Operations") -> None:
+    run = {"resumed": sa.String(32), "selection": sa.Text(), "process": sa.String(200), "code": sa.Text()}
+    task = {"started": sa.DateTime(), "ended": sa.DateTime(), "attempts": sa.Integer(), "reason": sa.Text()}
+    task |= {"fingerprint": sa.Text(), "metrics": sa.Text(), "cell": sa.Integer(), "position": sa.Integer()}
+    for table, columns in {"run": run | {"tracked": sa.String(64)}, "task": task}.items():
         for name, kind in columns.items():
             op.add_column(table, sa.Column(name, kind))
     op.create_index("run_started", "run", ["started"])
     op.execute("update run set tracked = ''")
 
 # %% ../nbs/01_migrations.ipynb #abf36429
-def _alerts(op):
-    import sqlalchemy as sa
-
-    text = lambda name, length, **options: sa.Column(name, sa.String(length), nullable=False, **options)
-    number = lambda name: sa.Column(name, sa.Integer, nullable=False)
+def _alerts(op: "Operations") -> None:
     op.create_table(
-        "alert", sa.Column("id", sa.Integer, primary_key=True), text("project", 200), text("rule", 200), text("subject", 200),
-        text("kind", 20), text("severity", 20), text("state", 20), sa.Column("words", sa.Text, nullable=False),
-        sa.Column("value", sa.Float), sa.Column("bound", sa.Float), sa.Column("details", sa.Text, nullable=False),
-        sa.Column("first_seen", sa.DateTime, nullable=False), sa.Column("last_seen", sa.DateTime, nullable=False),
-        sa.Column("ended", sa.DateTime), number("seen"), number("missed"), number("episode"),
-        sa.UniqueConstraint("project", "rule", "subject"),
+        "alert", sa.Column("id", sa.Integer, primary_key=True), _text("project", 200), _text("rule", 200),
+        _text("subject", 200), _text("kind", 20), _text("severity", 20), _text("state", 20),
+        sa.Column("words", sa.Text, nullable=False), sa.Column("value", sa.Float), sa.Column("bound", sa.Float),
+        sa.Column("details", sa.Text, nullable=False), sa.Column("first_seen", sa.DateTime, nullable=False),
+        sa.Column("last_seen", sa.DateTime, nullable=False), sa.Column("ended", sa.DateTime),
+        _number("seen"), _number("missed"), _number("episode"), sa.UniqueConstraint("project", "rule", "subject"),
     )  # fmt: skip
     op.create_table(
         "alert_event", sa.Column("id", sa.Integer, primary_key=True),
         sa.Column("alert_id", sa.Integer, sa.ForeignKey("alert.id"), nullable=False),
-        sa.Column("at", sa.DateTime, nullable=False), text("what", 20), sa.Column("who", sa.String(200)), sa.Column("note", sa.Text),
+        sa.Column("at", sa.DateTime, nullable=False), _text("what", 20), sa.Column("who", sa.String(200)),
+        sa.Column("note", sa.Text),
     )  # fmt: skip
     op.create_index("alert_event_alert", "alert_event", ["alert_id"])
     op.create_table(
         "alert_delivery", sa.Column("alert_id", sa.Integer, sa.ForeignKey("alert.id"), primary_key=True),
-        sa.Column("episode", sa.Integer, primary_key=True), text("what", 20, primary_key=True), text("channel", 200, primary_key=True),
-        text("status", 20), sa.Column("claimed", sa.String(200)), sa.Column("claimed_at", sa.DateTime),
-        number("attempts"), sa.Column("error", sa.Text), sa.Column("sent", sa.DateTime),
+        sa.Column("episode", sa.Integer, primary_key=True), _text("what", 20, primary_key=True),
+        _text("channel", 200, primary_key=True), _text("status", 20), sa.Column("claimed", sa.String(200)),
+        sa.Column("claimed_at", sa.DateTime), _number("attempts"), sa.Column("error", sa.Text),
+        sa.Column("sent", sa.DateTime),
     )  # fmt: skip
     op.create_index("alert_delivery_status", "alert_delivery", ["status"])
     op.create_table(
-        "alert_rule", text("project", 200, primary_key=True), text("rule", 200, primary_key=True),
+        "alert_rule", _text("project", 200, primary_key=True), _text("rule", 200, primary_key=True),
         sa.Column("checked", sa.DateTime), sa.Column("memory", sa.Text),
     )  # fmt: skip
 
 # %% ../nbs/01_migrations.ipynb #423dbff2
-def _notes(op):
-    import sqlalchemy as sa
-
+def _notes(op: "Operations") -> None:
     op.add_column("task", sa.Column("notes", sa.Text))
 
 # %% ../nbs/01_migrations.ipynb #a1d97dc5
@@ -91,20 +90,10 @@ MIGRATIONS = (_runs_and_tasks, _history, _alerts, _notes)  # the n-th leads to v
 TABLE = "mlnb_version"  # not alembic_version, which MLflow may have in the same database
 
 # %% ../nbs/01_migrations.ipynb #0ebd511f
-def version(connection) -> int:
-    "The version of an open store, 0 if it has none"
-    import sqlalchemy as sa
-
-    if not sa.inspect(connection).has_table(TABLE):
-        return 0
-    return _newest(connection)
-
-
-def _newest(connection) -> int:
-    import sqlalchemy as sa
-
+def version(connection: sa.Connection) -> int:
+    "The version of an open store that has one"
     schema_version = connection.execute(sa.text(f"select version_num from {TABLE}")).scalar()
-    return int(schema_version) if schema_version else 0
+    return int(schema_version or 0)
 
 # %% ../nbs/01_migrations.ipynb #9849e7b1
 def _refuse_newer(schema_version: int, display_url: str) -> None:
@@ -118,13 +107,8 @@ _LOCK = 0x6D6C6E62  # of PostgreSQL: "mlnb"
 
 
 @contextmanager
-def exclusive_transaction(
-    engine,  # of SQLAlchemy
-    lock: int = _LOCK,  # PostgreSQL's key of the lock
-):
+def exclusive_transaction(engine: sa.Engine, lock: int = _LOCK) -> Iterator[sa.Connection]:
     "A connection in a transaction that excludes others with the same lock, on SQLite all that write"
-    import sqlalchemy as sa
-
     if engine.dialect.name != "sqlite":
         with engine.begin() as connection:
             if engine.dialect.name == "postgresql":
@@ -141,32 +125,27 @@ def exclusive_transaction(
         connection.exec_driver_sql("commit")
 
 # %% ../nbs/01_migrations.ipynb #466191f2
-def _migrate(connection, display_url: str) -> None:
+def _migrate(connection: sa.Connection, display_url: str) -> None:
     "Apply missing migrations"
-    import logging
-
-    import sqlalchemy as sa
     from alembic.operations import Operations
     from alembic.runtime.migration import MigrationContext
 
-    schema_version = version(connection)
-    _refuse_newer(schema_version, display_url)
     logging.getLogger("alembic").setLevel(logging.WARNING)
     op = Operations(MigrationContext.configure(connection, opts={"version_table": TABLE}))
     op.create_table(TABLE, sa.Column("version_num", sa.String(32), primary_key=True), if_not_exists=True)
+    schema_version = version(connection)
+    _refuse_newer(schema_version, display_url)
     for migration in MIGRATIONS[schema_version:]:
         migration(op)
     op.execute(f"delete from {TABLE}")
     op.execute(f"insert into {TABLE} (version_num) values ('{len(MIGRATIONS)}')")
 
 
-def migrate_to_latest(engine, display_url: str) -> None:
+def migrate_to_latest(engine: sa.Engine, display_url: str) -> None:
     "Migrate a store to the current version; raises a `SettingError` if it is newer"
-    import sqlalchemy as sa
-
     try:
         with engine.connect() as connection:
-            schema_version = _newest(connection)
+            schema_version = version(connection)
     except sa.exc.DBAPIError:  # no such table, or an error that occurs again below
         schema_version = 0
     _refuse_newer(schema_version, display_url)

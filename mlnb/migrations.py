@@ -115,7 +115,7 @@ def exclusive_transaction(engine: sa.Engine, lock: int = _LOCK) -> Iterator[sa.C
                 connection.execute(sa.text("select pg_advisory_xact_lock(:key)"), {"key": lock})
             yield connection
         return
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:  # the driver starts none for DDL
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:  # none is started for DDL
         connection.exec_driver_sql("begin immediate")
         try:
             yield connection

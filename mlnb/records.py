@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['TASK_COLUMNS', 'Change', 'LOCK_TIMEOUT_SECONDS', 'JOURNAL_PATTERN', 'as_json', 'utc_now', 'current_process_name',
-           'is_process_dead', 'git_commit', 'git_state', 'RunWriter', 'sqlite_file', 'damage_hint', 'Records']
+           'is_process_dead', 'git_commit', 'git_state', 'RunWriter', 'sqlite_file', 'damage_hint', 'RecordStore',
+           'Records']
 
 # %% ../nbs/02_records.ipynb #22b05533
 import datetime as dt
@@ -346,9 +347,9 @@ def _put(connection: "sa.Connection", table: str, key: dict, columns: dict) -> N
         columns["position"] = sa.select(last + 1).where(t.c.run_id == key["run_id"]).scalar_subquery()
     connection.execute(t.insert().values(key | columns))
 
-# %% ../nbs/02_records.ipynb #776f0153
-class Records(RunWriter):
-    "The store of runs, tasks and alerts"
+# %% ../nbs/02_records.ipynb #7c621774
+class RecordStore(RunWriter):
+    "The tables of the records behind a URL"
 
     def __init__(self, url: str, root: str | Path = ".", lock_timeout: float = LOCK_TIMEOUT_SECONDS):
         """The store at `url`, such as sqlite:///file or postgresql://host/database, of the project in `root`.
@@ -400,9 +401,17 @@ class Records(RunWriter):
         with self.engine.connect() as connection:
             return [dict(row) for row in connection.execute(statement).mappings()]
 
-    def runs(
-        self, limit: int | None = 20, pipeline: str | None = None, status: str | None = None
-    ) -> list[dict]:
+    def close(self) -> None:
+        "Close all connections"
+        if "engine" in self.__dict__:
+            self.engine.dispose()
+            del self.__dict__["engine"]
+
+# %% ../nbs/02_records.ipynb #776f0153
+class Records(RecordStore):
+    "The store of runs, tasks and alerts"
+
+    def runs(self, limit: int | None = 20, pipeline: str | None = None, status: str | None = None) -> list[dict]:
         """Runs, the newest first: at most `limit`, of one pipeline or of all, with one status or any.
 
         A running one whose process has ended is `lost`; others are running, succeeded, failed or interrupted.
@@ -458,12 +467,6 @@ class Records(RunWriter):
             for i in run_ids:
                 for column in columns:
                     connection.execute(column.table.delete().where(column == i))
-
-    def close(self) -> None:
-        "Close all connections"
-        if "engine" in self.__dict__:
-            self.engine.dispose()
-            del self.__dict__["engine"]
 
 # %% ../nbs/02_records.ipynb #2b3a93f5
 def _with_lost_status(row: dict) -> dict:

@@ -33,16 +33,10 @@ NO_INTEGERS = (2**63 - 1, -(2**63 - 1))  # minimum and maximum of no integers, a
 
 
 @dataclass(frozen=True, eq=False)
-class ColumnProfile:
-    "The profile of one column: the distribution of its finite numbers, or the counts of its texts; times are seconds since 1970"
-    counts: dict[str, int] = field(default_factory=dict)  # n rows: null missing (nan of them NaN), inf infinite, true True
+class _Counts:
+    "How many rows of a column hold what"
+    counts: dict[str, int] = field(default_factory=dict)  # n rows: null missing (nan of them NaN), inf infinite, true
     types: dict[str, int] = field(default_factory=dict)  # rows of each type
-    mean: float = 0.0
-    m2: float = 0.0  # sum of squared deviations from the mean
-    kll: Kll = field(default_factory=new_kll)
-    hll: Hll = field(default_factory=new_hll)
-    items: Items = field(default_factory=new_items)
-    integers: tuple[int, int] = NO_INTEGERS  # minimum and maximum integer
 
     @property
     def count(self) -> int:
@@ -60,11 +54,6 @@ class ColumnProfile:
         return self.counts.get("inf", 0)
 
     @property
-    def numbers(self) -> int:
-        "Rows whose value is in the distribution"
-        return self.kll.get_n()
-
-    @property
     def kind(self) -> str:
         "'category' (texts, booleans), 'number', 'object' (neither), or 'empty' if every value is missing"
         category = self.types.get("string", 0) + self.types.get("boolean", 0)
@@ -72,6 +61,22 @@ class ColumnProfile:
         if category or number:
             return "category" if category >= number else "number"
         return "object" if self.types.get("object", 0) + self.types.get("tensor", 0) else "empty"
+
+# %% ../../nbs/data/01b_column_profiles.ipynb #dfc624a4
+@dataclass(frozen=True, eq=False)
+class ColumnProfile(_Counts):
+    "The profile of one column: the distribution of its finite numbers (times: seconds since 1970), or counts of texts"
+    mean: float = 0.0
+    m2: float = 0.0  # sum of squared deviations from the mean
+    kll: Kll = field(default_factory=new_kll)
+    hll: Hll = field(default_factory=new_hll)
+    items: Items = field(default_factory=new_items)
+    integers: tuple[int, int] = NO_INTEGERS  # minimum and maximum integer
+
+    @property
+    def numbers(self) -> int:
+        "Rows whose value is in the distribution"
+        return self.kll.get_n()
 
     @property
     def std(self) -> float:
@@ -392,4 +397,5 @@ def profile_column(values: Any) -> ColumnProfile:
         except (pa.ArrowException, TypeError, ValueError, OverflowError):  # such as an unpaired surrogate
             return _of_objects(list(values))
     na_value = getattr(dtype, "na_value", None)  # NaN in the text type of pandas 3
-    return _of_arrow(array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array, isinstance(na_value, float))
+    array = array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array
+    return _of_arrow(array, null_is_nan=isinstance(na_value, float))

@@ -56,7 +56,7 @@ def _messages(cells: "pd.DataFrame", frame: "pd.DataFrame") -> list[str]:
 
 # %% ../../nbs/data/00_contracts.ipynb #6b742d93
 def _write_rejected(frame: "pd.DataFrame", cells: "pd.DataFrame", rejected: Path) -> str:
-    "Write the offending rows with what each violates; returns the end of the message. A wrong type concerns no single row"
+    "Write the offending rows with what each violates, unless types alone are wrong; returns the end of the message"
     cells = cells[cells["index"].notna() & ~cells["check"].str.startswith("dtype(")]
     if cells.empty:
         return ""
@@ -71,7 +71,7 @@ def _write_rejected(frame: "pd.DataFrame", cells: "pd.DataFrame", rejected: Path
 def validate(frame: "pd.DataFrame", schema: "pandera.DataFrameSchema", rejected: str | Path) -> dict:
     """Validate a table and return the name of the contract and the numbers of rows, columns and checks.
 
-    Raises `ContractError` with the violated checks and the file with the offending rows: `rejected`, a Parquet file that
+    Raises `ContractError` with the violated checks. The offending rows are written to `rejected`, a Parquet file that
     is removed if there are none.
     """
     import pandera.errors

@@ -38,7 +38,7 @@ def _empty_stats(hours: int) -> HourlyStats:
 @dataclass(frozen=True)
 class HourlyProfile:
     "The columns of a table in each of its hours"
-    hours: np.ndarray = field(default_factory=lambda: np.zeros(0, "datetime64[h]"))  # (hours,) those with rows, ascending
+    hours: np.ndarray = field(default_factory=lambda: np.zeros(0, "datetime64[h]"))  # (hours,) with rows, ascending
     rows: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (hours,)
     columns: dict[str, HourlyStats] = field(default_factory=dict)
 

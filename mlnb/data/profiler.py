@@ -29,7 +29,7 @@ class Profiler:
         self._profiles: list[Profile] = []
 
     def add(self, data: TableLike | dict) -> None:
-        "Add a table, or a row (name -> value, none of them an array); raises `ProfileError` and adds nothing if it is neither"
+        "Add a table, or a row: name -> value, none of them an array; raises `ProfileError` and adds nothing otherwise"
         is_array = lambda value: hasattr(value, "__len__") and not isinstance(value, (str, bytes))
         if not isinstance(data, dict) or any(map(is_array, data.values())):
             self._add_profile(Profile.of(data))
@@ -100,7 +100,8 @@ def profile_parquet(path: str | Path, columns: list[str] | None = None) -> Profi
         if name not in names:
             raise ProfileError(f"{path} has no column {name!r}{did_you_mean(name, names)}; it has {', '.join(names)}")
     try:
-        for batch in source.to_batches(columns=columns, batch_size=_BATCH_ROWS, batch_readahead=1, fragment_readahead=1):
+        options = {"batch_size": _BATCH_ROWS, "batch_readahead": 1, "fragment_readahead": 1}
+        for batch in source.to_batches(columns=columns, **options):
             profiler.add(batch)
     except (pa.ArrowException, OSError) as e:
         raise ProfileError(f"{path} is damaged: {e}") from None

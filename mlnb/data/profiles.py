@@ -20,7 +20,7 @@ from ..project.errors import ProfileError
 from ..project.files import write_atomic
 
 # %% ../../nbs/data/02_profiles.ipynb #e83295fb
-TableLike = Any  # DataFrame, Series, pyarrow Table, structured array, Columns (name -> (rows,) array), list of rows (dict)
+TableLike = Any  # DataFrame, Series, pyarrow Table, structured array, Columns (name -> (rows,) array), list of dicts
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +107,8 @@ def _of_rows(rows: list) -> dict[str, list]:
     "Rows as columns; a name that a row lacks is missing"
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
-            raise ProfileError(f"row {number} of the list is {_describe(row)}; pass rows as dictionaries of name -> value")
+            problem = f"row {number} of the list is {_describe(row)}"
+            raise ProfileError(f"{problem}; pass rows as dictionaries of name -> value")
     return {name: [row.get(name) for row in rows] for name in dict.fromkeys(name for row in rows for name in row)}
 
 
@@ -121,11 +122,13 @@ def _check_lengths(columns: dict) -> None:
     for name, values in columns.items():
         is_sequence = hasattr(values, "__len__") and not isinstance(values, (str, bytes, dict))
         if not is_sequence or len(getattr(values, "shape", (0,))) != 1:
-            raise ProfileError(f"column {name!r} is {_describe(values)}, not one value per row; split it into several columns")
+            problem = f"column {name!r} is {_describe(values)}, not one value per row"
+            raise ProfileError(f"{problem}; split it into several columns")
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         few, many = min(lengths, key=lengths.__getitem__), max(lengths, key=lengths.__getitem__)
-        raise ProfileError(f"columns have different lengths: {few!r} has {lengths[few]} rows, {many!r} has {lengths[many]}")
+        details = f"{few!r} has {lengths[few]} rows, {many!r} has {lengths[many]}"
+        raise ProfileError(f"columns have different lengths: {details}")
 
 
 def _check_names(names: list) -> None:
@@ -136,4 +139,5 @@ def _check_names(names: list) -> None:
         raise ProfileError(f"column names must be texts, not {listed}; rename with: frame.rename(columns=str)")
     duplicates = [name for name, times in Counter(names).items() if times > 1]
     if duplicates:
-        raise ProfileError(f"column names must be different, but {', '.join(map(repr, duplicates[:5]))} comes more than once")
+        listed = ", ".join(map(repr, duplicates[:5]))
+        raise ProfileError(f"column names must be different, but {listed} comes more than once")

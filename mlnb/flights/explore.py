@@ -31,10 +31,11 @@ def share_by(flights: "pd.DataFrame", by: "str | pd.Series | list") -> "pd.DataF
 BLUE, ORANGE, RED, PALE, INK = "#3465a4", "#e08214", "#b2182b", "#c3ccd8", "#333a44"
 STYLE = {
     "figure.figsize": (10, 3.8), "figure.dpi": 110, "figure.constrained_layout.use": True,
-    "font.size": 10, "axes.titlesize": 12, "axes.titleweight": "bold", "axes.titlelocation": "left", "axes.titlepad": 12,
-    "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": PALE, "axes.labelcolor": INK, "text.color": INK,
-    "xtick.color": INK, "ytick.color": INK, "axes.grid": True, "axes.grid.axis": "y", "grid.color": "#e8ebf0", "axes.axisbelow": True,
-    "legend.frameon": False, "lines.linewidth": 1.8,
+    "font.size": 10, "axes.titlesize": 12, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "axes.titlepad": 12, "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": PALE,
+    "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK, "axes.grid": True,
+    "axes.grid.axis": "y", "grid.color": "#e8ebf0", "axes.axisbelow": True, "legend.frameon": False,
+    "lines.linewidth": 1.8,
 }  # fmt: skip
 
 # %% ../../nbs/flights/02_explore.ipynb #abfb4876

@@ -200,8 +200,8 @@ def _view(name: str, keys: tuple[str, ...], features: tuple[str, ...], evaluate:
 
 
 _ORIGIN = (
-    *WEATHER, "precipitation_6h", "pressure_change_6h", "scheduled_load", "backlog", "origin_departures_2h", "origin_delay_2h",
-    "origin_delay_6h", "origin_disrupted_24h", "origin_disrupted_7d",
+    *WEATHER, "precipitation_6h", "pressure_change_6h", "scheduled_load", "backlog", "origin_departures_2h",
+    "origin_delay_2h", "origin_delay_6h", "origin_disrupted_24h", "origin_disrupted_7d",
 )  # fmt: skip
 context_features = PointInTimeFeatures([
     _view("origin", ("origin",), _ORIGIN, _origin),

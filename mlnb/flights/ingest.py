@@ -85,7 +85,7 @@ def tidy_flights(flights: "pd.DataFrame", airports: "pd.DataFrame") -> "pd.DataF
         cancelled=flights["dep_time"].isna(),
         diverted=flights["dep_time"].notna() & flights["arr_delay"].isna(),
     )
-    sort_columns = ["scheduled_departure", "origin", "carrier", "flight"]  # the files have the months 1, 10, 11, 12, 2, ...
+    sort_columns = ["scheduled_departure", "origin", "carrier", "flight"]  # in the files: months 1, 10, 11, 12, 2, ...
     return _labelled(tidy).sort_values(sort_columns, kind="stable", ignore_index=True)
 
 
@@ -102,15 +102,16 @@ def _labelled(flights: "pd.DataFrame") -> "pd.DataFrame":
 
 # %% ../../nbs/flights/00_ingest.ipynb #6453e2ac
 _NAMES = {
-    "temp": "temperature", "dewp": "dew_point", "humid": "humidity", "wind_dir": "wind_direction", "wind_speed": "wind_speed",
-    "wind_gust": "wind_gust", "precip": "precipitation", "pressure": "pressure", "visib": "visibility",
+    "temp": "temperature", "dewp": "dew_point", "humid": "humidity", "wind_dir": "wind_direction",
+    "wind_speed": "wind_speed", "wind_gust": "wind_gust", "precip": "precipitation", "pressure": "pressure",
+    "visib": "visibility",
 }  # fmt: skip
 
 
 def tidy_weather(weather: "pd.DataFrame") -> "pd.DataFrame":
     """The raw weather as one row an airport and hour, sorted by both.
 
-    `observed` is the start of the hour in UTC; units are degrees Fahrenheit, miles an hour, inches, millibars and miles.
+    `observed` is the start of the hour in UTC; units are degrees Fahrenheit, miles an hour, inches, millibars, miles.
     """
     import pandas as pd
 

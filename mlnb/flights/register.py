@@ -40,7 +40,7 @@ def sample_rows(table: "pd.DataFrame", number_of_times: int = 8, rows: int = 64,
 
 
 def samples_of(table: "pd.DataFrame", history: History, names: Iterable[str]) -> Samples:
-    "Requests of rows of features.parquet, their snapshots, and the features `names` that the pipeline computed for them"
+    "Requests of rows of features.parquet, their snapshots, and the features `names` as the pipeline computed them"
     requests: Columns = to_columns(table, [*REQUEST, "decision_time"])
     as_of_times = np.unique(context_features.as_of(requests["decision_time"]))
     return Samples(requests, list(context_features.snapshots(history, as_of_times)), to_columns(table, list(names)))

@@ -54,8 +54,9 @@ def flights_contract() -> "pandera.DataFrameSchema":
 
 # %% ../../nbs/flights/01_validate.ipynb #278586d1
 _RANGES = {
-    "temperature": (-30, 120), "dew_point": (-50, 90), "humidity": (0, 101), "wind_direction": (0, 360), "wind_speed": (0, 150),
-    "wind_gust": (0, 200), "precipitation": (0, 6), "pressure": (900, 1080), "visibility": (0, 20),
+    "temperature": (-30, 120), "dew_point": (-50, 90), "humidity": (0, 101), "wind_direction": (0, 360),
+    "wind_speed": (0, 150), "wind_gust": (0, 200), "precipitation": (0, 6), "pressure": (900, 1080),
+    "visibility": (0, 20),
 }  # fmt: skip
 
 

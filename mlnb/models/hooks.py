@@ -19,7 +19,7 @@ class Model:
     "What the service calls. Write `predict`, and the others if the default does not fit"
 
     threshold = 0.5  # set by the bundle that is loaded
-    decimals: int | None = 9  # probabilities are rounded, so that the number of rows in a call changes no bit; None: they are not
+    decimals: int | None = 9  # of probabilities, so that the number of rows in a call changes no bit; None: not rounded
 
     def save(self, folder: Path) -> None:
         "Write what `load` reads to an empty folder, never as pickle; default: nothing"
@@ -50,7 +50,7 @@ class FunctionFeatures(Model):
 
     decimals = None
 
-    def __init__(self, predictor: Any, request_features: Callable[[Columns], Columns]):  # predictor.predict as in `Model`
+    def __init__(self, predictor: Any, request_features: Callable[[Columns], Columns]):
         self.predictor, self.request_features = predictor, request_features
         self.predict = predictor.predict  # type: ignore[method-assign]  # one call less for each request
 

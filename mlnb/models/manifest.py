@@ -205,15 +205,6 @@ def code_reference(name: str) -> CodeReference:
     return CodeReference(name, fingerprint.fingerprint_of(name))
 
 
-def _fingerprint_before_renames(name: str) -> str:
-    "The fingerprint of the current code, with the names that mlnb's release before had"
-    from mlnb.notebooks.fingerprint import fingerprint_of
-    from mlnb.notebooks.renamed_code import NameTable, rename_code
-
-    table = NameTable.backwards()
-    return fingerprint_of(name, rewrite=lambda code: rename_code(code, table))
-
-
 def check_unchanged(trained: CodeReference, folder: Path) -> bool:
     """Whether the code of a manifest is the code of its training; raises a `BundleError` if it is not.
 
@@ -223,9 +214,12 @@ def check_unchanged(trained: CodeReference, folder: Path) -> bool:
     current = code_reference(trained.name).fingerprint
     if current == trained.fingerprint:
         return True
-    if _fingerprint_before_renames(trained.name) == trained.fingerprint:
+    from mlnb.notebooks.fingerprint import fingerprint_of
+    from mlnb.notebooks.renamed_code import NameTable, rename_code
+
+    old_names = NameTable.backwards()  # of mlnb's release before
+    if fingerprint_of(trained.name, rewrite=lambda code: rename_code(code, old_names)) == trained.fingerprint:
         return False
-    raise BundleError(
-        f"bundle {folder} was trained with another {trained.name}: its fingerprint was {trained.fingerprint[:12]}, "
-        f"the code here has {current[:12]}, so features would differ from those of the training; train again with: mlnb run"
-    )
+    fingerprints = f"its fingerprint was {trained.fingerprint[:12]}, the code here has {current[:12]}"
+    problem = f"bundle {folder} was trained with another {trained.name}: {fingerprints}"
+    raise BundleError(f"{problem}, so features would differ from those of the training; train again with: mlnb run")

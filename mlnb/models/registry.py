@@ -57,8 +57,9 @@ def _first_line(error: Exception) -> str:
 def _configure_mlflow() -> None:
     "Short retries, no URLs on standard output, no log lines about migrations"
     defaults = {
-        "GIT_PYTHON_REFRESH": "quiet", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "30", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "GIT_PYTHON_REFRESH": "quiet", "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2", "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     }  # fmt: skip
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
@@ -143,6 +144,7 @@ MAX_TAG_LENGTH, MAX_EXPERIMENT_LENGTH = 8000, 500  # characters, limits of MLflo
 _log = logging.getLogger(__name__)
 
 
+# %% ../../nbs/models/04_registry.ipynb #ec38505c
 @dataclass(frozen=True)
 class Run:
     "A run that is being logged"
@@ -352,8 +354,8 @@ def _run_metrics(tasks: list[dict]) -> dict[str, float]:
     return {f"{t['name']}/seconds": t["seconds"] for t in done} | metrics
 
 # %% ../../nbs/models/04_registry.ipynb #2f3c29eb
-def _find_or_create_run(tracking: Tracking, run: dict, tags: dict) -> tuple[str, bool]:  # MLflow's id, whether it is complete
-    "The MLflow run of a pipeline run, which is created if needed"
+def _find_or_create_run(tracking: Tracking, run: dict, tags: dict) -> tuple[str, bool]:
+    "The id of the MLflow run of a pipeline run, which is created if needed, and whether it is complete"
     client, experiment = tracking.client, tracking._experiment(run["pipeline"])
     for existing in client.search_runs([experiment], f"tags.`mlnb.run` = '{run['id']}'", max_results=1):
         return existing.info.run_id, existing.info.status != "RUNNING"

@@ -71,8 +71,11 @@ def _log_each(settings: Settings, records: Records) -> int:
     return len(failed)
 
 
-def log_pending_runs(settings: Settings) -> int | None:  # runs that could not be logged; None: another process is logging them
-    "Log the runs that MLflow does not have yet; raises `TrackingError` if no MLflow answers"
+def log_pending_runs(settings: Settings) -> int | None:
+    """Log the runs that MLflow does not have yet; raises `TrackingError` if no MLflow answers.
+
+    Returns how many could not be logged, or None if another process is logging them.
+    """
     with exclusive_lock(settings.path(".mlnb/locks/tracker.lock")) as lock:
         if lock is None:
             return None

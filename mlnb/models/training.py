@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # reproducible matrix products on CUDA; read when CUDA starts
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for reproducible products; read when CUDA starts
 
 import numpy as np
 import torch
@@ -40,16 +40,13 @@ DEVICES = ("auto", "cpu", "cuda")
 
 
 def pick_device(name: str = "auto") -> torch.device:
-    """The device to train on: auto, cpu or cuda, with `auto` a CUDA GPU if there is one.
-
-    Raises `ModelError` for another name or if there is no GPU.
-    """
+    "The device to train on, with `auto` a CUDA GPU if there is one; a `ModelError` for another name, or without GPU"
     if name not in DEVICES:
         raise ModelError(f"device has value {name!r}{did_you_mean(name, DEVICES)}; write device: auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
+    has_gpu = name != "cpu" and torch.cuda.is_available()
+    if name == "cuda" and not has_gpu:
         raise ModelError("device has value 'cuda', but PyTorch finds no CUDA GPU; write device: auto or cpu")
-    use_cuda = torch.cuda.is_available() if name == "auto" else name == "cuda"
-    return torch.device("cuda" if use_cuda else "cpu")
+    return torch.device("cuda" if has_gpu else "cpu")
 
 # %% ../../nbs/models/02_training.ipynb #608c22dc
 @dataclass(frozen=True)
@@ -129,7 +126,7 @@ class TabularNetwork(nn.Module):
         self.out = nn.Linear(config.width, 1)
 
     def forward(self, codes: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-        "Logits of the event, (n,), from codes, (n, categories) integers, and numbers, (n, width of the encoder) float32"
+        "Logits of the event, (n,), from codes, (n, categories) integers, and numbers, (n, width of encoder) float32"
         x = torch.cat([self.embedding(codes).flatten(1), numbers], dim=1)
         for layer in self.layers:
             x = layer(x)
@@ -151,7 +148,7 @@ class TrainingTable(NamedTuple):
 def to_device(
     encoder: Encoder, columns: Columns, labels: ArrayLike, device: torch.device, split_name: str = "training"
 ) -> TrainingTable:
-    "Encode rows and their labels (0 or 1) and move them to the device; a `ModelError` says what is wrong with the labels"
+    "Encode rows and their labels (0 or 1) and move them to the device; a `ModelError` says what is wrong with labels"
     codes, numbers = encoder.encode(columns)
     y, rows = np.asarray(labels), len(codes)
     if y.shape != (rows,):
@@ -398,7 +395,7 @@ def fit(
     progress: Progress | None = None,
     log: Callable[[str], None] = print,  # called with a line when training resumes from a checkpoint, or cannot
 ) -> TrainingResult:
-    "Train until the validation loss stops falling; raises `ModelError` for settings, columns or labels that cannot be used"
+    "Train until the validation loss stops falling; raises `ModelError` for unusable settings, columns or labels"
     device = pick_device(config.device)
     encoder = Encoder.fit(train, categorical, numeric)
     train_table = to_device(encoder, train, train_labels, device)

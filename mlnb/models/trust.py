@@ -34,13 +34,13 @@ class Trust:
     @classmethod
     def of(cls, settings: Settings) -> "Trust":
         "The rules of a project"
-        in_root = lambda value: settings.root / value if value else None  # not `settings.path`: a Bento has its own copies
+        in_root = lambda value: settings.root / value if value else None  # not `settings.path`: a Bento has copies
         packages = filter(None, (settings.package, *settings.trusted_packages))
         return cls(tuple(packages), in_root(settings.bundle_signers), in_root(settings.bundle_signing_key))
 
     @classmethod
     def of_working_folder(cls) -> "Trust":
-        "The rules of the project around the working folder; outside any project only `MLNB_TRUSTED_PACKAGES` is trusted"
+        "The rules of the project around the working folder; outside any only `MLNB_TRUSTED_PACKAGES` is trusted"
         try:
             find_root()
         except SettingError:  # there is no project
@@ -76,7 +76,7 @@ def _is_below(spec: ModuleSpec, folder: Path) -> bool:
 
 
 def _import_module(name: str, module: str, folder: Path | None) -> ModuleType:
-    "Import a module whose name was checked, package by package; raises `BundleError` if that fails or it is in `folder`"
+    "Import a module, whose name was checked, package by package; raises `BundleError` if it fails or is in `folder`"
     components = module.split(".")
     try:
         for end in range(1, len(components) + 1):

@@ -170,7 +170,7 @@ class Watcher:
         tracking: Tracking,
         model: str,  # its name in the registry
         folder: str | Path,  # used by one watcher at a time
-        check: Callable = verify_servable,  # (folder, served bundle) -> bundle; raises `BundleError` if it cannot be served
+        check: Callable = verify_servable,  # (folder, served bundle) -> bundle; raises `BundleError`
     ):
         self.tracking, self.model, self.folder = tracking, model, Path(folder)
         self.releases, self._versions = read_releases(folder), _LocalVersions(tracking, model, Path(folder), check)
@@ -192,8 +192,9 @@ class Watcher:
             raise TrackingError(f"the MLflow store {file} does not exist")
         numbers, problems = self.tracking.aliases(self.model), []
         if "champion" not in numbers:
+            problem = f"model {self.model!r} has no alias 'champion' in the MLflow store at {url!r}"
             remedy = f"mlflow.MlflowClient({url!r}).set_registered_model_alias({self.model!r}, 'champion', VERSION)"
-            problems.append(f"model {self.model!r} has no alias 'champion' in the MLflow store at {url!r}; set it: {remedy}")
+            problems.append(f"{problem}; set it: {remedy}")
         by_alias = {"champion": self.releases.champion}
         for alias in ALIASES:
             if alias in numbers:
@@ -250,14 +251,14 @@ def ensure_watcher(settings: Settings) -> subprocess.Popen | None:  # keep it, s
         command = [sys.executable, "-c", f"from mlnb.models.watcher import watch; watch({os.getpid()})"]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, env=child_environment(), pass_fds=[lock])
         configuration = msgspec.json.encode((url, model, str(folder), settings.registry_poll_milliseconds))
-        assert process.stdin is not None  # it is a pipe
-        with suppress(BrokenPipeError), process.stdin as stdin:  # any user can read arguments, and a URL may hold a password
+        assert process.stdin is not None  # it is a pipe: any user can read arguments, and a URL may hold a password
+        with suppress(BrokenPipeError), process.stdin as stdin:
             stdin.write(configuration)
         return process
 
 
 def watch(parent: int) -> None:
-    "Poll until the process `parent` ends, or another store takes the place of a file; reads its configuration from stdin"
+    "Poll, as standard input says, until the process `parent` ends or another file takes the place of the store"
     import signal
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)

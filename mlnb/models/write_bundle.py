@@ -147,7 +147,7 @@ def write_bundle(
     version: str,  # of this training, unique
     request: Sequence[Field],  # what a caller sends
     entity: Sequence[str] = (),  # request fields that identify a row; without them the request id is the key
-    request_features: str | None = None,  # "package.module.function": request Columns -> Columns; a Model has its hook instead
+    request_features: str | None = None,  # "package.module.function": request Columns -> Columns; not of a Model
     context_features: str | None = None,  # "package.module.name" of PointInTimeFeatures; default: the model needs none
     categorical: Sequence[str] = (),  # feature names, in order
     numeric: Sequence[str] = (),  # feature names, in order; of a Model by default all that its hook returns
@@ -155,11 +155,11 @@ def write_bundle(
     threshold: float = 0.5,  # act at or above this probability, from 0 to 1
     reference: bytes | None = None,  # whylogs profile of the training rows
     drift: bytes | None = None,  # their drift thresholds
-    segments: Mapping[str, tuple[bytes, bytes | None]] | None = None,  # such as "origin=JFK" -> its reference and drift thresholds
+    segments: Mapping[str, tuple[bytes, bytes | None]] | None = None,  # "origin=JFK" -> its reference, drift thresholds
     samples: Samples,
     training: dict,  # run id, parameters, scores: what a reader wants to know, as JSON values
 ) -> Bundle:
-    "Write, test, sign and publish a bundle; raises a `BundleError` and leaves the old one untouched if anything is wrong"
+    "Write, test, sign and publish a bundle; a `BundleError` leaves the old one as it is if anything is wrong"
     folder, kind, trust = Path(folder), type(predictor), Trust.of_working_folder()
     predictor_name = f"{kind.__module__}.{kind.__qualname__}"
     lists = {"entity": entity, "categorical": categorical, "numeric": numeric}

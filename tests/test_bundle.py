@@ -107,9 +107,12 @@ FIELD = {"name": "carrier", "type": "string", "description": "", "example": "UA"
 
 
 @pytest.mark.parametrize(("changed", "says"), [
-    ({"threshold": -0.1}, ">= 0"), ({"threshold": 1.5}, "<= 1"), ({"threshold": None}, "threshold"), ({"threshold": True}, "threshold"),
-    ({"version": ""}, "version"), ({"version": "v\x1b[2J"}, "version"), ({"name": "x" * 300}, "name"), ({"format": True}, "format"),
-    ({"request": [FIELD | {"type": "text"}]}, "has type 'text'"), ({"request": [FIELD, FIELD]}, "is repeated in the request"),
+    ({"threshold": -0.1}, ">= 0"), ({"threshold": 1.5}, "<= 1"), ({"threshold": None}, "threshold"),
+    ({"threshold": True}, "threshold"),
+    ({"version": ""}, "version"), ({"version": "v\x1b[2J"}, "version"), ({"name": "x" * 300}, "name"),
+    ({"format": True}, "format"),
+    ({"request": [FIELD | {"type": "text"}]}, "has type 'text'"), ({"request": [FIELD, FIELD]},
+    "is repeated in the request"),
     ({"request": [FIELD | {"name": "decision_time"}]}, "is repeated in the request"), ({"request": []}, "has no field"),
     ({"entity": ["carier"]}, "did you mean 'carrier'"), ({"output": [FIELD]}, "the output is carrier"),
     ({"unknown": 1}, "unknown"), ({"files": ["model"]}, "files"),
@@ -119,7 +122,18 @@ def test_a_value_that_cannot_be_right(folder, changed, says):
     refused(folder, "bundle.json is damaged", says)
 
 
-OUTSIDE = ["../outside", "/etc/hostname", "model/../../outside", "./samples.json", "", ".", "..", "a\0b", "..\\outside", "x" * 5000]
+OUTSIDE = [
+    "../outside",
+    "/etc/hostname",
+    "model/../../outside",
+    "./samples.json",
+    "",
+    ".",
+    "..",
+    "a\0b",
+    "..\\outside",
+    "x" * 5000,
+]
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
@@ -173,7 +187,9 @@ def test_a_snapshot_of_another_program_whose_checksum_is_right(folder):
         Bundle.load(folder).self_test()
 
 
-@pytest.mark.parametrize("content", [DEEP, b'{"champion": ' + DEEP + b"}", b"\xff", b'{"problem": "\xff"}', b"[]", b"NaN"])
+@pytest.mark.parametrize(
+    "content", [DEEP, b'{"champion": ' + DEEP + b"}", b"\xff", b'{"problem": "\xff"}', b"[]", b"NaN"]
+)
 def test_releases_and_routing_that_cannot_be_read(tmp_path, content, monkeypatch):
     (tmp_path / "releases.json").write_bytes(content)
     assert "cannot be read" in read_releases(tmp_path).problem
@@ -224,7 +240,9 @@ def test_a_predictor_that_is_gone(folder):
 def test_the_self_test_names_sample_and_feature(toy, folder):
     bundle = Bundle.load(folder)
     original = bundle.model.request_features
-    bundle.model.request_features = lambda request: original(request) | {"hour": original(request)["hour"] + (request["flight"] == 103)}
+    bundle.model.request_features = lambda request: (
+        original(request) | {"hour": original(request)["hour"] + (request["flight"] == 103)}
+    )
     with pytest.raises(BundleError, match=r"sample 3 gives hour = 7.0, the pipeline gave 6.0"):
         bundle.self_test()
 
@@ -240,7 +258,10 @@ def test_the_self_test_sees_the_last_bit_of_a_prediction(folder):
 def test_one_row_and_many_give_the_same_bits(folder):
     bundle = Bundle.load(folder)
     request = columns_of(bundle.request, bundle.samples["requests"])
-    newest, decisions = bundle.sample_snapshots(), np.array([np.datetime64(r["decision_time"][:-1]) for r in bundle.samples["requests"]])
+    newest, decisions = (
+        bundle.sample_snapshots(),
+        np.array([np.datetime64(r["decision_time"][:-1]) for r in bundle.samples["requests"]]),
+    )
     for i, expected in enumerate(bundle.samples["probability"]):
         row = {name: column[i : i + 1] for name, column in request.items()}
         features = bundle.features(row, newest(decisions[i]).lookup(row))
@@ -252,7 +273,10 @@ def test_writing_replaces_the_old_bundle_or_leaves_it_untouched(toy, folder):
 
     assert build(folder, "v2").version == "v2"
     wrong = samples()
-    features = {k: np.array(v, dtype=np.str_ if k == "origin" else float) for k, v in Bundle.load(folder).samples["features"].items()}
+    features = {
+        k: np.array(v, dtype=np.str_ if k == "origin" else float)
+        for k, v in Bundle.load(folder).samples["features"].items()
+    }
     features["distance"] = features["distance"] + 1e-12
     with pytest.raises(BundleError, match="gives distance"):
         build(folder, "v3", samples=type(wrong)(wrong.requests, wrong.snapshots, features))
@@ -293,7 +317,11 @@ build({str(folder)!r}, "v2")
         ("threshold", "high", "threshold is 'high'; write a number from 0 to 1"),
         ("threshold", None, "write a number from 0 to 1"),
         ("threshold", float("nan"), "write a number from 0 to 1"),
-        ("training", {"model": object()}, "training holds <object .*>, of type object; give texts, numbers, lists and dicts"),
+        (
+            "training",
+            {"model": object()},
+            "training holds <object .*>, of type object; give texts, numbers, lists and dicts",
+        ),
     ],
 )
 def test_wrong_arguments(toy, tmp_path, argument, value, says):
@@ -325,7 +353,9 @@ def test_a_bundle_below_a_file_and_numbers_of_numpy_in_its_training(toy, tmp_pat
         build(tmp_path / "file/bundle")
     scores = {"auc": np.float64(0.5), "by_fold": np.array([0.5, 0.25]), "rows": np.int64(3)}
     build(tmp_path / "bundle", training={"scores": scores})
-    assert Bundle.load(tmp_path / "bundle").manifest.training == {"scores": {"auc": 0.5, "by_fold": [0.5, 0.25], "rows": 3}}
+    assert Bundle.load(tmp_path / "bundle").manifest.training == {
+        "scores": {"auc": 0.5, "by_fold": [0.5, 0.25], "rows": 3}
+    }
 
 
 def test_records_and_columns_are_inverse(toy):

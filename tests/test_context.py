@@ -106,7 +106,10 @@ def test_no_key_is_taken_for_another_however_many_could_be(columns):
 
 def test_a_key_that_would_share_its_number_at_the_limit_does_not():
     users, items = np.array([f"u{i:05}" for i in range(70_000)]), np.array([f"i{i:05}" for i in range(70_000)])
-    keys = {"user": np.append(users, users[30_678:30_679]), "item": np.append(items, items[35_993:35_994])}  # 2^31 combinations on
+    keys = {
+        "user": np.append(users, users[30_678:30_679]),
+        "item": np.append(items, items[35_993:35_994]),
+    }  # 2^31 combinations on
     pairs = {"moment": at([15]), "user": users[:1], "item": items[12_345:12_346]}
     assert Events(keys, np.full(70_001, at(0))).window(pairs, None)[0].tolist() == [0]
 
@@ -122,8 +125,17 @@ def test_more_keys_than_have_room_are_refused(monkeypatch):
 def test_a_number_that_is_missing_is_no_key(monkeypatch, most):
     monkeypatch.setattr("mlnb.data.point_in_time._MAX_KEYS", most)
     keys = {"place": np.array(["a", "b", "a"]), "number": np.array([np.nan, 1.0, 2.0])}
-    keys = {"place": np.tile(keys["place"], 3), "number": np.tile(keys["number"], 3), "of": np.repeat(["x", "y", "z"], 3)}
-    asked = {"moment": at([15, 15]), "place": np.array(["a", "b"]), "number": np.array([np.nan, 1.0]), "of": np.array(["x", "x"])}
+    keys = {
+        "place": np.tile(keys["place"], 3),
+        "number": np.tile(keys["number"], 3),
+        "of": np.repeat(["x", "y", "z"], 3),
+    }
+    asked = {
+        "moment": at([15, 15]),
+        "place": np.array(["a", "b"]),
+        "number": np.array([np.nan, 1.0]),
+        "of": np.array(["x", "x"]),
+    }
     assert Events(keys, np.full(9, at(0))).window(asked, None)[0].tolist() == [0, 1]
 
 
@@ -203,7 +215,9 @@ def test_snapshots_of_many_moments_equal_those_of_one_whatever_the_chunk():
 
 def test_a_snapshot_keeps_no_key_that_has_the_default():
     snapshot = a_context().snapshot(Events(*some_events(3)), np.datetime64("2020-01-01"))
-    assert snapshot.rows == 0 and snapshot.lookup({"place": np.array(["a"]), "number": np.array([1.0])})["rate"].tolist() == [0.25]
+    assert snapshot.rows == 0 and snapshot.lookup({"place": np.array(["a"]), "number": np.array([1.0])})[
+        "rate"
+    ].tolist() == [0.25]
 
 
 def test_a_moment_between_two_quarters_is_refused():
@@ -247,7 +261,10 @@ def moments_of(store):
 
 @pytest.fixture(params=["folder", "memory"])
 def store(request, tmp_path):
-    yield SnapshotStore(tmp_path / "deep" / "context" if request.param == "folder" else f"memory://{tmp_path.name}/context", listing_ttl=0)
+    yield SnapshotStore(
+        tmp_path / "deep" / "context" if request.param == "folder" else f"memory://{tmp_path.name}/context",
+        listing_ttl=0,
+    )
     if request.param == "memory":
         import fsspec
 
@@ -338,7 +355,10 @@ def test_a_name_that_is_no_moment_is_passed_over(tmp_path, caplog):
     store = SnapshotStore(tmp_path)
     store.write(a_snapshot(at(0)))
     (tmp_path / "20130399T999999Z.arrow").write_bytes(a_snapshot(at(0)).to_bytes())
-    assert store.newest(np.datetime64("2013-04-01")).as_of == at(0) and "20130399T999999Z.arrow is passed over" in caplog.text
+    assert (
+        store.newest(np.datetime64("2013-04-01")).as_of == at(0)
+        and "20130399T999999Z.arrow is passed over" in caplog.text
+    )
 
 
 def test_a_damaged_snapshot_is_passed_over_with_a_warning_until_it_is_mended(tmp_path, caplog):

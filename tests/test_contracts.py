@@ -49,7 +49,10 @@ def test_good_data_are_counted_and_an_old_file_of_rejected_rows_is_removed(tmp_p
 
 def test_a_value_out_of_range(tmp_path):
     message = broken(frame().assign(delay=[0.0, 2001.0, -61.0, 0.0]), tmp_path)
-    assert "flights, 4 rows, breaks its contract: column 'delay': in_range(-60, 2000) fails in 2 rows, such as 2001.0" in message
+    assert (
+        "flights, 4 rows, breaks its contract: column 'delay': in_range(-60, 2000) fails in 2 rows, such as 2001.0"
+        in message
+    )
     assert f"The 2 offending rows are in {tmp_path}/deep/rejected.parquet" in message
     assert rejected(tmp_path)["delay"].tolist() == [2001.0, -61.0]
 
@@ -73,7 +76,9 @@ def test_a_column_too_many(tmp_path):
     assert "column 'tailnum' is not in the contract" in broken(frame().assign(tailnum="N1"), tmp_path, strict=True)
 
 
-@pytest.mark.parametrize("column, values, kind", [("distance", list("abcd"), "str"), ("flight", [1.0, 2.0, 3.0, 4.0], "float64")])
+@pytest.mark.parametrize(
+    "column, values, kind", [("distance", list("abcd"), "str"), ("flight", [1.0, 2.0, 3.0, 4.0], "float64")]
+)
 def test_a_wrong_type_offends_no_single_row(tmp_path, column, values, kind):
     message = broken(frame().assign(**{column: values}), tmp_path)
     assert f"column '{column}' has type {kind}, not {'float64' if column == 'distance' else 'int64'}" in message
@@ -90,7 +95,11 @@ def test_a_rule_about_several_columns(tmp_path):
 
 
 def test_everything_that_is_wrong_is_told_at_once_and_each_row_says_what_it_violates(tmp_path):
-    table = frame().assign(origin=["BOS", "JFK", "EWR", "JFK"], delay=[9999.0, 0.0, 0.0, 0.0]).set_index(np.array([7, 7, 8, 9]))
+    table = (
+        frame()
+        .assign(origin=["BOS", "JFK", "EWR", "JFK"], delay=[9999.0, 0.0, 0.0, 0.0])
+        .set_index(np.array([7, 7, 8, 9]))
+    )
     message = broken(table, tmp_path)
     assert message.count(";") == 1 and "'origin'" in message and "'delay'" in message
     (row,) = rejected(tmp_path).to_dict("records")
@@ -102,5 +111,6 @@ def test_an_empty_table_is_a_table(tmp_path):
 
 
 def test_pandera_is_not_imported_before_it_is_needed():
-    code = "import sys, mlnb.data.contracts, mlnb.flights.validate; sys.exit('pandera' in sys.modules or 'pandas' in sys.modules)"
+    code = "import sys, mlnb.data.contracts, mlnb.flights.validate; "
+    code += "sys.exit('pandera' in sys.modules or 'pandas' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -96,11 +96,22 @@ uvicorn.run(load_app(load_settings(".")), port=int(sys.argv[1]), log_level="warn
 
 def rows(n=40):
     rng = np.random.default_rng(0)
-    return {"tail": np.array([f"N{i}" for i in range(n)]), "distance": rng.uniform(100, 2500, n), "delay": rng.normal(0, 20, n)}
+    return {
+        "tail": np.array([f"N{i}" for i in range(n)]),
+        "distance": rng.uniform(100, 2500, n),
+        "delay": rng.normal(0, 20, n),
+    }
 
 
 def about(**other):
-    return {"name": "planes", "request": FIELDS, "entity": ["tail"], "samples": Samples(rows()), "training": {}, "version": "v1"} | other
+    return {
+        "name": "planes",
+        "request": FIELDS,
+        "entity": ["tail"],
+        "samples": Samples(rows()),
+        "training": {},
+        "version": "v1",
+    } | other
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +126,9 @@ def project(tmp_path_factory):
     (root / "planes").mkdir()
     for name, text in {"__init__": "", "trees": TREES, "linear": LINEAR, "length": LENGTH}.items():
         (root / f"planes/{name}.py").write_text(text)
-    (root / "pyproject.toml").write_text('[project]\nname = "planes"\n[tool.mlnb]\npackage = "planes"\nkeys_required = false\n')
+    (root / "pyproject.toml").write_text(
+        '[project]\nname = "planes"\n[tool.mlnb]\npackage = "planes"\nkeys_required = false\n'
+    )
     sys.path.insert(0, str(root))
     from planes.length import Length
     from planes.linear import Linear
@@ -136,7 +149,10 @@ def project(tmp_path_factory):
 
 @contextmanager
 def serving(root, bundle):
-    port, env = free_port(), toy_project.environment(root) | {"MLNB_BUNDLE": bundle, "MLNB_PREDICTIONS": f".mlnb/{bundle}"}
+    port, env = (
+        free_port(),
+        toy_project.environment(root) | {"MLNB_BUNDLE": bundle, "MLNB_PREDICTIONS": f".mlnb/{bundle}"},
+    )
     process = subprocess.Popen([sys.executable, "-c", SERVER, str(port)], cwd=root, env=env)
     try:
         yield wait_until_ready(process, f"http://127.0.0.1:{port}")
@@ -157,7 +173,9 @@ def test_a_model_of_another_library_is_served_to_the_bit(project, name, files, f
         many = httpx.post(f"{url}/predict", json=samples["requests"]).json()
         one = [httpx.post(f"{url}/predict", json=r).json() for r in samples["requests"][:5]]
         assert httpx.post(f"{url}/predict", json={"tail": "N1"}).status_code == 400
-    assert [a["probability"] for a in many] == samples["probability"] and [a["decision"] for a in many] == samples["decision"]
+    assert [a["probability"] for a in many] == samples["probability"] and [a["decision"] for a in many] == samples[
+        "decision"
+    ]
     assert [a["probability"] for a in one] == samples["probability"][:5]
     assert (many[0]["context_moment"], many[0]["context_age_seconds"]) == (None, None)
     table = read_predictions(project / f".mlnb/{name}").set_index("request_id").loc[[a["request_id"] for a in many]]
@@ -293,7 +311,9 @@ class Odd(Half):
     given: ClassVar = {}  # name of a hook -> what is called instead
 
     def features(self, request, point_in_time):
-        return {"tail": request["tail"]} | ({"x": self.given["features"](len(request["tail"]))} if "features" in self.given else {})
+        return {"tail": request["tail"]} | (
+            {"x": self.given["features"](len(request["tail"]))} if "features" in self.given else {}
+        )
 
     def predict(self, features):
         return self.given["predict"](len(features["tail"])) if "predict" in self.given else super().predict(features)
@@ -367,14 +387,25 @@ def test_true_and_false_in_any_container_are_decisions(tmp_path, monkeypatch, gi
 
 LATER = {
     "decide": [lambda p: (p > 0.5).astype(int), lambda p: [1] * len(p), lambda p: None, lambda p: (p > 0.5)[:-1]],
-    "predict": [lambda n: np.full(n, 7.0), lambda n: np.full(n, "0.5"), lambda n: np.full((n, 1), 0.5), lambda n: np.full(n - 1, 0.5)],
-    "features": [lambda n: np.array([object()] * n), lambda n: np.zeros(n - 1), lambda n: np.full(n, "-9999", "datetime64[s]")],
+    "predict": [
+        lambda n: np.full(n, 7.0),
+        lambda n: np.full(n, "0.5"),
+        lambda n: np.full((n, 1), 0.5),
+        lambda n: np.full(n - 1, 0.5),
+    ],
+    "features": [
+        lambda n: np.array([object()] * n),
+        lambda n: np.zeros(n - 1),
+        lambda n: np.full(n, "-9999", "datetime64[s]"),
+    ],
 }
 
 
 @pytest.mark.parametrize(("hook", "at"), [(hook, at) for hook, gives in LATER.items() for at in range(len(gives))])
 @pytest.mark.parametrize("form", ["rows", "table"])
-def test_a_model_that_goes_wrong_after_its_self_test_answers_and_logs_nothing_false(tmp_path, monkeypatch, hook, at, form):
+def test_a_model_that_goes_wrong_after_its_self_test_answers_and_logs_nothing_false(
+    tmp_path, monkeypatch, hook, at, form
+):
     bundle = write_bundle(tmp_path / "bundle", predictor=Odd(), **about())
     app = create_app(bundle, None, PredictionLog(tmp_path / "log"))
     body = b'[{"tail": "N1", "distance": 1, "delay": 2}, {"tail": "N2", "distance": 1, "delay": 2}]'

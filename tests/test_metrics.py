@@ -2,7 +2,16 @@ import numpy as np
 import pytest
 from sklearn import metrics as peer
 
-from mlnb.models.metrics import Cost, calibration_error, cost_curve, log_loss, ranking_scores, reliability_curve, scores, scores_by_group
+from mlnb.models.metrics import (
+    Cost,
+    calibration_error,
+    cost_curve,
+    log_loss,
+    ranking_scores,
+    reliability_curve,
+    scores,
+    scores_by_group,
+)
 from mlnb.project.errors import ModelError
 
 

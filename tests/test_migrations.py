@@ -14,9 +14,11 @@ from mlnb.project.errors import SettingError
 from mlnb.records import Records, _tables
 
 FIRST = """
-create table run (id varchar(32) not null, pipeline varchar(200) not null, parameters text not null, started datetime not null,
+create table run (id varchar(32) not null, pipeline varchar(200) not null, parameters text not null,
+    started datetime not null,
     ended datetime, status varchar(20) not null, primary key (id));
-create table task (run_id varchar(32) not null, name varchar(200) not null, status varchar(20) not null, seconds float not null,
+create table task (run_id varchar(32) not null, name varchar(200) not null, status varchar(20) not null,
+    seconds float not null,
     notebook text, error text, primary key (run_id, name), foreign key(run_id) references run (id));
 insert into run values ('20260101T000000-aaaaaa', 'flights', '{"seed": 7}',
     '2026-01-01 00:00:00.000000', '2026-01-01 00:01:00.000000', 'failed');
@@ -37,10 +39,20 @@ def first(tmp_path):
 def test_a_store_without_a_version_keeps_its_rows(first):
     records = Records(first)
     (run,) = records.runs()
-    assert (run["id"], run["parameters"], run["status"], run["resumed"]) == ("20260101T000000-aaaaaa", {"seed": 7}, "failed", None)
+    assert (run["id"], run["parameters"], run["status"], run["resumed"]) == (
+        "20260101T000000-aaaaaa",
+        {"seed": 7},
+        "failed",
+        None,
+    )
     assert run["tracked"] == ""  # nobody wants to see it appear in MLflow now
     (task,) = records.tasks(run["id"])
-    assert (task["seconds"], task["notebook"], task["error"], task["metrics"]) == (1.5, "/old/train.ipynb", "KeyError: 1", None)
+    assert (task["seconds"], task["notebook"], task["error"], task["metrics"]) == (
+        1.5,
+        "/old/train.ipynb",
+        "KeyError: 1",
+        None,
+    )
     new = records.start_run("flights", {})
     records.put_task(new, "train", status="executed", reason="it is new")
     assert [r["id"] for r in records.runs()] == [new, run["id"]]

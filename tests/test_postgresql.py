@@ -46,12 +46,16 @@ def records():
 
 
 def test_processes_open_a_new_store_at_once_and_lose_nothing(records, tmp_path):
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER, URL, str(tmp_path)], stderr=-1, text=True) for _ in range(4)]
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, URL, str(tmp_path)], stderr=-1, text=True) for _ in range(4)
+    ]
     for writer in writers:
         assert writer.communicate(timeout=120)[1] == "" and writer.returncode == 0
     runs = records.runs(100)
     assert [r["status"] for r in runs] == ["succeeded"] * 20 and not list(tmp_path.iterdir())
-    assert all([(t["status"], t["metrics"]) for t in records.tasks(r["id"])] == [("executed", {"auc": 0.5})] for r in runs)
+    assert all(
+        [(t["status"], t["metrics"]) for t in records.tasks(r["id"])] == [("executed", {"auc": 0.5})] for r in runs
+    )
 
 
 def test_a_store_without_a_version_is_migrated(records):
@@ -61,7 +65,9 @@ def test_a_store_without_a_version_is_migrated(records):
     engine = sa.create_engine(URL)
     with engine.begin() as connection:
         migrations._runs_and_tasks(Operations(MigrationContext.configure(connection)))
-        connection.execute(sa.text("insert into run values ('r1', 'flights', '{\"seed\": 7}', '2026-01-01', null, 'failed')"))
+        connection.execute(
+            sa.text("insert into run values ('r1', 'flights', '{\"seed\": 7}', '2026-01-01', null, 'failed')")
+        )
         connection.execute(sa.text("insert into task values ('r1', 'train', 'failed', 1.5, null, 'KeyError')"))
     engine.dispose()
     assert records.run("last")["parameters"] == {"seed": 7} and records.tasks("r1")[0]["error"] == "KeyError"
@@ -88,7 +94,9 @@ def test_a_migration_that_fails_leaves_the_store_as_it_was(records, monkeypatch)
 
 def test_what_a_store_takes_the_other_takes(records):
     run = records.start_run("demo", {"when": "ü", "n": 1}, selection={"tasks": ["a"]}, resumed="earlier")
-    records.put_task(run, "x" * 500, status="failed", error="bad \0 text \ud800", seconds=1, started="2026-01-01T00:00:00+01:00")
+    records.put_task(
+        run, "x" * 500, status="failed", error="bad \0 text \ud800", seconds=1, started="2026-01-01T00:00:00+01:00"
+    )
     (task,) = records.tasks(run)
     assert task["error"] == "bad  text ?" and str(task["started"]) == "2025-12-31 23:00:00" and len(task["name"]) == 200
     assert records.run(run[-6:])["id"] == records.run(run[:8])["id"] == records.run("last")["id"] == run
@@ -115,9 +123,14 @@ def test_a_server_that_ends_a_connection(records, tmp_path, caplog, monkeypatch)
         run = recorder.start_run("demo", {})
         while not records.runs():
             pass
-        ended = "select pg_terminate_backend(pid) from pg_stat_activity where pid <> pg_backend_pid() and datname = current_database()"
+        others = "pid <> pg_backend_pid() and datname = current_database()"
+        ended = f"select pg_terminate_backend(pid) from pg_stat_activity where {others}"
         with records.engine.connect() as connection:
             connection.execute(sa.text(ended))
         recorder.put_task(run, "a", status="executed")
         recorder.end_run(run, "succeeded")
-    assert records.run(run)["status"] == "succeeded" and records.tasks(run)[0]["status"] == "executed" and not caplog.records
+    assert (
+        records.run(run)["status"] == "succeeded"
+        and records.tasks(run)[0]["status"] == "executed"
+        and not caplog.records
+    )

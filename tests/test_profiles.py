@@ -43,7 +43,7 @@ def one(values) -> ColumnProfile:
     return Profile.of({"x": values} if isinstance(values, np.ndarray) else pd.DataFrame({"x": values})).columns["x"]
 
 
-# --- equality with stock ---------------------------------------------------------------------------------------------------------
+# --- equality with stock ----------------------------------------------------------------------------------------------
 
 
 def assert_equals_stock(frame: pd.DataFrame, view=None):
@@ -98,7 +98,10 @@ def rank_error(column: ColumnProfile, values: np.ndarray) -> float:
     values = np.sort(values[~np.isnan(values)])
     shares = np.linspace(0.001, 1, 200)
     found = column.quantiles(shares)
-    below, upto = np.searchsorted(values, found, "left") / len(values), np.searchsorted(values, found, "right") / len(values)
+    below, upto = (
+        np.searchsorted(values, found, "left") / len(values),
+        np.searchsorted(values, found, "right") / len(values),
+    )
     return float(np.maximum(0, np.maximum(below - shares, shares - upto)).max())
 
 
@@ -137,7 +140,9 @@ def test_merging_small_profiles_loses_nothing():
     values = np.random.default_rng(1).normal(size=60_000)
     hours = [Profile.of({"x": part}) for part in np.array_split(values, 200)]
     merged, again, whole = Profile.merged(hours), Profile.merged(hours), Profile.of({"x": values})
-    assert merged.columns["x"].kll.serialize() == again.columns["x"].kll.serialize() == whole.columns["x"].kll.serialize()
+    assert (
+        merged.columns["x"].kll.serialize() == again.columns["x"].kll.serialize() == whole.columns["x"].kll.serialize()
+    )
 
 
 @pytest.mark.parametrize("rows", [50, 3000])
@@ -152,7 +157,10 @@ def test_merging_one_after_the_other_keeps_ranks(rows):
 
 
 def test_merging_changes_neither_part():
-    left, right = (Profile.of({"x": np.random.default_rng(i).normal(size=3000), "t": np.array(["a", "b"] * 1500)}) for i in range(2))
+    left, right = (
+        Profile.of({"x": np.random.default_rng(i).normal(size=3000), "t": np.array(["a", "b"] * 1500)})
+        for i in range(2)
+    )
     before = left.to_bytes(), right.to_bytes()
     assert left.merge(right).rows == 6000 and (left.to_bytes(), right.to_bytes()) == before
 
@@ -162,7 +170,7 @@ def test_profiles_of_different_columns_merge():
     assert {name: c.count for name, c in merged.columns.items()} == {"a": 3, "b": 4} and merged.rows == 4
 
 
-# --- the standard format ---------------------------------------------------------------------------------------------------------
+# --- the standard format ----------------------------------------------------------------------------------------------
 
 
 def test_stock_reads_and_merges_our_bytes(flights, tmp_path):
@@ -198,7 +206,9 @@ def test_the_same_rows_give_the_same_bytes_in_any_process(tmp_path):
         "import sys, numpy as np; from mlnb.data.profiles import Profile; r = np.random.default_rng(5);"
         "sys.stdout.buffer.write(Profile.of({'x': r.normal(size=9000), 't': r.choice(['a', 'b'], 9000)}).to_bytes())"
     )
-    first, second = (subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout for _ in range(2))
+    first, second = (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout for _ in range(2)
+    )
     assert first == second and Profile.from_bytes(first).rows == 9000
 
 
@@ -247,7 +257,8 @@ import random, numpy as np
 from mlnb.data.profiles import Profile
 from mlnb.project.errors import ProfileError
 rng = np.random.default_rng(0)
-good = Profile.of({"x": rng.normal(size=3000), "t": rng.choice(["a", "b", "c"], 3000), "i": rng.integers(0, 2000, 3000)}).to_bytes()
+columns = {"x": rng.normal(size=3000), "t": rng.choice(["a", "b", "c"], 3000), "i": rng.integers(0, 2000, 3000)}
+good = Profile.of(columns).to_bytes()
 random.seed(0)
 for _ in range(1500):
     bad = bytearray(good)
@@ -263,11 +274,13 @@ for _ in range(1500):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-# --- odd columns ------------------------------------------------------------------------------------------------------------------
+# --- odd columns ------------------------------------------------------------------------------------------------------
 
 
 def test_no_rows_and_no_columns():
-    empty = Profile.of(pd.DataFrame({"x": np.empty(0), "t": pd.Series([], dtype="str"), "o": pd.Series([], dtype=object)}))
+    empty = Profile.of(
+        pd.DataFrame({"x": np.empty(0), "t": pd.Series([], dtype="str"), "o": pd.Series([], dtype=object)})
+    )
     assert empty.rows == 0 and all(c.kind == "empty" for c in empty.columns.values())
     assert Profile.from_bytes(empty.to_bytes()).merge(empty).rows == 0
     assert Profile.of({}).columns == {} and Profile.from_bytes(Profile.of({}).to_bytes()).columns == {}
@@ -276,13 +289,21 @@ def test_no_rows_and_no_columns():
 
 @pytest.mark.parametrize(
     "values",
-    [np.full(5, np.nan), [None] * 5, pd.array([pd.NA] * 5, dtype="Int64"), pd.array([pd.NA] * 5, dtype="str"), [pd.NaT] * 5],
+    [
+        np.full(5, np.nan),
+        [None] * 5,
+        pd.array([pd.NA] * 5, dtype="Int64"),
+        pd.array([pd.NA] * 5, dtype="str"),
+        [pd.NaT] * 5,
+    ],
     ids=["nan", "none", "nullable", "text", "moment"],
 )
 def test_all_missing(values):
     column = one(values)
     assert (column.count, column.missing, column.kind, column.numbers) == (5, 5, "empty", 0)
-    assert np.isnan([column.mean * np.nan, column.min, column.max, column.std, *column.quantiles([0.5]), *column.cdf([1.0])]).all()
+    assert np.isnan(
+        [column.mean * np.nan, column.min, column.max, column.std, *column.quantiles([0.5]), *column.cdf([1.0])]
+    ).all()
     assert column.frequent() == ({}, 0) and column.distinct == 0
 
 
@@ -298,7 +319,9 @@ def test_huge_finite_numbers_are_not_infinite():
     assert column.infinite == 0 and column.numbers == 3 and column.max == 1e308
 
 
-@pytest.mark.parametrize("dtype", ["int8", "uint8", "int32", "uint64", "float16", "float32", "Int8", "UInt64", "Float32"])
+@pytest.mark.parametrize(
+    "dtype", ["int8", "uint8", "int32", "uint64", "float16", "float32", "Int8", "UInt64", "Float32"]
+)
 def test_every_number_type(dtype):
     column = one(pd.Series([1, 2, 3, 3], dtype=dtype))
     assert (column.kind, column.mean, column.min, column.max) == ("number", 2.25, 1, 3)
@@ -332,7 +355,9 @@ def test_every_text_type(values):
     [
         np.array(["2013-07-01", "2013-07-02", "NaT"], "datetime64[s]"),
         pd.to_datetime(pd.Series(["2013-07-01", "2013-07-02", None])),
-        pd.to_datetime(pd.Series(["2013-07-01", "2013-07-02", None])).dt.tz_localize("UTC").dt.tz_convert("America/New_York"),
+        pd.to_datetime(pd.Series(["2013-07-01", "2013-07-02", None]))
+        .dt.tz_localize("UTC")
+        .dt.tz_convert("America/New_York"),
         pd.Series(pd.to_datetime(["2013-07-01", "2013-07-02", None]), dtype=pd.ArrowDtype(pa.timestamp("us"))),
         pd.Series([*pd.to_datetime(["2013-07-01", "2013-07-02"]).date, None], dtype=pd.ArrowDtype(pa.date32())),
         pd.Series([*pd.to_datetime(["2013-07-01", "2013-07-02"]).date, None], dtype=object),
@@ -352,7 +377,11 @@ def test_other_types():
     assert one(pd.Series([1, 2, 2], dtype="category")).mean == pytest.approx(5 / 3)
     assert one(pd.array([True, None, False], dtype="boolean")).frequent() == ({"False": 1, "True": 1}, 0)
     assert one(pd.arrays.SparseArray([0.0, 0.0, 3.0])).mean == 1
-    assert one(pd.Series([{"a": 1}, [1, 2], b"x", np.array([1])])).types == {**dict.fromkeys(TYPES, 0), "object": 2, "tensor": 2}
+    assert one(pd.Series([{"a": 1}, [1, 2], b"x", np.array([1])])).types == {
+        **dict.fromkeys(TYPES, 0),
+        "object": 2,
+        "tensor": 2,
+    }
     assert one(pd.period_range("2013-01", periods=3, freq="M")).count == 3
     assert one(pd.interval_range(0, 3)).kind == "object"
     assert one(np.array([1 + 2j, 3j])).count == 2
@@ -412,7 +441,11 @@ def test_rows_structured_arrays_and_a_series():
 def test_arrow_tables_and_lists():
     table = pa.table({"x": pa.chunked_array([[1, 2], [None, 4]]), "t": ["a", None, "b", "b"]})
     profile = Profile.of(table)
-    assert profile.columns["x"].missing == 1 and profile.columns["x"].max == 4 and profile.columns["t"].frequent()[0] == {"b": 2, "a": 1}
+    assert (
+        profile.columns["x"].missing == 1
+        and profile.columns["x"].max == 4
+        and profile.columns["t"].frequent()[0] == {"b": 2, "a": 1}
+    )
     assert Profile.of({"x": [1.0, 2.0]}).rows == 2
 
 
@@ -455,7 +488,10 @@ def test_many_different_texts_are_not_exact():
         ({"a": np.arange(3), "b": np.arange(4)}, "'a' has 3 rows, 'b' has 4"),
         ([1, 2, 3], "row 0 of the list is an object of type int"),
         (np.zeros((3, 2)), r"cannot profile an object of type ndarray and shape \(3, 2\)"),
-        ({"a": np.arange(3), "b": np.zeros((3, 2))}, r"column 'b' is an object of type ndarray and shape \(3, 2\), not one value per row"),
+        (
+            {"a": np.arange(3), "b": np.zeros((3, 2))},
+            r"column 'b' is an object of type ndarray and shape \(3, 2\), not one value per row",
+        ),
         ({"a": 3}, "column 'a' is an object of type int, not one value per row"),
         ({"a": np.array(3)}, "column 'a' is an object of type ndarray and shape"),
         ({"a": "abc"}, "column 'a' is an object of type str"),
@@ -475,7 +511,9 @@ def test_random_frames_survive_their_bytes_and_merge():
     draw = random.Random(0)
     pool = [1, 2.5, "t", None, True, float("nan"), float("inf"), pd.Timestamp("2013-07-01"), [1], 10**30, "é"]
     for _ in range(60):
-        values = pd.Series([draw.choice(pool[: draw.randint(1, len(pool))]) for _ in range(draw.randint(0, 40))], dtype=object)
+        values = pd.Series(
+            [draw.choice(pool[: draw.randint(1, len(pool))]) for _ in range(draw.randint(0, 40))], dtype=object
+        )
         cut = draw.randint(0, len(values))
         whole, halves = one(values), [Profile.of(pd.DataFrame({"x": part})) for part in (values[:cut], values[cut:])]
         merged = Profile.from_bytes(Profile.merged(halves).to_bytes()).columns["x"]

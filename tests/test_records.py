@@ -24,7 +24,10 @@ for i in range(20):
 
 def test_four_processes_open_a_new_store_at_once_and_lose_nothing(tmp_path):
     url = f"sqlite:///{tmp_path}/new/records.db"
-    writers = [subprocess.Popen([sys.executable, "-c", WRITER, url, str(n)], stderr=subprocess.PIPE, text=True) for n in range(4)]
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, url, str(n)], stderr=subprocess.PIPE, text=True)
+        for n in range(4)
+    ]
     for writer in writers:
         _, errors = writer.communicate(timeout=120)
         assert writer.returncode == 0, errors
@@ -78,7 +81,11 @@ def test_a_task_is_noted_more_than_once(tmp_path):
     b, a = records.tasks(run)
     assert (a["name"], a["status"], a["seconds"]) == ("a", "waiting", 0.0)
     assert (b["status"], b["attempts"], b["cell"], b["error"]) == ("failed", 2, 3, "bad  text ?")
-    assert b["started"] <= b["ended"] and b["metrics"] == {"auc": 0.5, "loss": None} and b["fingerprint"] == {"notebook": "aa"}
+    assert (
+        b["started"] <= b["ended"]
+        and b["metrics"] == {"auc": 0.5, "loss": None}
+        and b["fingerprint"] == {"notebook": "aa"}
+    )
     assert (records.run(run)["selection"], records.run(run)["resumed"]) == ({"tasks": ["b"], "force": True}, "earlier")
     with pytest.raises(TypeError, match=r"no column 'metric' \(did you mean 'metrics'\?\)"):
         records.put_task(run, "b", metric=1)
@@ -90,11 +97,31 @@ def test_a_run_is_named_by_its_id_its_beginning_its_end_or_its_place(tmp_path):
     with pytest.raises(RecordError, match="there are no runs yet"):
         records.run("last")
     for i, pipeline in enumerate(["a", "a", "b"]):
-        records.put([("run", {"id": f"2026010{i}T000000-abc{i}0f"}, {"pipeline": pipeline, "started": f"2026-01-0{i + 1}T00:00:00"})])
-    for which, number in {"last": 2, "last~2": 0, "20260101": 1, "abc1": 1, "abc10f": 1, "20260102T000000-abc20f": 2}.items():
+        records.put(
+            [
+                (
+                    "run",
+                    {"id": f"2026010{i}T000000-abc{i}0f"},
+                    {"pipeline": pipeline, "started": f"2026-01-0{i + 1}T00:00:00"},
+                )
+            ]
+        )
+    for which, number in {
+        "last": 2,
+        "last~2": 0,
+        "20260101": 1,
+        "abc1": 1,
+        "abc10f": 1,
+        "20260102T000000-abc20f": 2,
+    }.items():
         assert records.run(which)["id"].startswith(f"2026010{number}"), which
     assert records.run("last", pipeline="a")["id"] == "20260101T000000-abc10f"
-    wrong = {"2026": "may be any of 3 runs", "last~3": "the first one is last~2", "last~x": "is not the name of a run", "%": "no run"}
+    wrong = {
+        "2026": "may be any of 3 runs",
+        "last~3": "the first one is last~2",
+        "last~x": "is not the name of a run",
+        "%": "no run",
+    }
     for which, says in (wrong | {"abx10f": "did you mean 'abc10f'"}).items():
         with pytest.raises(RecordError, match=says):
             records.run(which)
@@ -109,7 +136,11 @@ def test_a_run_whose_process_was_killed_is_lost(tmp_path):
         run, records = process.stdout.readline().strip(), Records(url)
         assert records.run(run)["status"] == "running" and [r["id"] for r in records.runs(status="running")] == [run]
         process.kill()
-    assert records.run(run)["status"] == "lost" and records.runs(status="running") == [] and len(records.runs(status="lost")) == 1
+    assert (
+        records.run(run)["status"] == "lost"
+        and records.runs(status="running") == []
+        and len(records.runs(status="lost")) == 1
+    )
     records.put([("run", {"id": run}, {"process": "1@another"})])  # nobody here can know
     assert records.run(run)["status"] == "running"
     records.close()
@@ -117,7 +148,9 @@ def test_a_run_whose_process_was_killed_is_lost(tmp_path):
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux shows when a process began")
 def test_a_process_number_that_is_used_again():
-    assert is_process_dead(current_process_name().rpartition(" ")[0] + " 1") and not is_process_dead(current_process_name())
+    assert is_process_dead(current_process_name().rpartition(" ")[0] + " 1") and not is_process_dead(
+        current_process_name()
+    )
 
 
 def git(folder, *words):
@@ -165,7 +198,11 @@ def test_tasks_of_many_runs_are_counted(tmp_path):
     records, ids = Records(f"sqlite:///{tmp_path}/records.db"), [f"20260101T000000-{i:06x}" for i in range(40_000)]
     with records.engine.begin() as connection:
         connection.execute(records.table("run").insert(), [{"id": i} for i in ids])
-        rows = [{"run_id": i, "name": name, "status": status} for i in ids for name, status in (("a", "executed"), ("b", "failed"))]
+        rows = [
+            {"run_id": i, "name": name, "status": status}
+            for i in ids
+            for name, status in (("a", "executed"), ("b", "failed"))
+        ]
         connection.execute(records.table("task").insert(), rows)
     assert records.counts(ids) == {i: {"executed": 1, "failed": 1} for i in ids} and records.counts([]) == {}
     records.close()

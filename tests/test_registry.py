@@ -34,7 +34,8 @@ def tracking(tmp_path):
 RUN = {
     "id": "20260301T120000-ab12cd", "pipeline": "planes", "status": "failed", "resumed": None,
     "parameters": {"seed": 0, "odd & name": "x" * 9000, "date": dt.date(2026, 1, 1)} | {f"p{i}": i for i in range(150)},
-    "started": dt.datetime(2026, 3, 1, 12), "ended": dt.datetime(2026, 3, 1, 12, 1), "code": {"commit": "1f" * 20, "dirty": True},
+    "started": dt.datetime(2026, 3, 1, 12), "ended": dt.datetime(2026, 3, 1, 12, 1),
+    "code": {"commit": "1f" * 20, "dirty": True},
 }  # fmt: skip
 
 
@@ -42,8 +43,18 @@ def pipeline_tasks(folder):
     (notebook := folder / "train.ipynb").write_text("{}")
     metrics = {"auc": 0.76, "loss": None, "by month.7 (July)": 0.7} | {f"m{i}": float(i) for i in range(1200)}
     done = {"name": "train", "status": "executed", "seconds": 58.5, "metrics": metrics, "notebook": str(notebook)}
-    failed = {"name": "register", "status": "failed", "seconds": 0.5, "metrics": None, "notebook": str(folder / "gone.ipynb")}
-    return [{"name": "ingest", "status": "skipped", "seconds": 0.0, "metrics": {"rows": 7.0}, "notebook": None}, done, failed]
+    failed = {
+        "name": "register",
+        "status": "failed",
+        "seconds": 0.5,
+        "metrics": None,
+        "notebook": str(folder / "gone.ipynb"),
+    }
+    return [
+        {"name": "ingest", "status": "skipped", "seconds": 0.0, "metrics": {"rows": 7.0}, "notebook": None},
+        done,
+        failed,
+    ]
 
 
 def content(folder):
@@ -206,12 +217,21 @@ def test_a_run_of_the_pipeline_is_logged_once(tracking, tmp_path):
     (run_id,) = ids
     kept = tracking.client.get_run(run_id)
     assert tracking.client.get_experiment(kept.info.experiment_id).name == "planes"
-    assert (kept.info.run_name, kept.info.status) == (RUN["id"], "FAILED") and kept.info.end_time - kept.info.start_time == 60_000
+    assert (kept.info.run_name, kept.info.status) == (
+        RUN["id"],
+        "FAILED",
+    ) and kept.info.end_time - kept.info.start_time == 60_000
     params, metrics, tags = kept.data.params, kept.data.metrics, kept.data.tags
-    assert len(params) == 153 and (params["seed"], params["date"], len(params["odd _ name"])) == ("0", "2026-01-01", 6000)
+    assert len(params) == 153 and (params["seed"], params["date"], len(params["odd _ name"])) == (
+        "0",
+        "2026-01-01",
+        6000,
+    )
     assert (metrics["train/auc"], metrics["train/seconds"], metrics["register/seconds"]) == (0.76, 58.5, 0.5)
     assert "train/loss" not in metrics and "ingest/rows" not in metrics and len(metrics) == 1204
-    assert tags["mlnb.run"] == RUN["id"] and tags["mlflow.source.git.commit"] == "1f" * 20 and tags["mlnb.dirty"] == "True"
+    assert (
+        tags["mlnb.run"] == RUN["id"] and tags["mlflow.source.git.commit"] == "1f" * 20 and tags["mlnb.dirty"] == "True"
+    )
     assert tags["mlnb.task.ingest"] == "skipped" and tags["mlnb.notebook.train"] == str(tmp_path / "train.ipynb")
     assert not tracking.client.list_artifacts(run_id)  # this machine has the notebooks already
 

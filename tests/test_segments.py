@@ -83,7 +83,7 @@ def test_odd_segments():
             segments(table(), by)
 
 
-# --- calendar parts --------------------------------------------------------------------------------------------------------------
+# --- calendar parts ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -100,18 +100,30 @@ def test_odd_segments():
 )
 def test_calendar_parts_of_any_times(values):
     parts = calendar_fields(values, "t")
-    assert [list(parts[f"t.{n}"]) for n in ("hour", "weekday", "month")] == [[23, np.ma.masked], ["Sat", None], [7, np.ma.masked]]
+    assert [list(parts[f"t.{n}"]) for n in ("hour", "weekday", "month")] == [
+        [23, np.ma.masked],
+        ["Sat", None],
+        [7, np.ma.masked],
+    ]
 
 
 def test_calendar_before_1970_and_what_is_no_time():
     assert calendar_fields(np.array(["1969-12-29T01:00"], "datetime64[s]"))["time.weekday"].tolist() == ["Mon"]
-    for data, said in (({"t": [1, 2]}, "holds no times"), ({"t": ["x"]}, "holds no times"), ({"time": [None]}, "no column 't'")):
+    for data, said in (
+        ({"t": [1, 2]}, "holds no times"),
+        ({"t": ["x"]}, "holds no times"),
+        ({"time": [None]}, "no column 't'"),
+    ):
         with pytest.raises(ProfileError, match=said):
             add_calendar_fields(data, "t")
-    assert Profile.of(add_calendar_fields(table(), "day")).columns["day.weekday"].frequent()[0].keys() == {"Mon", "Tue", "Wed"}
+    assert Profile.of(add_calendar_fields(table(), "day")).columns["day.weekday"].frequent()[0].keys() == {
+        "Mon",
+        "Tue",
+        "Wed",
+    }
 
 
-# --- batches ---------------------------------------------------------------------------------------------------------------------
+# --- batches ----------------------------------------------------------------------------------------------------------
 
 
 def same_figures(one: Profile, other: Profile):
@@ -146,7 +158,11 @@ def test_a_profiler_takes_nothing_of_what_it_refuses():
             profiler.add(wrong)
     profiler.add({"a": float("inf"), "b": "x" * 10**6})
     found = profiler.profile()
-    assert (found.rows, found.columns["a"].infinite, found.columns["b"].count) == (2, 1, 2) and Profiler().profile().rows == 0
+    assert (found.rows, found.columns["a"].infinite, found.columns["b"].count) == (
+        2,
+        1,
+        2,
+    ) and Profiler().profile().rows == 0
 
 
 def test_a_folder_of_files_and_files_that_are_none(tmp_path):
@@ -159,7 +175,11 @@ def test_a_folder_of_files_and_files_that_are_none(tmp_path):
     data = bytearray(torn.read_bytes())
     data[4:60] = b"\xff" * 56
     torn.write_bytes(data)
-    for path, said in ((tmp_path / "0.parquet", "not a readable Parquet file"), (tmp_path / "no", "does not exist"), (torn, "is damaged")):
+    for path, said in (
+        (tmp_path / "0.parquet", "not a readable Parquet file"),
+        (tmp_path / "no", "does not exist"),
+        (torn, "is damaged"),
+    ):
         with pytest.raises(ProfileError, match=said):
             profile_parquet(path)
     with pytest.raises(ProfileError, match="did you mean 'delay'"):
@@ -168,7 +188,9 @@ def test_a_folder_of_files_and_files_that_are_none(tmp_path):
 
 @pytest.mark.parametrize("first", [0, 1])
 def test_files_of_a_folder_were_written_at_different_times(tmp_path, first):
-    old = pa.table({"n": [1, 2], "empty": pa.nulls(2), "kind": pa.array(["a", "b"]).dictionary_encode(), "gone": [1, 2]})
+    old = pa.table(
+        {"n": [1, 2], "empty": pa.nulls(2), "kind": pa.array(["a", "b"]).dictionary_encode(), "gone": [1, 2]}
+    )
     new = pa.table({"n": [1.5, 3], "empty": ["x", "y"], "kind": ["b", "c"], "later": [5, 6]})
     for name, one in zip(("0.parquet", "1.parquet")[:: 1 if first else -1], (old, new), strict=True):
         pq.write_table(one, tmp_path / name)
@@ -176,7 +198,9 @@ def test_files_of_a_folder_were_written_at_different_times(tmp_path, first):
     told = {name: (column.count, column.missing) for name, column in found.items()}
     assert told == {"n": (4, 0), "empty": (4, 2), "kind": (4, 0), "gone": (4, 2), "later": (4, 2)}
     assert (found["n"].min, found["n"].max, found["later"].max) == (1, 3, 6)
-    assert found["kind"].frequent()[0] == {"a": 1, "b": 2, "c": 1} and list(profile_parquet(tmp_path, ["later"]).columns) == ["later"]
+    assert found["kind"].frequent()[0] == {"a": 1, "b": 2, "c": 1} and list(
+        profile_parquet(tmp_path, ["later"]).columns
+    ) == ["later"]
     pq.write_table(pa.table({"n": ["text"]}), tmp_path / "2.parquet")
     with pytest.raises(ProfileError, match="Field n has incompatible types"):
         profile_parquet(tmp_path)

@@ -90,7 +90,8 @@ class Store:
 
     def variables(self, log, **more):
         return {
-            "MLNB_SERVE_FROM": "models:/toy", "MLNB_TRACKING": self.tracking.url, "MLNB_MODEL_CACHE": str(self.place / "versions"),
+            "MLNB_SERVE_FROM": "models:/toy", "MLNB_TRACKING": self.tracking.url,
+            "MLNB_MODEL_CACHE": str(self.place / "versions"),
             "MLNB_PREDICTIONS": str(log), "MLNB_REGISTRY_POLL_MILLISECONDS": "100", **more,
         }  # fmt: skip
 
@@ -109,7 +110,9 @@ def serving(store, log, workers=1, **more):
     "A uvicorn server that follows the store: its process and URL"
     port, place = free_port(), log.parent
     (place / "server.py").write_text(SERVER)
-    env = toy_project.environment(store.project) | store.variables(log, **({"MLNB_REQUEST_TIMEOUT_SECONDS": "60"} | more))
+    env = toy_project.environment(store.project) | store.variables(
+        log, **({"MLNB_REQUEST_TIMEOUT_SECONDS": "60"} | more)
+    )
     env["PYTHONPATH"] += f":{place}"
     command = [sys.executable, str(place / "server.py"), str(port), str(workers)]
     with (place / "stderr").open("w") as told:
@@ -160,7 +163,11 @@ def test_versions_change_under_load_without_an_error(store, tmp_path):
         until(lambda: len(load.answers) > 100)
         for version in ("v2", "v3", "v1"):
             store.release(version)
-            until(lambda version=version: len(load.answers) > 50 and {a["model_version"] for a in load.answers[-50:]} == {version})
+            until(
+                lambda version=version: (
+                    len(load.answers) > 50 and {a["model_version"] for a in load.answers[-50:]} == {version}
+                )
+            )
     assert not load.errors
     logged = read_predictions(tmp_path / "log").set_index("request_id")
     assert logged.index.is_unique and set(logged.index) == {a["request_id"] for a in load.answers}
@@ -174,7 +181,9 @@ def test_versions_change_under_load_without_an_error(store, tmp_path):
 def test_what_is_not_fit_stays_out_and_the_store_may_go(store, tmp_path):
     store.release("v1")
     row = toy_project.example(store.project)
-    told = lambda: "".join(file.read_text() for file in tmp_path.rglob("stderr"))  # of both servers: either may ask for both
+    told = lambda: "".join(
+        file.read_text() for file in tmp_path.rglob("stderr")
+    )  # of both servers: either may ask for both
     with serving(store, tmp_path / "log") as (_, url), Load(url, row, clients=1) as load:
         for version, why in (
             ("torn", "has changed since it was written"),
@@ -229,7 +238,10 @@ def test_a_challenger_comes_and_goes(store, tmp_path):
         assert router.counts["swaps"] == 3 and router.problem is None
         store.tracking.client.delete_registered_model_alias("toy", "champion")
         until(lambda: router.problem)
-        assert "no alias 'champion'" in router.problem and "set_registered_model_alias('toy', 'champion', VERSION)" in router.problem
+        assert (
+            "no alias 'champion'" in router.problem
+            and "set_registered_model_alias('toy', 'champion', VERSION)" in router.problem
+        )
         assert router.versions == {"champion": "v2"}
     finally:
         router.stop()
@@ -245,7 +257,9 @@ def share(url, row, number=200):
     arms = [
         a["arm"]
         for start in range(0, number, 10)
-        for a in httpx.post(f"{url}/predict", headers=PREDICT, json=[row | {"flight": start + i} for i in range(10)]).json()
+        for a in httpx.post(
+            f"{url}/predict", headers=PREDICT, json=[row | {"flight": start + i} for i in range(10)]
+        ).json()
     ]
     return arms.count("challenger") / number
 
@@ -298,7 +312,10 @@ def test_an_administrator_changes_the_routing_of_all_workers_and_a_restart_keeps
 @pytest.mark.long
 def test_a_change_of_the_routing_under_load_loses_nothing_and_two_at_once_leave_one_whole(challenged, tmp_path):
     row, versions = toy_project.example(challenged.project), tmp_path / "versions"
-    with serving(challenged, tmp_path / "log", workers=2, MLNB_MODEL_CACHE=str(versions)) as (_, url), Load(url, row) as load:
+    with (
+        serving(challenged, tmp_path / "log", workers=2, MLNB_MODEL_CACHE=str(versions)) as (_, url),
+        Load(url, row) as load,
+    ):
         until(lambda: len(load.answers) > 50)
         wanted = [{"challenger_percent": percent, "shadow": percent % 2 == 1} for percent in (99, 100)]
 
@@ -323,7 +340,9 @@ def test_a_change_of_the_routing_under_load_loses_nothing_and_two_at_once_leave_
 
 
 def test_a_torn_routing_file_changes_nothing_and_is_written_anew(challenged, tmp_path):
-    settings = challenged.settings(predictions=str(tmp_path / "log"), model_cache=str(tmp_path / "versions"), challenger_percent=30)
+    settings = challenged.settings(
+        predictions=str(tmp_path / "log"), model_cache=str(tmp_path / "versions"), challenger_percent=30
+    )
     file = RoutingFile(settings)
     file.write(Routing(70, False))
     router = load_router(settings)
@@ -359,7 +378,9 @@ def test_a_version_that_one_worker_could_not_load_is_tried_again_there(store, tm
             say(watcher.Releases(worse))
             until(lambda: router.problem and len(tries) > 2)
             assert router.versions == {"champion": "v1"} and router.counts["refused"] == 1
-            (folder / "2-b/model/weights.safetensors").write_bytes((store.place / "made/v2/model/weights.safetensors").read_bytes())
+            (folder / "2-b/model/weights.safetensors").write_bytes(
+                (store.place / "made/v2/model/weights.safetensors").read_bytes()
+            )
             until(lambda: router.versions == {"champion": "v2"})
             assert router.problem is None
             monkeypatch.setattr(routing, "RETRY_BACKOFF_SECONDS", (0.0, 0.0))
@@ -430,7 +451,9 @@ print(ensure_watcher(replace(load_settings("."), serve_from="models:/toy", model
 time.sleep(600)
 """
     env = toy_project.environment(store.project)
-    parent = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=store.project, env=env, stdout=subprocess.PIPE, text=True)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], cwd=store.project, env=env, stdout=subprocess.PIPE, text=True
+    )
     pid = int(parent.stdout.readline())
     parent.kill()
     parent.wait()
@@ -478,7 +501,11 @@ def test_a_version_that_passed_for_the_watcher_and_not_here_is_refused_once(stor
     router = Router(settings, load_servable(store.place / "made/v1"))
     releases = watcher.Releases(champion=watcher.ModelVersion(9, str(store.place / "made/liar")))
     router.apply_releases(releases)
-    assert router.versions == {"champion": "v1"} and router.counts["refused"] == 1 and "fails its self-test" in router.problem
+    assert (
+        router.versions == {"champion": "v1"}
+        and router.counts["refused"] == 1
+        and "fails its self-test" in router.problem
+    )
     router.apply_releases(watcher.Releases(champion=watcher.ModelVersion(2, str(store.place / "made/v2"))))
     assert router.versions == {"champion": "v2"} and router.problem is None
     assert capfd.readouterr().err.count("goes on answering") == 1
@@ -486,7 +513,9 @@ def test_a_version_that_passed_for_the_watcher_and_not_here_is_refused_once(stor
 
 def test_nothing_to_serve_is_said(store, tmp_path):
     settings = store.settings(serve_from="models:/nothing", model_cache=str(tmp_path))
-    with pytest.raises(ServingError, match="no version of 'nothing' can be served: model 'nothing' has no alias 'champion'"):
+    with pytest.raises(
+        ServingError, match="no version of 'nothing' can be served: model 'nothing' has no alias 'champion'"
+    ):
         load_router(settings)
     with pytest.raises(BundleError):
         load_router(replace(settings, serve_from="bundle"), tmp_path)

@@ -49,7 +49,11 @@ def test_what_is_worth_logging_is_logged_once(settings, records):
     run, idle, going = a_run(records), a_run(records, "skipped"), a_run(records, end=None)
     assert tracker.log_pending_runs(settings) == 0 and tracker.log_pending_runs(settings) == 0
     assert logged(settings) == [run]
-    assert records.run(idle)["tracked"] == "" and records.run(going)["tracked"] is None and len(records.run(run)["tracked"]) == 32
+    assert (
+        records.run(idle)["tracked"] == ""
+        and records.run(going)["tracked"] is None
+        and len(records.run(run)["tracked"]) == 32
+    )
     records.end_run(going, "interrupted")
     assert tracker.log_pending_runs(settings) == 0 and logged(settings) == sorted([run, going])
 
@@ -78,7 +82,9 @@ def test_a_server_that_is_away_is_tried_again_after_the_next_run(settings, recor
         monkeypatch.setenv("MLNB_TRACKING", f"http://127.0.0.1:{taken.getsockname()[1]}")
         assert tracker.main() == 1
     said = capsys.readouterr().out
-    assert "does not answer" in said and "The next mlnb run tries again." in said and records.run(first)["tracked"] is None
+    assert (
+        "does not answer" in said and "The next mlnb run tries again." in said and records.run(first)["tracked"] is None
+    )
     assert "does not answer" in tracker.last_problem(settings)
     monkeypatch.delenv("MLNB_TRACKING")
     second = a_run(records)
@@ -89,7 +95,11 @@ def test_one_run_that_fails_does_not_hold_up_the_others(settings, records, capsy
     good, bad = a_run(records), a_run(records)
     records.put([("task", {"run_id": bad, "name": "train"}, {"metrics": ["damaged"]})])
     assert tracker.log_pending_runs(settings) == 1
-    assert f"run {bad} is not in MLflow" in capsys.readouterr().out and records.run(good)["tracked"] and not records.run(bad)["tracked"]
+    assert (
+        f"run {bad} is not in MLflow" in capsys.readouterr().out
+        and records.run(good)["tracked"]
+        and not records.run(bad)["tracked"]
+    )
     assert f"run {bad} is not in MLflow" in tracker.last_problem(settings)  # the next command says so
     records.remove([bad])
     assert tracker.log_pending_runs(settings) == 0 and tracker.last_problem(settings) is None

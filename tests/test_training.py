@@ -55,13 +55,19 @@ def digest(predictor):
 def small_trainer(config=SMALL, device="cpu"):
     columns, labels = flights()
     encoder, device = Encoder.fit(columns, *NAMES), torch.device(device)
-    return encoder, Trainer(encoder, to_device(encoder, columns, labels, device), to_device(encoder, columns, labels, device), config)
+    return encoder, Trainer(
+        encoder, to_device(encoder, columns, labels, device), to_device(encoder, columns, labels, device), config
+    )
 
 
 @pytest.mark.parametrize("change", [{}, {"bf16": True}, {"batch": 10_000}, {"depth": 1}])
 def test_a_seed_repeats_bit_for_bit_and_another_differs(change):
     config = replace(SMALL, **change)
-    assert digest(train(config).predictor) == digest(train(config).predictor) != digest(train(replace(config, seed=1)).predictor)
+    assert (
+        digest(train(config).predictor)
+        == digest(train(config).predictor)
+        != digest(train(replace(config, seed=1)).predictor)
+    )
 
 
 def test_it_learns_more_than_the_base_rate():
@@ -138,7 +144,9 @@ trained.predictor.save({folder!r})
 
 
 def _run_child(tmp_path, stop_at_step):
-    code = _CHILD.format(tests=os.path.dirname(__file__), path=str(tmp_path / "last.safetensors"), folder=str(tmp_path / "model"))
+    code = _CHILD.format(
+        tests=os.path.dirname(__file__), path=str(tmp_path / "last.safetensors"), folder=str(tmp_path / "model")
+    )
     return subprocess.Popen([sys.executable, "-c", code, str(stop_at_step)], stdout=subprocess.PIPE, text=True)
 
 

@@ -114,7 +114,7 @@ HANGAR = {
 
 @pytest.fixture(scope="module")
 def hangar(tmp_path_factory):
-    "A folder with a trusted package, `hangar`, and one that is not, `freight`; whatever must not run leaves a file `ran`"
+    "A folder with a trusted package, `hangar`, and another, `freight`; whatever must not run leaves a file `ran`"
     root = tmp_path_factory.mktemp("hangar")
     for name, text in HANGAR.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -134,19 +134,36 @@ def nothing_ran(tmp_path, monkeypatch):
 TRUST = Trust(("hangar",))
 
 OUTSIDE = [
-    "subprocess.Popen", "os.system", "builtins.exec", "evil.features", "freight.features", "numpy.log1p", "hangars.code.features",
+    "subprocess.Popen", "os.system", "builtins.exec", "evil.features", "freight.features", "numpy.log1p",
+    "hangars.code.features",
     "mlnb.models.watcher.watch", "mlnb.project.files.write_whole",
 ]  # fmt: skip
 NO_NAMES = [
-    "hangar", "", ".", "..hangar.code.features", "hangar..code.features", "hangar.code.", ".hangar.code.features", "hangar.code:features",
-    "hangar/code.features", "hangar.code.features()", "hangar．code.features", "ｈangar.code.features", "hangar.code.features\n",
+    "hangar", "", ".", "..hangar.code.features", "hangar..code.features", "hangar.code.",
+    ".hangar.code.features", "hangar.code:features",
+    "hangar/code.features", "hangar.code.features()", "hangar．code.features", "ｈangar.code.features",
+    "hangar.code.features\n",
     "hangar.__main__.run", "hangar.__init__.x", "hangar.code.__builtins__", "hangar.code.__dict__",
 ]  # fmt: skip
-NOT_DEFINED = ["Popen", "run", "also_run", "system", "write", "partial", "method", "anonymous", "nested", "watch", "theirs"]
+NOT_DEFINED = [
+    "Popen",
+    "run",
+    "also_run",
+    "system",
+    "write",
+    "partial",
+    "method",
+    "anonymous",
+    "nested",
+    "watch",
+    "theirs",
+]
 MISSING = ["hangar.code.os.system", "hangar.nothing.features", "hangar.code.nothing", "hangar.code.Own.load"]
 
 
-@pytest.mark.parametrize("name", [*OUTSIDE, *NO_NAMES, *MISSING, *(f"hangar.code.{n}" for n in NOT_DEFINED), "hangar.bundle.own.x"])
+@pytest.mark.parametrize(
+    "name", [*OUTSIDE, *NO_NAMES, *MISSING, *(f"hangar.code.{n}" for n in NOT_DEFINED), "hangar.bundle.own.x"]
+)
 def test_a_function_that_is_not_defined_in_trusted_code_is_refused(hangar, name):
     for check in (trusted_function, trusted_predictor, trusted_point_in_time):
         with pytest.raises(BundleError):
@@ -159,7 +176,9 @@ def test_code_in_the_bundle_s_own_folder_is_not_even_imported(hangar, name):
         trusted_function(name, TRUST, hangar / "hangar/bundle")
 
 
-@pytest.mark.parametrize("name", ["Inherited", "Borrowed", "Partial", "OfMeta", "NoPredict", "Renamed", "OrderedDict", "Path", "features"])
+@pytest.mark.parametrize(
+    "name", ["Inherited", "Borrowed", "Partial", "OfMeta", "NoPredict", "Renamed", "OrderedDict", "Path", "features"]
+)
 def test_a_class_whose_load_is_not_trusted_code_is_refused(hangar, name):
     with pytest.raises(BundleError, match=r"the bundle names .*; a bundle may name what"):
         trusted_predictor(f"hangar.code.{name}", TRUST)
@@ -167,10 +186,14 @@ def test_a_class_whose_load_is_not_trusted_code_is_refused(hangar, name):
 
 def test_what_the_project_defines_may_be_named(hangar):
     assert trusted_function("hangar.code.features", TRUST)({"x": 1}) == {"x": 1}
-    assert trusted_function("hangar.code.theirs", Trust(("hangar", "freight"))).__module__ == "freight"  # which is trusted, too
+    assert (
+        trusted_function("hangar.code.theirs", Trust(("hangar", "freight"))).__module__ == "freight"
+    )  # which is trusted, too
     assert trusted_function("hangar.code.decorated", TRUST)({"x": 1}) == {"x": 1}
     assert trusted_point_in_time("hangar.code.context", TRUST).views == ()
-    assert trusted_predictor("hangar.code.Trees", TRUST).__name__ == "Trees" and trusted_predictor("hangar.code.Own", TRUST)
+    assert trusted_predictor("hangar.code.Trees", TRUST).__name__ == "Trees" and trusted_predictor(
+        "hangar.code.Own", TRUST
+    )
     assert trusted_predictor("hangar.code.Inherited", Trust(("hangar", "freight")))
     assert trusted_predictor("mlnb.models.tabular.TabularPredictor", Trust())
     for name in ("no_context", "foreign_context", "features", "Own"):
@@ -181,9 +204,13 @@ def test_what_the_project_defines_may_be_named(hangar):
 def test_the_packages_of_a_project(tmp_path, monkeypatch):
     monkeypatch.delenv("MLNB_TRUSTED_PACKAGES")
     assert Trust.of_working_folder() == Trust()  # no project, nobody to trust
-    (tmp_path / "pyproject.toml").write_text('[project]\nname = "planes"\n[tool.mlnb]\ntrusted_packages = ["ourlib", "company.shared"]')
+    (tmp_path / "pyproject.toml").write_text(
+        '[project]\nname = "planes"\n[tool.mlnb]\ntrusted_packages = ["ourlib", "company.shared"]'
+    )
     assert Trust.of_working_folder().packages == ("planes", "ourlib", "company.shared")
-    assert Trust.of_working_folder().covers("company.shared.x") and not Trust.of_working_folder().covers("company.other")
+    assert Trust.of_working_folder().covers("company.shared.x") and not Trust.of_working_folder().covers(
+        "company.other"
+    )
     for wrong in ('["our lib"]', '["../x"]', '[""]', '"ourlib"', '["ourlib."]'):
         (tmp_path / "pyproject.toml").write_text(f"[tool.mlnb]\ntrusted_packages = {wrong}")
         with pytest.raises(SettingError, match="trusted_packages"):
@@ -246,14 +273,18 @@ def _of_another_bundle(folder, keys):
 
 def _for_another_purpose(folder, keys):
     (folder / "bundle.json.sig").unlink()
-    subprocess.run(["ssh-keygen", "-q", "-Y", "sign", "-f", keys / "ours", "-n", "git", folder / "bundle.json"], check=True)
+    subprocess.run(
+        ["ssh-keygen", "-q", "-Y", "sign", "-f", keys / "ours", "-n", "git", folder / "bundle.json"], check=True
+    )
 
 
 def _garbage(folder, keys):
     (folder / "bundle.json.sig").write_bytes(b"\0\xff")
 
 
-@pytest.mark.parametrize("spoil", [_unsigned, _by_another_key, _changed, _of_another_bundle, _for_another_purpose, _garbage])
+@pytest.mark.parametrize(
+    "spoil", [_unsigned, _by_another_key, _changed, _of_another_bundle, _for_another_purpose, _garbage]
+)
 def test_a_bundle_that_is_not_signed_by_an_allowed_signer_is_refused(toy, tmp_path, keys, spoil):
     folder, trust = shutil.copytree(toy / "products/bundle", tmp_path / "bundle"), Trust(("toy",), keys / "signers")
     sign(folder / "bundle.json", keys / "ours")
@@ -269,7 +300,10 @@ def test_the_pipeline_signs_and_every_reader_asks_for_it(toy, tmp_path, keys, mo
     monkeypatch.setenv("MLNB_BUNDLE_SIGNERS", str(keys / "signers"))
     build(tmp_path / "unsigned")
     for read in (Bundle.load, verify_servable, verify):
-        with pytest.raises(BundleError, match="is not signed, and setting 'bundle_signers' requires it; sign it with: ssh-keygen -Y sign"):
+        with pytest.raises(
+            BundleError,
+            match="is not signed, and setting 'bundle_signers' requires it; sign it with: ssh-keygen -Y sign",
+        ):
             read(tmp_path / "unsigned")
     monkeypatch.setenv("MLNB_BUNDLE_SIGNING_KEY", str(keys / "ours"))
     build(tmp_path / "signed")

@@ -22,27 +22,39 @@ EXAMPLES = {"string": "UA", "integer": 1, "number": 1.5, "time": "2013-07-01T05:
 REFUSED = "refused"
 
 NUMBERS = [  # as they are written in JSON and in a cell
-    "0", "-0", "1", "-1", "1.0", "1.5", "-1.50", "1e3", "1E3", "1e+3", "1e-3", "-0.0", "0.1", "1e22", "1e400", "-1e400", "1e-400",
+    "0", "-0", "1", "-1", "1.0", "1.5", "-1.50", "1e3", "1E3", "1e+3", "1e-3", "-0.0", "0.1", "1e22",
+    "1e400", "-1e400", "1e-400",
     "5e-324", "9007199254740992", "9007199254740993", "-9007199254740993", "9223372036854775807", "9223372036854775808",
-    "18446744073709551615", "123456789012345678901234567890", "0.30000000000000004", "179769313486231570000000000000000000000e270",
-    "3.0000000000000001", "1.", ".5", "+1", "1,000", "1_000", "0x10", "True", "true", "false", "NaN", "nan", "Infinity", "-inf",
+    "18446744073709551615", "123456789012345678901234567890", "0.30000000000000004",
+    "179769313486231570000000000000000000000e270",
+    "3.0000000000000001", "1.", ".5", "+1", "1,000", "1_000", "0x10", "True", "true", "false", "NaN", "nan",
+    "Infinity", "-inf",
     "null", "NA", "N/A", "none", "--1", "1e", "e3", "1d", "١", "½", "1e3.5", "١٢",
 ]  # fmt: skip
 TIMES = [
-    "2013-07-01T05:15:00Z", "2013-07-01T05:15:00z", "2013-07-01t05:15:00Z", "2013-07-01 05:15:00Z", "2013-07-01T05:15:00+00:00",
+    "2013-07-01T05:15:00Z", "2013-07-01T05:15:00z", "2013-07-01t05:15:00Z", "2013-07-01 05:15:00Z",
+    "2013-07-01T05:15:00+00:00",
     "2013-07-01T05:15:00-04:00", "2013-07-01T05:15:00+0000", "2013-07-01T05:15:00+00", "2013-07-01T05:15:00-00:00",
     "2013-07-01T05:15:00+23:59", "2013-07-01T05:15:00+24:00", "2013-07-01T05:15:00+05:60", "2013-07-01T05:15:00.5Z",
-    "2013-07-01T05:15:00.999999Z", "2013-07-01T05:15:00.9999999Z", "2013-07-01T05:15:00.123456789Z", "2013-07-01T05:15:00,5Z",
-    "2013-07-01T05:15:00.Z", "2013-07-01T05:15Z", "2013-07-01T05Z", "2013-07-01", "2013-07-01T05:15:00", "2013-07-01 05:15:00",
-    "2013-07-01T24:00:00Z", "2013-07-01T05:15:60Z", "2016-12-31T23:59:60Z", "2013-02-29T05:15:00Z", "2012-02-29T05:15:00Z",
-    "1899-12-31T23:59:59Z", "1900-01-01T00:00:00Z", "2199-12-31T23:59:59Z", "2200-01-01T00:00:00Z", "1969-12-31T23:59:59.5Z",
-    "0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "20130701T051500Z", "2013-7-1T05:15:00Z", " 2013-07-01T05:15:00Z", "now",
-    "1372655700", "2013-07-01T05:15:00 Z", "2013-07-01T05:15:00UTC", "2013-07-01T05:15:00Z ", "2199-12-31T23:59:59-04:00",
+    "2013-07-01T05:15:00.999999Z", "2013-07-01T05:15:00.9999999Z", "2013-07-01T05:15:00.123456789Z",
+    "2013-07-01T05:15:00,5Z",
+    "2013-07-01T05:15:00.Z", "2013-07-01T05:15Z", "2013-07-01T05Z", "2013-07-01", "2013-07-01T05:15:00",
+    "2013-07-01 05:15:00",
+    "2013-07-01T24:00:00Z", "2013-07-01T05:15:60Z", "2016-12-31T23:59:60Z", "2013-02-29T05:15:00Z",
+    "2012-02-29T05:15:00Z",
+    "1899-12-31T23:59:59Z", "1900-01-01T00:00:00Z", "2199-12-31T23:59:59Z", "2200-01-01T00:00:00Z",
+    "1969-12-31T23:59:59.5Z",
+    "0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "20130701T051500Z", "2013-7-1T05:15:00Z",
+    " 2013-07-01T05:15:00Z", "now",
+    "1372655700", "2013-07-01T05:15:00 Z", "2013-07-01T05:15:00UTC", "2013-07-01T05:15:00Z ",
+    "2199-12-31T23:59:59-04:00",
     "1900-01-01T00:00:00+04:00",
 ]  # fmt: skip
 TEXTS = [
-    "UA", "007", "1", "1.0", "1e3", "true", "True", "NA", "N/A", "null", "NULL", "NaN", "nan", "None", "-", " ", " UA ", "a,b", 'a"b',
-    "é" * 100, "é" * 101, "x" * 100, "x" * 101, "東京", "a\tb", "a\nb", "a\x7f", "a\u0085b", "\u202e", "a\u2028b", "2013-07-01", "", "=1",
+    "UA", "007", "1", "1.0", "1e3", "true", "True", "NA", "N/A", "null", "NULL", "NaN", "nan", "None", "-",
+    " ", " UA ", "a,b", 'a"b',
+    "é" * 100, "é" * 101, "x" * 100, "x" * 101, "東京", "a\tb", "a\nb", "a\x7f", "a\u0085b", "\u202e",
+    "a\u2028b", "2013-07-01", "", "=1",
 ]  # fmt: skip
 
 
@@ -145,7 +157,9 @@ TYPED = {
     "large string": pa.array(["UA", "", None], pa.large_string()),
     "string view": pa.array(["UA", "", "x" * 50, None], pa.string_view()),
     "dictionary": pa.array(["UA", "B6", None, "UA"]).dictionary_encode(),
-    "dictionary with a null in it": pa.DictionaryArray.from_arrays(pa.array([0, 1, 0], pa.int8()), pa.array(["UA", None])),
+    "dictionary with a null in it": pa.DictionaryArray.from_arrays(
+        pa.array([0, 1, 0], pa.int8()), pa.array(["UA", None])
+    ),
     "dictionary of numbers": pa.array([1, 2, None]).dictionary_encode(),
     "dictionary of large strings": pa.array(["UA", None], pa.large_string()).dictionary_encode(),
     "binary": pa.array([b"UA", None]),
@@ -175,10 +189,22 @@ def test_a_column_of_arrow_and_of_parquet_is_read_alike(kind, name, tmp_path):
 
 
 LABELS = {  # JSON -> what it is, None: refused
-    "true": 1, "false": 0, "1": 1, "0": 0, "1.0": 1, "0.0": 0, "1e0": 1, "-0": 0, "2": None, "0.5": None, "-1": None, "null": None,
+    "true": 1, "false": 0, "1": 1, "0": 0, "1.0": 1, "0.0": 0, "1e0": 1, "-0": 0, "2": None, "0.5": None,
+    "-1": None, "null": None,
     '"1"': None, '"true"': None, '"yes"': None, '""': None, "[]": None, "1e400": None,
 }  # fmt: skip
-CELLS = {"True": 1, "False": 0, "TRUE": 1, "FALSE": 0, "yes": None, "t": None, "": None, "NA": None, "NaN": None, "true1": None}
+CELLS = {
+    "True": 1,
+    "False": 0,
+    "TRUE": 1,
+    "FALSE": 0,
+    "yes": None,
+    "t": None,
+    "": None,
+    "NA": None,
+    "NaN": None,
+    "true1": None,
+}
 
 
 def added(path, tmp_path) -> dict:
@@ -191,7 +217,7 @@ def added(path, tmp_path) -> dict:
 
 
 def test_labels_are_read_alike(tmp_path):
-    "What /outcomes takes for a label, a file is taken for with the same characters; the words of pandas, R and Excel too"
+    "A label that /outcomes takes is taken from a file too, with the same characters; so are words of pandas, R, Excel"
     for literal, label in LABELS.items():
         body = b'{"entity": "e", "value": %s}' % literal.encode()
         found = one(lambda body=body: parse_labels(body)[0].value)
@@ -213,13 +239,17 @@ def test_labels_are_read_alike(tmp_path):
     ids=lambda array: str(array.type),
 )  # fmt: skip
 def test_labels_of_a_column_are_read_alike(values, tmp_path):
-    pq.write_table(pa.table({"entity": [f"e{i}" for i in range(len(values))], "value": values}), tmp_path / "in.parquet")
+    pq.write_table(
+        pa.table({"entity": [f"e{i}" for i in range(len(values))], "value": values}), tmp_path / "in.parquet"
+    )
     assert added(tmp_path / "in.parquet", tmp_path) == {"e0": 1, "e1": 0}
 
 
 @pytest.mark.parametrize("text", TIMES)
 def test_moments_of_outcomes_are_read_alike(text, tmp_path):
-    sent = one(lambda: parse_labels(json.dumps({"entity": "e", "value": 1, "observed_at": text}).encode())[0].observed_at)
+    sent = one(
+        lambda: parse_labels(json.dumps({"entity": "e", "value": 1, "observed_at": text}).encode())[0].observed_at
+    )
     with (tmp_path / "in.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["entity", "value", "observed_at"], ["e", "1", text]])
     store = LabelStore(tmp_path / "lines", str(tmp_path / "kept"))
@@ -229,4 +259,6 @@ def test_moments_of_outcomes_are_read_alike(text, tmp_path):
         pa.table({"entity": pa.array([], pa.string()), "time": pa.array([], pa.timestamp("us", "UTC"))}),
     )
     kept = store.read()["observed_at"].to_pylist()
-    assert [moment.replace(microsecond=0) for moment in kept] == ([] if sent == REFUSED else [sent.replace(microsecond=0)])
+    assert [moment.replace(microsecond=0) for moment in kept] == (
+        [] if sent == REFUSED else [sent.replace(microsecond=0)]
+    )

@@ -81,16 +81,23 @@ def test_that_test_notices_a_view_that_looks_ahead(flights, weather, history, le
     def peek(history, pairs):
         return {"peek": getattr(history, leak)("origin").window(pairs, -3600, 900)[1].astype(float)}
 
-    leaky = PointInTimeFeatures([FeatureView("origin", ("origin",), ("peek",), peek, lambda history: history.distinct_keys("origin"))])
+    leaky = PointInTimeFeatures(
+        [FeatureView("origin", ("origin",), ("peek",), peek, lambda history: history.distinct_keys("origin"))]
+    )
     then = cut_off(flights, weather, as_of)
     assert leaky.snapshot(then, as_of).to_bytes() != leaky.snapshot(history, as_of).to_bytes()
 
 
 def test_a_cancelled_flight_waits_until_its_cancellation_is_known(flights, history):
     gone = flights[flights["cancelled"] & (flights["origin"] == "LGA")].iloc[500]
-    other = {name: column[history.flights["label_time"] != gone["label_time"]] for name, column in history.flights.items()}
+    other = {
+        name: column[history.flights["label_time"] != gone["label_time"]] for name, column in history.flights.items()
+    }
     soon = pd.Timedelta(minutes=16)
-    pairs = {"origin": np.array(["LGA"] * 2), "moment": floor_to_interval([gone["scheduled_departure"] + soon, gone["label_time"] + soon])}
+    pairs = {
+        "origin": np.array(["LGA"] * 2),
+        "moment": floor_to_interval([gone["scheduled_departure"] + soon, gone["label_time"] + soon]),
+    }
     with_it = context_features.views[0].evaluate(history, pairs)["backlog"]
     without = context_features.views[0].evaluate(History(other, history.readings), pairs)["backlog"]
     assert with_it[0] - without[0] >= 1 and with_it[1] - without[1] == 0
@@ -181,7 +188,12 @@ def test_batch_equals_the_snapshot_of_every_moment_bit_for_bit(history, table):
 
 def test_an_unknown_key_has_the_defaults(history):
     as_of = np.datetime64("2013-07-01T22:00", "s")
-    keys = {"origin": np.array(["XXX"]), "carrier": np.array(["??"]), "dest": np.array(["YYY"]), "flight": np.array([9999.0])}
+    keys = {
+        "origin": np.array(["XXX"]),
+        "carrier": np.array(["??"]),
+        "dest": np.array(["YYY"]),
+        "flight": np.array([9999.0]),
+    }
     served = context_features.snapshot(history, as_of).lookup(keys)
     same(served, context_features(history, keys | {"moment": np.array([as_of])}))
     assert all(served[name][0] == 0.25 for name in served if "disrupted" in name)
@@ -196,7 +208,10 @@ def test_one_request_equals_the_batch_around_every_change_of_the_clocks(history)
     near |= np.random.default_rng(0).random(len(leaves)) < 0.001
     batch = request_features({name: f[name] for name in REQUEST})
     for i in np.flatnonzero(near):
-        same(request_features({name: f[name][i : i + 1] for name in REQUEST}), {name: v[i : i + 1] for name, v in batch.items()})
+        same(
+            request_features({name: f[name][i : i + 1] for name in REQUEST}),
+            {name: v[i : i + 1] for name, v in batch.items()},
+        )
 
 
 def test_local_times_are_those_of_the_files(raw, history):
@@ -209,7 +224,13 @@ def test_local_times_are_those_of_the_files(raw, history):
     assert (shown["day_of_week"] == pd.to_datetime(r[["year", "month", "day"]]).dt.strftime("%a").to_numpy()).all()
 
 
-CHANGES = ["2024-03-10T06:59:59", "2024-03-10T07:00:00", "2024-11-03T05:59:59", "2024-11-03T06:00:00", "1975-02-23T07:00:00"]
+CHANGES = [
+    "2024-03-10T06:59:59",
+    "2024-03-10T07:00:00",
+    "2024-11-03T05:59:59",
+    "2024-11-03T06:00:00",
+    "1975-02-23T07:00:00",
+]
 
 
 @pytest.mark.parametrize("leap", CHANGES)
@@ -218,13 +239,25 @@ def test_local_time_at_a_change_of_the_clocks(leap):
     request |= {name: np.array([leap], "datetime64[s]") for name in ("scheduled_departure", "scheduled_arrival")}
     local = pd.Timestamp(leap, tz="UTC").tz_convert("America/New_York")
     shown = request_features(request)
-    assert shown["minute_of_day"][0] == local.hour * 60 + local.minute and shown["day_of_week"][0] == local.strftime("%a")
+    assert shown["minute_of_day"][0] == local.hour * 60 + local.minute and shown["day_of_week"][0] == local.strftime(
+        "%a"
+    )
 
 
 # leaks
 
 
-TOO_LATE = ["tailnum", "dep_delay", "air_time", "arr_time", "dep_time", "arr_delay", "departure_delay", "disrupted", "label_time"]
+TOO_LATE = [
+    "tailnum",
+    "dep_delay",
+    "air_time",
+    "arr_time",
+    "dep_time",
+    "arr_delay",
+    "departure_delay",
+    "disrupted",
+    "label_time",
+]
 
 
 @pytest.mark.parametrize("name", TOO_LATE)
@@ -242,8 +275,13 @@ def test_the_features_themselves_are_no_leaks():
 
 
 def test_moments_of_the_context_task(history):
-    assert chosen_as_of_times(history, "2013-07-04T12:20", 2).astype(str).tolist() == ["2013-07-04T12:00:00", "2013-07-04T12:15:00"]
-    assert chosen_as_of_times(history)[0] == floor_to_interval(decision_time(history.flights["scheduled_departure"]).max())
+    assert chosen_as_of_times(history, "2013-07-04T12:20", 2).astype(str).tolist() == [
+        "2013-07-04T12:00:00",
+        "2013-07-04T12:15:00",
+    ]
+    assert chosen_as_of_times(history)[0] == floor_to_interval(
+        decision_time(history.flights["scheduled_departure"]).max()
+    )
     with pytest.raises(ContractError, match="'as_of' has value 'noon'; write a time in UTC such as"):
         chosen_as_of_times(history, "noon")
     with pytest.raises(ContractError, match="'count' has value 0"):

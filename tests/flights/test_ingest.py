@@ -21,14 +21,20 @@ def test_cancelled_and_diverted_flights_are_disrupted(flights):
 
 def test_late_begins_at_fifteen_minutes(flights):
     arrived = flights.dropna(subset=["arrival_delay"])
-    assert (arrived["disrupted"] == (arrived["arrival_delay"] >= 15)).all() and {14.0, 15.0} <= set(arrived["arrival_delay"])
+    assert (arrived["disrupted"] == (arrived["arrival_delay"] >= 15)).all() and {14.0, 15.0} <= set(
+        arrived["arrival_delay"]
+    )
 
 
 def test_departures_agree_with_the_clock_times_of_the_files_past_midnight_and_at_2400(raw, flights):
     r = raw["flights"]
     r = r.assign(leaves=pd.to_datetime(r["time_hour"]).dt.tz_localize(None) + pd.to_timedelta(r["minute"], unit="min"))
     keys = ["carrier", "flight", "origin", "leaves"]
-    both = flights.rename(columns={"scheduled_departure": "leaves"}).merge(r[[*keys, "dep_time"]], on=keys).dropna(subset=["dep_time"])
+    both = (
+        flights.rename(columns={"scheduled_departure": "leaves"})
+        .merge(r[[*keys, "dep_time"]], on=keys)
+        .dropna(subset=["dep_time"])
+    )
     local = both["departure"].dt.tz_localize("UTC").dt.tz_convert("America/New_York").dt
     shown = local.hour * 60 + local.minute
     noted = (both["dep_time"] // 100 * 60 + both["dep_time"] % 100) % 1440
@@ -59,7 +65,10 @@ def test_a_label_is_known_after_departure_and_a_median_of_hours_after_the_decisi
 def test_the_impossible_wind_is_missing_and_hours_are_unique_in_utc(raw, weather):
     assert raw["weather"]["wind_speed"].max() > 1000 and weather["wind_speed"].max() < 60
     assert weather["wind_speed"].isna().sum() == raw["weather"]["wind_speed"].isna().sum() + 1
-    assert raw["weather"].duplicated(["origin", "month", "day", "hour"]).any() and not weather.duplicated(["origin", "observed"]).any()
+    assert (
+        raw["weather"].duplicated(["origin", "month", "day", "hour"]).any()
+        and not weather.duplicated(["origin", "observed"]).any()
+    )
 
 
 def test_the_year_keeps_its_contract_also_as_parquet(flights, weather, tmp_path):
@@ -72,7 +81,9 @@ def test_the_year_keeps_its_contract_also_as_parquet(flights, weather, tmp_path)
 def test_the_contract_notices_a_label_from_before_the_departure(flights, tmp_path):
     early = flights.head(1000).copy()
     early.loc[3, "label_time"] = early.loc[3, "scheduled_departure"] - pd.Timedelta(hours=1)
-    with pytest.raises(ContractError, match="a label is known 20 minutes after departure at the earliest' does not hold in 1 row"):
+    with pytest.raises(
+        ContractError, match="a label is known 20 minutes after departure at the earliest' does not hold in 1 row"
+    ):
         validate(early, flights_contract(), tmp_path / "rejected.parquet")
 
 

@@ -17,7 +17,9 @@ from mlnb.project.errors import ModelError
 def table(n=3_000, seed=0):
     "Made-up rows of the features task: late with the backlog, two carriers, July and August"
     rng = np.random.default_rng(seed)
-    rows = {name: rng.choice(["a", "b", "c"], n) for name in CATEGORICAL} | {name: rng.normal(size=n) for name in NUMERIC}
+    rows = {name: rng.choice(["a", "b", "c"], n) for name in CATEGORICAL} | {
+        name: rng.normal(size=n) for name in NUMERIC
+    }
     rows["wind_gust"] = np.where(rng.random(n) < 0.8, np.nan, rows["wind_gust"])
     rows["month"] = np.arange(n) % 2 + 7
     rows["disrupted"] = (rng.random(n) < 1 / (1 + np.exp(1.2 - rows["backlog"]))).astype(np.int8)
@@ -55,7 +57,9 @@ def test_an_unseen_carrier_gets_the_base_rate():
 
 
 def test_a_leak_gives_itself_away_by_its_score(parts):
-    leaking = [rows.assign(backlog=rows["disrupted"] + np.random.default_rng(0).normal(0, 0.3, len(rows))) for rows in parts]
+    leaking = [
+        rows.assign(backlog=rows["disrupted"] + np.random.default_rng(0).normal(0, 0.3, len(rows))) for rows in parts
+    ]
     p = BASELINES["logistic regression"](*leaking)
     auc = all_scores(leaking[2], {"leaking": p}, Cost())["leaking"]["overall"]["auc"]
     with pytest.raises(ModelError, match=r"leaking has AUC 0\.99\d on later flights, above 0\.80"):
@@ -77,7 +81,11 @@ def test_a_score_that_is_not_defined_is_null(tmp_path):
     [
         ("June", "2013-07-01", "day has value 'June'; write it such as '2013-06-01'"),
         (2013, "2013-07-01", "day has value 2013; write"),
-        ("2013-08-01", "2013-09-01", "from 2013-08-01 to before 2013-09-01; the table runs from 2013-06-01 to 2013-06-01"),
+        (
+            "2013-08-01",
+            "2013-09-01",
+            "from 2013-08-01 to before 2013-09-01; the table runs from 2013-06-01 to 2013-06-01",
+        ),
         ("2013-07-01", "2013-06-01", "no flight is scheduled"),
     ],
 )
@@ -88,6 +96,8 @@ def test_days_that_choose_nothing_are_named(start, end, words):
 
 
 def test_days_are_those_of_new_york():
-    rows = pd.DataFrame({"scheduled_departure": pd.to_datetime(["2013-06-01T03:59", "2013-06-01T04:00", "2013-11-04T04:59"])})
+    rows = pd.DataFrame(
+        {"scheduled_departure": pd.to_datetime(["2013-06-01T03:59", "2013-06-01T04:00", "2013-11-04T04:59"])}
+    )
     assert between(rows, "2013-05-31", "2013-06-01").index.tolist() == [0]
     assert between(rows, "2013-11-03", "2013-11-04").index.tolist() == [2]  # an hour later since that day

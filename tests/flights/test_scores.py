@@ -18,7 +18,9 @@ def scores_file() -> dict:
     if not (PRODUCTS / "scores.json").exists():
         pytest.skip("products/flights/scores.json is not there; make it with: mlnb run")
     if len(json.loads((PRODUCTS / "history.json").read_text())["epochs"]) < 4:
-        pytest.skip("the network was trained for too few epochs to be judged; run the pipeline with its own settings: mlnb run")
+        pytest.skip(
+            "the network was trained for too few epochs to be judged; run the pipeline with its own settings: mlnb run"
+        )
     return json.loads((PRODUCTS / "scores.json").read_text())
 
 
@@ -36,14 +38,29 @@ def test_it_costs_less_than_the_best_trivial_policy_in_every_month(scores_file):
 
 def test_it_beats_every_baseline(scores_file):
     costs = {name: s["overall"]["cost_per_1000"] for name, s in scores_file["models"].items()}
-    assert set(costs) == {"base rate", "carrier-hour means", "logistic regression", "gradient boosting", "tabular network"}
-    assert costs["tabular network"] <= min(costs["base rate"], costs["carrier-hour means"], costs["logistic regression"])
+    assert set(costs) == {
+        "base rate",
+        "carrier-hour means",
+        "logistic regression",
+        "gradient boosting",
+        "tabular network",
+    }
+    assert costs["tabular network"] <= min(
+        costs["base rate"], costs["carrier-hour means"], costs["logistic regression"]
+    )
 
 
 def test_scores_name_every_model_overall_and_by_month(scores_file):
     names = {"rows", "base_rate", "auc", "pr_auc", "log_loss", "ece", "cost_per_1000", "best_trivial"}
     for scores in scores_file["models"].values():
-        assert set(scores) == {"overall", "month", "origin"} and list(scores["month"]) == ["7", "8", "9", "10", "11", "12"]
+        assert set(scores) == {"overall", "month", "origin"} and list(scores["month"]) == [
+            "7",
+            "8",
+            "9",
+            "10",
+            "11",
+            "12",
+        ]
         assert all(set(s) == names for s in (scores["overall"], *scores["month"].values(), *scores["origin"].values()))
 
 

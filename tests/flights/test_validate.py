@@ -14,7 +14,9 @@ ROOT = find_root(Path(__file__).parent)
 
 def test_a_broken_year_fails_the_task_and_keeps_its_rows(flights, weather, tmp_path):
     given = {"flights": str(tmp_path / "flights.parquet"), "weather": str(tmp_path / "weather.parquet")}
-    flights.head(5000).assign(distance=[-5.0, -6.0, *flights["distance"][2:5000]]).to_parquet(given["flights"], index=False)
+    flights.head(5000).assign(distance=[-5.0, -6.0, *flights["distance"][2:5000]]).to_parquet(
+        given["flights"], index=False
+    )
     weather.to_parquet(given["weather"], index=False)
     parameters = {"upstream": {"ingest": given}, "rejected": str(tmp_path / "rejected")}
     parameters["product"] = {"report": str(tmp_path / "report.json")}

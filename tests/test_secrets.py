@@ -188,7 +188,7 @@ def test_what_an_earlier_version_left_open_is_closed(tmp_path):
 
 def test_a_manifest_of_an_earlier_version_goes(tmp_path):
     settings = Settings(tmp_path, "planes")
-    plan_cache.write(settings, (), 0, {}, {}, {}, {}, [], tmp_path)
+    plan_cache.write(settings, (), {})
     path, text = plan_cache.path(settings), plan_cache.path(settings).read_text()
     body = text.partition("\n")[2].replace(f'"{plan_cache.key(settings, ())}"', f'[1,"{PLANT}"]')
     path.write_text(f"{plan_cache.crc32(body.encode())}\n{body}")

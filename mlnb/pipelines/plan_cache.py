@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 from zlib import crc32
 
 import mlnb
@@ -21,6 +22,9 @@ from .packages import site_packages, mtimes
 from ..project.file_signatures import is_reliable, file_signature
 from ..project.secrets import keyed_hash
 from ..project.settings import Settings
+
+if TYPE_CHECKING:
+    from mlnb.pipelines.spec import Names
 
 # %% ../../nbs/pipelines/03_plan_cache.ipynb #876e3f93
 @dataclass(frozen=True)
@@ -62,11 +66,8 @@ def is_pattern(text: str) -> bool:
     return glob.has_magic(text)
 
 
-def matches(
-    pattern: str,  # an input: a file, a folder or a pattern
-    root: str | Path,
-) -> list[str]:  # sorted, relative to `root` if the pattern is
-    "The files and folders that an input matches"
+def matches(pattern: str, root: str | Path) -> list[str]:  # sorted, relative to `root` if the pattern is
+    "The files and folders that an input matches: a file, a folder or a pattern"
     if is_pattern(pattern):
         return sorted(glob.glob(pattern, root_dir=root, recursive=True))
     return [pattern] if os.path.exists(os.path.join(root, pattern)) else []
@@ -83,27 +84,15 @@ def is_unchanged(document: dict) -> bool:
     return all(matches(pattern, root) == recorded for pattern, recorded in document["patterns"].items())
 
 # %% ../../nbs/pipelines/03_plan_cache.ipynb #33f7d48d
-def write(
-    settings: Settings,
-    assignments: Iterable[str],
-    timestamp: int,  # nanoseconds, before anything was read
-    signatures: dict[str, list | None],  # by path
-    patterns: dict[str, list[str]],  # input pattern -> what it matches
-    packages: dict[str, int | None],  # mtimes of package folders
-    upstream: dict[str, tuple],  # the graph of the pipeline, in its order
-    states: Iterable[TaskState],  # the plan
-    root: Path,  # folder of the patterns
-) -> None:
-    "Store what a plan depends on and which tasks were current; raises `OSError`"
+def write(settings: Settings, assignments: Iterable[str], document: dict) -> None:
+    """Store what a plan depends on and which tasks were current; raises `OSError`.
+
+    `moment`, nanoseconds before anything was read; `looks`, signatures by path; `patterns`, what each matches below
+    `root`; `packages`, mtimes of folders; `upstream`, the tasks in their order; `current`, notes by task.
+    """
     from mlnb.project.files import write_atomic
 
-    document = {
-        "key": key(settings, assignments), "moment": timestamp, "root": str(root),
-        "looks": signatures, "patterns": patterns, "packages": packages,
-        "upstream": {n: list(u) for n, u in upstream.items()},
-        "current": {s.name: s.notes for s in states if s.state == "current"},
-    }  # fmt: skip
-    text = json.dumps(document, separators=(",", ":"))
+    text = json.dumps({"key": key(settings, assignments), **document}, separators=(",", ":"))
     write_atomic(path(settings), f"{crc32(text.encode())}\n{text}", durable=False)
 
 
@@ -123,13 +112,12 @@ def read(settings: Settings, assignments: Iterable[str] = ()) -> dict | None:
 
 # %% ../../nbs/pipelines/03_plan_cache.ipynb #7295ec1f
 def cached_plan(
-    settings: Settings,
-    assignments: Iterable[str] = (),  # parameters as on the command line, "seed=1"
-    only: Iterable[str] | None = None,  # see `select_tasks`
-    to: Iterable[str] | None = None,
-    from_: Iterable[str] | None = None,
+    settings: Settings, assignments: Iterable[str] = (), only: "Names" = None, to: "Names" = None, from_: "Names" = None
 ) -> list[TaskState] | None:
-    "The selected tasks if the manifest shows that all are current; None if a plan must be made or stages be removed"
+    """The selected tasks if the manifest shows that all are current; None if a plan must be made or stages be removed.
+
+    `assignments` are parameters as on the command line, `seed=1`; for the others see `select_tasks`.
+    """
     if any(stages_folder(settings).glob("*")) or (document := read(settings, assignments)) is None:
         return None
     current, selected = document["current"], list(document["upstream"])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..notebooks import checkpoints
 from . import plan_cache
-from .plan import Planner, TaskFingerprint
+from .plan import TaskFingerprint, first_change
 from .products import remove_orphaned_stages
 from .spec import TaskSpec
 from ..project.files import write_atomic
@@ -49,34 +49,21 @@ def remove_orphaned_pipeline_stages(settings: Settings) -> None:
 class ResumeStore:
     "The checkpoints of a pipeline's failed tasks"
     folder: Path
-    planner: Planner
 
     def _note(self, task: TaskSpec) -> Path:
         return self.folder / f"{task.name}.json"
 
-    def checkpoint_folder(self, task: TaskSpec) -> Path:
-        "The sockets of a task's checkpoints"
-        return self.folder / task.name
-
-    def save_checkpoint(
-        self,
-        task: TaskSpec,
-        run: str,  # id
-        start_fingerprint: TaskFingerprint,
-        checkpoint: dict | None,  # of the engine
-        why_not: str | None,  # why there is none
-    ) -> None:
-        "Note the checkpoint of a failed task, or why there is none"
-        note = {"run": run, "token": asdict(start_fingerprint), "checkpoint": checkpoint, "why_not": why_not}
+    def save_checkpoint(self, task: TaskSpec, run: str, start_fingerprint: TaskFingerprint, answer: dict) -> None:
+        "Note the checkpoint in the engine's answer about a failed task, or why there is none"
+        note = {"run": run, "token": asdict(start_fingerprint)}
+        note |= {key: answer.get(key) for key in ("checkpoint", "why_not")}
         write_atomic(self._note(task), json.dumps(note), durable=False)
 
-    def load_checkpoint(
-        self,
-        task: TaskSpec,
-        run: str,  # id of the run to resume
-        start_fingerprint: TaskFingerprint,  # of now
-    ) -> tuple[dict | None, str]:  # a checkpoint, or None and the reason, which is empty if the task had not started
-        "The checkpoint to resume from; files that the task wrote after it are removed"
+    def load_checkpoint(self, task: TaskSpec, run: str, start_fingerprint: TaskFingerprint) -> tuple[dict | None, str]:
+        """The checkpoint to resume a run from; files that the task wrote after it are removed.
+
+        Or None and the reason, which is empty if the task had not started. The fingerprint is that of now.
+        """
         try:
             note = json.loads(self._note(task).read_text(encoding="utf-8"))
             checkpoint, before = note["checkpoint"], TaskFingerprint(**note["token"])
@@ -86,13 +73,13 @@ class ResumeStore:
             return None, f"run {note['run']} has run it since"
         if checkpoint is None:
             return None, note["why_not"] or "it has no checkpoint"
-        if first_change := self.planner.first_change(task.name, before, start_fingerprint):
-            return None, f"{first_change} after its checkpoint"
+        if change := first_change(before, start_fingerprint, task.defaults):
+            return None, f"{change} after its checkpoint"
         why_not = checkpoints.check_resumable(checkpoint, task.source)
         why_not = why_not or checkpoints.roll_back_files(checkpoints.read_saved(checkpoint)["looks"])
         return (None, why_not) if why_not else (checkpoint, "")
 
     def discard_checkpoint(self, task: TaskSpec) -> None:
         "End all checkpoints of a task and remove its note"
-        checkpoints.release_all(self.checkpoint_folder(task))
+        checkpoints.release_all(self.folder / task.name)
         self._note(task).unlink(missing_ok=True)

@@ -141,7 +141,7 @@ class _Attempts:
 
     def __init__(self, pipeline: "Pipeline", planner: Planner, log: _RunLog, resumed: str | None):
         self.pipeline, self.planner, self.log, self.resumed = pipeline, planner, log, resumed
-        self.resume_store = ResumeStore(resume_folder(pipeline.settings), planner)
+        self.resume_store = ResumeStore(resume_folder(pipeline.settings))
         self.pool = WorkerPool(pipeline.settings.root, log.folder / "workers.log")
         self.planning = asyncio.Lock()
 
@@ -211,9 +211,8 @@ class _Attempts:
 
     def save_checkpoint(self, task: TaskSpec, fingerprint: TaskFingerprint, stage: Staging, answer: dict) -> str:
         "Note the checkpoint of a failed task; returns how to resume it, for the end of the error"
-        checkpoint = answer.get("checkpoint")
-        self.resume_store.save_checkpoint(task, self.log.run_id, fingerprint, checkpoint, answer.get("why_not"))
-        if not checkpoint:
+        self.resume_store.save_checkpoint(task, self.log.run_id, fingerprint, answer)
+        if not (checkpoint := answer.get("checkpoint")):
             return ""
         stage.keep_on_exit = True
         until = f"{datetime.fromtimestamp(checkpoint['until']):%H:%M}"

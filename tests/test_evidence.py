@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from mlnb.data.profiles import Profile
-from mlnb.monitoring import alert_notebook
-from mlnb.monitoring.alert_notebook import build_notebook, notebook_parameters, open_alert
+from mlnb.monitoring import alert_notebook, alert_opener
+from mlnb.monitoring.alert_opener import build_notebook, notebook_parameters, open_alert
 from mlnb.monitoring.alerts import AlertStore, deployment_name
 from mlnb.monitoring.rules import RULE_KINDS, evaluate, from_table, load_rules
 from mlnb.project.settings import load_settings
@@ -184,7 +184,7 @@ def test_a_kernel_that_cannot_start_leaves_the_notebook(tmp_path, alert, monkeyp
     (tmp_path / "pyproject.toml").write_text("[tool.mlnb]\n")
     broken = build_notebook(alert)
     broken["cells"][2]["source"] = "import no_such_module"
-    monkeypatch.setattr(alert_notebook, "build_notebook", lambda alert: broken)
+    monkeypatch.setattr(alert_opener, "build_notebook", lambda alert: broken)
     path, new, failed = open_alert(alert, load_settings(tmp_path))
     assert new and "no_such_module" in failed and "no_such_module" in path.read_text() and str(path) in failed
 

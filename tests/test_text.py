@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from mlnb.cli.drift import prometheus_text
 from mlnb.cli.main import cli
 from mlnb.data.profiles import Profile
-from mlnb.monitoring import alert_notebook
+from mlnb.monitoring import alert_notebook, alert_opener
 from mlnb.monitoring.channels import EmailChannel, Notification, SlackChannel
 from mlnb.monitoring.drift import compare
 from mlnb.monitoring.drift_page import page
@@ -130,7 +130,7 @@ def test_notebooks_and_messages_say_it_as_text(text):
     alert = {"id": 1, "rule": "r", "kind": "drift", "words": f"{text} moved", "severity": "warning", "what": "firing", "seen": 1}
     alert |= {"value": 1.0, "bound": 0.1, "subject": text, "first_seen": datetime(2026, 1, 1), "last_seen": datetime(2026, 1, 1)}
     alert["details"] = {"column": text, "segment": f"c={text}", "since": "2026-01-01T00:00", "until": "2026-01-02T00:00"}
-    made = alert_notebook.build_notebook(alert)
+    made = alert_opener.build_notebook(alert)
     head = made["cells"][0]["source"]
     plain = re.sub(r"</?span>|&#\d+;", "", markdown_text(text))
     assert not set(ACTS) & set(head) and not set("\n$\\|<>*_`[]") & set(plain)

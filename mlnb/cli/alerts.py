@@ -263,13 +263,13 @@ def open_(alert, recreate, only_print, as_json):
       mlnb alerts open 3
       mlnb alerts open 3 --recreate --print
     """
-    from mlnb.monitoring import alert_notebook
+    from mlnb.monitoring import alert_opener
 
     with _open_alerts() as (settings, store):
         alert_row = store.get(alert)
     with terminal(stderr=True).status("running the alert notebook") as status:
         show_progress = lambda cell, cells: status.update(f"running the alert notebook: cell {cell} of {cells}")
-        path, new, failed = alert_notebook.open_alert(alert_row, settings, recreate, show_progress)
+        path, new, failed = alert_opener.open_alert(alert_row, settings, recreate, show_progress)
     if failed:
         click.echo(printable(f"a cell failed; the notebook shows which: {failed}", multiline=True), err=True)
     if as_json:

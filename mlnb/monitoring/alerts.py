@@ -87,11 +87,7 @@ def plan_transitions(
 class _AlertReader:
     "The tables of the records, and what reads them"
 
-    def __init__(
-        self,
-        records: Records,
-        project: str,  # `deployment_name`
-    ):
+    def __init__(self, records: Records, project: str):  # of `deployment_name`
         self.records, self.project = records, project
         names = ("alert", "alert_event", "alert_delivery", "alert_rule")
         self.alert, self.event, self.delivery, self.rule = map(records.table, names)
@@ -111,12 +107,8 @@ class _AlertReader:
 
         a = self.alert
         order = sa.case({"firing": 0, "acknowledged": 1}, value=a.c.state, else_=2)
-        query = (
-            a.select()
-            .where(a.c.project == self.project)
-            .order_by(order, a.c.last_seen.desc(), a.c.id.desc())
-            .limit(limit)
-        )
+        query = a.select().where(a.c.project == self.project).limit(limit)
+        query = query.order_by(order, a.c.last_seen.desc(), a.c.id.desc())
         with self.records.engine.connect() as connection:
             return self._rows(connection, query if include_resolved else query.where(a.c.state != "resolved"))
 
@@ -146,7 +138,8 @@ class _AlertRecorder(_AlertReader):
 
     def record(self, results: list[RuleResult], channels: list[str]) -> AlertChanges:
         "Record the result of every rule; alerts of rules and deliveries to channels that no longer exist end"
-        fired, resolved = [], []
+        fired: list[int] = []
+        resolved: list[int] = []
         with self.records.exclusive_transaction(_LOCK) as connection:
             for result in results:
                 self._record_result(connection, result, result.rule.to or tuple(channels), fired, resolved)
@@ -168,15 +161,15 @@ class _AlertRecorder(_AlertReader):
         if rule_rows and rule_rows[0]["checked"] and result.started < rule_rows[0]["checked"] <= utc_now():
             return
         alerts_of_rule = (self.alert.c.project == self.project) & (self.alert.c.rule == result.rule.name)
-        rows = self._rows(connection, self.alert.select().where(alerts_of_rule).order_by(self.alert.c.id))
+        alerts = self._rows(connection, self.alert.select().where(alerts_of_rule).order_by(self.alert.c.id))
         users = self._resolved_by(connection, alerts_of_rule)
-        rows = {row["subject"]: row | {"resolved_by": users.get(row["id"])} for row in rows}
+        rows = {row["subject"]: row | {"resolved_by": users.get(row["id"])} for row in alerts}
         firing, ongoing, ending = plan_transitions(result, rows)
         for columns in firing:
             fired.append(self._fire(connection, columns, to))
         for columns in ongoing:
             self._update(connection, columns)
-        by_id = {row["id"]: row for row in rows.values()}
+        by_id = {row["id"]: row for row in alerts}
         for columns in ending:
             self._resolve(connection, by_id[columns["id"]], None, None)
             resolved.append(columns["id"])
@@ -217,13 +210,7 @@ class _AlertRecorder(_AlertReader):
         connection.execute(self.event.insert().values(alert_id=alert_id, at=utc_now(), what=what, who=who, note=note))
 
     def _queue_deliveries(self, connection, alert: dict, what: str, channels) -> None:
-        delivery = {
-            "alert_id": alert["id"],
-            "episode": alert["episode"],
-            "what": what,
-            "status": "waiting",
-            "attempts": 0,
-        }
+        delivery = {"alert_id": alert["id"], "episode": alert["episode"], "what": what, "status": "waiting", "attempts": 0}
         if rows := [delivery | {"channel": channel} for channel in channels]:
             connection.execute(self.delivery.insert(), rows)
 
@@ -241,14 +228,16 @@ class _AlertRecorder(_AlertReader):
         connection.execute(d.update().where(starts & unclaimed).values(status="dropped"))
         return [row["channel"] for row in self._rows(connection, d.select().where(starts & (d.c.status != "dropped")))]
 
+    def _require_open(self, connection, alert_id: int) -> dict:
+        alert = self._require(connection, alert_id)
+        if alert["state"] == "resolved":
+            raise AlertError(f"alert {alert_id} was already resolved at {alert['ended']:%Y-%m-%d %H:%M} UTC")
+        return alert
+
     def acknowledge(self, alert_id: int, who: str, note: str | None = None) -> dict:  # the updated alert
         "Record that somebody is working on an alert; deliveries that still wait are dropped"
         with self.records.exclusive_transaction(_LOCK) as connection:
-            alert = self._require(connection, alert_id)
-            if alert["state"] == "resolved":
-                raise AlertError(
-                    f"alert {alert_id} was resolved at {alert['ended']:%Y-%m-%d %H:%M} UTC; it cannot be acknowledged"
-                )
+            alert = self._require_open(connection, alert_id)
             self._update(connection, {"id": alert_id, "state": "acknowledged"})
             self._record_event(connection, alert_id, "acknowledged", who, note)
             self._notified_channels(connection, alert)
@@ -257,10 +246,7 @@ class _AlertRecorder(_AlertReader):
     def resolve(self, alert_id: int, who: str, note: str | None = None) -> dict:  # the updated alert
         "Record that the problem of an alert is over"
         with self.records.exclusive_transaction(_LOCK) as connection:
-            alert = self._require(connection, alert_id)
-            if alert["state"] == "resolved":
-                raise AlertError(f"alert {alert_id} was already resolved at {alert['ended']:%Y-%m-%d %H:%M} UTC")
-            self._resolve(connection, alert, who, note)
+            self._resolve(connection, self._require_open(connection, alert_id), who, note)
             return self._require(connection, alert_id)
 
 # %% ../../nbs/monitoring/20_alerts.ipynb #b05c0c3d
@@ -272,12 +258,8 @@ class AlertStore(_AlertRecorder):
         "The alerts of a project in its environment"
         return cls(Records(settings.url(settings.records), settings.root), deployment_name(settings))
 
-    def claim_deliveries(
-        self,
-        channel: str,
-        urgent_only: bool = False,  # only critical alerts
-    ) -> list[dict]:  # alerts, each with `what` happened
-        "The deliveries to a channel; no other process sends them until `finish_delivery`"
+    def claim_deliveries(self, channel: str, urgent_only: bool = False) -> list[dict]:
+        "The alerts to send to a channel, each with `what` happened; no other process sends them until `finish_delivery`"
         import sqlalchemy as sa
 
         d, current_time = self.delivery, utc_now()
@@ -294,13 +276,10 @@ class AlertStore(_AlertRecorder):
                 connection.execute(d.update().where(this & (d.c.channel == channel)).values(claim))
         return rows
 
-    def finish_delivery(
-        self,
-        channel: str,
-        error: str | None = None,  # why it was not delivered; it is retried
-        note: str | None = None,  # who was not reached although it was delivered
-    ) -> None:
-        "Record how the deliveries ended that this process claimed"
+    def finish_delivery(self, channel: str, error: str | None = None, note: str | None = None) -> None:
+        """Record how the deliveries ended that this process claimed.
+        After an `error` they are retried; a `note` says who was not reached although they were delivered.
+        """
         d = self.delivery
         claimed = (d.c.channel == channel) & (d.c.status == "waiting") & (d.c.claimed == current_process_name())
         values = {"claimed": None, "error": error or note} | ({} if error else {"status": "sent", "sent": utc_now()})

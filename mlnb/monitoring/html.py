@@ -23,15 +23,8 @@ def ellipsis(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def svg(
-    width: float,
-    height: float,
-    shapes: list[str],
-    title: str,  # for readers who cannot see the chart
-    css_class: str = "",
-    min_width: float | None = None,  # a phone scrolls the chart instead of shrinking it
-) -> str:
-    "A chart"
+def svg(width: float, height: float, shapes: list[str], title: str, css_class: str = "", min_width: float | None = None) -> str:
+    "A chart; `title` is for readers who cannot see it, and below `min_width` a phone scrolls it instead of shrinking it"
     style = f' style="width:{min_width:.0f}px"' if min_width else ""
     label, body = html_text(title), "".join(shapes)
     head = f'<svg{style} class="{css_class}" viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{label}">'
@@ -50,12 +43,8 @@ def svg_box(x: float, y: float, width: float, height: float, css_class: str, tit
     return f'<rect class="{css_class}" x="{x:.1f}" y="{y:.1f}" {size}>{tooltip}</rect>'
 
 
-def html_table(
-    heads: list[str],
-    rows: list[list[str]],  # cells as HTML
-    css_class: str = "",
-) -> str:
-    "A table that a phone scrolls"
+def html_table(heads: list[str], rows: list[list[str]], css_class: str = "") -> str:
+    "A table that a phone scrolls; its cells are HTML"
     head = "".join(f"<th>{html_text(name)}</th>" for name in heads)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>" for cells in rows)
     attribute = f' class="{css_class}"' if css_class else ""
@@ -66,13 +55,8 @@ _POLICY = "default-src 'none'; style-src 'unsafe-inline'"  # the browser may loa
 STYLE = (files("mlnb.monitoring") / "page.css").read_text()
 
 # %% ../../nbs/monitoring/06_html.ipynb #0e0d88f0
-def html_page(
-    title: str,
-    heading: str,
-    main: str,  # HTML
-    style: str = "",  # CSS in addition to `STYLE`
-) -> str:
-    "A page as HTML"
+def html_page(title: str, heading: str, main: str, style: str = "") -> str:
+    "A page around `main`, which is HTML; `style` is CSS in addition to `STYLE`"
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{_POLICY}">

@@ -12,19 +12,15 @@ from threading import Thread
 MAX_RESPONSE_BYTES = 1 << 26  # that are read of a response
 
 
-def http_request(
-    method: str,
-    url: str,
-    timeout: float,  # seconds in all
-    use_proxy: bool = True,  # of the environment
-    **options,  # of `httpx.Client.stream`, such as `headers` and `content`
-) -> tuple[int, str]:  # status, text
-    "Send a request; raises `OSError` if there is no complete response in time. The message never contains the URL"
+def http_request(method: str, url: str, timeout: float, use_proxy: bool = True, **options) -> tuple[int, str]:
+    """The status and text of a response, within so many seconds in all; raises `OSError`, without the URL, if it is late.
+    `use_proxy`: of the environment. Options are those of `httpx.Client.stream`, such as `headers` and `content`.
+    """
     import ssl
 
     import httpx
 
-    response = Future()
+    response: Future[tuple[int, str]] = Future()
     with httpx.Client(timeout=timeout, trust_env=use_proxy, verify=ssl.create_default_context()) as client:
         Thread(target=_send, args=(response, client, method, url, options), daemon=True).start()
         try:
@@ -51,11 +47,7 @@ def _send(response: Future, client, method: str, url: str, options: dict) -> Non
         response.set_exception(e)
 
 
-def http_get(
-    url: str,
-    key: str = "",  # API key of the service
-    timeout: float = 10.0,  # seconds in all
-) -> tuple[int, str]:  # status, text
-    "GET a URL of a service, without a proxy; raises `OSError` if there is no complete response in time"
+def http_get(url: str, key: str = "", timeout: float = 10.0) -> tuple[int, str]:
+    "GET a URL of a service with an API key, without a proxy; like `http_request`"
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     return http_request("GET", url, timeout, use_proxy=False, headers=headers)

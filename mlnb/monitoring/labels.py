@@ -9,7 +9,7 @@ __all__ = ['DECISION_COLUMNS', 'read_decisions', 'LabelIndex', 'DecisionIndex', 
 # %% ../../nbs/monitoring/08_labels.ipynb #7e7b5f8d
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -24,23 +24,11 @@ import pyarrow.parquet as pq
 from ..data.fields import Field, entity_keys
 from ..project.errors import ServingError, did_you_mean
 from ..project.files import storage_errors
-from mlnb.serving.table_files import (
-    PROBLEM_SCHEMA,
-    RowBatch,
-    read_batches,
-    check_columns,
-    validate_batch,
-    open_reader,
-    problem_table,
-)
-from ..serving.log_reader import LogReader, LogQuery
-from mlnb.serving.labels import (
-    EXPECTED_FORMS,
-    LabelStore,
-    compact_labels,
-    to_microseconds,
-    schema,
-)
+from ..serving.table_files import PROBLEM_SCHEMA, RowBatch, check_columns, problem_table
+from ..serving.table_files import open_reader, read_batches, validate_batch
+from ..serving.log_reader import LogQuery, LogReader, LogSnapshot
+from ..serving.labels import EXPECTED_FORMS, LabelStore
+from ..serving.labels import compact_labels, schema, to_microseconds
 from ..serving.log_records import FEATURE_PREFIX, INPUT_PREFIX
 from ..serving.row_validation import CLOCK_SKEW, EXPECTED_FORMATS, MAX_KEY_LENGTH
 from ..serving.scoring import ScoringProgress, rejected_file
@@ -76,16 +64,15 @@ def _read_part(reader: LogReader, path: str, segment: str | None, names: set[str
         return part.read(list(dict.fromkeys([*DECISION_COLUMNS, *([name] if name else [])])))
 
 
-def read_decisions(
-    reader: LogReader,
-    where: LogQuery | None = None,  # which predictions; default: all
-    segment: str | None = None,  # an input or feature of the log
-) -> pa.Table:  # the columns of `DECISION_COLUMNS`, and segment as text
-    "The decisions of the log, in no particular order"
+def read_decisions(reader: LogReader, where: LogQuery | None = None, segment: str | None = None) -> pa.Table:
+    """The decisions of the log, or those of a query, in no particular order: the columns of `DECISION_COLUMNS`.
+    `segment` is an input or feature of the log, which becomes a text column of that name.
+    """
     where = where or LogQuery()
 
-    def work(snapshot):
-        names, condition, tables = set(), where.expression(), []
+    def work(snapshot: LogSnapshot) -> tuple[list[pa.Table], set[str]]:
+        names: set[str] = set()
+        condition, tables = where.expression(), []
         for table in reader.read_lines(snapshot, where, []):
             names.update(table.schema.names)
             tables.append(_decision_columns(table, segment))
@@ -104,9 +91,9 @@ def read_decisions(
 
 def _no_decisions(segment: str | None) -> pa.Table:
     timestamp = pa.timestamp("us", "UTC")
-    kinds = {"time": timestamp, "logged_at": timestamp, "probability": pa.float64(), "decision": pa.bool_()}
-    names = [*DECISION_COLUMNS, *(["segment"] if segment else [])]
-    return pa.schema([(name, kinds.get(name, pa.string())) for name in names]).empty_table()
+    types = {"time": timestamp, "logged_at": timestamp, "probability": pa.float64(), "decision": pa.bool_()}
+    names = [*DECISION_COLUMNS, "segment"] if segment else DECISION_COLUMNS
+    return pa.schema([(name, types.get(name, pa.string())) for name in names]).empty_table()
 
 # %% ../../nbs/monitoring/08_labels.ipynb #0da97c1b
 _HASH_KEYS = "outcome-key-of-16", "another-key-of-16"
@@ -129,29 +116,20 @@ def _hashes(entities, values: np.ndarray, observed: np.ndarray) -> tuple[np.ndar
 class LabelIndex:
     "Which labels are stored already"
 
-    def __init__(
-        self,
-        tables=(),  # of labels
-    ):
+    def __init__(self, tables: Iterable[pa.Table] = ()):
         self._first = self._second = np.empty(0, np.uint64)
-        hashes = [
-            _hashes(_to_objects(t["entity"]), t["value"].to_numpy(), to_microseconds(t["observed_at"])) for t in tables
-        ]
-        if hashes:
-            self._insert(*(np.concatenate(side) for side in zip(*hashes, strict=True)))
+        columns = ((_to_objects(t["entity"]), t["value"].to_numpy(), to_microseconds(t["observed_at"])) for t in tables)
+        if hashes := [_hashes(*arrays) for arrays in columns]:
+            first, second = (np.concatenate(side) for side in zip(*hashes, strict=True))
+            self._insert(first, second)
 
     def _insert(self, first: np.ndarray, second: np.ndarray) -> None:
         first, second = np.concatenate([self._first, first]), np.concatenate([self._second, second])
         order = np.argsort(first, kind="stable")
         self._first, self._second = first[order], second[order]
 
-    def add_new(
-        self,
-        entities,  # n keys
-        values: np.ndarray,  # (n,)
-        observed: np.ndarray,  # (n,) int64, microseconds
-    ) -> np.ndarray:  # (n,) bool
-        "Add labels; returns which of them were new"
+    def add_new(self, entities: Sequence[str], values: np.ndarray, observed: np.ndarray) -> np.ndarray:
+        "Add n labels, observed at so many microseconds; returns which of them were new, (n,) bool"
         import pandas as pd
 
         first, second = _hashes(entities, values, observed)
@@ -171,21 +149,15 @@ def _to_objects(column) -> np.ndarray:
 class DecisionIndex:
     "The first decision on each entity of a log"
 
-    def __init__(
-        self,
-        decisions: pa.Table,  # with entity and time
-    ):
+    def __init__(self, decisions: pa.Table):  # with entity and time
         import pandas as pd
 
         first = decisions.group_by("entity").aggregate([("time", "min")])
         self._index = pd.Index(_to_objects(first["entity"]), dtype=object)
         self._times = to_microseconds(first["time_min"])
 
-    def look_up(
-        self,
-        entities,  # n keys
-    ) -> tuple[np.ndarray, np.ndarray]:  # (n,) bool; (n,) int64, microseconds
-        "Which entities are in the log, and since when; 0 if they are not"
+    def look_up(self, entities: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        "Which of n entities are in the log, (n,) bool, and since when, (n,) microseconds; 0 if they are not"
         position = self._index.get_indexer(np.asarray(entities, object))
         is_known = position >= 0
         return is_known, np.where(is_known, self._times[position] if len(self._times) else 0, 0)
@@ -205,16 +177,13 @@ class LabelColumns:
 
 
 def detect_columns(
-    path: Path,
-    names: list[str],  # of the file's columns
-    entity: tuple[Field, ...],  # of the bundle; empty without one
-    key: str = "entity",
-    value: str = "value",
-    observed: str | None = None,  # default: observed_at if there is such a column
+    path: Path, names: list[str], entity: tuple[Field, ...], key: str = "entity", value: str = "value", observed: str | None = None
 ) -> LabelColumns:
-    "The columns of a file; raises `ServingError` if one is missing"
+    """The columns of a file, given their `names`; raises `ServingError` if one is missing.
+    `entity` has the fields of the bundle's entity, `observed` is by default observed_at if there is such a column.
+    """
     observed = observed or ("observed_at" if "observed_at" in names else None)
-    fields = (Field(value, "number", "What happened", 1),)
+    fields: tuple[Field, ...] = (Field(value, "number", "What happened", 1),)
     if observed:
         fields += (Field(observed, "time", "When that was known", "2013-07-01T13:25:00Z"),)
     if key in names:
@@ -252,10 +221,7 @@ def _valid_keys(column: pa.Array) -> np.ndarray:
 
 def _label_problems(problems: pa.Table, value: str) -> pa.Table:
     "Problems of labels in the words of labels: they are 0 or 1"
-    is_label, not_number = (
-        pc.fill_null(pc.equal(problems["field"], value), False),
-        f" is not {EXPECTED_FORMATS['number']}$",
-    )
+    is_label, not_number = pc.fill_null(pc.equal(problems["field"], value), False), f" is not {EXPECTED_FORMATS['number']}$"
     problem = pc.replace_substring_regex(problems["problem"], not_number, " is neither 0 nor 1")
     problem = pc.if_else(is_label, problem, problems["problem"])
     expected = pc.if_else(is_label, EXPECTED_FORMS["value"], problems["expected"])
@@ -280,29 +246,18 @@ def _check_batch(batch: RowBatch, columns: LabelColumns) -> tuple[np.ndarray, di
     return np.flatnonzero(is_valid)[has_key], values | {"": keys[has_key]}, problems
 
 # %% ../../nbs/monitoring/08_labels.ipynb #cfb8ba4d
-def _find_contradictions(
-    keys: np.ndarray, values: np.ndarray, observed: np.ndarray, now: int, decisions: DecisionIndex
-) -> tuple[np.ndarray, list[tuple[np.ndarray, str, str]]]:
-    "Which rows are in the log, and problems: (n,) bool, column, reason"
-    is_known, since = decisions.look_up(keys)
-    problems = [
-        (~np.isin(values, (0, 1)), "value", "is neither 0 nor 1"),
-        (observed > now + CLOCK_SKEW.total_seconds() * 1e6, "observed", "is in the future"),
-        (is_known & (observed < since), "observed", "is before the decision on this entity"),
+def _check_times(
+    numbers: np.ndarray, columns: LabelColumns, values: np.ndarray, observed: np.ndarray, now: int, since: np.ndarray
+) -> tuple[np.ndarray, list[pa.Table]]:
+    "Which labels are 0 or 1 and observed between their decision and now, and the problems of the others"
+    column, right = columns.observed or "observed_at", f"{EXPECTED_FORMS['observed_at']}, nor before the decision"
+    checks = [
+        (~np.isin(values, (0, 1)), columns.value, "is neither 0 nor 1", EXPECTED_FORMS["value"]),
+        (observed > now + CLOCK_SKEW.total_seconds() * 1e6, column, "is in the future", right),
+        (observed < since, column, "is before the decision on this entity", right),
     ]
-    return is_known, problems
-
-
-def _problem_tables(numbers: np.ndarray, columns: LabelColumns, problems: list[tuple]) -> list[pa.Table]:
-    names = {"value": columns.value, "observed": columns.observed or "observed_at"}
-    expected = {
-        "value": EXPECTED_FORMS["value"],
-        "observed": EXPECTED_FORMS["observed_at"] + ", nor before the decision",
-    }
-    return [
-        problem_table(numbers[rows], names[column], [reason] * int(rows.sum()), expected[column])
-        for rows, column, reason in problems
-    ]
+    tables = [problem_table(numbers[rows], name, [text] * int(rows.sum()), form) for rows, name, text, form in checks]
+    return ~np.logical_or.reduce([rows for rows, *_ in checks]), tables
 
 # %% ../../nbs/monitoring/08_labels.ipynb #2563c92f
 @dataclass
@@ -350,7 +305,7 @@ def import_labels(
     key: str = "entity",  # names of columns
     value: str = "value",
     observed: str | None = None,  # default: observed_at, else the file's modification time
-    on_progress: Callable = lambda progress: None,  # called with the `ScoringProgress` after each batch
+    on_progress: Callable[[ScoringProgress], object] = lambda progress: None,  # called after each batch
 ) -> LabelImportResult:
     "Store the labels of a file; raises `ServingError` if it cannot be read or a column is missing"
     reader = open_reader(path)
@@ -389,11 +344,11 @@ class _LabelImport:
         times = rows[self.columns.observed] if self.columns.observed else np.full(len(keys), self.modified)
         observed = times.astype("datetime64[us]").astype(np.int64)
         now = int(self.now.timestamp() * 1e6)
-        is_known, contradictions = _find_contradictions(keys, values, observed, now, self.decisions)
-        good = ~np.logical_or.reduce([rows for rows, *_ in contradictions])
+        is_known, since = self.decisions.look_up(keys)
+        since = np.where(is_known, since, np.iinfo(np.int64).min)
+        good, tables = _check_times(batch.numbers[positions], self.columns, values, observed, now, since)
         is_new = self.labels.add_new(keys[good], values[good], observed[good])
         self._write(keys[good][is_new], values[good][is_new], observed[good][is_new])
-        tables = _problem_tables(batch.numbers[positions], self.columns, contradictions)
         problems = pa.concat_tables([problems, *tables]).sort_by("row")
         self._count(batch, int(good.sum()), int(is_new.sum()), int((~is_known[good][is_new]).sum()), problems)
         return problems

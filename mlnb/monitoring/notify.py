@@ -44,19 +44,16 @@ def _deliver(channel: Channel, notification: Notification, settings: Settings, d
 
 
 def send_all(
-    notifications: list[tuple[Channel, Notification]],
-    settings: Settings,
-    total_timeout: float = SEND_TIMEOUT,  # seconds
-) -> dict[str, Delivery]:  # channel -> how it ended
-    "Send all notifications at the same time"
+    notifications: list[tuple[Channel, Notification]], settings: Settings, total_timeout: float = SEND_TIMEOUT
+) -> dict[str, Delivery]:
+    "Send all notifications at the same time, in so many seconds in all; returns how it ended for each channel"
     error = f"not finished within {total_timeout:g} seconds"
     deliveries = {channel.name: Delivery(len(notification.alerts), error) for channel, notification in notifications}
-    threads = [
-        threading.Thread(target=_deliver, args=(channel, notification, settings, deliveries[channel.name]), daemon=True)
-        for channel, notification in notifications
-    ]
-    for thread in threads:
-        thread.start()
+    threads = []
+    for channel, notification in notifications:
+        arguments = channel, notification, settings, deliveries[channel.name]
+        threads.append(threading.Thread(target=_deliver, args=arguments, daemon=True))
+        threads[-1].start()
     deadline = time.monotonic() + total_timeout
     for thread in threads:
         thread.join(max(0.0, deadline - time.monotonic()))
@@ -64,12 +61,9 @@ def send_all(
 
 
 def notify(
-    alerts: AlertStore,
-    channels: dict[str, Channel],
-    settings: Settings,
-    timestamp: dt.datetime | None = None,  # UTC, without a time zone; default: the current time
-) -> dict[str, Delivery]:  # channel -> how it ended, if there was something to send
-    "Send every channel the alerts that it has not been notified of"
+    alerts: AlertStore, channels: dict[str, Channel], settings: Settings, timestamp: dt.datetime | None = None
+) -> dict[str, Delivery]:
+    "Send every channel the alerts that it was not notified of, as of a time (UTC, default: now); returns how each ended"
     claimed = {name: alerts.claim_deliveries(name, c.is_quiet(timestamp or utc_now())) for name, c in channels.items()}
     notifications = [(channels[name], Notification(alerts.project, rows)) for name, rows in claimed.items() if rows]
     deliveries = send_all(notifications, settings)
@@ -112,11 +106,10 @@ def _replay(records: Records, folder: Path) -> None:
         _log.warning("journals of earlier runs in %s could not be written to the records: %s", folder, e)
 
 
-def check(
-    settings: Settings,
-    on_rule: Callable[[str], None] = lambda name: None,  # called before a rule is evaluated
-) -> CheckResult:
-    "Evaluate, record and notify; raises `SettingError` before that if a rule or a channel is wrong"
+def check(settings: Settings, on_rule: Callable[[str], object] = lambda name: None) -> CheckResult:
+    """Evaluate, record and notify; raises `SettingError` before that if a rule or a channel is wrong.
+    Calls `on_rule` with the name of each rule before it is evaluated.
+    """
     rules, channels = load_rules(settings), load_channels(settings)
     check_rule_channels(rules, channels)
     alerts = AlertStore.of(settings)

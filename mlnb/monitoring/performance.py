@@ -18,6 +18,7 @@ from ..models.manifest import verify
 from ..models.metrics import Cost, auc, quantile_bin, calibration_error, cost_curve, log_loss_per_row
 from ..project.errors import BundleError, ModelError
 from ..project.settings import Settings
+from ..project.text import json_values
 from ..serving.labels import current_labels, to_microseconds
 from ..serving.messages import SHADOW
 
@@ -26,29 +27,18 @@ ASSUMPTION = (
     "Expected metrics assume that the probabilities are calibrated: of 100 decisions at 0.3, 30 turn out positive. They follow "
     "inputs that move, but not concept drift: the same inputs with other outcomes."
 )
-SHOWN_METRICS = {
-    "cost_per_1000": ("cost per 1000", ",.0f"),
-    "auc": ("AUC", ".3f"),
-    "log_loss": ("log-loss", ".3f"),
-}  # name -> label, format
+SHOWN_METRICS = {"cost_per_1000": ("cost per 1000", ",.0f"), "auc": ("AUC", ".3f"), "log_loss": ("log-loss", ".3f")}
 
 
-def expected(
-    p: np.ndarray,  # (n,) probabilities
-    positive_decisions: np.ndarray,  # (n,) bool, decisions as taken
-    cost: Cost,
-) -> dict[str, float]:  # base_rate, auc, log_loss, cost_per_1000
-    "The expected metrics of decisions without labels, if the probabilities are calibrated (CBPE)"
+def expected(p: np.ndarray, positive_decisions: np.ndarray, cost: Cost) -> dict[str, float]:
+    """The expected metrics of n decisions without labels, if the probabilities `p` are calibrated (CBPE).
+    `positive_decisions`, (n,) bool, are the decisions as taken. Metrics: base_rate, auc, log_loss, cost_per_1000.
+    """
     return _metrics(p, p, positive_decisions, cost)
 
 
-def realised(
-    y: np.ndarray,  # (n,) 0 or 1
-    p: np.ndarray,  # (n,) probabilities
-    positive_decisions: np.ndarray,  # (n,) bool, decisions as taken
-    cost: Cost,
-) -> dict[str, float]:  # base_rate, auc, log_loss, cost_per_1000, ece
-    "The metrics of decisions with labels"
+def realised(y: np.ndarray, p: np.ndarray, positive_decisions: np.ndarray, cost: Cost) -> dict[str, float]:
+    "The metrics of n decisions with labels `y`, (n,) 0 or 1: those of `expected`, and ece"
     return _metrics(np.asarray(y, float), p, positive_decisions, cost) | {"ece": calibration_error(y, p)}
 
 
@@ -90,14 +80,11 @@ _DAY = 86_400_000_000  # microseconds
 
 
 def _select_counted(
-    role: np.ndarray,  # (n,) an entity, or a shadow of it
-    time: np.ndarray,  # (n,) microseconds
-    logged: np.ndarray,  # (n,) microseconds
-    observed: np.ndarray,  # (n,) microseconds: when the label was observed
-    version: np.ndarray,  # (n,) of objects
-    p: np.ndarray,  # (n,)
+    role: np.ndarray, time: np.ndarray, logged: np.ndarray, observed: np.ndarray, version: np.ndarray, p: np.ndarray
 ) -> np.ndarray:
-    "Positions of the predictions that count, one for each role"
+    """Positions of the predictions that count, one for each role: an entity, or a shadow of it.
+    All arrays are (n,), times are in microseconds, and `observed` is when the label was observed.
+    """
     import pandas as pd
 
     counts = np.bincount(role)
@@ -112,28 +99,25 @@ def _select_counted(
     return np.sort(np.concatenate([single, rows[order[last]]]))
 
 # %% ../../nbs/monitoring/09_performance.ipynb #7b9d075e
-def join_labels(
-    decisions: pa.Table,  # of `read_decisions`
-    labels: pa.Table,  # of `current_labels`: an entity once
-) -> LabelledDecisions:
-    "The decisions that count with their labels"
+def join_labels(decisions: pa.Table, labels: pa.Table) -> LabelledDecisions:
+    "The decisions of `read_decisions` that count, with their labels of `current_labels`"
     entity = decisions["entity"].combine_chunks().dictionary_encode()
     index = pc.index_in(entity.dictionary, value_set=labels["entity"].combine_chunks())
     label_of_entity, code = pc.fill_null(index, -1).to_numpy(), entity.indices.to_numpy()
     time, shadow = to_microseconds(decisions["time"]), pc.equal(decisions["arm"], SHADOW).to_numpy()
     values = np.append(labels["value"].to_numpy(), np.nan)  # position -1: no label
     observed = np.append(to_microseconds(labels["first_observed"]), np.iinfo(np.int64).max)
-    texts = [_text_objects(decisions, name) for name in ("model_version", "arm", "segment")]
+    version, arm, segment = (_text_objects(decisions, name) for name in ("model_version", "arm", "segment"))
     p, positive_decisions = (decisions[name].to_numpy() for name in ("probability", "decision"))
     logged, rows = to_microseconds(decisions["logged_at"]), code
     if len(code):
-        rows = _select_counted(2 * code + shadow, time, logged, observed[label_of_entity[code]], texts[0], p)
+        rows = _select_counted(2 * code + shadow, time, logged, observed[label_of_entity[code]], version, p)
     label = label_of_entity[code[rows]]
     is_early = time[rows] > observed[label]
     day, y = (time[rows] // _DAY).astype("datetime64[D]"), np.where(is_early, np.nan, values[label])
-    columns = [column[rows] for column in (*texts, p, positive_decisions)]
-    unmatched = len(labels) - int((label_of_entity >= 0).sum())
-    return LabelledDecisions(day, *columns, y, len(code) - len(rows), int(is_early.sum()), unmatched)
+    version, arm, segment, p, positive_decisions = (c[rows] for c in (version, arm, segment, p, positive_decisions))
+    counts = len(code) - len(rows), int(is_early.sum()), len(labels) - int((label_of_entity >= 0).sum())
+    return LabelledDecisions(day, version, arm, segment, p, positive_decisions, y, *counts)
 
 
 def _text_objects(table: pa.Table, name: str) -> np.ndarray:
@@ -156,15 +140,10 @@ def _sums(day: np.ndarray, bin_of_row: np.ndarray, weights: np.ndarray) -> np.nd
 
 
 def intervals(
-    day: np.ndarray,  # (n,) of each row
-    y: np.ndarray,  # (n,) 0 or 1
-    p: np.ndarray,  # (n,)
-    positive_decisions: np.ndarray,  # (n,) bool
-    cost: Cost,
-    samples: int = BOOTSTRAP_SAMPLES,
-    seed: int = BOOTSTRAP_SEED,
-) -> dict[str, tuple[float, float]]:  # base_rate, auc, log_loss, cost_per_1000, ece; empty for too few days
-    "95% confidence intervals of the realised metrics, by resampling whole days"
+    day: np.ndarray, y: np.ndarray, p: np.ndarray, positive_decisions: np.ndarray, cost: Cost,
+    samples: int = BOOTSTRAP_SAMPLES, seed: int = BOOTSTRAP_SEED,
+) -> dict[str, tuple[float, float]]:  # fmt: skip
+    "95% confidence intervals of the metrics of `realised`, by resampling whole days; empty for too few days"
     names, number = np.unique(day, return_inverse=True)
     days = len(names)
     if days < MIN_DAYS or not samples:
@@ -183,9 +162,7 @@ def intervals(
     return known | {"ece": _ece_interval(draws, rows, number, y, p)}
 
 
-def _ece_interval(
-    draws: np.ndarray, rows: np.ndarray, number: np.ndarray, y: np.ndarray, p: np.ndarray
-) -> tuple[float, float]:
+def _ece_interval(draws: np.ndarray, rows: np.ndarray, number: np.ndarray, y: np.ndarray, p: np.ndarray) -> tuple[float, float]:
     "The interval of the true calibration error"
     sums = _sums(number, quantile_bin(p), p - y)
     observed, resampled = sums.sum(0) / len(p), draws @ sums / rows[:, None]
@@ -230,14 +207,9 @@ class GroupPerformance:
 
 
 def evaluate_group(
-    name: str,
-    rows: LabelledDecisions,  # at least one
-    closed: bool,
-    cost: Cost,
-    samples: int = BOOTSTRAP_SAMPLES,  # 0: no interval
-    waiting_days: int = 0,
+    name: str, rows: LabelledDecisions, closed: bool, cost: Cost, samples: int = BOOTSTRAP_SAMPLES, waiting_days: int = 0
 ) -> GroupPerformance:
-    "The performance of some decisions"
+    "The performance of at least one decision; without samples there are no intervals"
     is_labelled, metrics, interval = ~np.isnan(rows.y), None, {}
     expected_metrics = expected(rows.p, rows.positive_decisions, cost)
     if closed and is_labelled.any():
@@ -248,9 +220,6 @@ def evaluate_group(
     return GroupPerformance(name, *counts, closed, expected_metrics, metrics, interval, waiting_days)
 
 # %% ../../nbs/monitoring/09_performance.ipynb #7903450a
-_JSON_FIELDS = ("repeated", "early", "unmatched", "unusable", "segment", "segment_count", "best_trivial")
-
-
 @dataclass(frozen=True)
 class Performance:
     "How good the decisions were, as of a time"
@@ -282,44 +251,32 @@ class Performance:
 
     def to_dict(self) -> dict:
         "The performance as JSON values"
-        document = {
+        best = self.best_threshold and dict(zip(("threshold", "cost_per_1000"), self.best_threshold, strict=True))
+        names = ("repeated", "early", "unmatched", "unusable", "segment", "segment_count", "best_trivial")
+        groups = ("months", "days", "versions", "arms", "segments")
+        return {
             "as_of": f"{self.as_of.astype('datetime64[s]')}Z",
             "label_hours": self.label_hours,
             "cost": asdict(self.cost),
             "interval": {"level": CONFIDENCE_LEVEL, "block": "day", "samples": self.samples, "seed": BOOTSTRAP_SEED},
             "assumption": ASSUMPTION,
-            **{name: getattr(self, name) for name in _JSON_FIELDS},
-            "best_threshold": self.best_threshold
-            and dict(zip(("threshold", "cost_per_1000"), self.best_threshold, strict=True)),
+            **{name: getattr(self, name) for name in names},
+            "best_threshold": best,
             "overall": _group_json(self.overall),
+            **{name: [_group_json(group) for group in getattr(self, name)] for name in groups},
         }
-        for name in ("months", "days", "versions", "arms", "segments"):
-            document[name] = [_group_json(group) for group in getattr(self, name)]
-        return document
 
 
 def _group_json(group: GroupPerformance) -> dict:
-    return _finite(asdict(group) | {"coverage": group.coverage, "error": group.error})
+    return json_values(asdict(group) | {"coverage": group.coverage, "error": group.error})
 
-
-def _finite(value):
-    "JSON values: numbers that are not finite become null"
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 # %% ../../nbs/monitoring/09_performance.ipynb #5d7c2d1b
 MAX_SEGMENTS = 20
 
 
-def closed_days(
-    day: np.ndarray,  # (n,) datetime64[D]
-    as_of: np.datetime64,
-    label_hours: int,
-) -> np.ndarray:  # (n,) bool
-    "Whether the label window of each day has closed: so many hours after its end"
+def closed_days(day: np.ndarray, as_of: np.datetime64, label_hours: int) -> np.ndarray:
+    "Whether the label window of each of n days has closed, (n,) bool: so many hours after its end"
     return day + np.timedelta64(1, "D") + np.timedelta64(label_hours, "h") <= as_of
 
 

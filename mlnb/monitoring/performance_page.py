@@ -7,19 +7,14 @@ __all__ = ['days_chart', 'table', 'page', 'write_page']
 
 # %% ../../nbs/monitoring/10_performance_page.ipynb #ad146668
 import datetime as dt
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from .html import html_page, html_table, number_text, svg, svg_text
-from mlnb.monitoring.performance import (
-    ASSUMPTION,
-    BOOTSTRAP_SEED,
-    CONFIDENCE_LEVEL,
-    SHOWN_METRICS,
-    GroupPerformance,
-    Performance,
-)
+from .html import html_page, html_table, number_text, svg, svg_box, svg_text
+from .performance import ASSUMPTION, BOOTSTRAP_SEED, CONFIDENCE_LEVEL, SHOWN_METRICS
+from .performance import GroupPerformance, Performance
 from ..project.files import write_atomic
 from ..project.text import html_text
 
@@ -28,8 +23,9 @@ _WIDTH, _HEIGHT, _LEFT, _FOOT = 940, 170, 52, 22
 _STYLE = """
 .days{width:100%;min-width:760px}
 .key .dot{border-radius:50%;background:var(--a)}.key .line{height:2px;vertical-align:4px;background:var(--warn)}
-.days .expected{fill:none;stroke:var(--warn,#8f5b00);stroke-width:1.5;stroke-dasharray:none}.days .realised{fill:var(--a,#2457c5)}
-.days .grid{stroke:var(--line,#ddd)}.days .waits{fill:var(--line,#ddd)}th:nth-child(2),td:nth-child(2){text-align:right}
+.days .expected{fill:none;stroke:var(--warn,#8f5b00);stroke-width:1.5;stroke-dasharray:none}
+.days .realised{fill:var(--a,#2457c5)}.days .grid{stroke:var(--line,#ddd)}.days .waits{fill:var(--line,#ddd)}
+th:nth-child(2),td:nth-child(2){text-align:right}
 h2::first-letter{text-transform:uppercase}
 """
 
@@ -42,11 +38,8 @@ def _line(x: np.ndarray, y: np.ndarray) -> str:
     return " ".join(f"{'L' if i else 'M'}{a:.1f} {b:.1f}" for i, (a, b) in enumerate(zip(x, y, strict=True)))
 
 
-def days_chart(
-    days: list[GroupPerformance],
-    name: str,  # a key of SHOWN_METRICS
-) -> str:
-    "A metric of each day, realised and expected, as an SVG"
+def days_chart(days: list[GroupPerformance], name: str) -> str:
+    "A metric of each day (a key of `SHOWN_METRICS`), realised and expected, as an SVG"
     label, form = SHOWN_METRICS[name]
     expected = np.array([_value(d.expected, name) for d in days])
     realised = np.array([_value(d.realised, name) for d in days])
@@ -56,12 +49,12 @@ def days_chart(
         return ""
     dates = np.array([d.name for d in days], "datetime64[D]").astype(float)
     x = _LEFT + (_WIDTH - 8 - _LEFT) * (dates - dates.min()) / max(np.ptp(dates), 1e-9)
-    y = lambda values: np.interp(values, [low, high + 1e-9], [_HEIGHT - _FOOT, 10])
-    low, high, shapes = values.min(), values.max(), []
+    low, high = values.min(), values.max()
+    y: Callable = lambda values: np.interp(values, [low, high + 1e-9], [_HEIGHT - _FOOT, 10])
+    shapes = []
     if waiting := [x[i] for i, day in enumerate(days) if not day.closed]:
         left = min(waiting) - 2
-        size = f'width="{_WIDTH - left:.1f}" height="{_HEIGHT - _FOOT}"'
-        shapes.append(f'<rect class="waits" x="{left:.1f}" y="4" {size}/>')
+        shapes.append(svg_box(left, 4, _WIDTH - left, _HEIGHT - _FOOT, "waits"))
     for value in (low, high):
         shapes.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
         shapes.append(svg_text(_LEFT - 6, y(value) + 4, format(value, form), "", "end"))
@@ -87,11 +80,8 @@ def _cells(group: GroupPerformance, name: str, form: str) -> list[str]:
     return [realised, number_text(_value(group.expected, name), form)]
 
 
-def table(
-    groups: list[GroupPerformance],
-    first: str,  # what a group is
-) -> str:
-    "Groups with their realised and expected metrics as HTML"
+def table(groups: list[GroupPerformance], first: str) -> str:
+    "Groups with their realised and expected metrics as HTML; `first` says what a group is"
     rows = []
     for group in groups:
         metrics = [cell for name, (_, form) in SHOWN_METRICS.items() for cell in _cells(group, name, form)]
@@ -104,11 +94,8 @@ def table(
 
 # %% ../../nbs/monitoring/10_performance_page.ipynb #8cfbd5ef
 def _tables(performance: Performance) -> str:
-    sections = [
-        ("Months", "month", performance.months),
-        ("Versions", "version", performance.versions),
-        ("Arms", "arm", performance.arms),
-    ]
+    sections = [("Months", "month", performance.months), ("Versions", "version", performance.versions)]
+    sections.append(("Arms", "arm", performance.arms))
     if performance.segment:
         sections.append((f"By {performance.segment}", performance.segment, performance.segments))
     shown = [section for section in sections if len(section[2]) > 1 or section[1] in ("month", performance.segment)]
@@ -130,12 +117,8 @@ def _key(performance: Performance) -> str:
     return f'<p class="key">{key}</p>'
 
 
-def page(
-    performance: Performance,
-    headline: str,  # the result in a sentence
-    written: dt.datetime | None = None,  # default: now
-) -> str:
-    "The page as HTML"
+def page(performance: Performance, headline: str, written: dt.datetime | None = None) -> str:
+    "The page as HTML; `headline` is the result in a sentence, `written` the time of writing, by default now"
     days, cost = performance.days, performance.cost
     charts = "".join(f"<h2>{label}</h2>{days_chart(days, name)}" for name, (label, _) in SHOWN_METRICS.items())
     notes = [

@@ -7,7 +7,7 @@ __all__ = ['window_days', 'HourlySeries', 'Alarm', 'WindowAssessment', 'assess_w
            'describe_alarms']
 
 # %% ../../nbs/monitoring/05_alarms.ipynb #a1b2c304
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -17,34 +17,21 @@ from .cross_column import HOURLY_STATISTICS, MEAN_STATISTICS, CrossColumnModel, 
 from .drift import DriftResult, enumerate_names
 from .drift_sources import is_period
 from .drift_statistics import bin_counts, reference_bins
-from mlnb.monitoring.drift_thresholds import (
-    FAMILY_GROUPS,
-    HOURLY_GROUP,
-    STATISTIC_NAMES,
-    DriftThresholds,
-    ThresholdPoint,
-    binned_statistics,
-    from_log_scale,
-    most_common_count,
-    rows_out_of_range,
-    thresholds_at,
-    time_span_days,
-    to_log_scale,
-    usable_std,
-)
+from .drift_thresholds import FAMILY_GROUPS, HOURLY_GROUP, STATISTIC_NAMES, DriftThresholds, ThresholdPoint
+from .drift_thresholds import binned_statistics, from_log_scale, most_common_count, rows_out_of_range
+from .drift_thresholds import thresholds_at, time_span_days, to_log_scale, usable_std
 
 # %% ../../nbs/monitoring/05_alarms.ipynb #a1b2c305
 def window_days(
-    profile: Profile,
-    window_size: str | None = None,  # month, day or hour
-    rows_a_day: float = 0.0,  # of the reference, for windows without times
-    day_span: float = 1.0,  # days that the times of one day of the reference span
+    profile: Profile, window_size: str | None = None, rows_a_day: float = 0.0, day_span: float = 1.0
 ) -> float:  # below 1: a part of a day
-    "The days that a window spans, by its times; without times by its size, or by its rows"
+    """The days that a window spans, by its times; without times by its size (month, day, hour), or by its rows.
+    `rows_a_day` and `day_span`, the days that the times of one day span, are those of the reference.
+    """
     span = time_span_days(profile)
     if span is None or window_size == "hour":
-        by_rows = max(1.0, np.round(profile.rows / max(rows_a_day, 1)))
-        return {"hour": 1 / 24, "day": 1.0, "month": 30.0}.get(window_size) or by_rows
+        by_rows = max(1.0, float(np.round(profile.rows / max(rows_a_day, 1))))
+        return {"hour": 1 / 24, "day": 1.0, "month": 30.0}.get(window_size or "", by_rows)
     return max(1.0, float(np.ceil(span))) if span >= _MIN_DAY_SHARE * day_span else float(span)
 
 
@@ -91,7 +78,7 @@ class WindowAssessment:
     alarms: list[Alarm]  # the most unusual first
     note: str = ""  # why the window is not assessed; empty if it is
     false_alarms_per_week: float | None = None  # expected number of reports with a false alarm
-    score_shifts: list[tuple[str, float]] = ()  # columns that could have moved the mean score most, with the change
+    score_shifts: list[tuple[str, float]] = field(default_factory=list)  # columns that may have moved the mean score most
     score_difference: float | None = None  # mean score minus that of the reference
 
     @property
@@ -99,9 +86,7 @@ class WindowAssessment:
         return not self.note
 
 # %% ../../nbs/monitoring/05_alarms.ipynb #1fbeb091
-def _column_statistics(
-    reference: ColumnProfile, current: ColumnProfile
-) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
+def _column_statistics(reference: ColumnProfile, current: ColumnProfile) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
     "Statistics of a column against its reference, and the rows in each bin of reference and window"
     kind, bins = reference.kind, reference_bins(reference)
     q, p = (bin_counts(kind, side, bins) for side in (current, reference))
@@ -169,22 +154,19 @@ def _expected_score_shift(means: list | None, before: np.ndarray, after: np.ndar
 
 # %% ../../nbs/monitoring/05_alarms.ipynb #78bf7443
 def assess_window(
-    reference: Profile,
-    current: Profile,
-    thresholds: DriftThresholds,
-    window_size: str | None = None,  # month, day or hour
-    columns: list[str] | None = None,  # default: all
-    hours: dict[str, dict[str, float]] | None = None,  # column -> statistic -> effect, of `WindowResiduals.effects`
-) -> WindowAssessment:
-    "The alarms of one window"
+    reference: Profile, current: Profile, thresholds: DriftThresholds, window_size: str | None = None,
+    columns: list[str] | None = None, hours: dict[str, dict[str, float]] | None = None,
+) -> WindowAssessment:  # fmt: skip
+    """The alarms of one window, a month, day or hour; by default of all its columns.
+    `hours` are its hourly statistics, of `WindowResiduals.effects`: column -> statistic -> effect.
+    """
     days = window_days(current, window_size, thresholds.rows_a_day, thresholds.day_span)
     if days < 1:
         return WindowAssessment(days, [], "not assessed: the window is shorter than a day")
     min_rows = min(point.rows for point in thresholds.ordinary)
     if current.rows < min_rows:
-        return WindowAssessment(
-            days, [], f"not assessed: the window has {current.rows:,} rows, at least {min_rows:,.0f} are needed"
-        )
+        problem = f"not assessed: the window has {current.rows:,} rows, at least {min_rows:,.0f} are needed"
+        return WindowAssessment(days, [], problem)
     ordinary = thresholds_at(thresholds, days, current.rows)
     names = [name for name in ordinary.columns if name in current.columns and name in reference.columns]
     names = [name for name in names if not columns or name in columns]
@@ -232,11 +214,7 @@ def _score_difference(reference: Profile, current: Profile, thresholds: DriftThr
 class WindowResiduals:
     "The hours of windows, and how far they are from their predictions"
 
-    def __init__(
-        self,
-        thresholds: DriftThresholds,
-        hourly: HourlyProfile,  # of the windows, and of the day before each
-    ):
+    def __init__(self, thresholds: DriftThresholds, hourly: HourlyProfile):  # of the windows, and the day before each
         model = thresholds.consistency
         self.hourly, self.scale, self.residuals = hourly, model.scale, model.residuals(hourly)
         self._hours = np.datetime_as_string(self.residuals.hours)
@@ -265,13 +243,10 @@ class WindowResiduals:
 
 
 def assess_drift(
-    drift: DriftResult,
-    thresholds: DriftThresholds,
-    window_size: str | None = None,  # month, day or hour
-    columns: list[str] | None = None,  # default: all
-    hourly: HourlyProfile | None = None,  # of the windows and the day before
-) -> DriftResult:
-    "The drift with an assessment of every window"
+    drift: DriftResult, thresholds: DriftThresholds, window_size: str | None = None, columns: list[str] | None = None,
+    hourly: HourlyProfile | None = None,
+) -> DriftResult:  # fmt: skip
+    "The drift with an assessment of every window; `hourly` holds its hours and the day before"
     hours = WindowResiduals(thresholds, hourly or HourlyProfile())
 
     def with_series(alarm: Alarm, window: str) -> Alarm:
@@ -291,20 +266,14 @@ def assess_drift(
 def describe_alarms(drift: DriftResult) -> list[str]:
     "Notes on the alarms: how often they are false, and what could have moved the score"
     window = drift.newest_assessed()
-    if drift.rate is None:
+    if drift.rate is None or (assessment := window.assessment) is None:
         return ["No alarms: the reference has no drift thresholds; `mlnb run` makes a bundle with them."]
-    assessment = window.assessment
     if assessment.note:
         return [f"{window.window} is {assessment.note}."]
-    period, per_week = _window_in_words(assessment.days), assessment.false_alarms_per_week
-    notes = [
-        f"If nothing is wrong, {drift.rate:.0%} of reports have an alarm: a report every {period} gives {per_week:.2g} false ones a week."
-    ]
+    period = "day" if assessment.days == 1 else f"{assessment.days:.0f} days"
+    per_week = f"a report every {period} gives {assessment.false_alarms_per_week:.2g} false ones a week"
+    notes = [f"If nothing is wrong, {drift.rate:.0%} of reports have an alarm: {per_week}."]
     return notes + ([_score_sentence(assessment)] if assessment.score_shifts else [])
-
-
-def _window_in_words(days: float) -> str:
-    return "day" if days == 1 else f"{days:.0f} days"
 
 
 def _score_sentence(assessment: WindowAssessment) -> str:

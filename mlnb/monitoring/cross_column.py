@@ -7,9 +7,10 @@ __all__ = ['MEAN_STATISTICS', 'HOURLY_STATISTICS', 'ColumnFit', 'Residuals', 'Cr
 
 # %% ../../nbs/monitoring/03_cross_column.ipynb #d1c0de04
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 
+import msgspec
 import numpy as np
 
 from ..data.hourly_profiles import HourlyProfile
@@ -20,11 +21,10 @@ _NEIGHBOUR_HOURS = (-2, -1, 1, 2, 3, 4, 5, 6)  # offsets in hours: after and bef
 _CLIP_DEVIATIONS = 4.0  # standard deviations at which inputs of the polynomial are clipped
 
 
-def _grid(
-    profile: HourlyProfile,
-    scale: dict[str, list[float]],  # column -> mean and standard deviation
-) -> tuple[np.ndarray, np.ndarray]:  # (grid, columns), NaN if unknown; (hours,) the grid position of each hour
-    "Hourly means as z-scores"
+def _grid(profile: HourlyProfile, scale: dict[str, tuple[float, float]]) -> tuple[np.ndarray, np.ndarray]:
+    """Hourly means as z-scores, given the mean and standard deviation of each column: (grid, columns), NaN if unknown.
+    Also the grid position of each hour, (hours,).
+    """
     pauses = np.diff(profile.hours, prepend=profile.hours[:1]).astype(int)
     positions = np.cumsum(np.minimum(pauses, _MAX_PAUSE_HOURS))
     grid = np.full((positions[-1] + 1 if len(positions) else 0, len(scale)), np.nan)
@@ -68,8 +68,8 @@ def _weights(products: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 def _cross_fit_residuals(inputs: np.ndarray, target: np.ndarray, fold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "(hours,) residuals of fits on the other folds, and the weights of a fit on all; hours are sorted by fold"
-    ends = np.searchsorted(fold, np.arange(_FOLDS + 1)).tolist()
-    folds = [slice(*pair) for pair in pairwise(ends)]
+    ends = np.searchsorted(fold, np.arange(_FOLDS + 1))
+    folds = [slice(start, end) for start, end in pairwise(ends)]
     products = [(inputs[rows].T @ inputs[rows], inputs[rows].T @ target[rows]) for rows in folds]
     total = [sum(pair[i] for pair in products) for i in (0, 1)]
     residual = np.empty_like(target)
@@ -78,8 +78,7 @@ def _cross_fit_residuals(inputs: np.ndarray, target: np.ndarray, fold: np.ndarra
     return residual, _weights(*total)
 
 
-@dataclass(frozen=True)
-class ColumnFit:
+class ColumnFit(msgspec.Struct, frozen=True):
     "The prediction of a column's hours, or of its steps"
     others: list[str]
     weights: list[float]
@@ -143,23 +142,12 @@ class Residuals:
     columns: dict[str, dict[str, np.ndarray]]  # column -> one of HOURLY_STATISTICS -> (hours,), NaN if unknown
 
 
-@dataclass(frozen=True)
-class CrossColumnModel:
+class CrossColumnModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     "How the columns of a reference predict each other, and how each changes from hour to hour"
-    scale: dict[str, list[float]] = field(default_factory=dict)  # column -> mean and standard deviation of its rows
-    together: dict[str, ColumnFit] = field(default_factory=dict)
-    jump: dict[str, ColumnFit] = field(default_factory=dict)
-    gaps: list[str] = field(default_factory=list)  # columns with missing values in the reference
-
-    def to_dict(self) -> dict:
-        "As JSON values"
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict) -> "CrossColumnModel":
-        "From the values of `to_dict`; raises `TypeError` or `KeyError` if they are something else"
-        fits = {kind: {name: ColumnFit(**fit) for name, fit in values[kind].items()} for kind in _MAX_COLUMNS}
-        return cls(**values | fits)
+    scale: dict[str, tuple[float, float]] = {}  # column -> mean and standard deviation of its rows
+    together: dict[str, ColumnFit] = {}
+    jump: dict[str, ColumnFit] = {}
+    gaps: list[str] = []  # columns with missing values in the reference
 
     def residuals(self, profile: HourlyProfile) -> Residuals:
         "How far the hours of another table are from their predictions"
@@ -186,12 +174,10 @@ def _missing_share(profile: HourlyProfile, name: str) -> np.ndarray:
     return np.where(profile.rows >= _MIN_ROWS, column.missing / profile.rows, np.nan)
 
 # %% ../../nbs/monitoring/03_cross_column.ipynb #d1c0de13
-def fit_cross_column(
-    profile: HourlyProfile,  # of the reference
-    scale: dict[str, tuple[float, float]],  # column -> mean and standard deviation of its rows: the columns to use
-) -> tuple[CrossColumnModel, Residuals]:  # residuals of the reference by fits on other weeks
-    "Fit the predictions of the columns of a reference"
-    scale = {name: [float(figure) for figure in figures] for name, figures in scale.items()}
+def fit_cross_column(profile: HourlyProfile, scale: dict[str, tuple[float, float]]) -> tuple[CrossColumnModel, Residuals]:
+    """Fit the predictions of the columns of a reference; the residuals come from fits on other weeks.
+    `scale` has the mean and standard deviation of the rows of each column to use.
+    """
     names, (grid, positions) = list(scale), _grid(profile, scale)
     fold = np.arange(len(grid)) // (24 * 7) % _FOLDS
     fits: dict[str, dict[str, ColumnFit]] = {kind: {} for kind in _MAX_COLUMNS}
@@ -201,9 +187,9 @@ def fit_cross_column(
             target = table[:, i]
             if name in fits["together"] or np.isfinite(target).sum() < _MIN_HOURS:
                 continue
-            base_features, build = np.empty((len(grid), 0)), _polynomial
-            if kind == "jump":
-                base_features, build = _neighbour_steps(target), np.nan_to_num
+            base_features, build = _neighbour_steps(target), np.nan_to_num
+            if kind == "together":
+                base_features, build = np.empty((len(grid), 0)), _polynomial
             others, limits = [other if other != name else "" for other in names], (_MAX_COLUMNS[kind], _MIN_GAIN[kind])
             fit, residual = _select_columns(target, base_features, table, others, build, fold, *limits)
             if _is_informative(kind, target, residual):
@@ -240,17 +226,14 @@ def _lowest_quarter_mean(shares: np.ndarray) -> float:
     return np.sort(shares)[: -(-len(shares) // 4)].mean()
 
 
-_WINDOW_STATISTICS = dict(
-    zip(HOURLY_STATISTICS, (_absolute_mean, _largest_absolute, _lowest_quarter_mean), strict=True)
-)
+_WINDOW_STATISTICS = {"together": _absolute_mean, "jump": _largest_absolute, "gaps": _lowest_quarter_mean}
 _MIN_WINDOW_HOURS = 4
 
 
-def effects(
-    residuals: Residuals,
-    windows: list[np.ndarray],  # positions of the hours of each window in `residuals`
-) -> dict[str, dict[str, np.ndarray]]:  # column -> statistic -> (windows,), NaN if fewer than four hours are known
-    "The statistics of windows"
+def effects(residuals: Residuals, windows: list[np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """The statistics of windows, which are positions of hours in `residuals`.
+    Column -> statistic -> (windows,), NaN if fewer than four hours are known.
+    """
     effects: dict[str, dict[str, np.ndarray]] = {}
     for name, statistics in residuals.columns.items():
         for statistic, values in statistics.items():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TIME_COLUMNS', 'SOURCE_FORMS', 'window_labels', 'find_time_column', 'split_windows', 'hourly_from_table', 'RowFilter',
-           'DriftSource', 'read_windows', 'is_period', 'answered_rows', 'window_size_of_source', 'read_reference']
+           'DriftSource', 'read_windows', 'is_period', 'window_size_of_source', 'answered_rows', 'read_reference']
 
 # %% ../../nbs/monitoring/02_drift_sources.ipynb #a6468bd1
 import errno
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
 import numpy as np
@@ -25,30 +26,33 @@ from .drift import EPOCH_RANGE
 from ..project.errors import ProfileError, did_you_mean
 from ..project.settings import Settings
 
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import ArrayLike
+
+    from mlnb.serving.log_profiles import LogProfileStore
+
 # %% ../../nbs/monitoring/02_drift_sources.ipynb #bdc9fd10
 _LABEL_LENGTHS = {"month": 7, "day": 10, "hour": 13}  # of the labels of windows: characters of "2013-07-04T05"
 TIME_COLUMNS = ("decision_time", "time", "timestamp")  # that are looked for, in this order
 
 
-def window_labels(
-    times,  # (rows,) datetime64
-    window_size: str,  # month, day or hour
-) -> np.ndarray:
-    "(rows,) label of the window of each time, such as '2013-07' or '2013-07-04T05'; '' for a missing time"
+def window_labels(times: "ArrayLike", window_size: str) -> np.ndarray:
+    "(rows,) label of the month, day or hour of each time, such as '2013-07' or '2013-07-04T05'; '' for a missing time"
     unit = {"month": "M", "day": "D", "hour": "h"}[window_size]
     stamps = np.asarray(times, "datetime64[s]")
     labels = np.datetime_as_string(stamps.astype(f"datetime64[{unit}]"))
     return np.where(np.isnat(stamps), "", labels)
 
 
-def find_time_column(frame, name: str | None = None) -> str:
+def find_time_column(frame: "pd.DataFrame", name: str | None = None) -> str:
     "The time column of a table; raises `ProfileError` if there is none"
     import pandas as pd
 
     if name:
         if name not in frame:
-            hint, names = did_you_mean(name, frame.columns), ", ".join(map(str, frame.columns))
-            raise ProfileError(f"no time column {name!r}{hint}; columns: {names}")
+            hint, available = did_you_mean(name, frame.columns), ", ".join(map(str, frame.columns))
+            raise ProfileError(f"no time column {name!r}{hint}; columns: {available}")
         return name
     names = [n for n in TIME_COLUMNS if n in frame]
     names += [n for n in frame if pd.api.types.is_datetime64_any_dtype(frame[n].dtype)]
@@ -57,15 +61,14 @@ def find_time_column(frame, name: str | None = None) -> str:
     return names[0]
 
 
-def _utc(values, name: str):
+def _utc(values: "pd.Series", name: str) -> np.ndarray:
     "(rows,) datetime64[s] in UTC"
     import pandas as pd
 
     numbers = pd.api.types.is_numeric_dtype(values.dtype)
     if numbers and not values.dropna().between(*EPOCH_RANGE).all():
-        raise ProfileError(
-            f"the numbers in column {name!r} are not seconds since 1970 (between 1990 and 2100); write these, or times"
-        )
+        problem = f"the numbers in column {name!r} are not seconds since 1970 (between 1990 and 2100)"
+        raise ProfileError(f"{problem}; write these, or times")
     try:
         times = pd.to_datetime(values, utc=True, unit="s" if numbers else None)
     except (ValueError, TypeError) as e:
@@ -73,12 +76,10 @@ def _utc(values, name: str):
     return times.dt.tz_localize(None).to_numpy("datetime64[s]")
 
 
-def split_windows(
-    frame,  # DataFrame with a time column
-    window_size: str,  # month, day or hour
-    time: str | None = None,  # its name; default: one of `TIME_COLUMNS`, or the first of a time type
-) -> dict[str, Profile]:  # label -> profile
-    "A profile of each window of UTC, in the order of time; rows without a time are left out"
+def split_windows(frame: "pd.DataFrame", window_size: str, time: str | None = None) -> dict[str, Profile]:
+    """A profile of each month, day or hour of UTC by its label, in the order of time; rows without a time are left out.
+    `time` is by default one of `TIME_COLUMNS`, or the first column of a time type.
+    """
     import pandas as pd
 
     name = find_time_column(frame, time)
@@ -87,10 +88,7 @@ def split_windows(
     return {label: Profile.of(windows[label]) for label in sorted(windows)}
 
 
-def hourly_from_table(
-    frame,  # DataFrame
-    time: str | None = None,  # as for `split_windows`
-) -> HourlyProfile:
+def hourly_from_table(frame: "pd.DataFrame", time: str | None = None) -> HourlyProfile:
     "The hourly profiles of a table; empty if no time column is named and none is found"
     try:
         name = find_time_column(frame, time)
@@ -103,7 +101,7 @@ def hourly_from_table(
         return HourlyProfile()
 
 
-def _has_dates(values) -> bool:
+def _has_dates(values: "pd.Series") -> bool:
     "Whether texts contain dates: a time without a date would be read as one of today"
     import pandas as pd
 
@@ -135,25 +133,24 @@ class RowFilter:
     @property
     def column(self) -> str:
         "The column of the segment"
-        return self.segment.partition("=")[0]
+        return (self.segment or "").partition("=")[0]
 
     @property
     def value(self) -> str:
         "The value of the column; empty: missing"
-        return self.segment.partition("=")[2]
+        return (self.segment or "").partition("=")[2]
 
     def reference_folder(self, bundle: Path) -> Path:
         "The folder of a bundle with the reference of the segment"
         folder = bundle if self.segment is None else bundle / "segments" / segment_folder(self.segment)
         if self.segment is not None and bundle.is_dir() and not folder.is_dir():
             available = ", ".join(sorted(unquote(f.name) for f in (bundle / "segments").glob("*"))) or "none"
-            raise ProfileError(
-                f"bundle {bundle} has no reference for segment {self.segment}, only for: {available}; "
-                "name segments in write_bundle(segments=...), or pass a table with --reference FILE"
-            )
+            problem = f"bundle {bundle} has no reference for segment {self.segment}, only for: {available}"
+            fix = "name segments in write_bundle(segments=...), or pass a table with --reference FILE"
+            raise ProfileError(f"{problem}; {fix}")
         return folder
 
-    def apply(self, frame):  # DataFrame
+    def apply(self, frame: "pd.DataFrame") -> "pd.DataFrame":
         "The selected rows of a table"
         segment = {} if self.segment is None else {self.column: self.value}
         for name, value in ({"model_version": self.version, "arm": self.arm} | segment).items():
@@ -176,25 +173,23 @@ class DriftSource:
     row_filter: RowFilter = RowFilter()  # rows of one version, arm or segment
     reference: Callable[[], Profile] | None = None  # decides which columns of a CSV file are texts
 
-    def windows(
-        self,
-        window_size: str | None = None,  # month, day or hour; default: one window of everything
-    ) -> dict[str, Profile]:  # label -> profile, in the order of time
-        "The profiles of the windows; raises `ProfileError` if there is no such source, or it has no rows"
+    def windows(self, window_size: str | None = None) -> dict[str, Profile]:
+        """The profiles of the months, days or hours by their labels, in the order of time; by default one of everything.
+        Raises `ProfileError` if there is no such source, or it has no rows.
+        """
         if self._is_log:
-            return _log_windows(self.name, self.settings, window_size, self.row_filter)
+            return _LogSource(self.name, self.settings, self.row_filter).windows(window_size)
         if (frame := self._frame) is None:
             if window_size:
-                raise ProfileError(
-                    f"{self.name} is one profile and cannot be split by {window_size}; use a table or the log"
-                )
+                problem = f"{self.name} is one profile and cannot be split by {window_size}"
+                raise ProfileError(f"{problem}; use a table or the log")
             return {_label(self.name): Profile.read(self._path)}
         return split_windows(frame, window_size, self.time) if window_size else {_label(self.name): Profile.of(frame)}
 
     def hours(self) -> HourlyProfile:
         "The hourly profiles: of a part of the log with the day before and after, of a profile none"
         if self._is_log:
-            return _hourly_from_log(self.name.partition(":")[2], self.settings, self.row_filter)
+            return _LogSource(self.name, self.settings, self.row_filter).hours()
         return HourlyProfile() if self._frame is None else hourly_from_table(self._frame, self.time)
 
     @property
@@ -208,9 +203,8 @@ class DriftSource:
         if path.is_dir() or self.name == "bundle":
             path = self.row_filter.reference_folder(path) / "reference.profile"
         elif self.row_filter and path.is_file() and _magic_bytes(path) == b"WHY1":
-            raise ProfileError(
-                f"{self.name} is one profile and cannot be filtered by {self.row_filter}; use a table, the log, or a bundle"
-            )
+            problem = f"{self.name} is one profile and cannot be filtered by {self.row_filter}"
+            raise ProfileError(f"{problem}; use a table, the log, or a bundle")
         if not path.is_file():
             raise ProfileError(_missing_source_message(self.name, path))
         if not _magic_bytes(path):
@@ -218,7 +212,7 @@ class DriftSource:
         return path
 
     @cached_property
-    def _frame(self):
+    def _frame(self) -> "pd.DataFrame | None":
         "The table; None if the file is a profile"
         head = _magic_bytes(self._path)
         if head == b"WHY1":
@@ -230,12 +224,9 @@ class DriftSource:
 
 
 def read_windows(
-    source: str,  # as in `SOURCE_FORMS`
-    settings: Settings,
-    window_size: str | None = None,  # month, day or hour; default: one window of everything
-    row_filter: RowFilter = RowFilter(),  # rows of one version, arm or segment
-) -> dict[str, Profile]:  # label -> profile, in the order of time
-    "The profiles of the windows of a source; raises `ProfileError` if there is no such source, or it has no rows"
+    source: str, settings: Settings, window_size: str | None = None, row_filter: RowFilter = RowFilter()
+) -> dict[str, Profile]:
+    "The profiles of the windows of a source, as in `SOURCE_FORMS`; like `DriftSource.windows`"
     return DriftSource(source, settings, row_filter=row_filter).windows(window_size)
 
 
@@ -253,15 +244,13 @@ def _missing_source_message(source: str, path: Path) -> str:
         fix = "pass `reference`, the profile of its training rows, to write_bundle"
         return f"the project's bundle has no reference profile to compare with ({path} does not exist); {fix}"
     if source == "bundle":
-        return (
-            f"the project has no bundle with a reference profile yet ({path} does not exist); make one with: mlnb run"
-        )
+        return f"the project has no bundle with a reference profile yet ({path} does not exist); make one with: mlnb run"
     if path.name == "reference.profile" and path.parent.is_dir():
         return f"folder {path.parent} is not a model bundle with a reference: it has no reference.profile"
     return f"there is no file {source!r}{did_you_mean(source, ('bundle', 'log'))}; write one of: {SOURCE_FORMS}"
 
 # %% ../../nbs/monitoring/02_drift_sources.ipynb #fc4c425a
-def _parquet(path: Path):
+def _parquet(path: Path) -> "pd.DataFrame":
     "The table in a Parquet file"
     import pandas as pd
     import pyarrow as pa
@@ -272,7 +261,7 @@ def _parquet(path: Path):
         raise ProfileError(f"{path} is not a readable Parquet file: {e}") from None
 
 
-def _csv(path: Path, reference: Callable[[], Profile] | None = None):
+def _csv(path: Path, reference: Callable[[], Profile] | None = None) -> "pd.DataFrame":
     "The table in a CSV file; texts of the reference are read as they are written: 05 is not 5, and NA is not missing"
     import pandas as pd
 
@@ -292,37 +281,8 @@ def _csv(path: Path, reference: Callable[[], Profile] | None = None):
     return frame
 
 # %% ../../nbs/monitoring/02_drift_sources.ipynb #de1114b5
+_PERIOD_FORMS = "log:2013, log:2013-07, log:2013-07-04 or log:2013-07-04T05"
 _PERIOD = re.compile(r"\d{4}(-\d\d(-\d\d(T\d\d)?)?)?")
-
-
-def _log_windows(source: str, settings: Settings, window_size: str | None, row_filter: RowFilter) -> dict[str, Profile]:
-    "The profiles of the windows of the prediction log"
-    period = source.partition(":")[2]
-    if source != "log" and not is_period(period):
-        raise ProfileError(
-            f"{source!r} is not a period; write log:2013, log:2013-07, log:2013-07-04 or log:2013-07-04T05"
-        )
-    read = _log_hours if _has_hours(settings, row_filter) else _log_rows
-    return read(source, period, settings, window_size, row_filter)
-
-
-def _has_hours(settings: Settings, row_filter: RowFilter) -> bool:
-    "Whether the log has hourly profiles of the segment"
-    profiled = row_filter.segment is None or row_filter.column in settings.profile_segments
-    return profiled and _update_profiles(settings)
-
-
-def _update_profiles(settings: Settings) -> bool:
-    "Bring the hourly profiles of the log up to date; False if this account may not write them"
-    from mlnb.serving.log_profiles import update_profiles
-
-    try:
-        update_profiles(settings)
-    except OSError as e:
-        if e.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise
-        return False
-    return True
 
 
 def is_period(text: str) -> bool:
@@ -333,58 +293,18 @@ def is_period(text: str) -> bool:
         return False
 
 
-def _log_hours(
-    source: str, period: str, settings: Settings, window_size: str | None, row_filter: RowFilter
-) -> dict[str, Profile]:
-    from mlnb.serving.log_profiles import LogProfileStore, profiles_url
-
-    store, key = LogProfileStore(profiles_url(settings)), _profile_key(row_filter)
-    if windows := store.windows(period, window_size, *key):
-        return windows if window_size else {source: next(iter(windows.values()))}
-    hours = store.hours("", *key)
-    available = f"; it has {hours[0]} to {hours[-1]}" if hours else _available_rows(store, row_filter)
-    requested = (f" of {row_filter}" if row_filter else "") + (f" in {period}" if period else "")
-    raise ProfileError(f"the prediction log {settings.path(settings.predictions)} has no rows{requested}{available}")
-
-
-def _profile_key(row_filter: RowFilter) -> tuple:  # version, arm, segment
-    return (
-        row_filter.version,
-        row_filter.arm,
-        None if row_filter.segment is None else (row_filter.column, row_filter.value or None),
-    )
-
-
-def _available_rows(store, row_filter: RowFilter) -> str:
-    "Which versions and arms the log has, or how to start serving, as the end of a sentence"
-    versions, arms = store.versions_and_arms()
-    if not versions:
-        return "; serve the model first with: mlnb serve"
-    available = []
-    if row_filter.version and row_filter.version not in versions:
-        available.append(f"versions {', '.join(sorted(versions))}")
-    if row_filter.arm and row_filter.arm not in arms:
-        available.append(f"arms {', '.join(sorted(arms))}")
-    return f"; it has {' and '.join(available)}" if available else ""
-
-
-def _log_rows(
-    source: str, period: str, settings: Settings, window_size: str | None, row_filter: RowFilter
-) -> dict[str, Profile]:
-    since = np.datetime64(period) if period else None
-    frame = answered_rows(settings, row_filter, since, since and since + 1)
-    if not len(frame):
-        raise ProfileError(f"the prediction log has no rows of {row_filter}{' in ' + period if period else ''}")
-    return split_windows(frame, window_size, "time") if window_size else {source: Profile.of(frame)}
+def window_size_of_source(source: str) -> str | None:
+    "The size of the window that a source such as log:2013-07-04 names: month, day or hour; None if it names none"
+    period = source.partition(":")[2] if source.startswith("log:") else ""
+    return next((word for word, length in _LABEL_LENGTHS.items() if len(period) == length), None)
 
 
 def answered_rows(
-    settings: Settings,
-    row_filter: RowFilter,
-    since,  # datetime64, UTC; None: from the beginning
-    until,  # datetime64, UTC, exclusive; None: to the end
-):  # DataFrame
-    "The rows of the log whose predictions callers received: without those of a shadow, unless its arm is asked for"
+    settings: Settings, row_filter: RowFilter, since: np.datetime64 | None, until: np.datetime64 | None
+) -> "pd.DataFrame":
+    """The rows of the log from `since` until before `until` (UTC, None: any) whose predictions callers received:
+    without those of a shadow, unless its arm is asked for.
+    """
     from mlnb.serving.log_reader import LogQuery, LogReader
     from mlnb.serving.messages import SHADOW
 
@@ -393,32 +313,79 @@ def answered_rows(
         frame = frame[frame["arm"] != SHADOW]
     return RowFilter(segment=row_filter.segment).apply(frame) if len(frame) else frame
 
+# %% ../../nbs/monitoring/02_drift_sources.ipynb #de1114b7
+@dataclass(frozen=True)
+class _LogSource:
+    "The prediction log, or a period of it"
+    name: str  # log, or log:2013-07
+    settings: Settings
+    row_filter: RowFilter
 
-def _hourly_from_log(period: str, settings: Settings, row_filter: RowFilter) -> HourlyProfile:
-    "The hourly profiles of a period of the log, and of the day before and after"
-    from mlnb.serving.log_profiles import LogProfileStore, profiles_url
+    def windows(self, window_size: str | None) -> dict[str, Profile]:
+        if self.name != "log" and not is_period(self._period):
+            raise ProfileError(f"{self.name!r} is not a period; write {_PERIOD_FORMS}")
+        if store := self._profiles():
+            if windows := store.windows(self._period, window_size, *self._key):
+                return windows if window_size else {self.name: next(iter(windows.values()))}
+            raise ProfileError(self._no_rows_message(store))
+        since = np.datetime64(self._period) if self._period else None
+        frame = answered_rows(self.settings, self.row_filter, since, None if since is None else since + 1)
+        if not len(frame):
+            period = f" in {self._period}" if self._period else ""
+            raise ProfileError(f"the prediction log has no rows of {self.row_filter}{period}")
+        return split_windows(frame, window_size, "time") if window_size else {self.name: Profile.of(frame)}
 
-    period = period[: _LABEL_LENGTHS["day"]]  # the day of an hour
-    begin, end = ((np.datetime64(period) + offset).astype("datetime64[D]") if period else None for offset in (0, 1))
-    if _has_hours(settings, row_filter):
-        store, key = LogProfileStore(profiles_url(settings)), _profile_key(row_filter)
-        periods = [str(begin - 1), period, str(end)] if period else [""]
-        return HourlyProfile.merged(store.hourly(each, *key) for each in periods)
-    return hourly_from_table(answered_rows(settings, row_filter, begin and begin - 1, end and end + 1), "time")
+    def hours(self) -> HourlyProfile:
+        "The hourly profiles of the period, and of the day before and after"
+        day = self._period[: _LABEL_LENGTHS["day"]]  # of an hour
+        store = self._profiles()
+        if not day:
+            if store:
+                return store.hourly("", *self._key)
+            return hourly_from_table(answered_rows(self.settings, self.row_filter, None, None), "time")
+        begin, end = ((np.datetime64(day) + offset).astype("datetime64[D]") for offset in (0, 1))
+        if store:
+            return HourlyProfile.merged(store.hourly(each, *self._key) for each in (str(begin - 1), day, str(end)))
+        return hourly_from_table(answered_rows(self.settings, self.row_filter, begin - 1, end + 1), "time")
+
+    @property
+    def _period(self) -> str:
+        return self.name.partition(":")[2]
+
+    @property
+    def _key(self) -> tuple:  # version, arm, segment
+        where = self.row_filter
+        return where.version, where.arm, None if where.segment is None else (where.column, where.value or None)
+
+    def _profiles(self) -> "LogProfileStore | None":
+        "The hourly profiles, up to date; None if the log has none of the segment, or this account may not write them"
+        from mlnb.serving.log_profiles import LogProfileStore, profiles_url, update_profiles
+
+        if self.row_filter.segment is not None and self.row_filter.column not in self.settings.profile_segments:
+            return None
+        try:
+            update_profiles(self.settings)
+        except OSError as e:
+            if e.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            return None
+        return LogProfileStore(profiles_url(self.settings))
+
+    def _no_rows_message(self, store: "LogProfileStore") -> str:
+        "What the log has instead, or how to start serving"
+        where, hours, (versions, arms) = self.row_filter, store.hours("", *self._key), store.versions_and_arms()
+        available = [f"{hours[0]} to {hours[-1]}"] if hours else []
+        if not hours and where.version and where.version not in versions:
+            available.append(f"versions {', '.join(sorted(versions))}")
+        if not hours and where.arm and where.arm not in arms:
+            available.append(f"arms {', '.join(sorted(arms))}")
+        hint = f"; it has {' and '.join(available)}" if available else ""
+        if not hours and not versions:
+            hint = "; serve the model first with: mlnb serve"
+        requested = (f" of {where}" if where else "") + (f" in {self._period}" if self._period else "")
+        return f"the prediction log {self.settings.path(self.settings.predictions)} has no rows{requested}{hint}"
 
 
-def window_size_of_source(
-    source: str,  # as in `SOURCE_FORMS`
-) -> str | None:
-    "The size of the window that a source such as log:2013-07-04 names: month, day or hour; None if it names none"
-    period = source.partition(":")[2] if source.startswith("log:") else ""
-    return next((word for word, length in _LABEL_LENGTHS.items() if len(period) == length), None)
-
-
-def read_reference(
-    source: str,  # as in `SOURCE_FORMS`
-    settings: Settings,
-    segment: str | None = None,  # such as origin=JFK
-) -> Profile:
-    "The profile of a whole source, or of one segment of it"
+def read_reference(source: str, settings: Settings, segment: str | None = None) -> Profile:
+    "The profile of a whole source, as in `SOURCE_FORMS`, or of a segment of it such as origin=JFK"
     return Profile.merged(read_windows(source, settings, row_filter=RowFilter(segment=segment)).values())

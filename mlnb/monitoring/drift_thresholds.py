@@ -10,9 +10,11 @@ __all__ = ['STATISTIC_NAMES', 'FALSE_ALARM_RATE', 'FAMILY_GROUPS', 'HOURLY_GROUP
 # %% ../../nbs/monitoring/04_drift_thresholds.ipynb #b7942c1a
 import fnmatch
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Mapping
 from statistics import NormalDist
+from typing import TYPE_CHECKING
 
+import msgspec
 import numpy as np
 
 from ..data.hourly_profiles import HourlyProfile
@@ -20,17 +22,13 @@ from ..data.profiles import ColumnProfile, Profile
 from .cross_column import HOURLY_STATISTICS, CrossColumnModel, Residuals, effects, fit_cross_column
 from .drift import drifts_by_construction, is_timestamp
 from .drift_sources import TIME_COLUMNS, RowFilter, hourly_from_table, split_windows
-from mlnb.monitoring.drift_statistics import (
-    bin_counts,
-    chi_square,
-    has_high_cardinality,
-    hellinger,
-    jensen_shannon,
-    psi,
-    reference_bins,
-)
+from .drift_statistics import bin_counts, chi_square, has_high_cardinality, hellinger
+from .drift_statistics import jensen_shannon, psi, reference_bins
 from ..project.errors import ProfileError
 from ..project.settings import Settings
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 # %% ../../nbs/monitoring/04_drift_thresholds.ipynb #8146b9cd
 STATISTIC_NAMES = {
@@ -50,30 +48,15 @@ STATISTIC_NAMES = {
     "gaps": "missing in the calmest hours",
     "kind": "values of another type",
 }
-_LOG_OFFSETS = {
-    "psi": 0.01,
-    "js": 0.02,
-    "ks": 0.01,
-    "shift": 0.02,
-    "hellinger": 0.02,
-    "chi_square": 0.005,
-    "missing": 0.005,
-}
-_LOG_OFFSETS |= {"together": 0.2, "jump": 0.1, "gaps": 0.004}
-_LOG_OFFSETS |= {
-    "new": 0.003,
-    "beyond": 0.25,
-    "lost": 0.01,
-    "single": 0.01,
-}  # new extremes are common: a few rows beyond mean nothing
+_LOG_OFFSETS = {"psi": 0.01, "js": 0.02, "ks": 0.01, "shift": 0.02, "hellinger": 0.02, "chi_square": 0.005, "missing": 0.005}
+_LOG_OFFSETS |= {"together": 0.2, "jump": 0.1, "gaps": 0.004, "new": 0.003, "lost": 0.01, "single": 0.01}
+_LOG_OFFSETS["beyond"] = 0.25  # new extremes are common: a few rows beyond mean nothing
 
 
-def binned_statistics(
-    kind: str,  # number or category
-    current: np.ndarray,  # (windows, bins) rows, the last bin for missing values
-    reference: np.ndarray,  # (windows, bins)
-) -> dict[str, np.ndarray]:  # statistic -> (windows,)
-    "The statistics of windows against their references"
+def binned_statistics(kind: str, current: np.ndarray, reference: np.ndarray) -> dict[str, np.ndarray]:
+    """The statistics of windows against their references for a number or category: statistic -> (windows,).
+    Both arrays are rows by bin, (windows, bins), the last bin for missing values.
+    """
     p, q = (side / np.maximum(side.sum(-1, keepdims=True), 1) for side in (reference, current))
     statistics = {"psi": psi(reference, current), "js": jensen_shannon(reference, current)}
     statistics["missing"] = np.abs(p[..., -1] - q[..., -1])
@@ -163,7 +146,7 @@ class _ColumnWindows:
         self.shift = self._shifts(column, windows, held_out) if self.std else None
         self.shares = self._unbinned_statistics(column, windows)
 
-    def statistics(self, rows: int | None, rng) -> dict[str, np.ndarray]:  # statistic -> (windows,)
+    def statistics(self, rows: int | None, rng: np.random.Generator) -> dict[str, np.ndarray]:  # statistic -> (windows,)
         "Every statistic of every window, for all its rows or for `rows` that are drawn from them"
         current, shares, shift = self.current, self.shares, self.shift
         if rows is not None:
@@ -204,10 +187,8 @@ class _ReferenceHours:
             columns[name] = {statistic: residuals.columns[name][statistic] for statistic in frequent}
         self.residuals = Residuals(residuals.hours, columns)
 
-    def statistics(
-        self, windows: np.ndarray
-    ) -> dict[tuple[str, str], np.ndarray]:  # column and statistic -> (windows,)
-        "The statistics of windows, (windows, days): how often each contains each day"
+    def statistics(self, windows: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
+        "Column and statistic -> (windows,), for windows, (windows, days): how often each contains each day"
         days_of_windows = [np.repeat(np.arange(len(window)), window.astype(int)) for window in windows]
         hours = [np.concatenate([self.positions[day] for day in days]) for days in days_of_windows]
         values_of = {(n, s): values for n, of in effects(self.residuals, hours).items() for s, values in of.items()}
@@ -215,13 +196,9 @@ class _ReferenceHours:
 
 # %% ../../nbs/monitoring/04_drift_thresholds.ipynb #425e47cd
 FALSE_ALARM_RATE = 0.04  # of reports when nothing is wrong
-FAMILY_GROUPS = {
-    "input": "inputs",
-    "feature": "inputs",
-    "label rate": "labels",
-    "score": "outputs",
-    "decision": "outputs",
-}  # family -> group with a limit of its own
+FAMILY_GROUPS = {  # family -> group with a limit of its own
+    "input": "inputs", "feature": "inputs", "label rate": "labels", "score": "outputs", "decision": "outputs",
+}  # fmt: skip
 HOURLY_GROUP = "hours"  # the group of hourly statistics
 _MIN_HOURLY_LIMIT = 1.5  # since a fit is never as good on new data
 _RATE_SHARES = {"inputs": 0.3, HOURLY_GROUP: 0.2, "labels": 0.25, "outputs": 0.25}  # of the false alarm rate
@@ -231,21 +208,13 @@ _WINDOW_DAYS = (1, 7, 30)  # days
 _ROW_FRACTIONS, _MIN_ROWS = (1, 8, 64), 50  # a window has rows / fraction rows, but at least so many
 
 
-def to_log_scale(
-    statistic: str,
-    values,  # of the statistic
-    rows: float,  # of the window
-) -> np.ndarray:
-    "Statistics on a log scale; for `single`, the share of all other numbers counts"
+def to_log_scale(statistic: str, values: "np.ndarray | float", rows: float) -> np.ndarray:
+    "Statistics of windows of so many rows on a log scale; for `single`, the share of all other numbers counts"
     values, offset = np.asarray(values, float), _LOG_OFFSETS[statistic] + 2 / rows
     return -np.log(np.maximum(1 - values, 0) + offset) if statistic == "single" else np.log(values + offset)
 
 
-def from_log_scale(
-    statistic: str,
-    value: float,  # on the log scale
-    rows: float,  # of the window
-) -> float:
+def from_log_scale(statistic: str, value: float, rows: float) -> float:
     "The inverse of `to_log_scale`"
     offset = _LOG_OFFSETS[statistic] + 2 / rows
     return float(1 + offset - np.exp(-value) if statistic == "single" else np.exp(value) - offset)
@@ -287,8 +256,7 @@ def _draw_week_windows(days: int, length: int, seed: int) -> np.ndarray:
     return counts
 
 # %% ../../nbs/monitoring/04_drift_thresholds.ipynb #912c7a02
-@dataclass(frozen=True)
-class ThresholdPoint:
+class ThresholdPoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     "The ordinary range for windows of one length and number of rows"
     days: float
     rows: float
@@ -296,8 +264,7 @@ class ThresholdPoint:
     columns: dict[str, dict[str, list[float]]]  # column -> statistic -> centre and spread on the log scale
 
 
-@dataclass(frozen=True)
-class DriftThresholds:
+class DriftThresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     "How far the columns of a reference move when nothing is wrong"
     days: int  # of the reference
     rows_a_day: float
@@ -306,27 +273,24 @@ class DriftThresholds:
     scores: dict[str, list[float | None]]  # column -> mean score in each of its bins, null if the reference has no row
     ordinary: list[ThresholdPoint]
     day_span: float = 1.0  # days from the first time of a day to the last: 0.4 for a service that decides from 8 to 18
-    consistency: CrossColumnModel = field(default_factory=CrossColumnModel)  # of the hours
+    consistency: CrossColumnModel = CrossColumnModel()  # of the hours; not in bundles of early releases
 
     def to_bytes(self) -> bytes:
         "The thresholds as JSON"
-        values = _rounded(asdict(self)) | {
-            "consistency": self.consistency.to_dict()
-        }  # a mean of 1e9 needs all of its digits
-        return json.dumps({"format": 1, **values}, separators=(",", ":"), allow_nan=False).encode()
+        values = msgspec.to_builtins(self)
+        consistency = {"consistency": values.pop("consistency")}  # a mean of 1e9 needs all of its digits
+        document = {"format": 1} | _rounded(values) | consistency
+        return json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str = "the file of drift thresholds") -> "DriftThresholds":
         "The thresholds from JSON; raises `ProfileError` if they are damaged"
         try:
-            values = json.loads(data)
-            if values.pop("format") != 1:
+            values = msgspec.json.decode(data, type=dict)
+            if values.pop("format", None) != 1:
                 raise ValueError("another format")
-            values["ordinary"] = [ThresholdPoint(**point) for point in values["ordinary"]]
-            if "consistency" in values:  # not in bundles of early releases
-                values["consistency"] = CrossColumnModel.from_dict(values["consistency"])
-            return cls(**values)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as e:
+            return msgspec.convert(values, cls)
+        except (ValueError, msgspec.MsgspecError, RecursionError) as e:
             raise ProfileError(f"{where} cannot be read ({e}); make the bundle again with: mlnb run") from None
 
 
@@ -353,14 +317,11 @@ def thresholds_from_days(
     seed: int = 0,
 ) -> DriftThresholds:
     "The thresholds of a reference, from its days; raises `ProfileError` if there are fewer than 28"
-    days = dict(
-        [(label, day) for label, day in days.items() if day.rows][1:-1]
-    )  # the first and the last may be incomplete
+    days = dict([(label, day) for label, day in days.items() if day.rows][1:-1])  # the outer ones may be incomplete
     profiles = list(days.values())
     if len(profiles) < 4 * 7:
-        raise ProfileError(
-            f"the reference has {len(profiles)} complete days with rows; drift thresholds need at least 28"
-        )
+        problem = f"the reference has {len(profiles)} complete days with rows"
+        raise ProfileError(f"{problem}; drift thresholds need at least 28")
     reference = Profile.merged(profiles)
     families = {name: _family(name, request, label_rates, score, decision) for name in reference.columns}
     usable = [name for name, column in reference.columns.items() if _usable(column) and name not in left_out]
@@ -408,7 +369,7 @@ def _usable(column: ColumnProfile) -> bool:
     return column.kind == "number" or (column.kind == "category" and not has_high_cardinality(column))
 
 
-def _family(name: str, request, label_rates, score: str, decision: str) -> str:
+def _family(name: str, request: Collection[str], label_rates: Collection[str], score: str, decision: str) -> str:
     if name in (score, decision):
         return "score" if name == score else "decision"
     if any(fnmatch.fnmatchcase(name, pattern) for pattern in label_rates):
@@ -431,11 +392,8 @@ def _fit_points(
     weeks = _draw_week_windows(days, length, seed) if length > _WEEK else np.empty((0, days))
     in_windows = {name: _ColumnWindows(column, windows) for name, column in columns.items()}
     in_weeks = {name: _ColumnWindows(column, weeks, held_out=False) for name, column in columns.items() if len(weeks)}
-    hourly = {
-        key: values
-        for key, values in hours.statistics(windows).items()
-        if key[0] in columns and values.max() < _MIN_FAULT_EFFECTS[key[1]]
-    }
+    may_show_faults = lambda key, values: key[0] in columns and values.max() < _MIN_FAULT_EFFECTS[key[1]]
+    hourly = {key: values for key, values in hours.statistics(windows).items() if may_show_faults(key, values)}
     hourly_of_weeks = hours.statistics(weeks) if len(weeks) else {}
     points = []
     for rows in dict.fromkeys(max(round(length * rows_a_day / part), _MIN_ROWS) for part in _ROW_FRACTIONS):
@@ -443,9 +401,7 @@ def _fit_points(
         hourly_keys = hourly if drawn is None else {}
         names, logs = _log_statistics(in_windows, hourly_keys, rows, drawn, rng)
         centre, spread = _fit_tail(logs)
-        group = np.array(
-            [HOURLY_GROUP if statistic in HOURLY_STATISTICS else groups[name] for name, statistic in names]
-        )
+        group = np.array([HOURLY_GROUP if name[1] in HOURLY_STATISTICS else groups[name[0]] for name in names])
         limits = _limits(_cross_fit_excess(logs, windows, fold), group, rate)
         if in_weeks:
             of_weeks = {key: hourly_of_weeks[key] for key in hourly_keys}
@@ -469,7 +425,9 @@ def _limits(excess: np.ndarray, group: np.ndarray, rate: float) -> dict[str, flo
     return limits
 
 
-def _log_statistics(columns: dict, hourly: dict, rows: int, drawn: int | None, rng) -> tuple[list, np.ndarray]:
+def _log_statistics(
+    columns: Mapping[str, _ColumnWindows], hourly: dict, rows: int, drawn: int | None, rng: np.random.Generator
+) -> tuple[list, np.ndarray]:
     "Column and statistic of each column of (windows, statistics), and their logarithms"
     of_columns = {(n, s): v for n, column in columns.items() for s, v in column.statistics(drawn, rng).items()}
     values_of = of_columns | hourly
@@ -477,11 +435,8 @@ def _log_statistics(columns: dict, hourly: dict, rows: int, drawn: int | None, r
     return list(values_of), np.stack(logs, 1)
 
 # %% ../../nbs/monitoring/04_drift_thresholds.ipynb #79f5aaf2
-def assign_bins(
-    values,  # (rows,) Series
-    reference: ColumnProfile,
-) -> np.ndarray:  # (rows,) of int
-    "The bin of each row, in the order of `bin_counts`"
+def assign_bins(values: "pd.Series", reference: ColumnProfile) -> np.ndarray:
+    "(rows,) the bin of each row, in the order of `bin_counts`"
     import pandas as pd
 
     bins = reference_bins(reference)
@@ -492,7 +447,7 @@ def assign_bins(
     return np.where(values.isna(), len(bins) + 1, np.where(codes < 0, len(bins), codes))
 
 
-def _mean_score_by_bin(frame, reference: Profile, score: str) -> dict[str, list]:
+def _mean_score_by_bin(frame: "pd.DataFrame", reference: Profile, score: str) -> dict[str, list]:
     "Column -> mean score in each bin, of the rows with a score"
     frame = frame[np.isfinite(frame[score].to_numpy(np.float64, na_value=np.nan))]
     weights, means = frame[score].to_numpy(np.float64), {}
@@ -505,12 +460,10 @@ def _mean_score_by_bin(frame, reference: Profile, score: str) -> dict[str, list]
     return means
 
 
-def calibrate(
-    frame,  # DataFrame: rows of the reference with a time column and, if available, the model's score and decision
-    time: str | None = None,  # the time column; default: as in `split_windows`
-    **options,  # request, label_rates, score, decision, rate, seed: as in `thresholds_from_days`
-) -> DriftThresholds:
-    "The drift thresholds of a reference table"
+def calibrate(frame: "pd.DataFrame", time: str | None = None, **options) -> DriftThresholds:
+    """The drift thresholds of a reference table with a time column and, if available, the model's score and decision.
+    `time` is as in `split_windows`; options are those of `thresholds_from_days`: request, label_rates, score, ...
+    """
     days, score = split_windows(frame, "day", time), options.get("score", "probability")
     scores = _mean_score_by_bin(frame, Profile.of(frame), score) if score in frame else None
     return thresholds_from_days(days, hourly=hourly_from_table(frame, time), scores=scores, **options)
@@ -547,12 +500,8 @@ def _weighted_mean(weighted: list[tuple[float, dict]]) -> dict:
     return means
 
 # %% ../../nbs/monitoring/04_drift_thresholds.ipynb #81a70434
-def load_thresholds(
-    source: str,  # as in `mlnb.monitoring.drift_sources.SOURCE_FORMS`
-    settings: Settings,
-    segment: str | None = None,  # such as origin=JFK
-) -> DriftThresholds | None:
-    "The thresholds that belong to a reference; None if it is not a bundle, or a bundle without thresholds"
+def load_thresholds(source: str, settings: Settings, segment: str | None = None) -> DriftThresholds | None:
+    "The thresholds of a reference source, or of a segment such as origin=JFK; None if it is no bundle, or has none"
     path = settings.path(settings.bundle if source == "bundle" else source)
     folder = RowFilter(segment=segment).reference_folder(path) if path.is_dir() else path
     file = folder / "drift.json"

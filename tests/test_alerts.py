@@ -63,7 +63,9 @@ def project(tmp_path, request):
 
 def start(root, hook):
     env = {k: v for k, v in os.environ.items() if not k.startswith("MLNB_")} | {"HOOK": hook.url}
-    process = subprocess.Popen([sys.executable, "-c", CHECK], cwd=root, env=env, stdin=-1, stdout=-1, stderr=-1, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", CHECK], cwd=root, env=env, stdin=-1, stdout=-1, stderr=-1, text=True
+    )
     assert process.stdout.readline() == "ready\n", process.stderr.read()
     return process
 
@@ -103,8 +105,13 @@ def test_killed_while_it_tells(project):
 def test_killed_between_noting_and_telling(project):
     root, alerts = project
     with Listener() as hook:
-        code = "from mlnb.monitoring import notify; import os; notify.notify = lambda *_: os.kill(os.getpid(), 9)\n" + CHECK
-        process = subprocess.run([sys.executable, "-c", code], cwd=root, env=os.environ | {"HOOK": hook.url}, input="go\n", text=True)
+        code = (
+            "from mlnb.monitoring import notify; import os; notify.notify = lambda *_: os.kill(os.getpid(), 9)\n"
+            + CHECK
+        )
+        process = subprocess.run(
+            [sys.executable, "-c", code], cwd=root, env=os.environ | {"HOOK": hook.url}, input="go\n", text=True
+        )
         assert process.returncode == -9 and hook.got == [] and len(alerts.select()) == 1
         assert finish(start(root, hook)) == 0 and len(hook.got) == 1
         assert finish(start(root, hook)) == 0 and len(hook.got) == 1
@@ -139,7 +146,9 @@ def test_a_check_that_began_before_another_was_noted_changes_nothing(project):
     _, alerts = project
     early = now()
     look(alerts, "a")
-    assert look(alerts, started=early) == AlertChanges([], []) and look(alerts, "b", started=early) == AlertChanges([], [])
+    assert look(alerts, started=early) == AlertChanges([], []) and look(alerts, "b", started=early) == AlertChanges(
+        [], []
+    )
     assert [(a["subject"], a["missed"]) for a in alerts.select()] == [("a", 0)]
     alerts.close()
 
@@ -182,7 +191,9 @@ def test_what_a_person_resolved_stays_so_for_its_run(project):
     _, alerts = project
     look(alerts, "flights", run="R1")
     alerts.resolve(1, "ada", "the disk was full")
-    assert look(alerts, "flights", run="R1") == AlertChanges([], []) and look(alerts, "flights", run="R2") == AlertChanges([1], [])
+    assert look(alerts, "flights", run="R1") == AlertChanges([], []) and look(
+        alerts, "flights", run="R2"
+    ) == AlertChanges([1], [])
     alerts.close()
 
 
@@ -196,7 +207,9 @@ def test_what_went_away_by_itself_comes_back_in_a_window_that_grows(project):
     )
     assert look(alerts, "auc", **days(5)) == AlertChanges([1], [])  # nobody has said that this is settled
     alerts.resolve(1, "ada")
-    assert look(alerts, "auc", **days(5)) == AlertChanges([], []) and look(alerts, "auc", **days(6)) == AlertChanges([1], [])
+    assert look(alerts, "auc", **days(5)) == AlertChanges([], []) and look(alerts, "auc", **days(6)) == AlertChanges(
+        [1], []
+    )
     look(alerts)
     assert look(alerts) == AlertChanges([], [1]) and look(alerts, "auc", **days(6)) == AlertChanges(
         [1], []
@@ -209,7 +222,10 @@ def test_a_blind_rule_forgets_nothing_and_sees_again(project):
     look(alerts, "a")
     for _ in range(5):
         look(alerts, evaluation_error="no log")
-    assert {a["subject"]: (a["state"], a["missed"]) for a in alerts.select()} == {"a": ("firing", 0), EVALUATION_FAILED: ("firing", 0)}
+    assert {a["subject"]: (a["state"], a["missed"]) for a in alerts.select()} == {
+        "a": ("firing", 0),
+        EVALUATION_FAILED: ("firing", 0),
+    }
     look(alerts, "a")
     assert look(alerts, "a") == AlertChanges([], [2]) and alerts.memories() == {"inputs": {"n": 1}}
     alerts.close()
@@ -229,7 +245,9 @@ def test_deployments_do_not_see_each_other(project):
     others = AlertStore(alerts.records, "others")
     look(alerts, "a")
     look(others, "a")
-    assert len(alerts.select()) == len(others.select()) == 1 and [a["id"] for a in others.claim_deliveries("ops")] == [2]
+    assert len(alerts.select()) == len(others.select()) == 1 and [a["id"] for a in others.claim_deliveries("ops")] == [
+        2
+    ]
     assert look(others) == AlertChanges([], []) and look(others) == AlertChanges([], [2]) and len(alerts.select()) == 1
     alerts.close()
 

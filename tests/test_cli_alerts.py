@@ -61,7 +61,11 @@ def project(tmp_path):
 
 
 def alerts(project, *arguments, **variables):
-    environ = {k: v for k, v in os.environ.items() if not k.startswith("MLNB_") or k == "MLNB_RUNTIME_DIR"} | {"COLUMNS": "150"} | variables
+    environ = (
+        {k: v for k, v in os.environ.items() if not k.startswith("MLNB_") or k == "MLNB_RUNTIME_DIR"}
+        | {"COLUMNS": "150"}
+        | variables
+    )
     return warm_cli.run(["alerts", *arguments], cwd=project, env=environ)
 
 
@@ -79,7 +83,9 @@ def test_a_trouble_from_its_first_check_to_its_end(project):
         assert checked["told"] == {name: {"alerts": 1, "error": None, "note": None} for name in ("file", "hook")}
         assert [r["found"] for r in checked["rules"]] == [["context"], []] and len(hook.got) == 1
     shown = alerts(project, "check", HOOK="http://127.0.0.1:9/secret")
-    assert shown.returncode == 1 and "there is no feature snapshot yet" in shown.stdout and shown.stderr == ""  # nothing new is to be told
+    assert (
+        shown.returncode == 1 and "there is no feature snapshot yet" in shown.stdout and shown.stderr == ""
+    )  # nothing new is to be told
     done = alerts(project, "ack", "1", "--note", "on it", "--user", "ada")
     assert done.stdout == "Alert 1 is acknowledged by ada: there is no feature snapshot yet\n"
     assert document(project, "check")[1] == 3  # somebody has it in hand, and no run has ended yet
@@ -115,7 +121,11 @@ def test_a_failed_run_that_only_its_journal_knows_of(project, monkeypatch):
     recorder.close(wait=False)
     assert list(settings.path(".mlnb/runs").iterdir())
     checked, _ = document(project, "check")
-    assert ["the newest run" in a["words"] and "KeyError" in a["words"] for a in checked["alerts"] if a["rule"] == "pipeline"] == [True]
+    assert [
+        "the newest run" in a["words"] and "KeyError" in a["words"]
+        for a in checked["alerts"]
+        if a["rule"] == "pipeline"
+    ] == [True]
     assert not list(settings.path(".mlnb/runs").iterdir())
 
 
@@ -152,7 +162,9 @@ def idle_service():
 def test_what_was_not_examined_comes_first_and_is_not_green(tmp_path):
     "Rules of every kind without anything to judge; of those that look, `age` alone finds something"
     toml = TOML.replace("snapshot_minutes = 60", "snapshot_minutes = 60\nprediction_minutes = 60") + RULES
-    (tmp_path / "pyproject.toml").write_text(toml.replace("[tool.mlnb]\n", "[tool.mlnb]\ncost_false_negative = 3.0\n", 1))
+    (tmp_path / "pyproject.toml").write_text(
+        toml.replace("[tool.mlnb]\n", "[tool.mlnb]\ncost_false_negative = 3.0\n", 1)
+    )
     settings = load_settings(tmp_path)
     with idle_service() as port, Listener() as hook:
         variables = {"MLNB_PORT": str(port), "HOOK": hook.url}
@@ -166,7 +178,9 @@ def test_what_was_not_examined_comes_first_and_is_not_green(tmp_path):
             assert alert["rule"] == "age"
             alerts(tmp_path, "ack", str(alert["id"]))
         shown = alerts(tmp_path, "check", **variables)
-    assert shown.returncode == 3 and shown.stdout.startswith("No data for 6 of 7 rules:\n  ● pipeline: no run of pipeline")
+    assert shown.returncode == 3 and shown.stdout.startswith(
+        "No data for 6 of 7 rules:\n  ● pipeline: no run of pipeline"
+    )
     assert "had 0 requests since an earlier check, fewer than min_requests = 50" in shown.stdout
     assert shown.stdout.index("● up") < shown.stdout.index("acknowledged")
     log, day = PredictionLog.of(settings), "2013-07-01T05:00:00Z"
@@ -174,11 +188,17 @@ def test_what_was_not_examined_comes_first_and_is_not_green(tmp_path):
     log.append([Prediction(f"r{i}", f"e{i}", day, day, *said, {}, {"x": 1.0}) for i in range(20)])
     log.close()
     reasons = {one["rule"]: one["unexamined"] for one in document(tmp_path, "check")[0]["rules"]}
-    assert reasons["auc"] == "none of the decisions from 2013-07-01 to 2013-07-01 has a label" and reasons["coverage"] is None
+    assert (
+        reasons["auc"] == "none of the decisions from 2013-07-01 to 2013-07-01 has a label"
+        and reasons["coverage"] is None
+    )
     now = datetime.now(UTC)
     LabelLog.of(settings).append([Label(f"e{i}", 1.0, now, now, "service") for i in range(20)])
     reasons = {one["rule"]: one["unexamined"] for one in document(tmp_path, "check")[0]["rules"]}
-    assert reasons["auc"] == "the labels of the decisions from 2013-07-01 to 2013-07-01 are all the same, so there is no auc"
+    assert (
+        reasons["auc"]
+        == "the labels of the decisions from 2013-07-01 to 2013-07-01 are all the same, so there is no auc"
+    )
 
 
 def test_a_rule_with_nothing_to_judge_ends_no_alert(tmp_path):
@@ -189,13 +209,20 @@ def test_a_rule_with_nothing_to_judge_ends_no_alert(tmp_path):
     store.record([RuleResult(rule, now(), [rule.finding("x", "x moved")], {})], [])
     store.close()
     checked, code = document(tmp_path, "check")
-    assert code == 1 and [alert["subject"] for alert in checked["alerts"]] == ["x"] and checked["rules"][0]["unexamined"]
+    assert (
+        code == 1 and [alert["subject"] for alert in checked["alerts"]] == ["x"] and checked["rules"][0]["unexamined"]
+    )
 
 
 def test_open(project):
     document(project, "check")
     opened, code = document(project, "open", "1")
-    assert code == 0 and opened == {"alert": 1, "notebook": str(project / "alerts/1.ipynb"), "new": True, "failed": None}
+    assert code == 0 and opened == {
+        "alert": 1,
+        "notebook": str(project / "alerts/1.ipynb"),
+        "new": True,
+        "failed": None,
+    }
     assert "no feature snapshot yet" in (project / "alerts/1.ipynb").read_text()
     assert alerts(project, "open", "1").stdout == f"{project}/alerts/1.ipynb\n"
 
@@ -223,17 +250,29 @@ def test_test(project):
 )
 def test_a_mistake_is_one_sentence(project, arguments, code, says):
     done = alerts(project, *arguments)
-    assert done.returncode == code and says in " ".join(done.stderr.split()) and done.stdout == "" and "Traceback" not in done.stderr
+    assert (
+        done.returncode == code
+        and says in " ".join(done.stderr.split())
+        and done.stdout == ""
+        and "Traceback" not in done.stderr
+    )
 
 
 def test_a_wrong_rule_stops_the_check_before_it_does_anything(project):
     (project / "pyproject.toml").write_text(TOML.replace('kind = "runs"', 'kind = "runs"\nto = ["hok"]'))
     done = alerts(project, "check")
-    assert done.returncode == 2 and "names channel 'hok' (did you mean 'hook'?)" in done.stderr and not (project / ".mlnb").exists()
+    assert (
+        done.returncode == 2
+        and "names channel 'hok' (did you mean 'hook'?)" in done.stderr
+        and not (project / ".mlnb").exists()
+    )
 
 
 def test_help_imports_nothing_heavy(project):
     code = "import sys; from mlnb.cli.alerts import alerts; print({'pandas', 'sqlalchemy', 'numpy', 'mlnb.monitoring'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        == "set()"
+    )
     for name in ("check", "list", "show", "ack", "resolve", "open", "test"):
         assert "Example:" in alerts(project, name, "--help").stdout

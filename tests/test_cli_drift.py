@@ -33,7 +33,13 @@ def project(tmp_path_factory):
         )
 
     Profile.of(rows("2013-01-01", "2013-06-01", 40)).write(root / "products/bundle/reference.profile")
-    later = pd.concat([rows("2013-07-01", "2013-08-01", 80), rows("2013-08-01", "2013-09-01", 75), rows("2013-09-01", "2013-10-01", 42)])
+    later = pd.concat(
+        [
+            rows("2013-07-01", "2013-08-01", 80),
+            rows("2013-08-01", "2013-09-01", 75),
+            rows("2013-09-01", "2013-10-01", 42),
+        ]
+    )
     later.to_parquet(root / "later.parquet")
     return root
 
@@ -78,9 +84,17 @@ def test_the_same_rows_as_csv_have_not_moved(project, tmp_path):
 def test_long_names_and_many_windows_fit_the_screen(project, tmp_path):
     long = pd.read_parquet(project / "later.parquet").rename(columns={"temperature": "t" * 200})
     long.to_parquet(tmp_path / "long.parquet")
-    done = mlnb(project, str(tmp_path / "long.parquet"), "--reference", str(tmp_path / "long.parquet"), "--window", "day")
-    assert done.returncode == 0 and "t" * 40 in done.stdout and max(map(len, done.stdout.split("Reference:")[0].splitlines())) <= 120
-    assert "Older windows that are not shown: 34;" in done.stdout  # of 92, in the half of the screen that the name leaves
+    done = mlnb(
+        project, str(tmp_path / "long.parquet"), "--reference", str(tmp_path / "long.parquet"), "--window", "day"
+    )
+    assert (
+        done.returncode == 0
+        and "t" * 40 in done.stdout
+        and max(map(len, done.stdout.split("Reference:")[0].splitlines())) <= 120
+    )
+    assert (
+        "Older windows that are not shown: 34;" in done.stdout
+    )  # of 92, in the half of the screen that the name leaves
     few = mlnb(project, "later.parquet", "--window", "day")
     assert "Older windows" not in few.stdout
 
@@ -122,5 +136,8 @@ def test_a_mistake_is_one_sentence(project, arguments, code, said):
 
 def test_help_imports_nothing_heavy(project):
     code = "import sys; from mlnb.cli.drift import drift; print({'pandas', 'whylogs', 'whylogs_sketching', 'numpy'} & set(sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "set()"
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        == "set()"
+    )
     assert "Example:" in mlnb(project, "--help").stdout

@@ -37,7 +37,9 @@ def project(tmp_path):
     times, p = np.datetime64("2013-07-01T00:30") + np.arange(ROWS) * np.timedelta64(1, "h"), rng.beta(1.5, 4, ROWS)
 
     made = lambda i, time, q: prediction(f"e{i}", moment(time), q, {"origin": "JFK" if i % 3 else "EWR"})
-    PredictionLog(tmp_path / ".mlnb/predictions").append([made(i, t, q) for i, (t, q) in enumerate(zip(times, p.tolist(), strict=True))])
+    PredictionLog(tmp_path / ".mlnb/predictions").append(
+        [made(i, t, q) for i, (t, q) in enumerate(zip(times, p.tolist(), strict=True))]
+    )
     labels = pd.DataFrame({"entity": [f"e{i}" for i in range(ROWS)], "value": (rng.random(ROWS) < p).astype(int)})
     labels["observed_at"] = pd.Series(times + np.timedelta64(5, "h")).dt.tz_localize("UTC")
     labels.to_parquet(tmp_path / "labels.parquet", index=False)
@@ -80,7 +82,10 @@ def test_segments_that_are_not_shown_are_told(project):
     log = [prediction(f"t{i}", "2013-07-01T05:00:00Z", 0.5, {"tail": f"N{i % 30}"}) for i in range(90)]
     PredictionLog(project / ".mlnb/predictions").append(log)
     said = "tail has 31 values; the 20 with the most decisions are shown"
-    assert said in mlnb(project, "performance", "--group-by", "tail", "--html", "page.html") and said in (project / "page.html").read_text()
+    assert (
+        said in mlnb(project, "performance", "--group-by", "tail", "--html", "page.html")
+        and said in (project / "page.html").read_text()
+    )
     found = json.loads(mlnb(project, "performance", "--group-by", "tail", "--json"))
     assert (found["segment_count"], len(found["segments"])) == (31, 20)  # one is that of the rows without a tail
     assert "are shown" not in mlnb(project, "performance", "--group-by", "origin")
@@ -90,7 +95,10 @@ def test_at_an_earlier_moment_days_wait(project):
     added(project, "labels.parquet")
     shown = mlnb(project, "performance", "--as-of", "2013-07-10T12:00", "--window", "day")
     days = {line.split()[0]: line for line in shown.splitlines() if line.startswith("2013-07-")}
-    assert len(days) == 10 and [day for day, line in days.items() if "waiting for labels" in line] == ["2013-07-09", "2013-07-10"]
+    assert len(days) == 10 and [day for day, line in days.items() if "waiting for labels" in line] == [
+        "2013-07-09",
+        "2013-07-10",
+    ]
     early = mlnb(project, "performance", "--as-of", "2013-07-01T12:00")
     assert "No day's label window has closed" in early
 
@@ -104,7 +112,9 @@ def test_no_prediction_no_cost_no_such_time(project, tmp_path_factory):
     empty = tmp_path_factory.mktemp("empty")
     (empty / "pyproject.toml").write_text("[tool.mlnb]\n")
     assert "cost_false_negative = 3.0" in mlnb(empty, "performance", code=1)
-    assert "has no rows; serve the model first with: mlnb serve" in mlnb(empty, "performance", code=1, MLNB_COST_FALSE_NEGATIVE="3.0")
+    assert "has no rows; serve the model first with: mlnb serve" in mlnb(
+        empty, "performance", code=1, MLNB_COST_FALSE_NEGATIVE="3.0"
+    )
     assert "mlnb predictions" in mlnb(project, "performance", "--since", "2014-01-01", code=1)
     assert "positive 1.0 and false_negative 0.5" in mlnb(project, "performance", code=1, MLNB_COST_FALSE_NEGATIVE="0.5")
     assert "cost_false_negative" in mlnb(project, "performance", code=2, MLNB_COST_FALSE_NEGATIVE="dear")
@@ -114,24 +124,40 @@ def test_no_prediction_no_cost_no_such_time(project, tmp_path_factory):
 def test_wrong_rows_are_set_aside_and_the_good_ones_kept(project):
     future, past = "2100-01-01T00:00:00Z", "2013-06-01T00:00:00Z"
     good = "2013-07-01T12:00:00Z"
-    rows = [("e0", "1", good), ("e0", "1", good), ("new", "0", good), ("e1", "2", good), ("e2", "0.5", good), ("e3", "", good)]
+    rows = [
+        ("e0", "1", good),
+        ("e0", "1", good),
+        ("new", "0", good),
+        ("e1", "2", good),
+        ("e2", "0.5", good),
+        ("e3", "", good),
+    ]
     rows += [("e4", "yes", good), ("e5", "1", future), ("e6", "1", past), ("e7", "1", "2013-07-01"), ("e8", "1", "")]
     rows += [("", "1", good), ("x" * 1_000_000, "1", good)]
-    (project / "bad.csv").write_text("\n".join(["entity,value,observed_at", *(",".join(r) for r in rows), "e9,1"]) + "\n")
+    (project / "bad.csv").write_text(
+        "\n".join(["entity,value,observed_at", *(",".join(r) for r in rows), "e9,1"]) + "\n"
+    )
     found = added(project, "bad.csv")
     assert counts(found) == (14, 2, 1, 1, 11)
     aside = pd.read_csv(project / "bad.rejected.csv")
     assert aside["row"].tolist() == list(range(3, 14)) and found["rejected_file"] == "bad.rejected.csv"
-    assert {"is in the future", "is before the decision on this entity", "is neither 0 nor 1", "is not a key"} <= set(aside["problem"])
+    assert {"is in the future", "is before the decision on this entity", "is neither 0 nor 1", "is not a key"} <= set(
+        aside["problem"]
+    )
     said = mlnb(project, "labels", "add", "bad.csv")
-    assert "11 were quarantined; the reasons are in bad.rejected.csv" in said and "row 3, field 'value': is neither 0 nor 1" in said
+    assert (
+        "11 were quarantined; the reasons are in bad.rejected.csv" in said
+        and "row 3, field 'value': is neither 0 nor 1" in said
+    )
     (project / "bad.csv").write_text(f"entity,value,observed_at\ne0,1,{good}\n")
     assert counts(added(project, "bad.csv")) == (1, 0, 1, 0, 0) and not (project / "bad.rejected.csv").exists()
 
 
 def test_where_no_row_is_good_the_command_fails_and_a_word_is_no_label(project):
     (project / "words.csv").write_text("entity,value,observed_at\ne0,yes,2013-07-01T12:00:00Z\n")
-    done = subprocess.run([*MLNB, "labels", "add", "words.csv"], cwd=project, env=toy_project.environment(project), capture_output=True)
+    done = subprocess.run(
+        [*MLNB, "labels", "add", "words.csv"], cwd=project, env=toy_project.environment(project), capture_output=True
+    )
     assert done.returncode == 1 and b"the first is row 0, field 'value': \"yes\" is neither 0 nor 1" in done.stdout
     assert pd.read_csv(project / "words.rejected.csv")["expected"].tolist() == [EXPECTED_FORMS["value"]]
     (project / "words.csv").write_text("entity,value,observed_at\n")
@@ -158,14 +184,19 @@ def test_columns_have_other_names_truth_values_and_no_moment(project):
     labels = pd.read_parquet(project / "labels.parquet")
     named = pd.DataFrame({"key": labels.entity, "late": labels.value == 1, "known": labels.observed_at})
     named.to_parquet(project / "named.parquet", index=False)
-    assert counts(added(project, "named.parquet", "--entity", "key", "--label", "late", "--observed", "known"))[1] == ROWS
+    assert (
+        counts(added(project, "named.parquet", "--entity", "key", "--label", "late", "--observed", "known"))[1] == ROWS
+    )
     assert counts(added(project, "labels.parquet"))[2] == ROWS
     file = project / "undated.csv"
     file.write_text("entity,value\ne0,1\n")
     os.utime(file, (1_400_000_000, 1_400_000_000))
     assert added(project, file)["added"] == 1 and added(project, file)["duplicates"] == 1
     shown = json.loads(mlnb(project, "labels", "show", "e0", "--json"))
-    assert shown[-1] == shown[-1] | {"value": 1.0, "observed_at": "2014-05-13T16:53:20Z", "source": "undated.csv"} and len(shown) == 2
+    assert (
+        shown[-1] == shown[-1] | {"value": 1.0, "observed_at": "2014-05-13T16:53:20Z", "source": "undated.csv"}
+        and len(shown) == 2
+    )
 
 
 def test_a_correction_holds_and_the_history_is_shown(project):
@@ -181,7 +212,9 @@ def test_a_correction_holds_and_the_history_is_shown(project):
 def test_lines_that_cannot_be_read_are_told(project):
     added(project, "labels.parquet")
     assert "quarantined" not in mlnb(project, "labels", "status")
-    (project / ".mlnb/outcomes/20130701T000000-1-00000000.jsonl").write_text('{"entity": "of another release"}\n{"entity": "torn')
+    (project / ".mlnb/outcomes/20130701T000000-1-00000000.jsonl").write_text(
+        '{"entity": "of another release"}\n{"entity": "torn'
+    )
     mlnb(project, "compact")
     assert json.loads(mlnb(project, "labels", "status", "--json"))["damaged_lines"] == 2
     assert "2 lines that could not be read are quarantined in" in mlnb(project, "labels", "status")
@@ -191,10 +224,16 @@ def test_the_entitys_own_fields_make_the_key(toy, tmp_path):
     rows = [toy_project.example(toy, flight=100), toy_project.example(toy, flight=101)]
     table = pd.DataFrame(rows).assign(value=[1, 0], observed_at="2013-07-02T00:00:00Z")
     table.to_csv(tmp_path / "labels.csv", index=False)
-    where = {"MLNB_STORAGE": str(tmp_path / "storage"), "MLNB_LABELS": str(tmp_path / "lines"), "MLNB_PREDICTIONS": str(tmp_path / "log")}
+    where = {
+        "MLNB_STORAGE": str(tmp_path / "storage"),
+        "MLNB_LABELS": str(tmp_path / "lines"),
+        "MLNB_PREDICTIONS": str(tmp_path / "log"),
+    }
     found = json.loads(mlnb(toy, "labels", "add", tmp_path / "labels.csv", "--json", **where))
     assert counts(found) == (2, 2, 0, 2, 0)
-    held = current_labels(LabelStore(tmp_path / "lines", str(tmp_path / "storage/outcomes")).read())["entity"].to_pylist()
+    held = current_labels(LabelStore(tmp_path / "lines", str(tmp_path / "storage/outcomes")).read())[
+        "entity"
+    ].to_pylist()
     assert held == ["UA/100/JFK/2013-07-01T05:00:00Z", "UA/101/JFK/2013-07-01T05:00:00Z"]
     table.drop(columns="origin").to_csv(tmp_path / "labels.csv", index=False)
     assert "no column 'origin'" in mlnb(toy, "labels", "add", tmp_path / "labels.csv", code=1, **where)
@@ -226,7 +265,9 @@ def test_a_file_that_cannot_be_read_or_written_is_said(project):
     assert "no file none.parquet" in mlnb(project, "labels", "add", "none.parquet", code=1)
     (project / ".mlnb/storage").parent.mkdir(exist_ok=True)
     (project / "full").write_text("a file, not a folder")
-    assert "cannot be stored" in mlnb(project, "labels", "add", "labels.parquet", code=1, MLNB_STORAGE=str(project / "full"))
+    assert "cannot be stored" in mlnb(
+        project, "labels", "add", "labels.parquet", code=1, MLNB_STORAGE=str(project / "full")
+    )
 
 
 def test_the_newest_outcome_is_received_now(project):

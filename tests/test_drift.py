@@ -108,7 +108,11 @@ def test_a_small_window_is_said_to_be_small():
 
 def test_a_column_that_became_text_is_large():
     found = drifted(normal(), ["a"] * 5000)
-    assert (found.level, found.kind, found.psi) == ("large", "mixed", None) and found.note == "numbers in the reference, texts now"
+    assert (found.level, found.kind, found.psi) == (
+        "large",
+        "mixed",
+        None,
+    ) and found.note == "numbers in the reference, texts now"
 
 
 def test_booleans_may_be_numbers():
@@ -141,7 +145,12 @@ def test_columns_are_sorted_and_the_one_sided_are_named():
 
 def test_what_drifts_by_construction_is_left_out_unless_named():
     times = np.datetime64("2013-07-01", "s") + np.arange(4000)
-    extra = {"month": np.full(4000, 7), "request_id": np.array([f"r{i}" for i in range(4000)]), "departs": times, "hour": np.zeros(4000)}
+    extra = {
+        "month": np.full(4000, 7),
+        "request_id": np.array([f"r{i}" for i in range(4000)]),
+        "departs": times,
+        "hour": np.zeros(4000),
+    }
     reference, now = table(**extra), table(1, **extra)
     assert d.compare(reference, {"now": now}).left_out == ["month", "request_id", "departs"]
     assert d.compare(reference, {"now": now}, window_size="hour").left_out == ["month", "request_id", "departs", "hour"]
@@ -182,7 +191,11 @@ def test_the_dictionary_is_plain_json():
 
 
 def test_the_headline_takes_the_newest_window_that_says_enough():
-    windows = {"june": table(1), "july": Profile.of({"x": normal(3, rows=4000), "t": np.array(["a", "b"] * 2000)}), "now": table(2, 10)}
+    windows = {
+        "june": table(1),
+        "july": Profile.of({"x": normal(3, rows=4000), "t": np.array(["a", "b"] * 2000)}),
+        "now": table(2, 10),
+    }
     found = d.compare(table(), windows, source="may")
     assert d.headline(found) == "july: 1 of 2 columns moved from may, 1 of them far; x the most."
     assert "too few" in d.headline(d.compare(table(), {"now": table(2, 10)}))
@@ -204,7 +217,9 @@ def test_split(by, windows):
 
 
 def test_split_takes_offsets_and_skips_rows_without_time():
-    rows = pd.DataFrame({"when": ["2013-06-30T23:30:00-04:00", None, "2013-06-30T10:00:00-04:00"], "x": [1.0, 2.0, 3.0]})
+    rows = pd.DataFrame(
+        {"when": ["2013-06-30T23:30:00-04:00", None, "2013-06-30T10:00:00-04:00"], "x": [1.0, 2.0, 3.0]}
+    )
     assert {k: p.rows for k, p in sources.split_windows(rows, "month", "when").items()} == {"2013-06": 1, "2013-07": 1}
 
 
@@ -231,7 +246,14 @@ def test_every_kind_of_file_is_known_by_its_content(settings):
     profile = Profile.of(rows)
     profile.write(root / "any.name")
     profile.write(root / "products/bundle/reference.profile")
-    for source in ("rows.data", "rows.csv", "any.name", "bundle", "products/bundle", str(root / "products/bundle/reference.profile")):
+    for source in (
+        "rows.data",
+        "rows.csv",
+        "any.name",
+        "bundle",
+        "products/bundle",
+        str(root / "products/bundle/reference.profile"),
+    ):
         assert sources.read_reference(source, settings).columns["x"].mean == profile.columns["x"].mean
     assert len(sources.read_windows("rows.csv", settings, "day")) == 3
 

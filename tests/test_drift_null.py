@@ -75,12 +75,22 @@ def test_families_and_lengths(thresholds):
 def weather(days, seed, start="2013-01-01"):
     "Ten rows an hour of one weather: the air follows from the others, the pressure from nothing, and goes on from hour to hour"
     rng, hours = np.random.default_rng(seed), days * 24
-    slow = lambda: np.convolve(rng.normal(size=hours + 71), np.hanning(72) / np.sqrt((np.hanning(72) ** 2).sum()), "valid")
+    slow = lambda: np.convolve(
+        rng.normal(size=hours + 71), np.hanning(72) / np.sqrt((np.hanning(72) ** 2).sum()), "valid"
+    )
     dew, humidity, pressure = slow(), slow(), slow()
     air = dew - 0.5 * humidity + 0.1 * humidity**2 + rng.normal(0, 0.02, hours)
-    found = {"air": 50 + 15 * air, "dew": dew, "humidity": humidity, "pressure": 1015 + 7 * pressure, "load": rng.poisson(40, hours)}
+    found = {
+        "air": 50 + 15 * air,
+        "dew": dew,
+        "humidity": humidity,
+        "pressure": 1015 + 7 * pressure,
+        "load": rng.poisson(40, hours),
+    }
     table = pd.DataFrame({name: np.repeat(values, 10) for name, values in found.items()})
-    return table.assign(time=pd.date_range(start, periods=hours * 10, freq="6min"), carrier=rng.choice(["UA", "DL"], hours * 10))
+    return table.assign(
+        time=pd.date_range(start, periods=hours * 10, freq="6min"), carrier=rng.choice(["UA", "DL"], hours * 10)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +100,17 @@ def knows_weather():
 
 
 WEATHER = {
-    "a sensor that is off": ("air", "together", lambda f: f.assign(air=f["air"].where(f.time < "2013-07-02", f["air"] + 7))),
+    "a sensor that is off": (
+        "air",
+        "together",
+        lambda f: f.assign(air=f["air"].where(f.time < "2013-07-02", f["air"] + 7)),
+    ),
     "a jump": ("pressure", "jump", lambda f: f.assign(pressure=f["pressure"] + 3.5 * (f.time >= "2013-07-02T09"))),
-    "lost at random": ("dew", "missing", lambda f: f.assign(dew=f["dew"].mask(np.random.default_rng(0).random(len(f)) < 0.1))),
+    "lost at random": (
+        "dew",
+        "missing",
+        lambda f: f.assign(dew=f["dew"].mask(np.random.default_rng(0).random(len(f)) < 0.1)),
+    ),
 }
 
 
@@ -104,7 +122,9 @@ def test_hours_find_what_a_month_of_another_season_hides(name, seed, knows_weath
     later = weather(3, 100 + seed, "2013-07-01")
     day = lambda frame: {"2013-07-02": Profile.of(frame[frame.time.dt.day == 2])}
     judged = lambda frame, **hours: (
-        assess_drift(compare(reference, day(frame), window_size="day"), thresholds, "day", **hours).windows[0].assessment.alarms
+        assess_drift(compare(reference, day(frame), window_size="day"), thresholds, "day", **hours)
+        .windows[0]
+        .assessment.alarms
     )
     assert judged(later, hourly=hourly_from_table(later)) == []
     found = {alarm.column: alarm for alarm in judged(change(later), hourly=hourly_from_table(change(later)))}
@@ -145,9 +165,15 @@ def test_hours_of_fewer_rows_need_a_larger_effect_and_of_too_few_have_none(knows
     for every in (1, 2, 9):
         some = later[::every]
         hours = WindowResiduals(thresholds, hourly_from_table(some)).effects("2013-07-02")
-        alarms = assess_window(reference, Profile.of(some[some.time.dt.day == 2]), thresholds, "day", hours=hours).alarms
+        alarms = assess_window(
+            reference, Profile.of(some[some.time.dt.day == 2]), thresholds, "day", hours=hours
+        ).alarms
         found[every] = next((alarm for alarm in alarms if alarm.column == "air"), None)
-    assert found[1].effect == pytest.approx(found[2].effect, rel=0.05) and found[1].threshold < found[2].threshold and found[9] is None
+    assert (
+        found[1].effect == pytest.approx(found[2].effect, rel=0.05)
+        and found[1].threshold < found[2].threshold
+        and found[9] is None
+    )
 
 
 @pytest.mark.parametrize("far", ["1970-01-01", "9999-12-31"])
@@ -170,7 +196,10 @@ def test_a_course_has_the_digits_that_its_column_needs():
 def test_a_null_of_an_earlier_release_knows_no_hours(knows_weather):
     thresholds = knows_weather[1]
     stated = json.loads(thresholds.to_bytes())
-    assert stated["consistency"]["together"] and DriftThresholds.from_bytes(thresholds.to_bytes()).consistency == thresholds.consistency
+    assert (
+        stated["consistency"]["together"]
+        and DriftThresholds.from_bytes(thresholds.to_bytes()).consistency == thresholds.consistency
+    )
     del stated["consistency"]
     assert DriftThresholds.from_bytes(json.dumps(stated).encode()).consistency == CrossColumnModel()
     with pytest.raises(ProfileError, match="cannot be read"):
@@ -194,11 +223,19 @@ def test_few_ordinary_days_have_an_alarm(reference, thresholds):
 
 
 def test_few_months_of_drawn_weeks_have_an_alarm(reference, thresholds, known):
-    weeks = [Profile.of(known.iloc[at : at + 7 * ROWS]).to_bytes() for at in range(7 * ROWS, (DAYS - 7) * ROWS, 7 * ROWS)]
+    weeks = [
+        Profile.of(known.iloc[at : at + 7 * ROWS]).to_bytes() for at in range(7 * ROWS, (DAYS - 7) * ROWS, 7 * ROWS)
+    ]
     rng, found = np.random.default_rng(0), []
     for _ in range(60):
         month = Profile.merged(Profile.from_bytes(weeks[at]) for at in rng.integers(len(weeks), size=4)).columns
-        found.append(bool(assess_window(reference, Profile({n: c for n, c in month.items() if n != "decision_time"}), thresholds).alarms))
+        found.append(
+            bool(
+                assess_window(
+                    reference, Profile({n: c for n, c in month.items() if n != "decision_time"}), thresholds
+                ).alarms
+            )
+        )
     assert np.mean(found) <= 0.15
 
 
@@ -233,7 +270,9 @@ def test_an_alarm_states_what_it_is(reference, thresholds):
 
 
 def test_a_report_says_how_often_it_is_wrong(reference, thresholds):
-    found = assess_drift(compare(reference, {"2013-07-01": Profile.of(a_day(1000))}, window_size="day"), thresholds, "day")
+    found = assess_drift(
+        compare(reference, {"2013-07-01": Profile.of(a_day(1000))}, window_size="day"), thresholds, "day"
+    )
     said = " ".join(describe_alarms(found))
     assert found.windows[0].assessment.false_alarms_per_week == pytest.approx(0.04 * 7)
     assert "4% of reports" in said and "0.28 false ones a week" in said
@@ -268,7 +307,9 @@ def office_hours(days, seed, start, hours=(8, 18), shift=0.0):
 def test_a_day_is_as_long_as_a_day_of_the_reference():
     known = office_hours(60, 0, "2013-01-01")
     thresholds, reference = calibrate(known), Profile.of(known)
-    judged = lambda by="day", **of: assess_window(reference, Profile.of(office_hours(1, 1, "2013-07-04", **of)), thresholds, by)
+    judged = lambda by="day", **of: assess_window(
+        reference, Profile.of(office_hours(1, 1, "2013-07-04", **of)), thresholds, by
+    )
     assert judged().is_assessed and judged().alarms == []
     assert [alarm.column for alarm in judged(shift=5.0).alarms] == ["distance"]
     assert "shorter than a day" in judged(hours=(8, 11), shift=5.0).note and "shorter than a day" in judged("hour").note
@@ -279,11 +320,15 @@ def test_a_service_that_decides_once_a_day_is_judged():
     known = office_hours(60, 0, "2013-01-01").assign(decision_time=lambda f: f.decision_time.dt.normalize())
     thresholds, day = calibrate(known), office_hours(1, 1, "2013-07-04", shift=5.0)
     day["decision_time"] = day.decision_time.dt.normalize()
-    assert [alarm.column for alarm in assess_window(Profile.of(known), Profile.of(day), thresholds, "day").alarms] == ["distance"]
+    assert [alarm.column for alarm in assess_window(Profile.of(known), Profile.of(day), thresholds, "day").alarms] == [
+        "distance"
+    ]
 
 
 def test_another_schema_is_judged_by_what_is_common(reference, thresholds):
-    found = assess_window(reference, Profile.of(a_day(1)[["decision_time", "distance"]].assign(new=1)), thresholds, "day")
+    found = assess_window(
+        reference, Profile.of(a_day(1)[["decision_time", "distance"]].assign(new=1)), thresholds, "day"
+    )
     assert found.is_assessed and {alarm.column for alarm in found.alarms} <= {"distance"}
 
 
@@ -306,7 +351,9 @@ def test_columns_that_say_nothing_are_no_obstacle():
     days = {str(day): Profile.of(odd | {"x": rng.normal(size=300)}) for day in range(40)}
     thresholds, reference = thresholds_from_days(days), Profile.merged(days.values())
     assert assess_window(reference, Profile.of(odd | {"x": rng.normal(size=300)}), thresholds, "day").alarms == []
-    found = assess_window(reference, Profile.of(odd | {"constant": np.full(300, 6.0), "x": rng.normal(size=300)}), thresholds, "day")
+    found = assess_window(
+        reference, Profile.of(odd | {"constant": np.full(300, 6.0), "x": rng.normal(size=300)}), thresholds, "day"
+    )
     assert found.alarms[0].column == "constant"
 
 
@@ -332,7 +379,9 @@ def test_the_command(tmp_path, known, reference, thresholds):
         Profile.of(rows).write(tmp_path / f"products/bundle{folder}/reference.profile")
     (tmp_path / "products/bundle/drift.json").write_bytes(thresholds.to_bytes())
     FAULTS["other units"][1](a_day(1000)).to_parquet(tmp_path / "today.parquet")
-    done = mlnb(tmp_path, "today.parquet", "--window", "day", "--json", "--metrics", "drift.prom", "--html", "drift.html")
+    done = mlnb(
+        tmp_path, "today.parquet", "--window", "day", "--json", "--metrics", "drift.prom", "--html", "drift.html"
+    )
     window = json.loads(done.stdout)["windows"][0]
     assert window["assessment"]["alarms"][0]["column"] == "distance" and window["assessment"][
         "false_alarms_per_week"
@@ -354,7 +403,9 @@ def test_the_command_knows_the_hours_of_a_table(tmp_path, knows_weather):
     off = WEATHER["a sensor that is off"][2](weather(4, 100, "2013-07-01"))
     off.to_parquet(tmp_path / "days.parquet")
     off.drop(columns="time").assign(time=range(len(off))).to_parquet(tmp_path / "timeless.parquet")
-    windows = json.loads(mlnb(tmp_path, "days.parquet", "--window", "day", "--json", "--html", "drift.html").stdout)["windows"]
+    windows = json.loads(mlnb(tmp_path, "days.parquet", "--window", "day", "--json", "--html", "drift.html").stdout)[
+        "windows"
+    ]
     alarms = {w["window"]: {alarm["column"]: alarm for alarm in w["assessment"]["alarms"]} for w in windows}
     assert "air" not in alarms["2013-07-01"] and alarms["2013-07-02"]["air"]["statistic"] == "together"
     assert len(alarms["2013-07-03"]["air"]["hourly_series"]["hours"]) == 24

@@ -30,11 +30,16 @@ def project(tmp_path_factory):
     reference = {"distance": rng.gamma(4, 250, 9000), "origin": np.array(["EWR", "JFK", "LGA"] * 3000)}
     Profile.of(reference).write(root / "products/bundle/reference.profile")
     for day in ("2013-07-03", "2013-07-04"):
-        times, miles = [f"{day}T{i * 24 // 1200:02}:{i % 60:02}:00Z" for i in range(1200)], rng.gamma(4, 250, 1200).tolist()
+        times, miles = (
+            [f"{day}T{i * 24 // 1200:02}:{i % 60:02}:00Z" for i in range(1200)],
+            rng.gamma(4, 250, 1200).tolist(),
+        )
         far = [m * (1.9 if i % 3 == 1 and day == "2013-07-04" else 1) for i, m in enumerate(miles)]
         inputs = [{"origin": ["EWR", "JFK", "LGA"][i % 3]} for i in range(1200)]
         said = ("v1", "champion", times[0], 1.0, 0.1, False)
-        log.append([Prediction(f"{day}{i}", "k", t, t, *said, inputs[i], {"distance": far[i]}) for i, t in enumerate(times)])
+        log.append(
+            [Prediction(f"{day}{i}", "k", t, t, *said, inputs[i], {"distance": far[i]}) for i, t in enumerate(times)]
+        )
     log.close()
     then = dt.datetime(2013, 7, 5, tzinfo=dt.UTC)
     LabelLog.of(settings).append([Label("k", 1.0, then, then, "service")])
@@ -91,7 +96,22 @@ def airport(tmp_path):
         for arm in ("champion", "shadow"):
             raw = {"origin": str(origin[i])}
             log.append(
-                [Prediction(f"{i}{arm}", "k", at, at, "v1", arm, at, 1.0, 0.1, False, raw, {"far": far if arm == "champion" else 0.0})]
+                [
+                    Prediction(
+                        f"{i}{arm}",
+                        "k",
+                        at,
+                        at,
+                        "v1",
+                        arm,
+                        at,
+                        1.0,
+                        0.1,
+                        False,
+                        raw,
+                        {"far": far if arm == "champion" else 0.0},
+                    )
+                ]
             )
     log.close()
     return settings
@@ -110,7 +130,9 @@ def test_the_evidence_is_what_the_rule_judged(airport):
 
 
 def test_a_limit_is_drawn_where_it_is_one_of_psi(alert):
-    of_statistic = lambda name: notebook_parameters(alert | {"details": alert["details"] | {"statistic": name}})["alert"]
+    of_statistic = lambda name: notebook_parameters(alert | {"details": alert["details"] | {"statistic": name}})[
+        "alert"
+    ]
     assert of_statistic("psi")["psi_limit"] == 0.1 and "psi_limit" not in of_statistic("ks")
 
 
@@ -137,8 +159,12 @@ def test_an_alert_of_the_same_number_has_its_own_notebook(tmp_path, alert):
         places[env], new, failed = open_alert(mine, settings)
         assert new and failed is None and f"the trouble of {env}" in places[env].read_text()
         assert open_alert(mine, settings) == (places[env], False, None)
-    anew, new, _ = open_alert(mine | {"first_seen": alert["first_seen"] + dt.timedelta(days=9)}, settings)  # the store was replaced
-    assert new and [p.name for p in (*places.values(), anew)] == [f"{alert['id']}{more}.ipynb" for more in ("", "-2", "-3")]
+    anew, new, _ = open_alert(
+        mine | {"first_seen": alert["first_seen"] + dt.timedelta(days=9)}, settings
+    )  # the store was replaced
+    assert new and [p.name for p in (*places.values(), anew)] == [
+        f"{alert['id']}{more}.ipynb" for more in ("", "-2", "-3")
+    ]
 
 
 def test_a_score_comes_with_its_days(project, alert):
@@ -152,7 +178,9 @@ def test_a_score_comes_with_its_days(project, alert):
 def test_two_open_it_at_once(project, alert):
     with ThreadPoolExecutor(2) as pool:
         opened = [pool.submit(open_alert, alert | {"id": 77}, project) for _ in range(2)]
-    assert {one.result()[0].name for one in opened} == {"77.ipynb"} and not (project.root / "alerts/77-2.ipynb").exists()
+    assert {one.result()[0].name for one in opened} == {"77.ipynb"} and not (
+        project.root / "alerts/77-2.ipynb"
+    ).exists()
     outputs(project.root / "alerts/77.ipynb")
 
 
@@ -193,6 +221,13 @@ def test_a_kernel_that_cannot_start_leaves_the_notebook(tmp_path, alert, monkeyp
 def test_odd_names_make_a_notebook(project, alert, kind):
     name = "a'\"\\\n{x}`|<b>"
     details = alert["details"] | {"column": name, "segment": "{s}='\"", "version": "{v}", "pipeline": name, "run": name}
-    odd = alert | {"id": 200, "kind": kind, "subject": name, "words": f"{name} moved", "rule": "{y}", "details": details}
+    odd = alert | {
+        "id": 200,
+        "kind": kind,
+        "subject": name,
+        "words": f"{name} moved",
+        "rule": "{y}",
+        "details": details,
+    }
     path, _, failed = open_alert(odd, project)
     assert failed is None and "<b>" not in json.loads(path.read_text())["cells"][0]["source"]

@@ -18,7 +18,14 @@ from mlnb.project.settings import load_settings
 from mlnb.records import Records
 from mlnb.records import utc_now as now
 
-ALERT = {"id": 3, "rule": "inputs", "subject": "distance", "severity": "warning", "what": "firing", "words": "distance moved <far>"}
+ALERT = {
+    "id": 3,
+    "rule": "inputs",
+    "subject": "distance",
+    "severity": "warning",
+    "what": "firing",
+    "words": "distance moved <far>",
+}
 MESSAGE = Notification("flights", [ALERT])
 
 
@@ -36,7 +43,10 @@ def test_webhooks(settings, monkeypatch):
     with Listener() as plain, Listener() as slack:
         monkeypatch.setenv("PLAIN", plain.url)
         monkeypatch.setenv("SLACK", slack.url)
-        assert sent([WebhookChannel(name="a", url="$PLAIN"), SlackChannel(name="b", url="$SLACK")], settings) == {"a": None, "b": None}
+        assert sent([WebhookChannel(name="a", url="$PLAIN"), SlackChannel(name="b", url="$SLACK")], settings) == {
+            "a": None,
+            "b": None,
+        }
     (document,), (text,) = plain.got, slack.got
     assert document["alerts"][0]["subject"] == "distance" and document["project"] == "flights" and document["more"] == 0
     assert text == {"text": "*flights: distance moved &lt;far&gt; [inputs, alert 3]*\n    mlnb alerts open 3"}
@@ -54,7 +64,12 @@ def test_a_dead_channel_is_in_nobodys_way_and_tells_no_secret(settings, monkeypa
     assert errors["GOOD"] is None and len(good.got) == 1 and len(moved.got) == 1
     assert errors["BROKEN"] == "the server answers 500" and errors["MOVED"] == "the server answers 302"
     assert "not finished within 2 seconds" in errors["DRIPS"] and "not answer" in errors["NOBODY"]
-    assert "does not hold a URL" in errors["NO_URL"] and "UNSET is not set" in errors["UNSET"] and errors["ODD"] and errors["NO_HOST"]
+    assert (
+        "does not hold a URL" in errors["NO_URL"]
+        and "UNSET is not set" in errors["UNSET"]
+        and errors["ODD"]
+        and errors["NO_HOST"]
+    )
     assert not any("secret" in (error or "") for error in errors.values())
 
 
@@ -80,7 +95,9 @@ def certificate(tmp_path, monkeypatch):
 
     key, cert = tmp_path / "key.pem", tmp_path / "cert.pem"
     ask = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", cert, "-days", "2"]
-    subprocess.run([*ask, "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True)
+    subprocess.run(
+        [*ask, "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True
+    )
     monkeypatch.setenv("SSL_CERT_FILE", str(cert))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(cert, key)
@@ -99,7 +116,13 @@ def mailbox(box, **more):
 
 
 def email(server, **more):
-    table = {"kind": "email", "server": f"127.0.0.1:{server.port}", "sender": "mlnb@example.org", "to": ["team@example.org"], **more}
+    table = {
+        "kind": "email",
+        "server": f"127.0.0.1:{server.port}",
+        "sender": "mlnb@example.org",
+        "to": ["team@example.org"],
+        **more,
+    }
     return from_table(CHANNEL_KINDS, "channels", "mail", table)
 
 
@@ -117,11 +140,14 @@ def test_plain_mail(settings):
         server.stop()
     text = box.got[0].content.decode()
     assert "Subject: [mlnb] flights: distance moved <far> [inputs, alert 3]" in text and "mlnb alerts open 3" in text
-    assert box.got[0].rcpt_tos == ["team@example.org"] and box.got[1].rcpt_tos == ["ada@example.org"] and len(box.got) == 2
+    assert (
+        box.got[0].rcpt_tos == ["team@example.org"] and box.got[1].rcpt_tos == ["ada@example.org"] and len(box.got) == 2
+    )
     assert "does not accept the mail" in refused and "does not accept the mail" in insecure
     assert (
         partial_result.error is None
-        and partial_result.note == f"127.0.0.1:{server.port} accepts no mail for nobody@example.org; the others received it"
+        and partial_result.note
+        == f"127.0.0.1:{server.port} accepts no mail for nobody@example.org; the others received it"
     )
     assert "does not answer" in sent([email(server)], settings)["mail"]
 
@@ -129,12 +155,17 @@ def test_plain_mail(settings):
 def test_mail_with_encryption_and_password(settings, certificate, monkeypatch):
     smtp = pytest.importorskip("aiosmtpd.smtp")
     box = Box()
-    right = lambda server, session, envelope, mechanism, data: smtp.AuthResult(success=data.password == b"right", handled=False)
+    right = lambda server, session, envelope, mechanism, data: smtp.AuthResult(
+        success=data.password == b"right", handled=False
+    )
     server = mailbox(box, tls_context=certificate, authenticator=right, auth_required=True, require_starttls=True)
     server.start()
     try:
         monkeypatch.setenv("SMTP_PASSWORD", "right")
-        assert sent([email(server, user="mlnb", password="$SMTP_PASSWORD")], settings) == {"mail": None} and len(box.got) == 1
+        assert (
+            sent([email(server, user="mlnb", password="$SMTP_PASSWORD")], settings) == {"mail": None}
+            and len(box.got) == 1
+        )
         monkeypatch.setenv("SMTP_PASSWORD", "wrong-secret")
         error = sent([email(server, user="mlnb", password="$SMTP_PASSWORD")], settings)["mail"]
         monkeypatch.delenv("SSL_CERT_FILE")
@@ -157,15 +188,25 @@ def test_mail_with_encryption_and_password(settings, certificate, monkeypatch):
         ({"kind": "log", "quiet_hours": "22-7"}, 'write quiet_hours = "22:00-07:00"'),
         ({"kind": "log", "time_zone": "Mars/Base"}, 'write time_zone = "Europe/Vienna"'),
         ({"kind": "email", "server": "host"}, 'write server = "smtp.example.org:587"'),
-        ({"kind": "email", "server": "host:25", "sender": "a@b", "to": ["c\r\nBcc: d@e"]}, 'write to = ["team@example.org"]'),
-        ({"kind": "email", "server": "host:25", "sender": "a@b", "to": ["c@d"], "user": "x", "password": "secret"}, "holds a secret"),
+        (
+            {"kind": "email", "server": "host:25", "sender": "a@b", "to": ["c\r\nBcc: d@e"]},
+            'write to = ["team@example.org"]',
+        ),
+        (
+            {"kind": "email", "server": "host:25", "sender": "a@b", "to": ["c@d"], "user": "x", "password": "secret"},
+            "holds a secret",
+        ),
         ({"kind": "email", "security": "ssl"}, 'write security = "starttls", "tls" or "none"'),
     ],
 )
 def test_a_wrong_channel_is_a_sentence_without_its_secret(table, says):
     with pytest.raises(SettingError) as error:
         from_table(CHANNEL_KINDS, "channels", "ops", table)
-    assert says in str(error.value) and "[tool.mlnb.channels.ops]" in str(error.value) and "/secret" not in str(error.value)
+    assert (
+        says in str(error.value)
+        and "[tool.mlnb.channels.ops]" in str(error.value)
+        and "/secret" not in str(error.value)
+    )
 
 
 def looked(*subjects, severity="warning"):
@@ -175,10 +216,17 @@ def looked(*subjects, severity="warning"):
 
 def told(settings, hour):
     "What is told at an hour of a summer's day in UTC"
-    alerts, (channel,) = AlertStore(Records(f"sqlite:///{settings.root}/records.db"), "p"), load_channels(settings).values()
+    alerts, (channel,) = (
+        AlertStore(Records(f"sqlite:///{settings.root}/records.db"), "p"),
+        load_channels(settings).values(),
+    )
     done = notify.notify(alerts, {channel.name: channel}, settings, dt.datetime(2026, 7, 1, hour))
     alerts.close()
-    return [a["words"] for a in json.loads((settings.root / "log.jsonl").read_text().splitlines()[-1])["alerts"]] if done else []
+    return (
+        [a["words"] for a in json.loads((settings.root / "log.jsonl").read_text().splitlines()[-1])["alerts"]]
+        if done
+        else []
+    )
 
 
 def test_quiet_hours(tmp_path):
@@ -200,7 +248,9 @@ def test_many_alerts_are_one_message(settings):
     assert notify.notify(alerts, load_channels(settings), settings)["log"].alerts == 2000
     (line,) = settings.path(".mlnb/alerts.jsonl").read_text().splitlines()
     document = json.loads(line)
-    assert document["headline"] == "p: 2,000 alerts fired" and len(document["alerts"]) == 100 and document["more"] == 1900
+    assert (
+        document["headline"] == "p: 2,000 alerts fired" and len(document["alerts"]) == 100 and document["more"] == 1900
+    )
     assert notify.notify(alerts, load_channels(settings), settings) == {}
     alerts.close()
 

@@ -43,7 +43,9 @@ def start(code, *words):
 
 
 def label(entity, value, observed, received=None):
-    return Label(entity, value, START + timedelta(hours=observed), START + timedelta(hours=received or observed), "test")
+    return Label(
+        entity, value, START + timedelta(hours=observed), START + timedelta(hours=received or observed), "test"
+    )
 
 
 def slowly(rows) -> dict:
@@ -60,7 +62,9 @@ def slowly(rows) -> dict:
 @pytest.mark.parametrize("seed", range(20))
 def test_what_holds_does_not_depend_on_order_repetition_or_place(tmp_path, seed):
     rng = random.Random(seed)
-    rows = [label(f"e{rng.randrange(30)}", rng.randrange(2), rng.randrange(5), rng.randrange(5, 20)) for _ in range(200)]
+    rows = [
+        label(f"e{rng.randrange(30)}", rng.randrange(2), rng.randrange(5), rng.randrange(5, 20)) for _ in range(200)
+    ]
     store, log = LabelStore(tmp_path / "lines", str(tmp_path / "parts")), LabelLog(tmp_path / "lines")
     sent = rows + rng.choices(rows, k=100)
     rng.shuffle(sent)
@@ -172,7 +176,9 @@ def test_two_do_not_gather_at_once(tmp_path):
     log.append([label("a", 1, 5)])
     log.close()
     code = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
-    process = subprocess.Popen([sys.executable, "-c", code, str(store.folder / "gather")], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(store.folder / "gather")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     process.stdout.readline()
     assert compact_labels(store) == 0
     process.communicate()

@@ -24,7 +24,13 @@ def as_utc(times):
 
 def decisions(entity, time, p, **more):
     n = len(p)
-    own = {"entity": list(entity), "time": as_utc(time), "logged_at": as_utc(time), "model_version": ["v1"] * n, "arm": ["champion"] * n}
+    own = {
+        "entity": list(entity),
+        "time": as_utc(time),
+        "logged_at": as_utc(time),
+        "model_version": ["v1"] * n,
+        "arm": ["champion"] * n,
+    }
     return pa.table(own | {"probability": np.asarray(p, float), "decision": np.asarray(p) >= 1 / 3} | more)
 
 
@@ -47,7 +53,9 @@ def july():
     rows = rows[rows.decision_time < "2013-07-15"]
     name = rows.carrier + "/" + rows.flight.astype(str) + "/" + rows.origin + "/" + rows.scheduled_departure.astype(str)
     return (
-        decisions(name, rows.decision_time, rows.probability, decision=rows.decision.to_numpy(), segment=rows.origin.tolist()),
+        decisions(
+            name, rows.decision_time, rows.probability, decision=rows.decision.to_numpy(), segment=rows.origin.tolist()
+        ),
         labels(name, rows.disrupted, rows.label_time),
     )
 
@@ -70,8 +78,17 @@ def test_hour_by_hour_no_day_is_scored_early_and_the_end_equals_the_batch(july):
     assert set(scored) == {day.name for day in batch.days} and len(scored) == 14
     for day in batch.days:
         rows = asked["time"].to_numpy().astype("datetime64[D]") == np.datetime64(day.name)
-        y, p, positive_decisions = told["value"].to_numpy()[rows], asked["probability"].to_numpy()[rows], asked["decision"].to_numpy()[rows]
-        by_hand = {"auc": roc_auc_score(y, p), "log_loss": log_loss(y, p), "ece": calibration_error(y, p), "base_rate": y.mean()}
+        y, p, positive_decisions = (
+            told["value"].to_numpy()[rows],
+            asked["probability"].to_numpy()[rows],
+            asked["decision"].to_numpy()[rows],
+        )
+        by_hand = {
+            "auc": roc_auc_score(y, p),
+            "log_loss": log_loss(y, p),
+            "ece": calibration_error(y, p),
+            "base_rate": y.mean(),
+        }
         by_hand["cost_per_1000"] = COST.per_1000(y, positive_decisions)
         for name, value in by_hand.items():
             assert abs(scored[day.name].realised[name] - value) < 1e-9 and abs(day.realised[name] - value) < 1e-9
@@ -98,7 +115,9 @@ def test_the_same_numbers_in_any_order(july):
     one = measure_performance(asked, told, COST, 24, end, segment="origin")
     mixed = pa.concat_tables([told, told]).take(rng.permutation(2 * len(told)))
     other = measure_performance(asked.take(rng.permutation(len(asked))), mixed, COST, 24, end, "origin")
-    for a, b in zip([one.overall, *one.days, *one.segments], [other.overall, *other.days, *other.segments], strict=True):
+    for a, b in zip(
+        [one.overall, *one.days, *one.segments], [other.overall, *other.days, *other.segments], strict=True
+    ):
         assert (a.name, a.decisions, a.known) == (b.name, b.decisions, b.known)
         assert all(abs(a.realised[name] - b.realised[name]) < 1e-9 for name in a.realised)
     low, high = one.overall.interval["cost_per_1000"]
@@ -126,11 +145,16 @@ def test_which_prediction_counts(seed):
     rng = np.random.default_rng(seed)
     minutes = rng.permutation(3 * 1440)[:300]
     moments = START + minutes * np.timedelta64(1, "m")
-    rows = [(f"e{rng.integers(80)}", t, rng.choice(["champion", "challenger", "shadow"]), round(rng.random(), 9)) for t in moments]
+    rows = [
+        (f"e{rng.integers(80)}", t, rng.choice(["champion", "challenger", "shadow"]), round(rng.random(), 9))
+        for t in moments
+    ]
     seen = START + rng.permutation(4 * 1440)[:100] * np.timedelta64(1, "m")
     told = [(f"e{rng.integers(90)}", float(rng.integers(2)), t, t + rng.integers(60)) for t in seen]
     entity, time, arm, p = zip(*rows, strict=True)
-    both = join_labels(decisions(entity, time, p, arm=pa.array(map(str, arm))), current_labels(labels(*zip(*told, strict=True))))
+    both = join_labels(
+        decisions(entity, time, p, arm=pa.array(map(str, arm))), current_labels(labels(*zip(*told, strict=True)))
+    )
     held = slowly(rows, told)
     found = sorted(zip(both.p, [None if np.isnan(y) else y for y in both.y], strict=True), key=lambda pair: pair[0])
     assert found == sorted(held.values(), key=lambda pair: pair[0])
@@ -141,7 +165,9 @@ def test_which_prediction_counts(seed):
 def test_which_of_several_of_one_second_counts_is_not_a_matter_of_their_order(seed):
     rng, n = np.random.default_rng(seed), 200
     version = [f"v{i}" for i in rng.integers(3, size=n)]
-    asked = decisions([f"e{i}" for i in rng.integers(20, size=n)], np.full(n, START), rng.random(n).round(1), model_version=version)
+    asked = decisions(
+        [f"e{i}" for i in rng.integers(20, size=n)], np.full(n, START), rng.random(n).round(1), model_version=version
+    )
     told = current_labels(labels(["e0"], [1], np.array([START + 60])))
     counted = lambda both: sorted(zip(both.version, both.p, both.positive_decisions, strict=True))
     assert counted(join_labels(asked, told)) == counted(join_labels(asked.take(rng.permutation(n)), told))
@@ -152,7 +178,9 @@ def test_a_later_correction_changes_the_day_and_an_older_moment_does_not_know_it
     asked = decisions(map(str, range(20)), moments, np.linspace(0, 1, 20))
     told = labels(map(str, range(20)), np.arange(20) % 2, moments + np.timedelta64(3, "h"))
     corrected = pa.concat_tables([told, labels(["0"], [1], [np.datetime64("2013-07-20T00:00")])])
-    rate = lambda table, day: measure_performance(asked, table, COST, 24, np.datetime64(day)).overall.realised["base_rate"]
+    rate = lambda table, day: measure_performance(asked, table, COST, 24, np.datetime64(day)).overall.realised[
+        "base_rate"
+    ]
     assert rate(corrected, "2013-07-19") == rate(told, "2013-07-21") == 0.5 and rate(corrected, "2013-07-21") == 0.55
 
 
@@ -161,16 +189,25 @@ def test_coverage_is_shown_and_a_day_without_outcomes_has_no_figures():
     asked = decisions(map(str, range(48)), moments, np.linspace(0, 1, 48))
     told = labels(map(str, range(12)), np.arange(12) % 2, moments[:12] + np.timedelta64(3, "h"))
     found = measure_performance(asked, told, COST, 24, np.datetime64("2013-08-01"))
-    assert [d.coverage for d in found.days] == [0.5, 0] and found.days[1].realised is None and found.days[1].expected["cost_per_1000"] > 0
+    assert (
+        [d.coverage for d in found.days] == [0.5, 0]
+        and found.days[1].realised is None
+        and found.days[1].expected["cost_per_1000"] > 0
+    )
     assert found.overall.coverage == 0.25 and found.to_dict()["overall"]["coverage"] == 0.25
 
 
 def test_a_shadow_stands_beside_and_changes_no_answered_figure():
     moments = START + np.arange(24) * np.timedelta64(1, "h")
     asked = decisions(map(str, range(24)), moments, np.linspace(0, 1, 24))
-    shadow = decisions(map(str, range(24)), moments, np.linspace(1, 0, 24), arm=["shadow"] * 24, model_version=["v2"] * 24)
+    shadow = decisions(
+        map(str, range(24)), moments, np.linspace(1, 0, 24), arm=["shadow"] * 24, model_version=["v2"] * 24
+    )
     told = labels(map(str, range(24)), np.arange(24) > 11, moments + np.timedelta64(3, "h"))
-    alone, both = (measure_performance(t, told, COST, 24, np.datetime64("2013-08-01")) for t in (asked, pa.concat_tables([asked, shadow])))
+    alone, both = (
+        measure_performance(t, told, COST, 24, np.datetime64("2013-08-01"))
+        for t in (asked, pa.concat_tables([asked, shadow]))
+    )
     assert alone.overall == both.overall and alone.months == both.months and both.repeated == 0
     assert [(g.name, g.realised["auc"]) for g in both.versions] == [("v1", 1), ("v2 (shadow)", 0)]
     assert [g.name for g in both.arms] == ["champion", "shadow"]
@@ -210,8 +247,13 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
         p = np.clip(rng.beta(2, 5, 1800), 0.01, 0.99)
         y = rng.random(1800) < np.clip(p + storm, 0, 1)
         moments = START + np.arange(1800) * np.timedelta64(24, "m")
-        asked, told = decisions(map(str, range(1800)), moments, p), labels(map(str, range(1800)), y, moments + np.timedelta64(3, "h"))
-        low, high = measure_performance(asked, told, COST, 24, np.datetime64("2013-10-01")).overall.interval["base_rate"]
+        asked, told = (
+            decisions(map(str, range(1800)), moments, p),
+            labels(map(str, range(1800)), y, moments + np.timedelta64(3, "h")),
+        )
+        low, high = measure_performance(asked, told, COST, 24, np.datetime64("2013-10-01")).overall.interval[
+            "base_rate"
+        ]
         truth = 0.2936  # of 2,000,000 rows drawn alike
         covered += low <= truth <= high
     assert covered >= 15
@@ -232,7 +274,9 @@ SCORES = {  # as many distinct ones, and as unevenly spread, as models give
 
 
 @pytest.mark.parametrize("name", SCORES)
-@pytest.mark.parametrize("truth", [lambda p: p, lambda p: p**2 / (p**2 + (1 - p) ** 2), lambda p: 0.5 + 0 * p], ids=["a", "b", "c"])
+@pytest.mark.parametrize(
+    "truth", [lambda p: p, lambda p: p**2 / (p**2 + (1 - p) ** 2), lambda p: 0.5 + 0 * p], ids=["a", "b", "c"]
+)
 def test_an_interval_contains_the_figure_that_it_is_of(name, truth):
     "Whichever way scores are spread, the figure and its interval are made of the same bins, losses, costs and ties"
     rng = np.random.default_rng(1)

@@ -20,7 +20,14 @@ def performance(as_of="2013-08-10", useless=False):
     utc = lambda moments: pa.array(moments.astype("datetime64[us]")).cast(pa.timestamp("us", "UTC"))
     keys, known = [f"e{i}" for i in range(ROWS)], utc(times + np.timedelta64(5, "h"))
     alike = {"model_version": ["v1"] * ROWS, "arm": ["champion"] * ROWS}
-    asked = {"entity": keys, "time": utc(times), "logged_at": utc(times), **alike, "probability": p, "decision": p >= 1 / 3}
+    asked = {
+        "entity": keys,
+        "time": utc(times),
+        "logged_at": utc(times),
+        **alike,
+        "probability": p,
+        "decision": p >= 1 / 3,
+    }
     y = (rng.random(ROWS) < (1 - p if useless else p)) * 1.0
     told = {"entity": keys, "value": y, "observed_at": known, "received_at": known, "source": ["x"] * ROWS}
     return measure_performance(pa.table(asked), pa.table(told), Cost(1, 3), 24, np.datetime64(as_of, "s"))
@@ -43,7 +50,10 @@ def test_the_page_says_what_the_terminal_says():
     found = performance()
     shown = page(found, "")
     assert "<th>ECE</th>" in shown and f"<b>{found.months[0].realised['ece']:.3f}</b>" in shown
-    assert f"a threshold of {found.best_threshold[0]:.2f} would have cost least: {found.best_threshold[1]:.0f} per 1000" in shown
+    assert (
+        f"a threshold of {found.best_threshold[0]:.2f} would have cost least: {found.best_threshold[1]:.0f} per 1000"
+        in shown
+    )
     assert shown.index(">realised") < shown.index("<svg")
     assert "min-width" in shown and shown.count('<div class="scroll"><svg class="days"') == 3
 

@@ -88,7 +88,9 @@ def test_the_sentence_the_figures_and_the_table_agree():
 
 def test_no_figure_is_nan():
     html = page(drift())
-    assert "nan" not in html.lower().replace("nant", "") and "None" not in html and "inf" not in html.replace("info", "")
+    assert (
+        "nan" not in html.lower().replace("nant", "") and "None" not in html and "inf" not in html.replace("info", "")
+    )
 
 
 def test_a_page_of_few_rows():
@@ -138,17 +140,27 @@ def test_the_date_can_be_set():
 def judged(windows=3):
     "A drift with thresholds: the first window is not assessed, the last has two alarms"
     found = drift(windows)
-    alarms = [Alarm(name, "feature", "psi", 0.3, 0.25, over, over, []) for name, over in (("temperature", 2.4), ("load", 1.04))]
+    alarms = [
+        Alarm(name, "feature", "psi", 0.3, 0.25, over, over, [])
+        for name, over in (("temperature", 2.4), ("load", 1.04))
+    ]
     said = [WindowAssessment(0.04, [], "not assessed: the window is shorter than a day")]
     said += [WindowAssessment(30.0, [], false_alarms_per_week=0.01)] * (windows - 2) + [
         WindowAssessment(30.0, alarms, false_alarms_per_week=0.01)
     ]
-    return replace(found, windows=[replace(w, assessment=j) for w, j in zip(found.windows, said, strict=True)], rate=0.04)
+    return replace(
+        found, windows=[replace(w, assessment=j) for w, j in zip(found.windows, said, strict=True)], rate=0.04
+    )
 
 
 def test_colours_of_alarms_have_a_key_and_their_table_a_window():
     html = page(judged(2))
-    assert html.index("twice its threshold") < html.index("2.4×") < html.index("<h3>2013-02</h3>") < html.index('class="alarms"')
+    assert (
+        html.index("twice its threshold")
+        < html.index("2.4×")
+        < html.index("<h3>2013-02</h3>")
+        < html.index('class="alarms"')
+    )
     assert "1.04×" in html and "1.0×" not in html
 
 

@@ -101,19 +101,38 @@ def scripted():
 
 
 def counts(good, bad, unlogged=0, unreadable=0):
-    lines = [f'mlnb_requests_total{{status="200",validity="valid"}} {good}', f'mlnb_requests_total{{status="503",validity="valid"}} {bad}']
+    lines = [
+        f'mlnb_requests_total{{status="200",validity="valid"}} {good}',
+        f'mlnb_requests_total{{status="503",validity="valid"}} {bad}',
+    ]
     return 200, "\n".join([*lines, f"mlnb_unlogged {unlogged}", f"mlnb_unreadable {unreadable}", ""])
 
 
 def test_what_failed_since_the_last_look(project, scripted):
     server, url = scripted
     service, at, memory, seen = rule("service", url=url, min_requests=50, minutes=10), now(), {}, []
-    for good, bad, unlogged in ((1000, 900, 3), (1090, 910, 3), (1091, 910, 7), (2091, 910, 7), (3091, 910, 7), (60, 60, 0), (61, 60, 0)):
+    for good, bad, unlogged in (
+        (1000, 900, 3),
+        (1090, 910, 3),
+        (1091, 910, 7),
+        (2091, 910, 7),
+        (3091, 910, 7),
+        (60, 60, 0),
+        (61, 60, 0),
+    ):
         server.says["/metrics"] = counts(good, bad, unlogged)
         result = evaluate(service, *project, memory, at)
         memory, at = result.memory, at + dt.timedelta(minutes=11)
         seen.append([f.subject for f in result.findings])
-    assert seen == [[], ["errors"], ["unlogged"], [], [], ["errors"], []]  # what was before is not news; the sixth is after a new start
+    assert seen == [
+        [],
+        ["errors"],
+        ["unlogged"],
+        [],
+        [],
+        ["errors"],
+        [],
+    ]  # what was before is not news; the sixth is after a new start
     assert len(memory["counts"]) <= 3
     for _ in range(100):  # checks of every second
         memory, at = evaluate(service, *project, memory, at).memory, at + dt.timedelta(seconds=1)
@@ -123,7 +142,13 @@ def test_what_failed_since_the_last_look(project, scripted):
 def test_what_was_answered_and_cannot_be_read_back_is_told_once(project, scripted):
     server, url = scripted
     service, at, memory, seen = rule("service", url=url, min_requests=50, minutes=10), now(), {}, []
-    for good, unreadable in ((100, 3), (110, 3), (120, 5), (130, 0), (5, 1)):  # somebody removes them; then the service begins anew
+    for good, unreadable in (
+        (100, 3),
+        (110, 3),
+        (120, 5),
+        (130, 0),
+        (5, 1),
+    ):  # somebody removes them; then the service begins anew
         server.says["/metrics"] = counts(good, 0, 0, unreadable)
         result = evaluate(service, *project, memory, at)
         memory, at = result.memory, at + dt.timedelta(minutes=11)
@@ -137,7 +162,10 @@ def test_a_service_that_is_not_ready_or_no_service(project, scripted):
     (down,) = found(rule("service", url=url), project).values()
     assert "is not ready (503): predictions cannot be logged" in down.words
     server.says |= {"/readyz": (200, ""), "/metrics": (200, "<html> no metrics")}
-    assert evaluate(rule("service", url=url), *project).evaluation_error or evaluate(rule("service", url=url), *project).findings == []
+    assert (
+        evaluate(rule("service", url=url), *project).evaluation_error
+        or evaluate(rule("service", url=url), *project).findings == []
+    )
     server.says["/metrics"] = 404, ""
     assert "metrics answers 404" in evaluate(rule("service", url=url), *project).evaluation_error
 
@@ -163,7 +191,9 @@ def dripping():
     server.server_close()
 
 
-@pytest.mark.parametrize("begins", [b"", b"HTTP/1.1 503 Busy\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: "])
+@pytest.mark.parametrize(
+    "begins", [b"", b"HTTP/1.1 503 Busy\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nX: "]
+)
 def test_a_service_that_never_ends_its_answer(dripping, begins):
     dripping.begins, said = begins, []
 
@@ -194,7 +224,9 @@ def test_context_and_predictions_age(project, toy):
     assert list(found(fresh, project, now() + dt.timedelta(minutes=61))) == ["context", "prediction"]
     old = rule("freshness", label_minutes=60)
     assert "outcome" in found(old, project)
-    LabelLog.of(settings).append([Label("k", 1.0, dt.datetime(2013, 7, 2, tzinfo=dt.UTC), dt.datetime.now(dt.UTC), "service")])
+    LabelLog.of(settings).append(
+        [Label("k", 1.0, dt.datetime(2013, 7, 2, tzinfo=dt.UTC), dt.datetime.now(dt.UTC), "service")]
+    )
     assert found(old, project) == {} and "outcome" in found(old, project, now() + dt.timedelta(minutes=61))
 
 
@@ -205,10 +237,14 @@ def test_what_is_dated_ahead_of_the_clock_is_not_fresh(project, toy, ahead):
     fresh = rule("freshness", snapshot_minutes=60, prediction_minutes=60, label_minutes=60)
     snapshot = SnapshotStore(str(toy / ".mlnb/storage/context"))
     later = now() + ahead
-    SnapshotStore.of(settings).write(replace(snapshot.newest(snapshot.as_of_times()[-1]), as_of=np.datetime64(later, "s")))
+    SnapshotStore.of(settings).write(
+        replace(snapshot.newest(snapshot.as_of_times()[-1]), as_of=np.datetime64(later, "s"))
+    )
     log, t = PredictionLog.of(settings), f"{later:%Y-%m-%dT%H:%M:%S}Z"
     log.append([Prediction("a", "k", t, t, "v1", "champion", t, 1.0, 0.1, False, {}, {"x": 1.0})])
-    LabelLog.of(settings).append([Label("k", 1.0, dt.datetime(2013, 7, 2, tzinfo=dt.UTC), later.replace(tzinfo=dt.UTC), "service")])
+    LabelLog.of(settings).append(
+        [Label("k", 1.0, dt.datetime(2013, 7, 2, tzinfo=dt.UTC), later.replace(tzinfo=dt.UTC), "service")]
+    )
     assert sorted(found(fresh, project)) == ["context", "outcome", "prediction"]
     t = f"{now():%Y-%m-%dT%H:%M:%S}Z"
     log.append([Prediction("b", "k", t, t, "v1", "champion", t, 1.0, 0.1, False, {}, {"x": 1.0})])
@@ -241,7 +277,12 @@ def serve(log, day, n, shift=0.0, version="v1", hours=(0, 24)):
     at = [f"{day}T{hours[0] + i * (hours[1] - hours[0]) // n:02}:00:00Z" for i in range(n)]
     far = rng.normal(10 + shift, 2, n).tolist()
     said = (version, "champion", at[0], 1.0, 0.1, False)
-    log.append([Prediction(f"{day}{version}{i}", "k", at[i], at[i], *said, {"carrier": "AB"[i % 2]}, {"far": far[i]}) for i in range(n)])
+    log.append(
+        [
+            Prediction(f"{day}{version}{i}", "k", at[i], at[i], *said, {"carrier": "AB"[i % 2]}, {"far": far[i]})
+            for i in range(n)
+        ]
+    )
 
 
 def test_drift(project):
@@ -255,13 +296,19 @@ def test_drift(project):
     assert found(rule("drift"), project) == {}
     serve(log, "2013-07-04", 900, shift=2.0)
     (far,) = found(rule("drift"), project).values()
-    assert far.subject == far.details["column"] == "far" and far.value > far.limit == 0.25 and far.details["until"] == "2013-07-05T00:00:00"
+    assert (
+        far.subject == far.details["column"] == "far"
+        and far.value > far.limit == 0.25
+        and far.details["until"] == "2013-07-05T00:00:00"
+    )
     assert found(rule("drift"), project, dt.datetime(2013, 7, 4, 23)) == {}  # that day has not ended
     serve(log, "2013-07-04", 900, version="v2")
     assert found(rule("drift", version="v2"), project) == {} and "far" in found(rule("drift", version="v1"), project)
     assert "carrier=A: far" in found(rule("drift", version="v1", segment="carrier=A"), project)
     evaluation_error = lambda **table: evaluate(rule("drift", **table), *project).evaluation_error
-    assert "no answered prediction on 2013-07-04 is of version v1, segment carrier=Z" in evaluation_error(version="v1", segment="carrier=Z")
+    assert "no answered prediction on 2013-07-04 is of version v1, segment carrier=Z" in evaluation_error(
+        version="v1", segment="carrier=Z"
+    )
     assert "no prediction in the log is of version 'v9'" in evaluation_error(version="v9")
     assert "did you mean 'far'" in evaluate(rule("drift", columns=["fra"]), *project).evaluation_error
     assert found(rule("drift", window="month", columns=["carrier"]), project) == {}
@@ -296,7 +343,9 @@ def test_drift_that_only_the_hours_show(project, asked):
     "A column that is within what it may be, and does not fit another one any more"
     rng, hours = np.random.default_rng(0), 24 * 40
     level = np.cumsum(rng.normal(0, 0.3, hours)) % 20
-    rows = pd.DataFrame({"level": np.repeat(level, 12), "double": np.repeat(2 * level, 12), "carrier": ["A", "B"] * (hours * 6)})
+    rows = pd.DataFrame(
+        {"level": np.repeat(level, 12), "double": np.repeat(2 * level, 12), "carrier": ["A", "B"] * (hours * 6)}
+    )
     rows["time"] = pd.date_range("2013-05-25", periods=len(rows), freq="5min")
     bundle, log = project[0].root / "products/bundle", PredictionLog.of(project[0])
     for folder, known in {"": rows, "segments/carrier=A": rows[rows.carrier == "A"]}.items():
@@ -307,13 +356,18 @@ def test_drift_that_only_the_hours_show(project, asked):
         served = rows[rows.time.dt.strftime("%Y-%m-%d") == day]
         times = served.time.dt.strftime("%Y-%m-%dT%H:%M:%SZ")
         values = zip(times, served.carrier, served.level + far, served.double, strict=True)
-        log.append([Prediction(t, "k", t, at, *said, {"carrier": c}, {"level": a, "double": b}) for t, c, a, b in values])
+        log.append(
+            [Prediction(t, "k", t, at, *said, {"carrier": c}, {"level": a, "double": b}) for t, c, a, b in values]
+        )
         moved = found(rule("drift", **asked), project)
         assert {one.details["column"] for one in moved.values()} == ({"level", "double"} if far else set())
     log.close()
     assert "misfit with other columns" in next(iter(moved.values())).words
     hours = alert_notebook.hourly_values(next(iter(moved.values())).details, project[0], "level")
-    assert list(hours.index) == [f"2013-06-11T{hour:02}" for hour in range(24)] and (hours["mean"] - hours["expected"]).mean() > 1
+    assert (
+        list(hours.index) == [f"2013-06-11T{hour:02}" for hour in range(24)]
+        and (hours["mean"] - hours["expected"]).mean() > 1
+    )
     of_nothing = [({"window": "2013-06-11"}, "carrier"), ({"window": "2013-06-13"}, "level"), ({}, "level")]
     assert not any(len(alert_notebook.hourly_values(alert, project[0], column)) for alert, column in of_nothing)
 
@@ -326,8 +380,13 @@ def test_hours_of_a_part_of_the_log_are_those_of_the_days_around(project):
     days = lambda source, **row_filter: {
         str(hour)[:10] for hour in DriftSource(source, settings, row_filter=RowFilter(**row_filter)).hours().hours
     }
-    assert days("log:2013-07-01") == {"2013-06-30", "2013-07-01", "2013-07-02"} and days("log:2013-06") == {"2013-06-30", "2013-07-01"}
-    assert days("log:2013-07") == days("log") == days("log:2013-07-01T05") == days("log:2013-07-01", segment="carrier=A")
+    assert days("log:2013-07-01") == {"2013-06-30", "2013-07-01", "2013-07-02"} and days("log:2013-06") == {
+        "2013-06-30",
+        "2013-07-01",
+    }
+    assert (
+        days("log:2013-07") == days("log") == days("log:2013-07-01T05") == days("log:2013-07-01", segment="carrier=A")
+    )
     assert set(DriftSource("log:2013-07-01T05", settings).hours().rows) == {10}
     assert len(DriftSource("log:2013-07-01", settings, row_filter=RowFilter(segment="carrier=A")).hours().hours) == 72
     assert DriftSource("log:2013-07-01", settings).hours().columns["far"].numbers.tolist() == [10] * 72
@@ -361,10 +420,15 @@ def test_levels_of_too_few_rows_and_lost_columns(project):
     Profile.of(reference).write(settings.root / "products/bundle/reference.profile")
     serve(log, "2013-07-03", 900)
     (lost,) = found(rule("drift"), project).values()
-    assert lost.subject == "wind" and "wind is in the reference and in no prediction" in lost.words and lost.value is None
+    assert (
+        lost.subject == "wind" and "wind is in the reference and in no prediction" in lost.words and lost.value is None
+    )
     serve(log, "2013-07-04", 20)
     log.close()
-    assert "2013-07-04 is not assessed: in its 20 rows every column is too small" in evaluate(rule("drift"), *project).evaluation_error
+    assert (
+        "2013-07-04 is not assessed: in its 20 rows every column is too small"
+        in evaluate(rule("drift"), *project).evaluation_error
+    )
 
 
 @pytest.mark.parametrize("segments", [(), ("vip", "maybe")], ids=["rows", "hours"])
@@ -376,7 +440,9 @@ def test_a_segment_is_the_same_rows_for_all(project, segments):
         raw = {"vip": bool(i % 2), "maybe": maybe}
         log.append([Prediction(str(i), "k", at, at, "v1", "champion", at, 1.0, 0.1, False, raw, {"far": far[i]})])
     log.close()
-    Profile.of({"far": np.random.default_rng(1).normal(10, 2, 9000)}).write(settings.root / "products/bundle/reference.profile")
+    Profile.of({"far": np.random.default_rng(1).normal(10, 2, 9000)}).write(
+        settings.root / "products/bundle/reference.profile"
+    )
     for _ in ("lines", "parts"):
         for segment, rows in {"vip=true": 450, "vip=True": 450, "maybe=2": 810, "maybe=2.0": 810}.items():
             assert load_decisions(settings, "", segment).num_rows == rows
@@ -400,13 +466,27 @@ def test_performance(project):
         when, p = f"2013-07-{day:02}T12:00:00Z", rng.random(200)
         happened = rng.random(200) < (p if day <= 7 else 1 - p)  # from the eighth on the model is wrong
         said = [(("v1", "champion", when, 1.0, float(p[i]), bool(p[i] > 0.3)), i) for i in range(200)]
-        log.append([Prediction(f"{day}-{i}", f"{day}-{i}", when, when, *values, {"carrier": "AB"[i % 2]}, {}) for values, i in said])
+        log.append(
+            [
+                Prediction(f"{day}-{i}", f"{day}-{i}", when, when, *values, {"carrier": "AB"[i % 2]}, {})
+                for values, i in said
+            ]
+        )
         then, late = dt.datetime(2013, 7, day, 20, tzinfo=dt.UTC), dt.datetime.now(dt.UTC)
-        LabelLog.of(settings).append([Label(f"{day}-{i}", float(happened[i]), then, late, "service") for i in range(200)])
+        LabelLog.of(settings).append(
+            [Label(f"{day}-{i}", float(happened[i]), then, late, "service") for i in range(200)]
+        )
     assert found(below, project, dt.datetime(2013, 7, 9, 1)) == {}  # the first seven days are good
     (bad,) = found(below, project).values()
-    assert bad.subject == "auc" and bad.value < 0.4 and bad.details["since"] == "2013-07-08T00:00:00" and "below 0.6" in bad.words
-    (max_deviation,) = found(rule("performance", metric="cost_per_1000", max_deviation=50.0, days=3, segment="carrier=A"), project).values()
+    assert (
+        bad.subject == "auc"
+        and bad.value < 0.4
+        and bad.details["since"] == "2013-07-08T00:00:00"
+        and "below 0.6" in bad.words
+    )
+    (max_deviation,) = found(
+        rule("performance", metric="cost_per_1000", max_deviation=50.0, days=3, segment="carrier=A"), project
+    ).values()
     assert max_deviation.subject == "carrier=A: cost_per_1000" and "was expected" in max_deviation.words
     assert found(rule("performance", metric="coverage", below=0.9), project) == {}
     assert found(rule("performance", below=0.6, version="v9"), project) == {}
@@ -437,7 +517,9 @@ def test_a_wrong_rule_is_a_sentence(table, says):
 
 
 def test_an_environment_changes_a_rule(tmp_path):
-    text = '[tool.mlnb.alerts.inputs]\nkind = "drift"\n[tool.mlnb.env.production.alerts.inputs]\nseverity = "critical"\n'
+    text = (
+        '[tool.mlnb.alerts.inputs]\nkind = "drift"\n[tool.mlnb.env.production.alerts.inputs]\nseverity = "critical"\n'
+    )
     (tmp_path / "pyproject.toml").write_text(text)
     assert [r.severity for r in load_rules(load_settings(tmp_path))] == ["warning"]
     assert [(r.kind, r.severity) for r in load_rules(load_settings(tmp_path, "production"))] == [("drift", "critical")]

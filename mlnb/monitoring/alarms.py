@@ -17,9 +17,10 @@ from .cross_column import HOURLY_STATISTICS, MEAN_STATISTICS, CrossColumnModel, 
 from .drift import DriftResult, enumerate_names
 from .drift_sources import is_period
 from .drift_statistics import bin_counts, reference_bins
-from .drift_thresholds import FAMILY_GROUPS, HOURLY_GROUP, STATISTIC_NAMES, DriftThresholds, ThresholdPoint
-from .drift_thresholds import binned_statistics, from_log_scale, most_common_count, rows_out_of_range
-from .drift_thresholds import thresholds_at, time_span_days, to_log_scale, usable_std
+from .drift_thresholds import FAMILY_GROUPS, HOURLY_GROUP, STATISTIC_NAMES
+from .drift_thresholds import DriftThresholds, ThresholdPoint, binned_statistics, from_log_scale
+from .drift_thresholds import most_common_count, rows_out_of_range, thresholds_at
+from .drift_thresholds import time_span_days, to_log_scale, usable_std
 
 # %% ../../nbs/monitoring/05_alarms.ipynb #a1b2c305
 def window_days(
@@ -78,7 +79,7 @@ class WindowAssessment:
     alarms: list[Alarm]  # the most unusual first
     note: str = ""  # why the window is not assessed; empty if it is
     false_alarms_per_week: float | None = None  # expected number of reports with a false alarm
-    score_shifts: list[tuple[str, float]] = field(default_factory=list)  # columns that may have moved the mean score most
+    score_shifts: list[tuple[str, float]] = field(default_factory=list)  # columns that may have moved the mean score
     score_difference: float | None = None  # mean score minus that of the reference
 
     @property
@@ -86,7 +87,9 @@ class WindowAssessment:
         return not self.note
 
 # %% ../../nbs/monitoring/05_alarms.ipynb #1fbeb091
-def _column_statistics(reference: ColumnProfile, current: ColumnProfile) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
+def _column_statistics(
+    reference: ColumnProfile, current: ColumnProfile
+) -> tuple[dict[str, float], np.ndarray, np.ndarray]:
     "Statistics of a column against its reference, and the rows in each bin of reference and window"
     kind, bins = reference.kind, reference_bins(reference)
     q, p = (bin_counts(kind, side, bins) for side in (current, reference))

@@ -351,7 +351,7 @@ def recent_runs(settings: Settings, pipeline: str, limit: int = 20) -> pd.DataFr
 
 
 def run_tasks(settings: Settings, run: str) -> pd.DataFrame:
-    "The tasks of a run, in the order in which they ran, with their errors and executed notebooks; empty if it was removed"
+    "The tasks of a run in the order in which they ran, with errors and executed notebooks; empty if it was removed"
     with closing(Records(settings.url(settings.records), settings.root)) as records:
         rows = records.tasks(run)
     if not rows:

@@ -35,7 +35,8 @@ def _introduction(alert: dict) -> str:
     if alert["value"] is not None and alert["bound"] is not None:
         facts["value"] = f"{alert['value']:.4g}, the limit is {alert['bound']:.4g}"
     rows = "".join(f"| {name} | {markdown_text(text)} |\n" for name, text in facts.items())
-    steps = f"To acknowledge it: `mlnb alerts ack {alert['id']} --note ...`. When it is over: `mlnb alerts resolve {alert['id']}`."
+    steps = f"To acknowledge it: `mlnb alerts ack {alert['id']} --note ...`. "
+    steps += f"When it is over: `mlnb alerts resolve {alert['id']}`."
     return f"# Alert {alert['id']}: {markdown_text(alert['words'])}\n\n| | |\n|---|---|\n{rows}\n{steps}"
 
 

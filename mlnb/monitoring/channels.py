@@ -158,6 +158,7 @@ class SlackChannel(WebhookChannel, frozen=True, kw_only=True):
 
 # %% ../../nbs/monitoring/21_channels.ipynb #5aff86b0
 _ADDRESS = r"^[^@\s,;<>]+@[^@\s,;<>]+\Z"
+_Address = Annotated[str, msgspec.Meta(pattern=_ADDRESS)]
 
 
 class EmailChannel(Channel, frozen=True, kw_only=True):
@@ -165,9 +166,7 @@ class EmailChannel(Channel, frozen=True, kw_only=True):
     kind = "email"
     server: Annotated[str, form('"smtp.example.org:587", a host and its port', pattern=r"^.+:\d+\Z")]
     sender: Annotated[str, form('"mlnb@example.org", an address', pattern=_ADDRESS)]
-    to: Annotated[
-        tuple[Annotated[str, msgspec.Meta(pattern=_ADDRESS)], ...], form('["team@example.org"], addresses', min_length=1)
-    ]
+    to: Annotated[tuple[_Address, ...], form('["team@example.org"], addresses', min_length=1)]
     security: Annotated[Literal["starttls", "tls", "none"], form('"starttls", "tls" or "none"')] = "starttls"
     user: Annotated[str, form('"mlnb", a name; default: no login')] = ""
     password: Annotated[str, form('"$SMTP_PASSWORD", the variable with the password', pattern=VARIABLE)] = ""

@@ -68,7 +68,7 @@ def _weights(products: np.ndarray, right: np.ndarray) -> np.ndarray:
 
 def _cross_fit_residuals(inputs: np.ndarray, target: np.ndarray, fold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "(hours,) residuals of fits on the other folds, and the weights of a fit on all; hours are sorted by fold"
-    ends = np.searchsorted(fold, np.arange(_FOLDS + 1))
+    ends = [int(np.searchsorted(fold, number)) for number in range(_FOLDS + 1)]
     folds = [slice(start, end) for start, end in pairwise(ends)]
     products = [(inputs[rows].T @ inputs[rows], inputs[rows].T @ target[rows]) for rows in folds]
     total = [sum(pair[i] for pair in products) for i in (0, 1)]
@@ -174,7 +174,9 @@ def _missing_share(profile: HourlyProfile, name: str) -> np.ndarray:
     return np.where(profile.rows >= _MIN_ROWS, column.missing / profile.rows, np.nan)
 
 # %% ../../nbs/monitoring/03_cross_column.ipynb #d1c0de13
-def fit_cross_column(profile: HourlyProfile, scale: dict[str, tuple[float, float]]) -> tuple[CrossColumnModel, Residuals]:
+def fit_cross_column(
+    profile: HourlyProfile, scale: dict[str, tuple[float, float]]
+) -> tuple[CrossColumnModel, Residuals]:
     """Fit the predictions of the columns of a reference; the residuals come from fits on other weeks.
     `scale` has the mean and standard deviation of the rows of each column to use.
     """
@@ -187,9 +189,8 @@ def fit_cross_column(profile: HourlyProfile, scale: dict[str, tuple[float, float
             target = table[:, i]
             if name in fits["together"] or np.isfinite(target).sum() < _MIN_HOURS:
                 continue
-            base_features, build = _neighbour_steps(target), np.nan_to_num
-            if kind == "together":
-                base_features, build = np.empty((len(grid), 0)), _polynomial
+            base_features = _neighbour_steps(target) if kind == "jump" else np.empty((len(grid), 0))
+            build: Callable[[np.ndarray], np.ndarray] = np.nan_to_num if kind == "jump" else _polynomial
             others, limits = [other if other != name else "" for other in names], (_MAX_COLUMNS[kind], _MIN_GAIN[kind])
             fit, residual = _select_columns(target, base_features, table, others, build, fold, *limits)
             if _is_informative(kind, target, residual):

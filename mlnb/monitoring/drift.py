@@ -7,7 +7,7 @@ __all__ = ['EPOCH_RANGE', 'drifts_by_construction', 'is_timestamp', 'WindowDrift
            'enumerate_names']
 
 # %% ../../nbs/monitoring/01_drift.ipynb #acefe5d5
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
@@ -25,13 +25,13 @@ if TYPE_CHECKING:
 _CALENDAR = {"year", "quarter", "month", "week", "day", "date", "day_of_year", "day_of_month", "week_of_year", "season"}
 _DAY_CALENDAR = {"weekday", "day_of_week", "is_weekend", "weekend"}
 _HOUR_CALENDAR = {"hour", "minute", "minute_of_day", "hour_of_day", "time_of_day"}
-_LOG_COLUMNS = {"entity", "time", "arm", "model_version", "latency_ms", "logged_at", "context_moment", "id", "uuid", "index"}
+_LOG_COLUMNS = {"entity", "time", "arm", "model_version", "latency_ms", "logged_at", "context_moment"}
 EPOCH_RANGE = (631_152_000, 4_102_444_800)  # 1990 and 2100
 
 
 def drifts_by_construction(name: str, columns: list[ColumnProfile], window_size: str | None = None) -> bool:
-    "Whether a column, given its profiles, drifts in any window: calendar fields, timestamps, identifiers, columns of the log"
-    names = _CALENDAR | _LOG_COLUMNS
+    "Whether a column, given its profiles, always drifts: calendar fields, timestamps, identifiers, columns of the log"
+    names = _CALENDAR | _LOG_COLUMNS | {"id", "uuid", "index"}
     if window_size in ("day", "hour"):
         names = names | _DAY_CALENDAR
     if window_size == "hour":
@@ -135,11 +135,13 @@ def compare(
     return DriftResult(reference, source, drifts, {w.window: windows[w.window] for w in drifts}, left_out)
 
 
-def _few(names: Iterable[str]) -> str:
+def _few(names: Collection[str]) -> str:
     return ", ".join(list(names)[:5]) + (", ..." if len(names) > 5 else "")
 
 
-def _select_columns(sides: list[Profile], columns: list[str] | None, window_size: str | None, source: str) -> tuple[list[str], list[str]]:
+def _select_columns(
+    sides: list[Profile], columns: list[str] | None, window_size: str | None, source: str
+) -> tuple[list[str], list[str]]:
     "Names to compare, and names left out because they drift by construction, for a reference and windows"
     reference, *windows = sides
     everywhere: dict[str, list[ColumnProfile]] = {}
@@ -186,13 +188,15 @@ def headline(drift: DriftResult) -> str:
         return f"{window.window}: none of {len(window.columns)} columns moved more than slightly from {drift.source}."
     far = f", {large} of them far" if large else ""
     names = enumerate_names([c.name for c in moved[:3]])
-    return f"{window.window}: {len(moved)} of {len(window.columns)} columns moved from {drift.source}{far}; {names} the most."
+    count = f"{len(moved)} of {len(window.columns)} columns"
+    return f"{window.window}: {count} moved from {drift.source}{far}; {names} the most."
 
 
 def _alarm_headline(window: WindowDrift) -> str:
     "The alarms of an assessed window"
     if not (alarms := window.alarms):
-        return f"{window.window}: no alarm; {len(window.columns)} columns moved no farther than they do when nothing is wrong."
+        usual = "moved no farther than they do when nothing is wrong"
+        return f"{window.window}: no alarm; {len(window.columns)} columns {usual}."
     names = enumerate_names([alarm.column for alarm in alarms[:3]])
     if len(alarms) == 1:
         return f"{window.window}: an alarm in one of {len(window.columns)} columns; {names}."

@@ -239,8 +239,8 @@ def histogram_pair(name: str, reference: ColumnProfile, current: ColumnProfile) 
         return '<p class="mute">Neither side has a number.</p>'
     before, after = (histogram(side, edges) for side in (reference, current))
     largest = max(before.max(), after.max())
-    shapes = [f'<path class="then" d="{_outline(before, largest)}Z"/>', f'<path class="now" d="{_outline(after, largest)}"/>']
-    shapes += [_AXIS, *_ticks(edges)]
+    shapes = [f'<path class="then" d="{_outline(before, largest)}Z"/>']
+    shapes += [f'<path class="now" d="{_outline(after, largest)}"/>', _AXIS, *_ticks(edges)]
     return svg(_WIDTH, _HEIGHT, shapes, f"Distribution of {name}: reference and window", "chart")
 
 # %% ../../nbs/monitoring/07_drift_page.ipynb #44f9aee1
@@ -266,7 +266,7 @@ def _text_shares(reference: ColumnProfile, current: ColumnProfile) -> list[tuple
 def bar_pair(name: str, reference: ColumnProfile, current: ColumnProfile) -> str:
     "The texts of both sides as pairs of bars, as an SVG"
     rows, items = _text_shares(reference, current), reference.frequent()[0]
-    largest = max((max(before, after) for _, before, after in rows), default=1) or 1
+    largest = max([share for _, *shares in rows for share in shares], default=1.0) or 1.0
     shapes = []
     for i, (text, before, after) in enumerate(rows):
         y = 4 + i * 26
@@ -280,7 +280,7 @@ def bar_pair(name: str, reference: ColumnProfile, current: ColumnProfile) -> str
 # %% ../../nbs/monitoring/07_drift_page.ipynb #40fa6891
 def _line(hours: np.ndarray, values: list[float | None], low: float, high: float) -> str:
     "Hours as a path, with a gap where a value is missing"
-    step, path, previous = (_WIDTH - 16) / max(hours[-1], 1), [], None
+    step, path, previous = (_WIDTH - 16) / max(int(hours[-1]), 1), [], None
     for hour, value in zip(hours.tolist(), values, strict=True):
         if value is not None:
             pen = "L" if previous == hour - 1 else "M"
@@ -299,7 +299,8 @@ def hourly_chart(name: str, series: HourlySeries) -> str:
         low, high = low - 1, high + 1
     hours = np.array(series.hours, "datetime64[h]")
     line = lambda values: _line((hours - hours[0]).astype(int), values, low, high)
-    shapes = [f'<path class="expected" d="{line(series.expected)}"/>', f'<path class="now" d="{line(series.mean)}"/>', _AXIS]
+    shapes = [f'<path class="expected" d="{line(series.expected)}"/>', _AXIS]
+    shapes += [f'<path class="now" d="{line(series.mean)}"/>']
     shapes += [svg_text(8, 10, _axis_number(high), "axis"), svg_text(8, _BASE - 4, _axis_number(low), "axis")]
     shapes += [svg_text(8, _HEIGHT - 6, series.hours[0], "axis")]
     shapes += [svg_text(_WIDTH - 8, _HEIGHT - 6, series.hours[-1], "axis", "end")]
@@ -367,8 +368,8 @@ def _key() -> str:
 
 
 _PSI_NOTE = (
-    "PSI says how far, not whether that is unusual: an alarm does that. A short window, such as one day, always looks far "
-    "from a reference of months."
+    "PSI says how far, not whether that is unusual: an alarm does that. A short window, such as one day, always looks "
+    "far from a reference of months."
 )
 
 
@@ -401,8 +402,8 @@ def _distributions(drift: DriftResult, window: WindowDrift, max_columns: int) ->
 
 # %% ../../nbs/monitoring/07_drift_page.ipynb #ddc02a9b
 _FIGURES = {  # statistic -> head of its column, format
-    "psi": ("PSI", ".3f"), "noise": ("noise", ".4f"), "ks": ("KS", ".3f"), "js": ("JS", ".3f"), "shift": ("shift (sd)", "+z.2f"),
-    "total_variation": ("variation", ".1%"), "unseen": ("unseen", ".1%"),
+    "psi": ("PSI", ".3f"), "noise": ("noise", ".4f"), "ks": ("KS", ".3f"), "js": ("JS", ".3f"),
+    "shift": ("shift (sd)", "+z.2f"), "total_variation": ("variation", ".1%"), "unseen": ("unseen", ".1%"),
 }  # fmt: skip
 
 
@@ -421,14 +422,16 @@ def _table(window: WindowDrift) -> str:
 def _footnotes(drift: DriftResult, window: WindowDrift) -> str:
     "How to read the page, and what is not on it"
     notes = [
-        f"Levels are words for the population stability index (PSI): {describe_levels()}. They are conventions, not tests: a "
-        "level says how far a column moved, not that the model is worse. Only labels show that.",
-        "Noise is the PSI that so few rows would show without drift; if it alone reaches the first level, no level is given.",
+        f"Levels are words for the population stability index (PSI): {describe_levels()}. They are conventions, not "
+        "tests: a level says how far a column moved, not that the model is worse. Only labels show that.",
+        "Noise is the PSI that so few rows would show without drift; if it alone reaches the first level, no level is "
+        "given.",
     ]
     if drift.rate is not None:
         notes += [
             "Thresholds of alarms come from the reference: how far each column moves between blocks of its days.",
-            "Shifts, misfits and jumps are in standard deviations of the reference's rows, missing values in shares of the rows.",
+            "Shifts, misfits and jumps are in standard deviations of the reference's rows, missing values in shares of "
+            "the rows.",
         ]
     lists = {
         "Left out, since they drift by construction": drift.left_out,
@@ -440,7 +443,7 @@ def _footnotes(drift: DriftResult, window: WindowDrift) -> str:
 
 # %% ../../nbs/monitoring/07_drift_page.ipynb #ca2ab9cb
 def page(drift: DriftResult, title: str = "Drift", max_columns: int = 9, written: dt.datetime | None = None) -> str:
-    "The page as HTML, with the distributions of at most `max_columns`; `written` is the time of writing, by default now"
+    "The page as HTML, with the distributions of at most `max_columns`; `written` is by default now"
     window = drift.newest_assessed()
     levels = {c.level for c in window.columns}
     colour = next((word for word in ("large", "moderate") if word in levels), "none")

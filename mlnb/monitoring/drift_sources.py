@@ -174,7 +174,7 @@ class DriftSource:
     reference: Callable[[], Profile] | None = None  # decides which columns of a CSV file are texts
 
     def windows(self, window_size: str | None = None) -> dict[str, Profile]:
-        """The profiles of the months, days or hours by their labels, in the order of time; by default one of everything.
+        """The profiles of months, days or hours by their labels, in the order of time; by default one of everything.
         Raises `ProfileError` if there is no such source, or it has no rows.
         """
         if self._is_log:
@@ -223,6 +223,7 @@ class DriftSource:
         return frame
 
 
+# %% ../../nbs/monitoring/02_drift_sources.ipynb #b3aa46ab
 def read_windows(
     source: str, settings: Settings, window_size: str | None = None, row_filter: RowFilter = RowFilter()
 ) -> dict[str, Profile]:
@@ -244,7 +245,8 @@ def _missing_source_message(source: str, path: Path) -> str:
         fix = "pass `reference`, the profile of its training rows, to write_bundle"
         return f"the project's bundle has no reference profile to compare with ({path} does not exist); {fix}"
     if source == "bundle":
-        return f"the project has no bundle with a reference profile yet ({path} does not exist); make one with: mlnb run"
+        problem = f"the project has no bundle with a reference profile yet ({path} does not exist)"
+        return f"{problem}; make one with: mlnb run"
     if path.name == "reference.profile" and path.parent.is_dir():
         return f"folder {path.parent} is not a model bundle with a reference: it has no reference.profile"
     return f"there is no file {source!r}{did_you_mean(source, ('bundle', 'log'))}; write one of: {SOURCE_FORMS}"

@@ -181,7 +181,9 @@ def _kind_in_words(column: ColumnProfile) -> str:
     return {"number": "numbers", "category": "texts", "object": "other objects"}[column.kind]
 
 # %% ../../nbs/monitoring/00_drift_statistics.ipynb #cab92e0b
-def _compare_column(name: str, kind: str, reference: ColumnProfile, current: ColumnProfile, common: dict) -> ColumnDrift:
+def _compare_column(
+    name: str, kind: str, reference: ColumnProfile, current: ColumnProfile, common: dict
+) -> ColumnDrift:
     "The drift of a column whose sides have the same kind"
     if kind == "category" and has_high_cardinality(reference):
         note = f"too many different texts to compare: about {reference.distinct:,.0f}"

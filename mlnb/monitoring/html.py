@@ -23,8 +23,10 @@ def ellipsis(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def svg(width: float, height: float, shapes: list[str], title: str, css_class: str = "", min_width: float | None = None) -> str:
-    "A chart; `title` is for readers who cannot see it, and below `min_width` a phone scrolls it instead of shrinking it"
+def svg(
+    width: float, height: float, shapes: list[str], title: str, css_class: str = "", min_width: float | None = None
+) -> str:
+    "A chart; `title` is for readers who cannot see it, and below `min_width` a phone scrolls it and does not shrink it"
     style = f' style="width:{min_width:.0f}px"' if min_width else ""
     label, body = html_text(title), "".join(shapes)
     head = f'<svg{style} class="{css_class}" viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{label}">'

@@ -13,7 +13,7 @@ MAX_RESPONSE_BYTES = 1 << 26  # that are read of a response
 
 
 def http_request(method: str, url: str, timeout: float, use_proxy: bool = True, **options) -> tuple[int, str]:
-    """The status and text of a response, within so many seconds in all; raises `OSError`, without the URL, if it is late.
+    """The status and text of a response, within so many seconds in all; raises `OSError`, without the URL, if it fails.
     `use_proxy`: of the environment. Options are those of `httpx.Client.stream`, such as `headers` and `content`.
     """
     import ssl

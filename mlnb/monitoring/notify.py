@@ -16,8 +16,10 @@ from pathlib import Path
 
 from .alerts import AlertChanges, AlertStore
 from .channels import Channel, Notification, check_rule_channels, load_channels
-from .rules import RuleResult, evaluate, load_rules
+from .rule_base import RuleResult
+from .rules import evaluate, load_rules
 from ..project.errors import AlertError, SettingError
+from ..project.renames import renamed_members
 from ..project.settings import Settings
 from ..records import Records, utc_now
 
@@ -63,7 +65,7 @@ def send_all(
 def notify(
     alerts: AlertStore, channels: dict[str, Channel], settings: Settings, timestamp: dt.datetime | None = None
 ) -> dict[str, Delivery]:
-    "Send every channel the alerts that it was not notified of, as of a time (UTC, default: now); returns how each ended"
+    "Send every channel the alerts that it was not notified of, as of a time (UTC, default: now); returns how it ended"
     claimed = {name: alerts.claim_deliveries(name, c.is_quiet(timestamp or utc_now())) for name, c in channels.items()}
     notifications = [(channels[name], Notification(alerts.project, rows)) for name, rows in claimed.items() if rows]
     deliveries = send_all(notifications, settings)
@@ -78,6 +80,7 @@ _log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class CheckResult:
     "What a check found and did"
+    __getattr__ = renamed_members
     results: list[RuleResult]
     changes: AlertChanges
     deliveries: dict[str, Delivery]  # by channel

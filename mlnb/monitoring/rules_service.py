@@ -60,7 +60,7 @@ def histogram_quantile(counts: dict[str, float], share: float) -> float | None:
     """The seconds within which this share of requests was answered, interpolated in its bucket as Prometheus does.
     `counts` are cumulative: "within 0.1" -> requests. Infinite above the last bound, None without requests.
     """
-    bounds = sorted((float(name.removeprefix("within ")), n) for name, n in counts.items() if name.startswith("within "))
+    bounds = sorted((float(name[7:]), n) for name, n in counts.items() if name.startswith("within "))
     if not bounds or not bounds[-1][1]:
         return None
     rank, low, below = share * bounds[-1][1], 0.0, 0.0
@@ -70,70 +70,8 @@ def histogram_quantile(counts: dict[str, float], share: float) -> float | None:
         low, below = bound, count
     return math.inf
 
-# %% ../../nbs/monitoring/16_rules_service.ipynb #cbe1014e
+# %% ../../nbs/monitoring/16_rules_service.ipynb #cbe1014d
 _MAX_SNAPSHOTS = 10  # that are remembered
-_URL = r"^(https?://.*)?\Z"
-
-
-class ServiceRule(Rule, frozen=True, kw_only=True):
-    "A service that is down, fails, is slow, or does not log what it predicts"
-    kind = "service"
-    url: Annotated[
-        str, form('"http://scores.internal:3000"; default: this machine, at the port of the settings', pattern=_URL)
-    ] = ""
-    key: Annotated[str, form('"$SCORES_KEY", the variable with an API key that may read metrics', pattern=VARIABLE)] = ""
-    max_error_rate: Annotated[float, form("0.01, the share of requests that may fail", **FINITE)] = 0.01
-    p99_milliseconds: Annotated[float, form("250, the limit of the 99th percentile of latency", **FINITE)] = 250.0
-    min_requests: Annotated[int, form("50, below it rates and latency are not evaluated", ge=1, lt=1 << 31)] = 50
-    minutes: Annotated[int, form("15, the time over which requests are evaluated", ge=1, le=10080)] = 15
-
-    def find(self, context: RuleContext) -> Iterator[RuleFinding]:
-        base = (self.url or f"http://127.0.0.1:{context.settings.port}").rstrip("/")
-        if problem := _not_ready(base):
-            yield self.finding("down", f"the service at {base} {problem}", details={"url": base})
-            return
-        current = parse_service_metrics(self._metrics(base))
-        if (earlier := _earlier_counts(context, current, self.minutes)) is None:
-            context.no_data = f"this first check of {base} recorded its counts, the next one compares them"
-            return
-        increase = counter_increase(current, earlier)
-        if increase["requests"] < self.min_requests:
-            requests = f"{increase['requests']:.0f} requests since an earlier check"
-            context.no_data = f"{base} had {requests}, fewer than min_requests = {self.min_requests}"
-        yield from self._log_findings(base, increase)
-        if increase["requests"] >= self.min_requests:
-            yield from self._traffic_findings(base, increase)
-
-    def _metrics(self, base: str) -> str:
-        status, text = http_get(f"{base}/metrics", resolve_secret(self.key))
-        if status == 200:
-            return text
-        hint = f"check the key in {self.key}" if self.key else 'write key = "$NAME", a variable with a key of the service'
-        raise AlertError(f"rule '{self.name}': {base}/metrics answers {status}; {hint}")
-
-    def _log_findings(self, base: str, increase: dict) -> Iterator[RuleFinding]:
-        "Predictions that were answered and are not in the log"
-        words = {
-            "unlogged": "predictions were answered and not logged",
-            "unreadable": "lines or tables of answered predictions cannot be read back from the log",
-        }
-        for subject, text in words.items():
-            if (count := increase[subject]) > 0:
-                details = {"url": base, "requests": increase["requests"]}
-                yield self.finding(subject, f"{count:.0f} {text}", value=count, limit=0.0, details=details)
-
-    def _traffic_findings(self, base: str, increase: dict) -> Iterator[RuleFinding]:
-        "The error rate and the latency, if they are above their limits"
-        details = {"url": base, "requests": increase["requests"]}
-        error_rate, p99 = increase["failed"] / increase["requests"], histogram_quantile(increase, 0.99)
-        if error_rate > self.max_error_rate:
-            words = f"{error_rate:.1%} of {increase['requests']:.0f} requests failed, the limit is {self.max_error_rate:.1%}"
-            yield self.finding("errors", words, value=error_rate, limit=self.max_error_rate, details=details)
-        if p99 is not None and p99 * 1000 > self.p99_milliseconds:
-            latency = "longer than the service measures" if math.isinf(p99) else f"{p99 * 1000:.0f} ms"
-            words = f"99% of requests take up to {latency}, the limit is {self.p99_milliseconds:g} ms"
-            value = None if math.isinf(p99) else p99 * 1000
-            yield self.finding("latency", words, value=value, limit=self.p99_milliseconds, details=details)
 
 
 def _not_ready(base: str) -> str | None:
@@ -162,3 +100,71 @@ def _earlier_counts(context: RuleContext, current: dict, minutes: int) -> dict |
     if not remembered or timestamp - remembered[-1][0] >= minutes * 60 / _MAX_SNAPSHOTS:
         context.memory["counts"] = [*remembered, [timestamp, current]]
     return remembered[0][1] if remembered else None
+
+# %% ../../nbs/monitoring/16_rules_service.ipynb #cbe1014e
+_URL = r"^(https?://.*)?\Z"
+
+
+class ServiceRule(Rule, frozen=True, kw_only=True):
+    "A service that is down, fails, is slow, or does not log what it predicts"
+    kind = "service"
+    url: Annotated[
+        str, form('"http://scores.internal:3000"; default: this machine, at the port of the settings', pattern=_URL)
+    ] = ""
+    key: Annotated[str, form('"$SCORES_KEY", an API key that may read the metrics', pattern=VARIABLE)] = ""
+    max_error_rate: Annotated[float, form("0.01, the share of requests that may fail", **FINITE)] = 0.01
+    p99_milliseconds: Annotated[float, form("250, the limit of the 99th percentile of latency", **FINITE)] = 250.0
+    min_requests: Annotated[int, form("50, below it rates and latency are not evaluated", ge=1, lt=1 << 31)] = 50
+    minutes: Annotated[int, form("15, the time over which requests are evaluated", ge=1, le=10080)] = 15
+
+    def find(self, context: RuleContext) -> Iterator[RuleFinding]:
+        base = (self.url or f"http://127.0.0.1:{context.settings.port}").rstrip("/")
+        if problem := _not_ready(base):
+            yield self.finding("down", f"the service at {base} {problem}", details={"url": base})
+            return
+        current = parse_service_metrics(self._metrics(base))
+        if (earlier := _earlier_counts(context, current, self.minutes)) is None:
+            context.no_data = f"this first check of {base} recorded its counts, the next one compares them"
+            return
+        increase = counter_increase(current, earlier)
+        if increase["requests"] < self.min_requests:
+            requests = f"{increase['requests']:.0f} requests since an earlier check"
+            context.no_data = f"{base} had {requests}, fewer than min_requests = {self.min_requests}"
+        yield from self._log_findings(base, increase)
+        if increase["requests"] >= self.min_requests:
+            yield from self._traffic_findings(base, increase)
+
+    def _metrics(self, base: str) -> str:
+        status, text = http_get(f"{base}/metrics", resolve_secret(self.key))
+        if status == 200:
+            return text
+        hint = 'write key = "$NAME", a variable with a key of the service'
+        if self.key:
+            hint = f"check the key in {self.key}"
+        raise AlertError(f"rule '{self.name}': {base}/metrics answers {status}; {hint}")
+
+    def _log_findings(self, base: str, increase: dict) -> Iterator[RuleFinding]:
+        "Predictions that were answered and are not in the log"
+        words = {
+            "unlogged": "predictions were answered and not logged",
+            "unreadable": "lines or tables of answered predictions cannot be read back from the log",
+        }
+        for subject, text in words.items():
+            if (count := increase[subject]) > 0:
+                details = {"url": base, "requests": increase["requests"]}
+                yield self.finding(subject, f"{count:.0f} {text}", value=count, limit=0.0, details=details)
+
+    def _traffic_findings(self, base: str, increase: dict) -> Iterator[RuleFinding]:
+        "The error rate and the latency, if they are above their limits"
+        details = {"url": base, "requests": increase["requests"]}
+        error_rate, p99 = increase["failed"] / increase["requests"], histogram_quantile(increase, 0.99)
+        if error_rate > self.max_error_rate:
+            failed = f"{error_rate:.1%} of {increase['requests']:.0f} requests failed"
+            words = f"{failed}, the limit is {self.max_error_rate:.1%}"
+            yield self.finding("errors", words, value=error_rate, limit=self.max_error_rate, details=details)
+        if p99 is not None and p99 * 1000 > self.p99_milliseconds:
+            latency = "longer than the service measures" if math.isinf(p99) else f"{p99 * 1000:.0f} ms"
+            words = f"99% of requests take up to {latency}, the limit is {self.p99_milliseconds:g} ms"
+            value = None if math.isinf(p99) else p99 * 1000
+            yield self.finding("latency", words, value=value, limit=self.p99_milliseconds, details=details)
+

@@ -1,4 +1,4 @@
-"""`mlnb labels` and `mlnb performance` as a user calls them: files of every bad kind, kills, corrections, and what is printed."""
+"""`mlnb labels` and `mlnb performance` as a user calls them: bad files, kills, corrections, and what is printed."""
 
 import json
 import os

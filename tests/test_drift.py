@@ -33,7 +33,7 @@ def normal(mean=0.0, sd=1.0, rows=20_000, seed=0):
     return np.random.default_rng(seed).normal(mean, sd, rows)
 
 
-# --- effect sizes -----------------------------------------------------------------------------------------------------------------
+# --- effect sizes ----------------------------------------------------------------------------------------------------
 
 
 def test_psi_ks_and_js_from_sketches_equal_those_of_the_rows():
@@ -130,7 +130,7 @@ def test_objects_are_not_compared():
     assert drifted([[1]] * 10, [[2]] * 10).level == statistics.NOT_COMPARED
 
 
-# --- tables -----------------------------------------------------------------------------------------------------------------------
+# --- tables ----------------------------------------------------------------------------------------------------------
 
 
 def table(seed=0, rows=4000, **more) -> Profile:
@@ -202,7 +202,7 @@ def test_the_headline_takes_the_newest_window_that_says_enough():
     assert "none of 2 columns" in d.headline(d.compare(table(), {"june": table(1)}))
 
 
-# --- windows of tables -------------------------------------------------------------------------------------------------------------
+# --- windows of tables -----------------------------------------------------------------------------------------------
 
 
 def frame() -> pd.DataFrame:
@@ -236,7 +236,7 @@ def test_no_time(rows, time, said):
         sources.split_windows(rows, "day", time)
 
 
-# --- sources -----------------------------------------------------------------------------------------------------------------------
+# --- sources ---------------------------------------------------------------------------------------------------------
 
 
 def test_every_kind_of_file_is_known_by_its_content(settings):
@@ -317,7 +317,7 @@ def test_a_profile_cannot_be_split(settings):
         sources.read_windows("x.profile", settings, "day")
 
 
-# --- the log -----------------------------------------------------------------------------------------------------------------------
+# --- the log ---------------------------------------------------------------------------------------------------------
 
 
 def prediction(at: str, number: int) -> Prediction:

@@ -73,7 +73,7 @@ def test_families_and_lengths(thresholds):
 
 
 def weather(days, seed, start="2013-01-01"):
-    "Ten rows an hour of one weather: the air follows from the others, the pressure from nothing, and goes on from hour to hour"
+    "Ten rows an hour of one weather: the air follows from the others, the pressure goes on from hour to hour"
     rng, hours = np.random.default_rng(seed), days * 24
     slow = lambda: np.convolve(
         rng.normal(size=hours + 71), np.hanning(72) / np.sqrt((np.hanning(72) ** 2).sum()), "valid"

@@ -232,7 +232,7 @@ def test_context_and_predictions_age(project, toy):
 
 @pytest.mark.parametrize("ahead", [dt.timedelta(hours=1), dt.timedelta(days=366), dt.timedelta(days=36_500)])
 def test_what_is_dated_ahead_of_the_clock_is_not_fresh(project, toy, ahead):
-    "A clock that was ahead, or a decision_time that a caller made up, must not hide for a year that nothing comes any more"
+    "A clock that was ahead, or a decision_time that a caller made up, must not hide that nothing comes any more"
     settings, _ = project
     fresh = rule("freshness", snapshot_minutes=60, prediction_minutes=60, label_minutes=60)
     snapshot = SnapshotStore(str(toy / ".mlnb/storage/context"))

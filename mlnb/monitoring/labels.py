@@ -9,11 +9,12 @@ __all__ = ['DECISION_COLUMNS', 'read_decisions', 'LabelIndex', 'DecisionIndex', 
 # %% ../../nbs/monitoring/08_labels.ipynb #7e7b5f8d
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -38,7 +39,7 @@ from ..serving.column_validation import is_text_type
 DECISION_COLUMNS = ("entity", "time", "logged_at", "model_version", "arm", "probability", "decision")
 
 
-def _log_column(segment: str, names: list[str]) -> str | None:
+def _log_column(segment: str, names: Collection[str]) -> str | None:
     "The column of the log for a segment column, None if it has none"
     return next((name for name in (FEATURE_PREFIX + segment, INPUT_PREFIX + segment, segment) if name in names), None)
 
@@ -54,10 +55,9 @@ def _decision_columns(table: pa.Table, segment: str | None) -> pa.Table:
 
 
 @storage_errors()
-def _read_part(reader: LogReader, path: str, segment: str | None, names: set[str]) -> pa.Table:
+def _read_part(files: Any, path: str, segment: str | None, names: set[str]) -> pa.Table:
     "The decision columns of a part; the names of all its columns are added to `names`"
-    local = "file" in reader.store.files.protocol
-    with open(path, "rb") if local else reader.store.files.open(path) as file:
+    with open(path, "rb") if "file" in files.protocol else files.open(path) as file:
         part = pq.ParquetFile(file)
         names.update(part.schema_arrow.names)
         name = segment and _log_column(segment, part.schema_arrow.names)
@@ -66,9 +66,9 @@ def _read_part(reader: LogReader, path: str, segment: str | None, names: set[str
 
 def read_decisions(reader: LogReader, where: LogQuery | None = None, segment: str | None = None) -> pa.Table:
     """The decisions of the log, or those of a query, in no particular order: the columns of `DECISION_COLUMNS`.
-    `segment` is an input or feature of the log, which becomes a text column of that name.
+    `segment` is an input or feature of the log, which becomes the text column `segment`.
     """
-    where = where or LogQuery()
+    where, files = where or LogQuery(), reader.store.files if reader.store else None
 
     def work(snapshot: LogSnapshot) -> tuple[list[pa.Table], set[str]]:
         names: set[str] = set()
@@ -77,7 +77,7 @@ def read_decisions(reader: LogReader, where: LogQuery | None = None, segment: st
             names.update(table.schema.names)
             tables.append(_decision_columns(table, segment))
         for part in filter(where.may_match, snapshot.parts):
-            table = _decision_columns(_read_part(reader, part.path, segment, names), segment)
+            table = _decision_columns(_read_part(files, part.path, segment, names), segment)
             tables.append(table if condition is None else table.filter(condition))
         return tables, names
 
@@ -96,21 +96,18 @@ def _no_decisions(segment: str | None) -> pa.Table:
     return pa.schema([(name, types.get(name, pa.string())) for name in names]).empty_table()
 
 # %% ../../nbs/monitoring/08_labels.ipynb #0da97c1b
-_HASH_KEYS = "outcome-key-of-16", "another-key-of-16"
-_MULTIPLIERS = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_HASH_KEYS = "outcome-key-of-1", "another-key-of-1"
 
 
-def _hashes(entities, values: np.ndarray, observed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _hashes(entities: Iterable[str], values: np.ndarray, observed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Two uint64 hashes of each row"
-    from pandas.util import hash_array
+    import pandas as pd
+    from pandas.util import hash_pandas_object
 
-    texts, numbers = np.asarray(entities, object), [observed.astype(np.int64), values.astype(np.int64)]
-    with np.errstate(over="ignore"):
-        return tuple(
-            hash_array(texts, hash_key=salt[:16], categorize=False) * np.uint64(0x9E3779B97F4A7C15 + 2 * i)
-            + sum(hash_array(column + i) * np.uint64(k) for column, k in zip(numbers, _MULTIPLIERS, strict=True))
-            for i, salt in enumerate(_HASH_KEYS)
-        )
+    columns = {"entity": pd.Series(entities, dtype=object), "value": values, "observed": observed}
+    rows = pd.DataFrame(columns)
+    first, second = (hash_pandas_object(rows, index=False, hash_key=key, categorize=False) for key in _HASH_KEYS)
+    return first.to_numpy(), second.to_numpy()
 
 
 class LabelIndex:
@@ -118,8 +115,8 @@ class LabelIndex:
 
     def __init__(self, tables: Iterable[pa.Table] = ()):
         self._first = self._second = np.empty(0, np.uint64)
-        columns = ((_to_objects(t["entity"]), t["value"].to_numpy(), to_microseconds(t["observed_at"])) for t in tables)
-        if hashes := [_hashes(*arrays) for arrays in columns]:
+        columns = [(t["entity"], t["value"].to_numpy(), to_microseconds(t["observed_at"])) for t in tables]
+        if hashes := [_hashes(_to_objects(entity), *numbers) for entity, *numbers in columns]:
             first, second = (np.concatenate(side) for side in zip(*hashes, strict=True))
             self._insert(first, second)
 
@@ -177,8 +174,9 @@ class LabelColumns:
 
 
 def detect_columns(
-    path: Path, names: list[str], entity: tuple[Field, ...], key: str = "entity", value: str = "value", observed: str | None = None
-) -> LabelColumns:
+    path: Path, names: list[str], entity: tuple[Field, ...], key: str = "entity", value: str = "value",
+    observed: str | None = None,
+) -> LabelColumns:  # fmt: skip
     """The columns of a file, given their `names`; raises `ServingError` if one is missing.
     `entity` has the fields of the bundle's entity, `observed` is by default observed_at if there is such a column.
     """
@@ -221,7 +219,8 @@ def _valid_keys(column: pa.Array) -> np.ndarray:
 
 def _label_problems(problems: pa.Table, value: str) -> pa.Table:
     "Problems of labels in the words of labels: they are 0 or 1"
-    is_label, not_number = pc.fill_null(pc.equal(problems["field"], value), False), f" is not {EXPECTED_FORMATS['number']}$"
+    is_label = pc.fill_null(pc.equal(problems["field"], value), False)
+    not_number = f" is not {EXPECTED_FORMATS['number']}$"
     problem = pc.replace_substring_regex(problems["problem"], not_number, " is neither 0 nor 1")
     problem = pc.if_else(is_label, problem, problems["problem"])
     expected = pc.if_else(is_label, EXPECTED_FORMS["value"], problems["expected"])

@@ -117,12 +117,12 @@ def _os_error_text(error: OSError) -> str:
     from mlnb.project.permissions import is_private
 
     if not error.filename:
-        return error.strerror
-    hint = (
-        "; files below .mlnb are private to the user who created them: run mlnb as that user, or in your own checkout"
-    )
-    others = error.errno in (errno.EACCES, errno.EPERM) and is_private(os.fsdecode(error.filename))
-    return f"{error.strerror}: {os.fsdecode(error.filename)}{hint if others else ''}"
+        return error.strerror or str(error)
+    file, hint = os.fsdecode(error.filename), ""
+    if error.errno in (errno.EACCES, errno.EPERM) and is_private(file):
+        hint = "run mlnb as that user, or in your own checkout"
+        hint = f"; files below .mlnb are private to the user who created them: {hint}"
+    return f"{error.strerror}: {file}{hint}"
 
 
 def _show_bug(kind, error, trace) -> None:

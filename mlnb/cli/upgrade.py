@@ -13,6 +13,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from stat import S_IMODE
 
@@ -22,26 +23,20 @@ from ..notebooks.renamed_code import NameTable, rename_cells, rename_code
 from ..project import upgrade as files
 from ..project.files import write_atomic
 from ..project.settings import find_root
-from ..project.text import printable
+from ..project.text import count_of, printable
 
 # %% ../../nbs/cli/20_upgrade.ipynb #963f506d
 _SKIPPED_FOLDERS = {
-    ".git",
-    ".ipynb_checkpoints",
-    ".mlnb",
-    ".venv",
-    "__pycache__",
-    "node_modules",
-    "products",
-    "site-packages",
-    "vendor",
+    ".git", ".ipynb_checkpoints", ".mlnb", ".venv", "__pycache__", "node_modules", "products", "site-packages", "vendor",
     "venv",
-}
-_TEXT_SUFFIXES = {
-    ".bash", ".cfg", ".conf", ".env", ".ini", ".j2", ".json", ".jsonnet", ".md", ".mk", ".rst", ".rules", ".service", ".sh", ".template",
-    ".timer", ".tmpl", ".toml", ".txt", ".yaml", ".yml", ".zsh",
 }  # fmt: skip
-_TEXT_NAMES = (".env", ".envrc", "Containerfile", "Dockerfile", "Jenkinsfile", "Makefile", "Procfile", "README", "crontab", "justfile")
+_TEXT_SUFFIXES = {
+    ".bash", ".cfg", ".conf", ".env", ".ini", ".j2", ".json", ".jsonnet", ".md", ".mk", ".rst", ".rules", ".service",
+    ".sh", ".template", ".timer", ".tmpl", ".toml", ".txt", ".yaml", ".yml", ".zsh",
+}  # fmt: skip
+_TEXT_NAMES = (
+    ".env", ".envrc", "Containerfile", "Dockerfile", "Jenkinsfile", "Makefile", "Procfile", "README", "crontab", "justfile",
+)  # fmt: skip
 _MAX_BYTES = 5_000_000
 
 
@@ -86,19 +81,15 @@ def _upgrade_notebook(text: str) -> str:
     notebook = json.loads(text)
     cells = [cell for cell in notebook["cells"] if cell["cell_type"] in ("code", "markdown")]
     old = ["".join(cell["source"]) for cell in cells]
-    code = iter(
-        rename_cells(
-            [source for source, cell in zip(old, cells, strict=True) if cell["cell_type"] == "code"],
-            NameTable.forwards(),
-        )
-    )
-    new = [_upgrade_words(next(code) if cell["cell_type"] == "code" else source) for source, cell in zip(old, cells, strict=True)]
-    for cell, source in zip(cells, new, strict=True):
-        cell["source"] = source.splitlines(keepends=True) if isinstance(cell["source"], list) else source
+    is_code = [cell["cell_type"] == "code" for cell in cells]
+    code = iter(rename_cells(list(compress(old, is_code)), NameTable.forwards()))
+    new = [_upgrade_words(next(code) if coded else source) for source, coded in zip(old, is_code, strict=True)]
     if new == old:
         return text
-    indent = len(re.match(r"{?\r?\n?( *)", text)[1]) or None
-    return json.dumps(notebook, indent=indent, ensure_ascii=text.isascii()) + ("\n" if text.endswith("\n") else "")
+    for cell, source in zip(cells, new, strict=True):
+        cell["source"] = source.splitlines(keepends=True) if isinstance(cell["source"], list) else source
+    (indent,) = re.findall(r"\A{?\r?\n?( *)", text)
+    return json.dumps(notebook, indent=len(indent) or None, ensure_ascii=text.isascii()) + ("\n" if text.endswith("\n") else "")
 
 
 def _upgraded(path: Path, text: str) -> str:
@@ -120,14 +111,12 @@ class FileChange:
     new: str
 
     def diff(self, root: Path) -> list[str]:
-        name = str(self.path.relative_to(root))
-        return [line.rstrip("\r\n") for line in difflib.unified_diff(self.old.splitlines(True), self.new.splitlines(True), name, name, n=1)]
+        name, old, new = str(self.path.relative_to(root)), self.old.splitlines(True), self.new.splitlines(True)
+        return [line.rstrip("\r\n") for line in difflib.unified_diff(old, new, name, name, n=1)]
 
 
-def find_changes(
-    root: Path,  # of the project
-) -> tuple[list[FileChange], list[str]]:  # changes, and a sentence for each file that cannot be rewritten
-    "What `mlnb upgrade` would change in a project"
+def find_changes(root: Path) -> tuple[list[FileChange], list[str]]:
+    "What `mlnb upgrade` would change in the project at `root`, and a sentence for each file that cannot be rewritten"
     changes, problems = [], []
     for path in _project_files(root):
         try:
@@ -146,19 +135,13 @@ def find_changes(
     return changes, problems
 
 
-_STYLES = {"+++": {"bold": True}, "---": {"bold": True}, "@@": {"fg": "cyan"}, "+": {"fg": "green"}, "-": {"fg": "red"}}
+_COLOURS = {"+++": None, "---": None, "@@": "cyan", "+": "green", "-": "red"}  # by the beginning of a line of a diff
 
 
 def _coloured(line: str) -> str:
-    "A line of a diff, safe for a terminal"
-    style = next((style for begin, style in _STYLES.items() if line.startswith(begin)), {})
-    return click.style(printable(line), **style)
-
-
-def _apply(change: FileChange) -> None:
-    "Replace a file and keep its mode"
-    mode = S_IMODE(change.path.stat().st_mode)
-    write_atomic(change.path, change.new).chmod(mode)
+    "A line of a diff, safe for a terminal; the names of files are bold"
+    colour = next((colour for begin, colour in _COLOURS.items() if line.startswith(begin)), None)
+    return click.style(printable(line), fg=colour, bold=line.startswith(("+++", "---")) or None)
 
 
 @click.command()
@@ -186,14 +169,10 @@ def upgrade(yes, check):
         click.echo("Nothing to upgrade." if not problems else "Nothing else to upgrade.")
     elif not check:
         if not yes:
-            click.confirm(f"Apply these changes to {_count(changes)}?", abort=True)
+            click.confirm(f"Apply these changes to {count_of(len(changes), 'file')}?", abort=True)
         for change in changes:
-            _apply(change)
-        click.echo(
-            f"Upgraded {_count(changes)}. Next: nbdev-export && mlnb check; the tasks whose notebooks changed run again with: mlnb run"
-        )
+            mode = S_IMODE(change.path.stat().st_mode)
+            write_atomic(change.path, change.new).chmod(mode)
+        next_steps = "nbdev-export && mlnb check; the tasks whose notebooks changed run again with: mlnb run"
+        click.echo(f"Upgraded {count_of(len(changes), 'file')}. Next: {next_steps}")
     sys.exit(1 if problems or (check and changes) else 0)
-
-
-def _count(changes: list[FileChange]) -> str:
-    return f"{len(changes)} file{'s' if len(changes) > 1 else ''}"

@@ -31,10 +31,8 @@ def _describe(old: dict, new: dict, added: Callable, changed: Callable, removed:
 def _code(old: dict, new: dict) -> list[str]:
     "How functions differ, changed ones first: new and unused ones only follow from other changes"
     label = lambda name: f"{(new.get(name) or old[name])[0]} {name}"
-    sentences = _describe(
-        old, new, lambda n: f"{label(n)} is used now", lambda n: f"{label(n)} changed",
-        lambda n: f"{label(n)} is not used any more",
-    )  # fmt: skip
+    added, removed = (lambda n: f"{label(n)} is used now"), (lambda n: f"{label(n)} is not used any more")
+    sentences = _describe(old, new, added, lambda n: f"{label(n)} changed", removed)
     return sorted(sentences, key=lambda sentence: not sentence.endswith(" changed"))
 
 
@@ -46,8 +44,8 @@ def _parameters(old: dict, new: dict, defaults: dict) -> list[str]:
             return f"parameter {name} is {'given' if name in new else 'not given any more'}"
         return f"parameter {name} changed from {before} to {'' if name in new else 'its default '}{after}"
 
-    as_json = [{n: json.dumps(v) for n, v in values.items()} for values in (old, new)]  # 1, 1.0 and true differ
-    return _describe(*as_json, changed, changed, changed)
+    as_json = lambda values: {n: json.dumps(v) for n, v in values.items()}  # 1, 1.0 and true differ
+    return _describe(as_json(old), as_json(new), changed, changed, changed)
 
 
 def _files(old: dict, new: dict) -> list[str]:

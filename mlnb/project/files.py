@@ -114,11 +114,11 @@ def lock_file(
     mode: int = 0o600,  # of a new file
 ) -> int | None:  # file descriptor, which holds the lock until you close it; None if another process has the lock
     "Open a file, or a folder with `flags=os.O_RDONLY`, and lock it exclusively"
-    deadline = None if timeout is None else time.monotonic() + timeout
+    deadline = time.monotonic() + (timeout or 0)
     while True:
         fd = os.open(path, flags, mode)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | (0 if deadline is None else fcntl.LOCK_NB))
+            fcntl.flock(fd, fcntl.LOCK_EX | (0 if timeout is None else fcntl.LOCK_NB))
             if os.fstat(fd).st_nlink:  # else another process removed the file while this one waited
                 return fd
         except BlockingIOError:

@@ -28,20 +28,20 @@ KILL_DELAY_SECONDS = 45.0  # from SIGTERM to SIGKILL; a server has 30 s to answe
 def end_with_parent(parent: int) -> None:
     "End this process when its parent is gone"
     _end_unless_child_of(parent)
-    threading.Thread(target=_watch, args=(parent,), name="mlnb-parent", daemon=True).start()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(KILL_DELAY_SECONDS)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="mlnb-parent", daemon=True).start()
 
 
 def _end_unless_child_of(parent: int) -> None:
     if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(KILL_DELAY_SECONDS)
-    os.kill(os.getpid(), signal.SIGKILL)
 
 # %% ../../nbs/project/09_processes.ipynb #d7bb9145
 _PR_SET_PDEATHSIG = 1  # prctl(2)

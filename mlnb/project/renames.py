@@ -33,12 +33,8 @@ def renames() -> dict[str, dict]:
     return tomllib.loads((files("mlnb.project") / "renames.toml").read_text())
 
 
-def warn_renamed(
-    old: str,  # with its kind, such as "setting 'outcomes'"
-    new: str,
-    stacklevel: int = 2,  # of the code that uses the old name
-) -> None:
-    "Warn that a name has changed"
+def warn_renamed(old: str, new: str, stacklevel: int = 2) -> None:
+    "Warn that a name has changed: `old` with its kind, as in `setting 'outcomes'`; `stacklevel` is of the code that uses it"
     warnings.warn(f"{old} is called {new!r} now; `mlnb upgrade` rewrites a project", RenamedWarning, stacklevel + 1)
 
 # %% ../../nbs/project/10_renames.ipynb #ea43930b
@@ -99,7 +95,7 @@ class RenamedModules:
     def find_spec(name: str, path=None, target=None) -> ModuleSpec | None:
         if not name.startswith("mlnb.") or name not in renames()["modules"]:
             return None
-        return ModuleSpec(name, RenamedModules)
+        return ModuleSpec(name, RenamedModules)  # type: ignore[arg-type]  # a class with the methods of a loader
 
     @staticmethod
     def create_module(spec: ModuleSpec) -> ModuleType:
@@ -121,14 +117,13 @@ def install() -> None:
         sys.meta_path.append(RenamedModules)
 
 # %% ../../nbs/project/10_renames.ipynb #e785a7ef
-def renamed_keywords(
-    target,  # a function, or a class: its `__init__`
-):
-    "A decorator that accepts the old names of keyword arguments"
-    if isinstance(target, type):
-        target.__init__ = _with_old_keywords(target.__init__, f"{target.__module__}.{target.__qualname__}")
-        return target
-    return _with_old_keywords(target, f"{target.__module__}.{target.__qualname__}")
+def renamed_keywords(target):
+    "A decorator of a function or class that accepts the old names of keyword arguments"
+    name = f"{target.__module__}.{target.__qualname__}"
+    if not isinstance(target, type):
+        return _with_old_keywords(target, name)
+    target.__init__ = _with_old_keywords(target.__init__, name)  # type: ignore[misc]
+    return target
 
 
 def _with_old_keywords(function: Callable, name: str) -> Callable:

@@ -9,7 +9,7 @@ __all__ = ['BENTO_BUNDLE_FOLDER', 'Settings', 'find_root', 'load_settings', 'def
 import os
 import re
 import tomllib
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import Field, dataclass, field, fields
 from functools import lru_cache
 from pathlib import Path
@@ -111,7 +111,8 @@ class Settings:
         "An absolute path; a relative `value` lies in the project. Raises `SettingError` if that is inside a Bento"
         path = self.root / value
         if self.in_bento and not Path(value).is_absolute():
-            raise _bento_error(self.root, [f.name for f in fields(self) if getattr(self, f.name) == str(value)] or [str(value)])
+            names = [f.name for f in fields(self) if getattr(self, f.name) == str(value)]
+            raise _bento_error(self.root, names or [str(value)])
         return path.resolve()
 
     def url(self, value: str) -> str:
@@ -125,7 +126,7 @@ class Settings:
         if self.in_bento and relative:
             raise _bento_error(self.root, relative)
 
-
+# %% ../../nbs/project/01_settings.ipynb #cb9b0a19
 def _bento_error(root: Path, names: list[str]) -> SettingError:
     "The error about settings that would lie in the Bento at `root`"
     verb = "are" if len(names) > 1 else "is"
@@ -147,8 +148,7 @@ def _validated(name: str, value, where: str):
     if name not in _SETTINGS:
         hint = did_you_mean(name, _SETTINGS)
         raise SettingError(f"{where}: unknown setting '{name}'{hint}; known are {', '.join(_SETTINGS)}")
-    declared = _SETTINGS[name]
-    allowed = declared.metadata["allowed"]
+    declared, allowed = _SETTINGS[name], _SETTINGS[name].metadata["allowed"]
     pattern, choices = (allowed, ()) if isinstance(allowed, str) else (".+", allowed)
     is_text = lambda v: isinstance(v, str) and re.fullmatch(pattern, v, re.S) is not None
     if declared.type is tuple and isinstance(value, list) and all(map(is_text, value)):
@@ -159,19 +159,10 @@ def _validated(name: str, value, where: str):
     return value
 
 # %% ../../nbs/project/01_settings.ipynb #e7898b42
-def _parse_list(text: str) -> list[str]:
-    "Names separated by commas"
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
-def _parse_bool(text: str) -> bool:
-    "`true` or `false`; raises `ValueError` for anything else"
-    if text.lower() not in ("true", "false"):
-        raise ValueError(text)
-    return text.lower() == "true"
-
-
-_PARSERS = {tuple: _parse_list, bool: _parse_bool}
+_PARSERS: dict[object, Callable] = {  # of the text of a variable; raise `ValueError` or `KeyError`
+    tuple: lambda text: [word.strip() for word in text.split(",") if word.strip()],
+    bool: lambda text: {"true": True, "false": False}[text.lower()], int: int, float: float, str: str,
+}  # fmt: skip
 
 
 def _renamed_variable(variable: str, environ: Mapping[str, str]) -> Field | None:
@@ -193,8 +184,8 @@ def _from_variables(environ: Mapping[str, str]) -> dict:
         if (setting := setting or _renamed_variable(variable, environ)) is None:
             continue
         try:
-            value = _PARSERS.get(setting.type, setting.type)(text)
-        except ValueError:
+            value = _PARSERS[setting.type](text)
+        except (KeyError, ValueError):
             right = f"write {setting.name} = {setting.metadata['form']}"
             raise SettingError(f"variable {variable} has value {text!r}; {right}") from None
         values[setting.name] = _validated(setting.name, value, variable)
@@ -261,10 +252,8 @@ def _read_toml(path: Path) -> dict:
         raise SettingError(f"{path} is not valid TOML: {e}") from None
 
 
-def find_root(
-    start: str | Path | None = None,  # a folder inside the project; default: the working folder
-) -> Path:
-    "The nearest folder at or above `start` whose pyproject.toml has a [tool.mlnb] table"
+def find_root(start: str | Path | None = None) -> Path:
+    "The nearest folder at or above `start`, MLNB_ROOT or the working folder whose pyproject.toml has a [tool.mlnb] table"
     start = Path(start or os.environ.get("MLNB_ROOT") or Path.cwd()).resolve()
     for folder in (start, *start.parents):
         file = folder / "pyproject.toml"

@@ -46,59 +46,33 @@ def _renamed_settings(table: dict, document: dict, path: Keys = ()) -> dict:
     }
 
 
-_KEY = r"""(?:[\w-]+|"[^"\n]*"|'[^'\n]*')"""
-_DOTTED = rf"{_KEY}(?:[ \t]*\.[ \t]*{_KEY})*"
-_HEADER = re.compile(rf"[ \t]*\[\[?[ \t]*({_DOTTED})[ \t]*\]")
-_SETTING = re.compile(rf"(?P<before>^[ \t]*|[{{,][ \t]*)(?P<keys>{_DOTTED})(?=[ \t]*=)")
-_QUOTED = re.compile(r"""\"(?:[^"\\\n]|\\.)*"|'[^'\n]*'""")
+_MARKER = "mlnb-renamed-key"
 
 
-def _keys(dotted: str) -> Keys:
-    return tuple(key.strip("\"'") for key in re.findall(_KEY, dotted))
+def _path_of(key: str, table: dict) -> Keys | None:
+    "Where a key is in a parsed table; None if it is not there"
+    if key in table:
+        return (key,)
+    for name, value in table.items():
+        if isinstance(value, dict) and (path := _path_of(key, value)):
+            return (name, *path)
+    return None
 
 
-def _upgraded_line(line: str, table: Keys, document: dict) -> str:
-    "A line of a table, whose settings may stand in inline tables"
-    base: list[Keys] = [table]  # of the inline tables around the place
-
-    def rename(match: re.Match) -> str:
-        line_before = _QUOTED.sub(lambda quoted: "_" * len(quoted[0]), line[: match.start("keys")])
-        depth = line_before.count("{") - line_before.count("}")
-        if match["before"][:1] in ("{", ",") and not depth:
-            return match[0]  # in an array or a text
-        del base[depth + 1 :]
-        path = (*base[depth], *_keys(match["keys"]))
-        base.append(path)
-        new = _settings_of(path[:-1], document).get(path[-1])
-        if new is None:
-            return match[0]
-        start = match["keys"].rindex(path[-1])
-        return match["before"] + match["keys"][:start] + new + match["keys"][start + len(path[-1]) :]
-
-    return _SETTING.sub(rename, line)
-
-
-def upgrade_settings(
-    text: str,  # of pyproject.toml
-) -> str:
-    "The file with the current names of settings; raises `ValueError` where that cannot be done line by line"
-    document = tomllib.loads(text)
-    lines, table, inside = [], (), ""
-    for line in text.splitlines(keepends=True):
-        if not inside and (header := _HEADER.match(line)):
-            table = _keys(header[1])
-        elif not inside:
-            line = _upgraded_line(line, table, document)
-        lines.append(line)
-        for quotes in re.findall(r"\"{3}|'{3}", line):  # a text of several lines begins or ends
-            inside = "" if inside == quotes else inside or quotes
-    expected, result = _renamed_settings(document, document), "".join(lines)
-    try:
-        if tomllib.loads(result) == expected:
-            return result
-    except tomllib.TOMLDecodeError:
-        pass
-    raise ValueError("its settings are written in a form that cannot be rewritten")
+def upgrade_settings(text: str) -> str:
+    "pyproject.toml with the current names of settings; raises `ValueError` where that cannot be done in its text"
+    document, tables = tomllib.loads(text), renames()
+    expected = _renamed_settings(document, document)
+    of_kinds = [names for section in ("alerts", "channels") for names in tables[section].values()]
+    names = "|".join({name for table in (tables["settings"], *of_kinds) for name in table})
+    for match in reversed(list(re.finditer(rf"(?<![\w-])(?:{names})(?=[\"']?[ \t]*=)", text))):
+        before, after = text[: match.start()], text[match.end() :]
+        path = _path_of(_MARKER, tomllib.loads(before + _MARKER + after))  # None in a comment or a value
+        if path and (new := _settings_of(path[:-1], document).get(match[0])):
+            text = before + new + after
+    if tomllib.loads(text) != expected:
+        raise ValueError("its settings are written in a form that cannot be rewritten")
+    return text
 
 # %% ../../nbs/project/11_upgrade.ipynb #f1cfa1bb
 _WORD = r"""(?:"[^"\n]*"|'[^'\n]*'|[^\s;&|`#"'\\()]|\\(?!\n))+"""
@@ -149,7 +123,7 @@ def upgrade_variables(text: str) -> str:
     return re.sub(r"(?<!\w)MLNB_([A-Z_]+)(?!\w)", lambda m: f"MLNB_{names.get(m[1], m[1])}", text)
 
 
-_SUFFIX = "(?P<suffix>_(?:total|bucket|sum|count|created))?"  # of the series of one metric
+_SUFFIX = "(?P<suffix>(?:_(?:total|bucket|sum|count|created))?)"  # of the series of one metric
 
 
 def _with_label(text: str, old: str, new: str) -> str:
@@ -167,19 +141,15 @@ def _with_label(text: str, old: str, new: str) -> str:
     return re.sub(pattern, replace, text)
 
 
-def upgrade_metrics(
-    text: str,  # with PromQL: a file of rules, a dashboard
-) -> str:
-    "The text with the current names of metrics and their labels"
+def upgrade_metrics(text: str) -> str:
+    "A file with PromQL, such as rules or a dashboard, with the current names of metrics and their labels"
     for old, new in renames()["metrics"].items():
-        if "{" in old:
-            text = _with_label(text, old, new)
-        else:
-            text = re.sub(rf"(?<!\w){old}{_SUFFIX}(?!\w)", lambda match, new=new: new + (match["suffix"] or ""), text)
+        series = rf"(?<!\w){old}{_SUFFIX}(?!\w)"
+        text = _with_label(text, old, new) if "{" in old else re.sub(series, rf"{new}\g<suffix>", text)
     return text
 
 
 def upgrade_routes(text: str) -> str:
     "The text with the current paths of the service, in URLs of this machine"
-    paths = renames()["routes"]
-    return re.sub(r"((?:localhost|127\.0\.0\.1|\[::1\])(?::\w+)?)(/\w+)(?![\w/])", lambda m: m[1] + paths.get(m[2], m[2]), text)
+    paths, url = renames()["routes"], r"((?:localhost|127\.0\.0\.1|\[::1\])(?::\w+)?)(/\w+)(?![\w/])"
+    return re.sub(url, lambda match: match[1] + paths.get(match[2], match[2]), text)

@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
@@ -73,7 +73,7 @@ def content(
 ) -> dict:  # "sha256" of the content, the signature "look" and its time "at"
     "Identify a file, folder or link by its content; raises `OSError` if it is missing, unreadable or special"
     signature = file_signature(path)
-    if is_hash_valid(cached, signature):
+    if cached and is_hash_valid(cached, signature):
         return cached
     if signature is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
@@ -130,36 +130,37 @@ def _target(link: Path, text: str) -> Path:
     return Path(os.path.realpath(target.parent), target.name)
 
 # %% ../../nbs/pipelines/01_products.ipynb #48af4c49
+def _lock_note(note: Path, folders: Iterable[Path]) -> int | None:  # file descriptor
+    "Note staging folders before they are created, and lock the note while they are in use"
+    with name_folder_in_errors(make_folder(note.parent)):
+        if (fd := lock_file(note, timeout=None)) is not None:
+            os.ftruncate(fd, 0)
+            os.write(fd, json.dumps([str(folder) for folder in folders]).encode())
+    return fd
+
+
 class Staging:
-    "Folders next to the products of one task; each product is written there under its own name"
+    """Folders next to the products of one task; each product is written there under its own name.
+
+    Their names have that of the pipeline, since another one may run a task of the same name at the same time. To
+    `resume` keeps what an earlier attempt has written; in the folder `notes` are notes for `remove_orphaned_stages`.
+    """
 
     def __init__(
-        self,
-        task: str,  # its name
-        products: dict[str, Path],  # key -> final path
-        pipeline: str = "pipeline",  # another pipeline may run a task of the same name at the same time
-        resume: bool = False,  # keep what an earlier attempt has written
-        notes: Path | None = None,  # folder of notes for `remove_orphaned_stages`; None: write none
+        self, task: str, products: dict[str, Path], pipeline: str = "", resume: bool = False, notes: Path | None = None
     ):
         self.task, self.products, self.resume, self.keep_on_exit = task, products, resume, False
-        self.folders = {p.parent: p.parent / f".stage-{pipeline}-{task}" for p in products.values()}
+        self.folders = {p.parent: p.parent / f".stage-{pipeline or 'pipeline'}-{task}" for p in products.values()}
         self.note, self._lock_fd = notes and notes / task, None
 
-    def __enter__(self):
+    def __enter__(self) -> "Staging":
         if self.note:
-            self._write_note()
+            self._lock_fd = _lock_note(self.note, self.folders.values())
         for folder in self.folders.values():
             if not self.resume:
                 _clear(folder)  # left by a run that was killed
             folder.mkdir(parents=True, exist_ok=self.resume)
         return self
-
-    def _write_note(self) -> None:
-        "Note the staging folders before they are created, and lock the note while they are in use"
-        with name_folder_in_errors(make_folder(self.note.parent)):
-            self._lock_fd = lock_file(self.note, timeout=None)
-            os.ftruncate(self._lock_fd, 0)
-            os.write(self._lock_fd, json.dumps([str(folder) for folder in self.folders.values()]).encode())
 
     def __exit__(self, *_):
         if not self.keep_on_exit:
@@ -254,11 +255,8 @@ def _check_link(stage: Staging, key: str) -> None:
         _refuse(stage, key, f"({stage.products[key]}) is a link to {path}, {kind}")
 
 # %% ../../nbs/pipelines/01_products.ipynb #1e18ef30
-def remove_orphaned_stages(
-    notes: Path,  # folder of notes
-    is_resumable: Callable[[str], bool],  # whether the task of that name can be resumed
-) -> None:
-    "Remove the staging folders of runs that were killed; what cannot be removed is left to the next call"
+def remove_orphaned_stages(notes: Path, is_resumable: Callable[[str], bool]) -> None:
+    "Remove the staging folders of killed runs, except those of tasks that can be resumed; errors wait for the next call"
     for note in sorted(notes.glob("*")):
         with suppress(OSError):
             if (lock_fd := lock_file(note, flags=os.O_RDONLY)) is None:

@@ -41,18 +41,12 @@ def _sum(first: float, second: float) -> float:
 
 
 class ResourcePool:
-    "The resources that are free"
+    "The resources that are free for `jobs` parallel tasks; by default those of this machine: cores, GPUs and bytes"
 
-    def __init__(
-        self,
-        jobs: int,  # tasks that run in parallel
-        cpu: float | None = None,  # cores; default: those of this machine
-        devices: list[str] | None = None,  # GPUs
-        memory_bytes: int | None = None,
-    ):
+    def __init__(self, jobs: int, cpu: float | None = None, devices: list[str] | None = None, memory_bytes: int = 0):
         self.jobs, self.cpu = jobs, max(jobs, cores() if cpu is None else cpu)
         self.devices = dict.fromkeys(gpus() if devices is None else devices, 1.0)  # GPU -> free share
-        self.bytes = memory() if memory_bytes is None else memory_bytes
+        self.bytes = memory_bytes or memory()
         self.capacity = {"cpu": self.cpu, "gpu": len(self.devices), "memory": self.bytes}
         self.condition = asyncio.Condition()
         self.queue: list[TaskSpec] = []

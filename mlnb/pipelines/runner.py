@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cached_property
 from pathlib import Path
 
 from . import plan_cache
@@ -25,7 +24,7 @@ from .recorder import Recorder
 from .resources import ResourcePool, cores
 from .resume import ResumeStore, remove_orphaned_pipeline_stages
 from .resume import folder as resume_folder
-from .spec import TaskSpec
+from .spec import Names, TaskSpec, as_list
 from .task_metrics import mlflow_notes, read_task_metrics
 from .workers import WorkerPool
 from ..project.errors import MlnbError, PipelineError
@@ -364,32 +363,30 @@ class Pipeline:
     spec: specification.PipelineSpec
     assignments: tuple[str, ...] | None = None  # its parameters as written on the command line
 
-    @cached_property
+    @property
     def tasks(self) -> list[str]:
         "Task names, each after its upstream tasks"
         return list(self.spec.tasks)
 
     def planner(self) -> Planner:
-        "A planner of this pipeline"
         return Planner(self.settings, self.spec, self.assignments)
 
     def run(
         self,
-        only: Iterable[str] | None = None,  # task names; outdated upstream tasks run too
+        only: Names = None,  # task names; outdated upstream tasks run too
         force: bool = False,  # run the named tasks, or all, even if nothing changed
         on_event: Callable[[TaskEvent], None] | None = None,  # called from another thread
         *,
-        to: Iterable[str] | None = None,  # like `only`
-        from_: Iterable[str] | None = None,  # task names, with everything downstream
+        to: Names = None,  # like `only`
+        from_: Names = None,  # task names, with everything downstream
         jobs: int | None = None,  # tasks in parallel; default: the setting `jobs`, or one per core
         keep_going: bool = False,  # after a failure, continue with tasks that do not depend on it
         resumed: str | None = None,  # id of the run to resume
     ) -> RunReport:  # also if a task failed, see its `status`
         "Run outdated tasks; raises an `MlnbError` if the pipeline is running already, and sets `run` of an interrupt"
         settings = self.settings
-        only, to, from_ = map(specification.as_list, (only, to, from_))
-        options = {"tasks": only, "to": to, "from": from_, "force": force, "keep_going": keep_going, "resumed": resumed}
-        options |= {"jobs": jobs or settings.jobs or cores(), "on_event": on_event}
+        options = {"tasks": as_list(only), "to": as_list(to), "from": as_list(from_), "force": force, "resumed": resumed}
+        options |= {"jobs": jobs or settings.jobs or cores(), "keep_going": keep_going, "on_event": on_event}
         with hold_lock(settings.path(f".mlnb/locks/{self.spec.path.stem}.lock"), f"pipeline {self.spec.path}"):
             remove_orphaned_pipeline_stages(settings)
             planner = self.planner()
@@ -418,10 +415,9 @@ class Pipeline:
         return report
 
 
-def load(
-    settings: Settings,
-    parameters: dict | None = None,  # name -> value, overriding env.yaml and the notebooks' defaults
-    assignments: Iterable[str] | None = None,  # the same as written on the command line
-) -> Pipeline:
-    "The pipeline of a project; raises a `PipelineError` that says what is wrong with it"
+def load(settings: Settings, parameters: dict | None = None, assignments: Iterable[str] | None = None) -> Pipeline:
+    """The pipeline of a project; raises a `PipelineError` that says what is wrong with it.
+
+    `parameters` override env.yaml and the notebooks' defaults; `assignments` are the same as on the command line.
+    """
     return Pipeline(settings, specification.read(settings, parameters), assignments and tuple(assignments))

@@ -41,12 +41,12 @@ class NotebookWorker:
         process.socket.setblocking(False)
         return cls(process, *await asyncio.open_connection(sock=process.socket, limit=MAX_MESSAGE_BYTES))
 
-    async def execute(
-        self,
-        job: dict,  # arguments of `mlnb.notebooks.engine.execute`
-        on_cell: Callable[[int, int], None],
-    ) -> dict:  # "error" message, the "checkpoint" to resume from, or "why_not"
-        "Execute one notebook"
+    async def execute(self, job: dict, on_cell: Callable[[int, int], None]) -> dict:
+        """Execute one notebook with the arguments of `mlnb.notebooks.engine.execute`.
+
+        `on_cell(k, n)` is called when cell k of n starts. Returns an `error` message, and the `checkpoint` to resume
+        from, or `why_not`.
+        """
         with suppress(OSError):
             self.writer.write(json.dumps(job).encode() + b"\n")
             while line := await self.reader.readline():
@@ -67,13 +67,9 @@ class NotebookWorker:
 
 # %% ../../nbs/pipelines/09_workers.ipynb #5a982c7d
 class WorkerPool:
-    "The workers of a run"
+    "The workers of a run, in the folder `cwd`; `log_path` gets their own output, and is removed at the end if it is empty"
 
-    def __init__(
-        self,
-        cwd: Path,  # working folder of the notebooks
-        log_path: Path,  # for output of the workers themselves; removed at the end if it is empty
-    ):
+    def __init__(self, cwd: Path, log_path: Path):
         self.cwd, self.log_path = cwd, log_path
         self.idle: list[NotebookWorker] = []
         self.busy: set[NotebookWorker] = set()
@@ -91,13 +87,8 @@ class WorkerPool:
         prestarted, self.prestarted = self.prestarted, None
         return await (prestarted or NotebookWorker.start(self.cwd, self.log_path))
 
-    async def execute(
-        self,
-        job: dict,  # arguments of `mlnb.notebooks.engine.execute`
-        on_cell: Callable[[int, int], None],  # called with (k, n) when cell k of n starts
-        timeout: float | None,  # seconds until a `TimeoutError`
-    ) -> dict:  # see `NotebookWorker.execute`
-        "Execute one notebook in a worker"
+    async def execute(self, job: dict, on_cell: Callable[[int, int], None], timeout: float | None) -> dict:
+        "The result of `NotebookWorker.execute`; raises a `TimeoutError` after `timeout` seconds"
         worker = await self._acquire()
         self.busy.add(worker)
         try:

@@ -212,7 +212,7 @@ def hourly_values(alert: dict, settings: Settings, column: str) -> pd.DataFrame:
             hourly = DriftSource(f"log:{window}", settings, row_filter=row_filter).hours()
             if (series := WindowResiduals(thresholds, hourly).hourly_series(window, column)) and series.hours:
                 values = {"mean": series.mean, "expected": series.expected}
-                table = pd.DataFrame(values, series.hours, float).rename_axis("hour")
+                table = pd.DataFrame(values, series.hours, dtype=float).rename_axis("hour")
                 first, last = (np.datetime64(series.hours[i], "h") for i in (0, -1))
                 hours = np.datetime_as_string(np.arange(first, last + 1))  # also those without rows
                 return table.reindex(pd.Index(hours, name="hour"))

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -313,27 +313,29 @@ def import_labels(
     check_columns(path, numbers, columns.fields, reader.text)
     if not columns.entity and not is_text_type(kind := reader.schema.field(columns.key).type):
         raise ServingError(f"{path}: column {columns.key!r} has type {kind}; write it as text")
-    run = _LabelImport(path, store, columns, DecisionIndex(decisions), store.with_retries(LabelIndex))
+    run, started = _LabelImport(path, store, columns, decisions), time.monotonic()
+    result = run.result
     try:
         with _quarantine(path) as quarantine:
             for batch in read_batches(reader, path):
                 quarantine(run.store_batch(batch))
-                on_progress(run.progress(batch))
+                seconds = time.monotonic() - started
+                on_progress(ScoringProgress(result.rows, result.rejected, done=batch.done, seconds=seconds))
         compact_labels(store)
     except OSError as e:
         fix = "fix that and run the same command again"
         raise ServingError(f"labels of {path} cannot be stored: {e.strerror or e}; {fix}") from None
-    return run.finish()
+    result.rejected_file = str(rejected_file(path)) if result.rejected else None
+    return replace(result, seconds=time.monotonic() - started)
 
 # %% ../../nbs/monitoring/08_labels.ipynb #c20df05d
 class _LabelImport:
     "The import of one file"
 
-    def __init__(
-        self, path: Path, store: LabelStore, columns: LabelColumns, decisions: DecisionIndex, labels: LabelIndex
-    ):
-        self.path, self.store, self.columns, self.decisions, self.labels = path, store, columns, decisions, labels
-        self.result, self.started, self.now = LabelImportResult(), time.monotonic(), datetime.now(UTC)
+    def __init__(self, path: Path, store: LabelStore, columns: LabelColumns, decisions: pa.Table):
+        self.path, self.store, self.columns = path, store, columns
+        self.decisions, self.labels = DecisionIndex(decisions), store.with_retries(LabelIndex)
+        self.result, self.now = LabelImportResult(), datetime.now(UTC)
         self.modified = np.datetime64(int(path.stat().st_mtime), "s")
 
     def store_batch(self, batch: RowBatch) -> pa.Table:
@@ -372,12 +374,3 @@ class _LabelImport:
             first = problems.slice(0, 1).to_pylist()[0]
             field = f", field {first['field']!r}" if first["field"] else ""
             result.problem = f"row {first['row']}{field}: {first['problem']}"
-
-    def progress(self, batch: RowBatch) -> ScoringProgress:
-        seconds = time.monotonic() - self.started
-        return ScoringProgress(rows=self.result.rows, rejected=self.result.rejected, done=batch.done, seconds=seconds)
-
-    def finish(self) -> LabelImportResult:
-        self.result.seconds = time.monotonic() - self.started
-        self.result.rejected_file = str(rejected_file(self.path)) if self.result.rejected else None
-        return self.result

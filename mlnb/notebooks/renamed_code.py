@@ -35,10 +35,7 @@ class NameTable:
         inverse = lambda table: {path: {new: old for old, new in pairs.items()} for path, pairs in table.items()}
         return cls({new: old for old, new in current.items()}, inverse(tables["keywords"]), inverse(tables["members"]), current)
 
-    def rename(
-        self,
-        path: str,
-    ) -> str:
+    def rename(self, path: str) -> str:
         "What a dotted path is to be called"
         return _renamed(path, self.paths)
 

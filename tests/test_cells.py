@@ -115,7 +115,10 @@ def test_odd_notebooks_are_named(notebook, changes, says):
         (b" \n", "it is empty"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"nbformat": ' + b"4" * 5000 + b"}", "is not a notebook"),
-        (b'{"nbformat": 4, "cells": [{"cell_type": "code", "source": "1", "source": "2"}]}', "cell 1: the key 'source' appears twice"),
+        (
+            b'{"nbformat": 4, "cells": [{"cell_type": "code", "source": "1", "source": "2"}]}',
+            "cell 1: the key 'source' appears twice",
+        ),
         (b'{"nbformat": 4, "cells": [], "metadata": {"a": 1, "a": 1}}', "the key 'a' appears twice"),
         (b'{"nbformat": 4, "cells": [], "cells": []}', "the key 'cells' appears twice"),
     ],
@@ -130,13 +133,20 @@ def test_what_is_no_file(tmp_path):
     (tmp_path / "folder.ipynb").mkdir()
     os.mkfifo(tmp_path / "pipe.ipynb")
     (tmp_path / "link.ipynb").symlink_to("gone.ipynb")
-    for name, says in {"absent": "there is no", "folder": "is not a file", "pipe": "is not a file", "link": "a link to gone.ipynb"}.items():
+    for name, says in {
+        "absent": "there is no",
+        "folder": "is not a file",
+        "pipe": "is not a file",
+        "link": "a link to gone.ipynb",
+    }.items():
         with pytest.raises(NotebookError, match=rf"(?=.*{name}.ipynb).*{says}"):
             cells.read(tmp_path / f"{name}.ipynb")
 
 
 def test_what_is_left_out_is_not_odd(tmp_path):
-    (tmp_path / "small.ipynb").write_text('{"cells": [{"cell_type": "code", "source": ["a = 1\\n", "b = 2"]}], "nbformat": 4}')
+    (tmp_path / "small.ipynb").write_text(
+        '{"cells": [{"cell_type": "code", "source": ["a = 1\\n", "b = 2"]}], "nbformat": 4}'
+    )
     assert cells.python_source(cells.read(tmp_path / "small.ipynb")) == "a = 1\nb = 2"
 
 
@@ -243,9 +253,13 @@ def test_annotations_decide(notebook, line, value, given):
 def test_undeclared_parameter(notebook):
     path = notebook(("seed = 0\nrate = 0.1", "parameters"))
     cells.check_parameters(path, {"seed": 1, "rate": 1})
-    with pytest.raises(NotebookError, match=r"no parameter 'sed' \(did you mean 'seed'\?\); its parameters are: seed, rate"):
+    with pytest.raises(
+        NotebookError, match=r"no parameter 'sed' \(did you mean 'seed'\?\); its parameters are: seed, rate"
+    ):
         cells.check_parameters(path, {"sed": 1})
-    with pytest.raises(NotebookError, match=r"parameter 'seed' has value 'one' of type str; write a value of type int, such as 0"):
+    with pytest.raises(
+        NotebookError, match=r"parameter 'seed' has value 'one' of type str; write a value of type int, such as 0"
+    ):
         cells.check_parameters(path, {"seed": "one"})
 
 
@@ -267,7 +281,10 @@ def test_undeclared_parameter(notebook):
         ("%time %run s.py", "__magic__('%time %run s.py')\n__magic__('%run s.py')"),
         ("%timeit -n 3 -r 2 f(x)", "__magic__('%timeit -n 3 -r 2 f(x)')\nf(x)"),
         ("%%timeit import a\na.f()", "__magic__('%%timeit import a')\nimport a\na.f()"),
-        ("%%capture out\nimport a\n%time a.f()", "__magic__('%%capture out')\nimport a\n__magic__('%time a.f()')\na.f()"),
+        (
+            "%%capture out\nimport a\n%time a.f()",
+            "__magic__('%%capture out')\nimport a\n__magic__('%time a.f()')\na.f()",
+        ),
         ("%%scalene\nimport a", "__magic__('%%scalene\\nimport a')\nimport a"),
         ("%%script python3\nimport a", "__magic__('%%script python3\\nimport a')\nimport a"),
         ("%%javascript\nalert(1)", "__magic__('%%javascript\\nalert(1)')"),

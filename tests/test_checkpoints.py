@@ -12,7 +12,7 @@ import pytest
 from pipeline_project import notebook
 from waiting import is_alive, until
 
-from mlnb.notebooks import checkpoints, kernel_snapshots, worker
+from mlnb.notebooks import checkpoints, forkserver, kernel_snapshots, worker
 from mlnb.notebooks.execute import execute
 from mlnb.project.errors import NotebookError
 
@@ -34,10 +34,15 @@ class Task:
 
     def run(self, output="out.ipynb", **options):
         "The code cells of the executed copy"
-        log, wanted = self.folder / "out.log", {"folder": str(self.kernel_snapshots), "watched": [str(self.folder / "stage")]}
+        log, wanted = (
+            self.folder / "out.log",
+            {"folder": str(self.kernel_snapshots), "watched": [str(self.folder / "stage")]},
+        )
         options = {"checkpoints": wanted} | options
         with pytest.MonkeyPatch.context() as patch:
-            patch.delenv("PYTEST_CURRENT_TEST", raising=False)  # ipykernel does not forward low-level output where it finds it
+            patch.delenv(
+                "PYTEST_CURRENT_TEST", raising=False
+            )  # ipykernel does not forward low-level output where it finds it
             execute(self.path, self.folder / output, cwd=self.folder, log=log, **options)
         return [c for c in json.loads((self.folder / output).read_text())["cells"] if c["cell_type"] == "code"]
 
@@ -61,7 +66,10 @@ def task(tmp_path):
 
 def shown(cells):
     "What cells show that a second run must show as well"
-    return [(c["execution_count"], [o.get("text") or (o.get("data") or {}).get("text/plain") for o in c["outputs"]]) for c in cells]
+    return [
+        (c["execution_count"], [o.get("text") or (o.get("data") or {}).get("text/plain") for o in c["outputs"]])
+        for c in cells
+    ]
 
 
 def test_a_mended_notebook_goes_on(task):
@@ -71,7 +79,12 @@ def test_a_mended_notebook_goes_on(task):
     failed = task.write(*first, "1 / 0", *last).fail()
     saved = failed.checkpoint
     assert saved, failed.why_not
-    assert "ZeroDivisionError" in str(failed) and saved["cell"] == saved["done"] == 2 and is_alive(saved["pid"]) and failed.why_not is None
+    assert (
+        "ZeroDivisionError" in str(failed)
+        and saved["cell"] == saved["done"] == 2
+        and is_alive(saved["pid"])
+        and failed.why_not is None
+    )
     assert json.loads(json.dumps(saved)) == saved
     task.write(*first, "mended = 1", *last)
     assert checkpoints.check_resumable(saved, task.path) == ""
@@ -103,7 +116,10 @@ def test_what_a_notebook_uses(task):
         "open('rows.txt', 'w').write('1\\n2\\n3\\n')\nrows = open('rows.txt', buffering=1)\n"
         "os.environ['MINE'] = '1'; os.makedirs('below', exist_ok=True); os.chdir('below')\nold = sys.stdout"
     )
-    slow = "frame = pd.DataFrame({'a': np.arange(300_000)}); frame.to_parquet('t.parquet'); pd.read_parquet('t.parquet')\n" + SLOW
+    slow = (
+        "frame = pd.DataFrame({'a': np.arange(300_000)}); frame.to_parquet('t.parquet'); pd.read_parquet('t.parquet')\n"
+        + SLOW
+    )
     uses = (
         "offset = 10\nf(1), pickle.loads(pickle.dumps(a)).__class__ is A, os.environ['MINE'], os.path.basename(os.getcwd())",
         "print('one'); logging.info('two'); print('three', file=old); os.system('echo four'); time.sleep(0.5)",
@@ -118,7 +134,9 @@ def test_what_a_notebook_uses(task):
     cells = task.write(setup, slow, "rows.readline()", "0", *uses).run(resume=saved)
     text = ["".join("".join(o.get("text") or o["data"]["text/plain"]) for o in c["outputs"]) for c in cells]
     assert text[4] == "(11, True, '1', 'below')"
-    assert text[5].split()[:3] == ["one", "two", "three"] and "four" in text[5] + text[6]  # what a program prints comes when it comes
+    assert (
+        text[5].split()[:3] == ["one", "two", "three"] and "four" in text[5] + text[6]
+    )  # what a program prints comes when it comes
     assert any("image/png" in o.get("data", {}) for o in cells[6]["outputs"])
     assert text[7] == "(np.int64(44999850000), np.float64(512000000.0))"
     assert (text[2], text[8]) == (r"'1\n'", r"('2\n', True)")
@@ -160,7 +178,10 @@ def test_threads_of_libraries_come_back(task):
         "grouped = arrow()"
     )
     saved = task.write(setup, SLOW, "1 / 0").fail().checkpoint
-    later = ("again = work()\nagain[1:] == first[1:], again[0] >= 2", "work()[1:] == first[1:], arrow().equals(grouped)")
+    later = (
+        "again = work()\nagain[1:] == first[1:], again[0] >= 2",
+        "work()[1:] == first[1:], arrow().equals(grouped)",
+    )
     cells = task.write(setup, SLOW, *later).run(resume=saved)
     assert [c["outputs"][0]["data"]["text/plain"] for c in cells[-2:]] == [["(True, True)"], ["(True, True)"]]
 
@@ -214,7 +235,10 @@ WHY_NOT = {
 
 
 def test_why_not(task, monkeypatch):
-    with socket.socket(socket.AF_UNIX) as listener, checkpoints.short_socket_path(str(task.folder / "listener")) as place:
+    with (
+        socket.socket(socket.AF_UNIX) as listener,
+        forkserver.short_socket_path(str(task.folder / "listener")) as place,
+    ):
         listener.bind(place)
         listener.listen()
         monkeypatch.setenv("LISTENER", place.replace("self", str(os.getpid())))
@@ -297,7 +321,13 @@ def test_parameters_are_injected(task):
     write("n + 1")
     assert checkpoints.check_resumable(saved, task.path) == ""
     cells = task.run(parameters={"n": 5}, resume=saved)
-    assert cells[-1]["outputs"][0]["data"]["text/plain"] == ["6"] and [c["execution_count"] for c in cells] == [1, 2, 3, 4, 5]
+    assert cells[-1]["outputs"][0]["data"]["text/plain"] == ["6"] and [c["execution_count"] for c in cells] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+    ]
 
 
 def test_what_was_written(task):
@@ -309,13 +339,20 @@ def test_what_was_written(task):
     assert checkpoints.roll_back_files(signatures) == "" and [p.name for p in stage.iterdir()] == ["early.txt"]
     (stage / "early.txt").write_text("other")
     (stage / "new.txt").write_text("")
-    assert checkpoints.roll_back_files(signatures) == f"{stage / 'early.txt'} has been changed since" and (stage / "new.txt").exists()
+    assert (
+        checkpoints.roll_back_files(signatures) == f"{stage / 'early.txt'} has been changed since"
+        and (stage / "new.txt").exists()
+    )
     (stage / "early.txt").unlink()
     assert checkpoints.roll_back_files(signatures) == f"{stage / 'early.txt'} has been removed since"
 
 
 def test_a_worker_tells(task):
-    job = {"notebook": str(task.path), "output": str(task.folder / "out.ipynb"), "checkpoints": {"folder": str(task.kernel_snapshots)}}
+    job = {
+        "notebook": str(task.path),
+        "output": str(task.folder / "out.ipynb"),
+        "checkpoints": {"folder": str(task.kernel_snapshots)},
+    }
     job |= {"cwd": str(task.folder)}
     ours, theirs = socket.socketpair()
     task.write(SLOW, "1 / 0")
@@ -342,7 +379,9 @@ def test_a_kernel_ends_with_its_owner(task):
         "import json, sys\nfrom mlnb.notebooks.execute import execute\n"
         "execute('task.ipynb', 'out.ipynb', cwd='.', checkpoints={'folder': sys.argv[2]}, resume=json.loads(sys.argv[1]))"
     )
-    owner = subprocess.Popen([sys.executable, "-c", program, json.dumps(saved), str(task.kernel_snapshots)], cwd=task.folder)
+    owner = subprocess.Popen(
+        [sys.executable, "-c", program, json.dumps(saved), str(task.kernel_snapshots)], cwd=task.folder
+    )
     assert until((task.folder / "began").exists) and is_alive(saved["pid"])
     owner.kill()
     owner.wait()
@@ -358,10 +397,16 @@ def test_a_kernel_that_goes_on_can_be_stopped(task):
 
 
 def test_progress_bars_and_widgets_go_on(task):
-    first = ("from tqdm import tqdm\nfor _ in tqdm(range(2)): pass", "import ipywidgets\nslider = ipywidgets.IntSlider(1)", SLOW)
+    first = (
+        "from tqdm import tqdm\nfor _ in tqdm(range(2)): pass",
+        "import ipywidgets\nslider = ipywidgets.IntSlider(1)",
+        SLOW,
+    )
     saved = task.write(*first, "1 / 0").fail().checkpoint
     assert saved
-    cells = task.write(*first, "for _ in tqdm(range(3)): pass", "slider.value = 7\nslider", "slider.value").run(resume=saved)
+    cells = task.write(*first, "for _ in tqdm(range(3)): pass", "slider.value = 7\nslider", "slider.value").run(
+        resume=saved
+    )
     assert "3/3" in "".join(cells[3]["outputs"][0]["text"])
     assert "application/vnd.jupyter.widget-view+json" in cells[4]["outputs"][0]["data"]
     assert cells[5]["outputs"][0]["data"]["text/plain"] == ["7"]

@@ -32,7 +32,9 @@ def outputs(copy, cell=-1):
 
 
 def text(copy, name="stdout", cell=-1):
-    return "".join("".join(o["text"]) for o in outputs(copy, cell) if o["output_type"] == "stream" and o["name"] == name)
+    return "".join(
+        "".join(o["text"]) for o in outputs(copy, cell) if o["output_type"] == "stream" and o["name"] == name
+    )
 
 
 def test_rich_outputs_are_whole(task):
@@ -83,7 +85,9 @@ def test_a_hundred_megabytes(task, tmp_path, monkeypatch):
 
 def test_one_output_that_is_too_large(task):
     copy = task("from IPython.display import HTML\nHTML('x' * 30_000_000)")
-    assert "[30,000,000 characters of text/html are left out of this copy]" in "".join(outputs(copy)[0]["data"]["text/html"])
+    assert "[30,000,000 characters of text/html are left out of this copy]" in "".join(
+        outputs(copy)[0]["data"]["text/html"]
+    )
 
 
 def test_a_progress_bar_keeps_its_last_state(task):
@@ -91,7 +95,9 @@ def test_a_progress_bar_keeps_its_last_state(task):
     assert text(copy) == "199 of 200"
 
 
-@pytest.mark.parametrize("end", ["import sys; sys.exit()", "raise SystemExit(None)", "import sys; sys.exit(False)", "exit()", "quit"])
+@pytest.mark.parametrize(
+    "end", ["import sys; sys.exit()", "raise SystemExit(None)", "import sys; sys.exit(False)", "exit()", "quit"]
+)
 def test_leaving_early_is_no_failure(task, end):
     copy = task("print('before')", end, "print('never')")
     assert text(copy, cell=0) == "before\n" and not outputs(copy, 2)
@@ -159,7 +165,9 @@ def test_what_was_written_stays_though_processes_and_threads_are_left(task, tmp_
 
 def test_a_kernel_that_had_to_be_killed_is_a_failure(task, tmp_path, monkeypatch):
     monkeypatch.setattr(engine, "SHUTDOWN_GRACE", 1)
-    with pytest.raises(NotebookError, match=r"task.ipynb: its kernel did not end within 1 s; what it had not written is lost; "):
+    with pytest.raises(
+        NotebookError, match=r"task.ipynb: its kernel did not end within 1 s; what it had not written is lost; "
+    ):
         task("import atexit, time\natexit.register(time.sleep, 600);")
     with pytest.raises(NotebookError, match="its kernel did not end"):
         task("import atexit, time\natexit.register(time.sleep, 600);", "raise SystemExit")
@@ -168,7 +176,9 @@ def test_a_kernel_that_had_to_be_killed_is_a_failure(task, tmp_path, monkeypatch
 
 
 def test_what_a_thread_prints_belongs_to_its_cell(task):
-    copy = task("import threading, time\nt = threading.Timer(0.3, print, ['late'])\nt.start()", "t.join(); time.sleep(0.3)")
+    copy = task(
+        "import threading, time\nt = threading.Timer(0.3, print, ['late'])\nt.start()", "t.join(); time.sleep(0.3)"
+    )
     assert text(copy, cell=0) + text(copy, cell=1) == "late\n"
 
 
@@ -178,7 +188,12 @@ def test_atexit_is_done(task, tmp_path):
 
 
 def test_the_copy_can_be_read_while_it_is_made(tmp_path):
-    path = notebook(tmp_path / "task.ipynb", None, "print('first', flush=True)", "import time\nprint('second', flush=True)\ntime.sleep(5)")
+    path = notebook(
+        tmp_path / "task.ipynb",
+        None,
+        "print('first', flush=True)",
+        "import time\nprint('second', flush=True)\ntime.sleep(5)",
+    )
     out, error = tmp_path / "out.ipynb", []
 
     def work():
@@ -213,7 +228,20 @@ def test_variables_of_the_kernel(task):
 
 def test_papermill_uses_it_by_name(tmp_path):
     path = notebook(tmp_path / "task.ipynb", "x = 1", "print('x is', x)")
-    program = [sys.executable, "-m", "papermill", "--engine", "mlnb", "-k", "python3", "-p", "x", "5", path, tmp_path / "out.ipynb"]
+    program = [
+        sys.executable,
+        "-m",
+        "papermill",
+        "--engine",
+        "mlnb",
+        "-k",
+        "python3",
+        "-p",
+        "x",
+        "5",
+        path,
+        tmp_path / "out.ipynb",
+    ]
     done = subprocess.run(program, capture_output=True, text=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
     assert done.returncode == 0, done.stderr
     assert text(cells.read(tmp_path / "out.ipynb")) == "x is 5\n"

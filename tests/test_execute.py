@@ -21,7 +21,13 @@ def notebook(tmp_path):
 
     def write(*sources, name="task.ipynb", **metadata):
         made = [
-            {"cell_type": "code", "id": f"c{i}", "source": s, "metadata": {"tags": ["parameters"]} if not i else {}, "outputs": []}
+            {
+                "cell_type": "code",
+                "id": f"c{i}",
+                "source": s,
+                "metadata": {"tags": ["parameters"]} if not i else {},
+                "outputs": [],
+            }
             for i, s in enumerate(sources)
         ]
         path = tmp_path / name
@@ -41,7 +47,9 @@ def test_parameters_working_folder_and_progress(notebook, tmp_path):
     seen, given = [], {"x": [1, None, "é"]}
     path = notebook("x = None", "import os; print(x, os.getcwd())", "", "# last")
     (tmp_path / "work").mkdir()
-    out = execute(path, tmp_path / "a" / "b" / "out.ipynb", given, cwd=tmp_path / "work", on_cell=lambda *k: seen.append(k))
+    out = execute(
+        path, tmp_path / "a" / "b" / "out.ipynb", given, cwd=tmp_path / "work", on_cell=lambda *k: seen.append(k)
+    )
     assert texts(out) == f"[1, None, 'é'] {tmp_path / 'work'}\n"
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
     assert os.getcwd() != str(tmp_path / "work")
@@ -57,14 +65,18 @@ def test_undeclared_parameter_is_refused_before_anything_starts(notebook, tmp_pa
 
 def test_a_raising_cell(notebook, tmp_path):
     out = tmp_path / "out.ipynb"
-    with pytest.raises(NotebookError, match=rf"task.ipynb, cell \[3\]: ValueError: no such month; the executed copy is {out}"):
+    with pytest.raises(
+        NotebookError, match=rf"task.ipynb, cell \[3\]: ValueError: no such month; the executed copy is {out}"
+    ):
         execute(notebook("x = 1", "raise ValueError('no such month')", "print('never')"), out, {"x": 2})
     assert "In [3]" in out.read_text() and "never\\n" not in out.read_text()
 
 
 def test_a_failing_shell_line_and_a_failing_magic(notebook, tmp_path):
     out = tmp_path / "out.ipynb"
-    with pytest.raises(NotebookError, match=r"cell \[1\]: CalledProcessError: Command 'exit 3' returned non-zero exit status 3"):
+    with pytest.raises(
+        NotebookError, match=r"cell \[1\]: CalledProcessError: Command 'exit 3' returned non-zero exit status 3"
+    ):
         execute(notebook("!true\n!exit 3", "print('never')"), out)
     assert "never\\n" not in out.read_text()
     script = tmp_path / "raises.py"
@@ -99,12 +111,16 @@ def test_inside_a_running_loop(notebook, tmp_path):
 
 
 def test_an_interrupt_ends_the_kernel(notebook, tmp_path):
-    path = notebook("import os; print(os.getpid()); open('pid', 'w').write(str(os.getpid()))", "import time\ntime.sleep(60)")
+    path = notebook(
+        "import os; print(os.getpid()); open('pid', 'w').write(str(os.getpid()))", "import time\ntime.sleep(60)"
+    )
     program = textwrap.dedent(f"""
         from mlnb.notebooks.execute import execute
         execute({str(path)!r}, 'out.ipynb', on_cell=lambda k, n: print(k, flush=True))
     """)
-    process = subprocess.Popen([sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "1\n" and process.stdout.readline() == "2\n"
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)

@@ -117,22 +117,35 @@ def test_statements_that_change_a_global_count(project):
     source = "TABLE = {}\ndef other(): return 1\nTABLE['x'] = other\nTABLE.update(y=2)\nfor n in range(3):\n    TABLE[n] = n\n"
     before = closure("from planes.work import TABLE", ["planes"], project(work=source))
     assert {"planes.work.TABLE", "planes.work.other"} <= set(before)
-    for changed in (source.replace("y=2", "y=3"), source.replace("range(3)", "range(4)"), source.replace("return 1", "return 2")):
+    for changed in (
+        source.replace("y=2", "y=3"),
+        source.replace("range(3)", "range(4)"),
+        source.replace("return 1", "return 2"),
+    ):
         assert closure("from planes.work import TABLE", ["planes"], project(work=changed)) != before
 
 
 def test_registered_functions_belong_to_the_register(project):
     source = "REG = []\ndef check(f):\n    REG.append(f)\n    return f\n@check\ndef one(): return 1\n"
-    assert {"planes.work.REG", "planes.work.check"} <= dependencies("from planes.work import check", project(work=source))
-    assert "planes.work.one" not in dependencies("from planes.work import REG", project(work="REG = []\ndef one(): pass"))
+    assert {"planes.work.REG", "planes.work.check"} <= dependencies(
+        "from planes.work import check", project(work=source)
+    )
+    assert "planes.work.one" not in dependencies(
+        "from planes.work import REG", project(work="REG = []\ndef one(): pass")
+    )
     before = closure("from planes.work import check", ["planes"], project(work=source))
-    assert closure("from planes.work import check", ["planes"], project(work=source.replace("return 1", "return 2"))) != before
+    assert (
+        closure("from planes.work import check", ["planes"], project(work=source.replace("return 1", "return 2")))
+        != before
+    )
 
 
 def test_a_patched_method_belongs_to_its_class(project):
     source = "from fastcore.all import patch\nclass A: pass\n@patch\ndef go(self: A): return 1\n"
     before = closure("from planes.work import A", ["planes"], project(work=source))
-    assert closure("from planes.work import A", ["planes"], project(work=source.replace("return 1", "return 2"))) != before
+    assert (
+        closure("from planes.work import A", ["planes"], project(work=source.replace("return 1", "return 2"))) != before
+    )
 
 
 def test_a_shared_third_party_decorator_ties_nothing(project):
@@ -226,13 +239,18 @@ OTHER = "class Base:\n    def go(self): return step()\ndef step(): return 1\n"
 )
 def test_ways_to_write(project, name, also):
     root = project(work=WORK, other=OTHER, shapes=SHAPES)
-    assert dependencies(f"from planes.shapes import {name}", root) == {f"planes.shapes.{name}", *(f"planes.{n}" for n in also)}
+    assert dependencies(f"from planes.shapes import {name}", root) == {
+        f"planes.shapes.{name}",
+        *(f"planes.{n}" for n in also),
+    }
 
 
 def test_a_decorator_with_arguments(project):
     source = "from .work import inner, LIMIT\ndef wrap(n):\n    return lambda f: f\n@wrap(inner(LIMIT))\ndef f(x): return x\n"
     root = project(work=BASE, deco=source)
-    assert {"planes.work.inner", "planes.work.LIMIT", "planes.deco.wrap"} < dependencies("from planes.deco import f", root)
+    assert {"planes.work.inner", "planes.work.LIMIT", "planes.deco.wrap"} < dependencies(
+        "from planes.deco import f", root
+    )
 
 
 @pytest.mark.parametrize(
@@ -249,7 +267,9 @@ def test_conditional_imports_count_both_ways(project, source):
 
 
 def test_a_module_that_appears_is_seen(project):
-    root = project(slow="def f(): return 2", pick="try:\n    from .fast import f\nexcept ImportError:\n    from .slow import f\n")
+    root = project(
+        slow="def f(): return 2", pick="try:\n    from .fast import f\nexcept ImportError:\n    from .slow import f\n"
+    )
     library = Library(["planes"], root)
     from pipeline_project import notebook
 
@@ -262,8 +282,14 @@ def test_a_module_that_appears_is_seen(project):
 
 
 def test_packages(project):
-    root = project(work=BASE, deep__leaf=BASE, __init__="from . import work\nfrom .work import outer as main\nfrom .deep import *\n")
-    (root / "planes" / "deep" / "__init__.py").write_text("from . import leaf\nfrom .leaf import alone\n__all__ = ['leaf', 'alone']\n")
+    root = project(
+        work=BASE,
+        deep__leaf=BASE,
+        __init__="from . import work\nfrom .work import outer as main\nfrom .deep import *\n",
+    )
+    (root / "planes" / "deep" / "__init__.py").write_text(
+        "from . import leaf\nfrom .leaf import alone\n__all__ = ['leaf', 'alone']\n"
+    )
     assert dependencies("import planes\nplanes.work.outer(1)", root) == OUTER
     assert dependencies("from planes import main", root) == OUTER
     assert dependencies("import planes\nplanes.deep.leaf.alone(1)", root) == {"planes.deep.leaf.alone"}
@@ -282,7 +308,10 @@ def test_a_package_without_init(tmp_path):
 
 def test_all_says_what_a_star_brings(project):
     root = project(a="__all__ = ['f']\ndef f(): return 1\ndef g(): return 1\n", b="def g(): return 2\n")
-    assert dependencies("from planes.a import *\nfrom planes.b import *\nf(), g()", root) == {"planes.a.f", "planes.b.g"}
+    assert dependencies("from planes.a import *\nfrom planes.b import *\nf(), g()", root) == {
+        "planes.a.f",
+        "planes.b.g",
+    }
     root = project(a="__all__ = ['f']\n__all__ += ['g']\ndef f(): return 1\ndef g(): return 1\n")
     assert dependencies("from planes.a import *\ng()", root) == {"planes.a.g"}
 
@@ -294,7 +323,10 @@ def test_all_says_what_a_star_brings(project):
         ("from importlib import import_module\nm = import_module('planes.work')", {"planes.work"}),
         ("import planes.work as w\ngetattr(w, 'outer')(1)", OUTER),
         ("import sys, planes.work\nsys.modules['planes.work'].outer(1)", {"planes.work"}),
-        ("from planes import work\nwork.inner = work.alone", {"planes.work.inner", "planes.work.LIMIT", "planes.work.alone"}),
+        (
+            "from planes import work\nwork.inner = work.alone",
+            {"planes.work.inner", "planes.work.LIMIT", "planes.work.alone"},
+        ),
         ("from planes.work import outer, alone\n%timeit alone(1)", {*OUTER, "planes.work.alone"}),
         ("from planes import work\n%time work.outer(1)", OUTER),
         ("from planes import work\nx = !echo {work.outer(1)}", OUTER),
@@ -327,7 +359,10 @@ def test_roundabout_ways(project, code, found):
         ("from planes.late import f", "globals() may be any of its names"),
         ("from planes.late import g", "eval of a text that is not literal"),
         ("import importlib\nimportlib.import_module('planes.work')", "it is imported by its name"),
-        ("import importlib\nimportlib.import_module(f'planes.{name}')", "import_module of a name that begins with planes."),
+        (
+            "import importlib\nimportlib.import_module(f'planes.{name}')",
+            "import_module of a name that begins with planes.",
+        ),
         ("from planes.late import h", "import_module with a name that is not literal"),
     ],
 )
@@ -411,9 +446,18 @@ def scripts(project):
         ),
         ("import sys\nsys.path += ['lib']\nimport tool", {"lib/tool.py"}),
         ("import site\nsite.addsitedir('lib')\nimport tool", {"lib/tool.py"}),
-        ("import pkgutil\nlist(pkgutil.iter_modules(['lib']))", {"lib/tool.py", "lib/kit/__init__.py", "lib/kit/inner.py"}),
-        ("import planes.plug\nfrom planes.finds import plugins", {"planes.finds.plugins", "planes.finds.Base", "planes.plug.One"}),
-        ("import planes.plug\nfrom planes.finds import Base\nBase.__subclasses__()", {"planes.finds.Base", "planes.plug.One"}),
+        (
+            "import pkgutil\nlist(pkgutil.iter_modules(['lib']))",
+            {"lib/tool.py", "lib/kit/__init__.py", "lib/kit/inner.py"},
+        ),
+        (
+            "import planes.plug\nfrom planes.finds import plugins",
+            {"planes.finds.plugins", "planes.finds.Base", "planes.plug.One"},
+        ),
+        (
+            "import planes.plug\nfrom planes.finds import Base\nBase.__subclasses__()",
+            {"planes.finds.Base", "planes.plug.One"},
+        ),
     ],
 )
 def test_code_that_is_reached_by_its_path_is_watched(scripts, code, found):
@@ -430,12 +474,18 @@ def test_code_that_is_reached_by_its_path_is_watched(scripts, code, found):
         ("!python made.py", "made.py, which does not exist"),
         ("!python {name}", "a Python program that is not named literally"),
         ("import os\nos.system('python made.py')", "made.py, which does not exist"),
-        ("import subprocess, sys\nsubprocess.run([sys.executable, name])", "a Python program that is not named literally"),
+        (
+            "import subprocess, sys\nsubprocess.run([sys.executable, name])",
+            "a Python program that is not named literally",
+        ),
         ("import subprocess\nsubprocess.run(command)", "a command that is not literal"),
         ("exec(text)", "exec of a text that is not literal"),
         ("exec(open(name).read())", "exec of a text that is not literal"),
         ("import runpy\nrunpy.run_path(name)", "run_path of a path that is not literal"),
-        ("import importlib.util as u\nu.spec_from_file_location('m', name)", "spec_from_file_location of a path that is not literal"),
+        (
+            "import importlib.util as u\nu.spec_from_file_location('m', name)",
+            "spec_from_file_location of a path that is not literal",
+        ),
         ("import importlib\nimportlib.import_module(name)", "import_module with a name that is not literal"),
         ("__import__(name)", "__import__ with a name that is not literal"),
         ("import sys\nsys.path.insert(0, folder)", "modules of a folder on sys.path that is not literal"),
@@ -502,10 +552,16 @@ LAZY += "def __getattr__(name):\n    return getattr(importlib.import_module(WHER
     ("init", "code"),
     [
         (LAZY, "from planes import outer\nouter(1)"),
-        ("import lazy_loader as z\n__getattr__, __dir__, __all__ = z.attach(__name__, {'work': ['f']})\n", "import planes\nplanes.f(1)"),
+        (
+            "import lazy_loader as z\n__getattr__, __dir__, __all__ = z.attach(__name__, {'work': ['f']})\n",
+            "import planes\nplanes.f(1)",
+        ),
         ("import pkgutil\nFOUND = [m.name for m in pkgutil.iter_modules(__path__)]\n", "from planes import FOUND"),
         ("", "import pkgutil, planes\nfor m in pkgutil.iter_modules(planes.__path__): m"),
-        ("def plugin(n):\n    return __import__('planes.' + n)\n", "import importlib, planes\nimportlib.import_module(f'planes.{n}')"),
+        (
+            "def plugin(n):\n    return __import__('planes.' + n)\n",
+            "import importlib, planes\nimportlib.import_module(f'planes.{n}')",
+        ),
     ],
 )
 def test_modules_that_are_found_while_running(project, init, code):
@@ -514,7 +570,10 @@ def test_modules_that_are_found_while_running(project, init, code):
 
 
 def test_a_star_brings_modules_that_all_names(project):
-    assert dependencies("from planes import *\nwork.outer(1)", project(work=BASE, __init__="__all__ = ['work']\n")) == OUTER
+    assert (
+        dependencies("from planes import *\nwork.outer(1)", project(work=BASE, __init__="__all__ = ['work']\n"))
+        == OUTER
+    )
 
 
 def test_odd_places(project):
@@ -597,7 +656,9 @@ PATCHED = """
 
 
 @pytest.mark.parametrize("source", PATCHING.values(), ids=PATCHING)
-@pytest.mark.parametrize("imports", ["import planes.patches\n", "from planes import patches\n", "import planes.chain\n", ""])
+@pytest.mark.parametrize(
+    "imports", ["import planes.patches\n", "from planes import patches\n", "import planes.chain\n", ""]
+)
 def test_what_an_import_changes_elsewhere(project, source, imports):
     modules = {"work": PATCHED, "patches": source, "chain": "def f():\n    pass\nfrom . import patches\n"}
     root = project(**modules, __init__="" if imports else "from . import patches\n")
@@ -753,5 +814,7 @@ def test_whatever_runs_was_reached(tmp_path, code):
     "The search against the interpreter: every function of ours that a cell ran is in the closure of the cell"
     from pipeline_project import make
 
-    finished = subprocess.run([sys.executable, "-c", TRACE, code], cwd=make(tmp_path / "p"), capture_output=True, text=True)
+    finished = subprocess.run(
+        [sys.executable, "-c", TRACE, code], cwd=make(tmp_path / "p"), capture_output=True, text=True
+    )
     assert finished.returncode == 0, finished.stderr

@@ -73,7 +73,12 @@ def test_seeds_differ_and_state_is_not_shared(folder, project):
     drawn = []
     for _ in range(3):
         worker = warm(project)
-        drawn.append(ask(worker, "(__import__('random').random(), __import__('numpy').random.rand(), __import__('uuid').uuid4().hex)"))
+        drawn.append(
+            ask(
+                worker,
+                "(__import__('random').random(), __import__('numpy').random.rand(), __import__('uuid').uuid4().hex)",
+            )
+        )
         ask(worker, "setattr(sys, 'left_behind', 1)")
         assert dismiss(worker) == 7
     assert all(len(set(column)) == 3 for column in zip(*drawn, strict=True))
@@ -120,10 +125,16 @@ except forkserver.RequestRefused as e:
     ("state", "said"),
     [
         ("import numpy, torch", "fork"),  # the pools of both end at a fork by themselves
-        ("threading.Thread(target=time.sleep, args=(60,), daemon=True, name='poller').start()", "Python threads run in the server: poller"),
+        (
+            "threading.Thread(target=time.sleep, args=(60,), daemon=True, name='poller').start()",
+            "Python threads run in the server: poller",
+        ),
         ("import torch; torch.cuda.is_initialized = lambda: True", "CUDA was touched in the server"),
         ("forkserver.DEVICES = ('/dev/zero',); held = open('/dev/zero')", "CUDA was touched in the server"),
-        ("_thread.start_new_thread(time.sleep, (60,))", "1 threads of a library run in the server and do not end at a fork"),
+        (
+            "_thread.start_new_thread(time.sleep, (60,))",
+            "1 threads of a library run in the server and do not end at a fork",
+        ),
     ],
 )
 def test_a_fork_is_refused_where_it_is_in_doubt(state, said):
@@ -143,7 +154,9 @@ def test_a_refusal_is_a_cold_start_with_its_reason(folder, project, monkeypatch,
 
 
 def test_it_ends_itself_when_idle(folder, project):
-    worker = kernels.fork_worker("work:answer", cwd=project, options=kernels.KernelOptions(preload=("json",), pool=0, idle_timeout=0.3))
+    worker = kernels.fork_worker(
+        "work:answer", cwd=project, options=kernels.KernelOptions(preload=("json",), pool=0, idle_timeout=0.3)
+    )
     (server,) = kernels.status()
     time.sleep(0.6)
     assert is_alive(server["pid"]), "a server with a child at work is not idle"
@@ -181,7 +194,12 @@ def test_a_killed_server_is_replaced_and_its_children_live_on(folder, project):
 
 
 def test_other_variables_get_another_server(folder, project):
-    for more in ({"MLNB_TEST_WORD": "x"}, {"CUDA_VISIBLE_DEVICES": "0"}, {"OMP_NUM_THREADS": "3"}, {"TZ": "Europe/Berlin"}):
+    for more in (
+        {"MLNB_TEST_WORD": "x"},
+        {"CUDA_VISIBLE_DEVICES": "0"},
+        {"OMP_NUM_THREADS": "3"},
+        {"TZ": "Europe/Berlin"},
+    ):
         worker = warm(project, env={**os.environ, **more})
         (name,) = more
         assert ask(worker, f"os.environ[{name!r}]") == more[name]
@@ -280,7 +298,7 @@ def full(tmp_path_factory):
         yield lambda **more: kernels.fork_worker("work:answer", cwd=project, options=options, **more)
 
 
-COMPUTE = '''
+COMPUTE = """
 
 def computed(work):
     "Result and threads"
@@ -303,7 +321,7 @@ def learn():
     a = torch.randn(700, 700, requires_grad=True)
     (a @ a).sum().backward()
     return loss.item(), net[0].weight.grad.sum().item(), a.grad.sum().item(), torch.get_num_threads()
-'''
+"""
 
 
 @pytest.mark.parametrize("work", ["matmul", "learn"])
@@ -331,7 +349,10 @@ def test_pools_of_threads_work_in_many_children(full):
 
 def test_cuda_was_not_touched(full):
     worker = full()
-    assert ask(worker, "(lambda cuda: (cuda._is_in_bad_fork(), cuda.is_initialized()))(__import__('torch').cuda)") == (False, False)
+    assert ask(worker, "(lambda cuda: (cuda._is_in_bad_fork(), cuda.is_initialized()))(__import__('torch').cuda)") == (
+        False,
+        False,
+    )
     dismiss(worker)
 
 
@@ -353,7 +374,16 @@ def test_memory_is_shared(full):
 def test_status_is_one_document(full):
     (server,) = kernels.status()
     assert json.loads(json.dumps(server)) == server
-    wanted = {"numpy", "pandas", "pyarrow", "matplotlib.pyplot", "torch", "nbclient", "papermill.execute", "ipykernel.debugger"}
+    wanted = {
+        "numpy",
+        "pandas",
+        "pyarrow",
+        "matplotlib.pyplot",
+        "torch",
+        "nbclient",
+        "papermill.execute",
+        "ipykernel.debugger",
+    }
     assert wanted <= set(server["loaded"])
     assert server["skipped"] == {} and server["waiting"] == []
 
@@ -365,7 +395,9 @@ def test_a_kernel_has_its_key_before_anybody_finds_its_sockets(tmp_path, monkeyp
     for number in ports.values():
         (tmp_path / f"ahead-{number}").touch()
     (tmp_path / "kernel.json").write_text(json.dumps({"ip": theirs, "key": "secret", **ports}))
-    app = SimpleNamespace(ip=ahead, session=Session(key=b""), kernel=SimpleNamespace(record_ports=lambda ports: None), **ports)
+    app = SimpleNamespace(
+        ip=ahead, session=Session(key=b""), kernel=SimpleNamespace(record_ports=lambda ports: None), **ports
+    )
     keys, rename = [], os.rename
     monkeypatch.setattr(forkserver.os, "rename", lambda old, new: (keys.append(app.session.key), rename(old, new)))
     forkserver._take_sockets(app, str(tmp_path / "kernel.json"))

@@ -13,7 +13,6 @@ from fork_servers import SMALL, WORK, ask, dismiss, private_folder
 from waiting import is_alive, until
 
 from mlnb.notebooks import kernels
-from mlnb.project.settings import load_settings
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="warm kernels need Linux")
 
@@ -155,7 +154,7 @@ def test_settings(tmp_path, monkeypatch):
     assert kernels.find_options(tmp_path) == kernels.KernelOptions()
     table = 'warm_kernels = false\nkernel_preload = ["numpy", "polars"]\nkernel_idle_minutes = 5\nkernel_pool = 0\n'
     (tmp_path / "pyproject.toml").write_text(f"[tool.mlnb]\n{table}")
-    assert kernels.options_of(load_settings(tmp_path)) == kernels.KernelOptions(False, ("numpy", "polars"), 300.0, 0)
+    assert kernels.find_options(tmp_path) == kernels.KernelOptions(False, ("numpy", "polars"), 300.0, 0)
     monkeypatch.setenv("MLNB_KERNEL_PRELOAD", "numpy")
     assert kernels.find_options(tmp_path).preload == ("numpy",)
 

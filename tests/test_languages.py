@@ -17,7 +17,13 @@ R = {"kernelspec": {"name": "ir", "display_name": "R"}, "language_info": {"name"
 
 def write(path, metadata, *sources):
     made = [
-        {"cell_type": "code", "id": f"c{i}", "source": s, "metadata": {"tags": [] if i else ["parameters"]}, "outputs": []}
+        {
+            "cell_type": "code",
+            "id": f"c{i}",
+            "source": s,
+            "metadata": {"tags": [] if i else ["parameters"]},
+            "outputs": [],
+        }
         for i, s in enumerate(sources)
     ]
     made = [{**c, "execution_count": None} for c in made]
@@ -37,7 +43,10 @@ PYTHON = [
     {"kernelspec": None, "language_info": None},
     {"kernelspec": {"name": "python3", "display_name": "Python 3"}},
     {"kernelspec": {"name": "conda-env-ml-py", "language": "Python", "display_name": "ml"}},
-    {"kernelspec": {"name": "somebody-elses", "language": None}, "language_info": {"name": "python", "version": "3.11"}},
+    {
+        "kernelspec": {"name": "somebody-elses", "language": None},
+        "language_info": {"name": "python", "version": "3.11"},
+    },
     {"kernelspec": {"language": "python"}, "language_info": {"name": "ipython"}},
     {"kernelspec": {"name": None}, "language_info": {"name": "Python3"}},
 ]

@@ -29,7 +29,12 @@ def exported(tmp_path_factory):
     root = make(tmp_path_factory.mktemp("lint") / "project")
     with (root / "pyproject.toml").open("a") as f:
         f.write(NBDEV)
-    export(root, "tools", "import math\nfrom planes.work import scaled", "%precision 3\ndef area(r):\n    return scaled(math.pi * r**2)")
+    export(
+        root,
+        "tools",
+        "import math\nfrom planes.work import scaled",
+        "%precision 3\ndef area(r):\n    return scaled(math.pi * r**2)",
+    )
     program = "from nbdev.doclinks import nbdev_export; nbdev_export()"
     subprocess.run([sys.executable, "-c", program], cwd=root, check=True)
     return root
@@ -86,7 +91,9 @@ def test_against_the_format(project):
         lambda d: d["cells"][1].update(execution_count=3),
         lambda d: d["cells"][1]["metadata"].update(scrolled=True),
         lambda d: d["metadata"].update(language_info={"name": "python"}),
-        lambda d: d["cells"][1].update(outputs=[{"output_type": "execute_result", "execution_count": 1, "data": {}, "metadata": {}}]),
+        lambda d: d["cells"][1].update(
+            outputs=[{"output_type": "execute_result", "execution_count": 1, "data": {}, "metadata": {}}]
+        ),
     ],
 )
 def test_what_is_not_clean(project, edit):
@@ -134,7 +141,9 @@ def test_a_renamed_module_leaves_the_old_one(project):
 @pytest.mark.parametrize("cell", ["x = 1\n#| export", "x = 1", "#| exprot\nx = 1"])
 def test_a_module_that_is_still_named_is_not_to_be_deleted(project, cell):
     notebook(project / "nbs" / "tools.ipynb", None, "#| default_exp tools", cell)
-    assert "nbs/tools.ipynb names this module and exports no cell to it" in {c: m for c, _, m in found(project)}["stale"]
+    assert (
+        "nbs/tools.ipynb names this module and exports no cell to it" in {c: m for c, _, m in found(project)}["stale"]
+    )
 
 
 def test_a_syntax_error_in_an_exported_cell(project):
@@ -145,7 +154,10 @@ def test_a_syntax_error_in_an_exported_cell(project):
 @pytest.mark.parametrize(
     ("code", "says"),
     [
-        ("import math\nmath?", "exported cell 2 is not Python in line 3: `math?` is for IPython; move it to a cell that is not exported"),
+        (
+            "import math\nmath?",
+            "exported cell 2 is not Python in line 3: `math?` is for IPython; move it to a cell that is not exported",
+        ),
         ("!ls", "exported cell 2 is not Python in line 2: `!ls` is for IPython"),
         ("x = 1\nfiles = !ls", "exported cell 2 is not Python in line 3: `files = !ls`"),
         ("x = %time 1", "exported cell 2 is not Python in line 2: `x = %time 1`"),
@@ -165,7 +177,10 @@ def test_modules_that_cannot_be_imported(project, code, says):
 def test_every_cell_that_cannot_be_imported_is_reported(project):
     export(project, "fresh", "x = 1", "x?", "y = 2", "!ls", "return 3")
     messages = [m.partition(" in line")[0] for c, _, m in found(project) if c == "syntax"]
-    assert sorted(messages) == ["exported cell 3 is not Python", "exported cell 5 is not Python"]  # the next, once these are mended
+    assert sorted(messages) == [
+        "exported cell 3 is not Python",
+        "exported cell 5 is not Python",
+    ]  # the next, once these are mended
 
 
 @pytest.mark.parametrize(
@@ -194,7 +209,10 @@ def test_a_line_that_only_looks_like_a_magic(project):
     sources = ["x = 5 \\\n    % 3", "y = (x\n     % 3)"]
     export(project, "fresh", *sources)
     messages = [m for c, _, m in found(project) if c == "syntax"]
-    assert sorted(m.partition(",")[0] for m in messages) == ["exported cell 2 loses `% 3`", "exported cell 3 loses `% 3)`"]
+    assert sorted(m.partition(",")[0] for m in messages) == [
+        "exported cell 2 loses `% 3`",
+        "exported cell 3 loses `% 3)`",
+    ]
     text = (project / "pyproject.toml").read_text()
     (project / "pyproject.toml").write_text(text.replace("nbdev.scrubmagics", "mlnb.notebooks.cells"))
     export(project, "tools", "%precision 3\nx = 1", "if x:\n    %time x\n    x = 7 \\\n      % 3")
@@ -223,7 +241,9 @@ def test_names_that_an_import_does_not_find(project, code, name):
 def exported_as(project, *sources):
     "Write and export a notebook, and say which checks find something"
     notebook(project / "nbs" / "core.ipynb", None, *sources)
-    subprocess.run([sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()"], cwd=project, check=True)
+    subprocess.run(
+        [sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()"], cwd=project, check=True
+    )
     return found(project)
 
 
@@ -250,9 +270,15 @@ def test_directives_as_nbdev_reads_them(project, sources):
 def test_directives_in_the_metadata(project):
     path = notebook(project / "nbs" / "core.ipynb", None, "1 + 1", "x = 1")
     change(
-        path, lambda d: d["metadata"].update(nbdev={"default_exp": "core"}) or d["cells"][1]["metadata"].update(nbdev={"export": "true"})
+        path,
+        lambda d: (
+            d["metadata"].update(nbdev={"default_exp": "core"})
+            or d["cells"][1]["metadata"].update(nbdev={"export": "true"})
+        ),
     )
-    subprocess.run([sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()"], cwd=project, check=True)
+    subprocess.run(
+        [sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()"], cwd=project, check=True
+    )
     assert found(project) == set() and "x = 1" in (project / "planes" / "core.py").read_text()
     change(path, lambda d: d["cells"][1]["metadata"].update(nbdev={"export": True}))
     assert "values must be str" in only(project, "in_sync", "nbs/core.ipynb")
@@ -269,14 +295,19 @@ def test_directives_in_the_metadata(project):
         ({"source": "%%time\nx = 1\n#|exporti"}, "`#|exporti` has no effect after code"),
         ({"source": "#| exprot\nx = 1"}, "`#| exprot` is no directive; did you mean `#| export`?"),
         ({"cell_type": "raw", "source": "#| export\nx = 1"}, "`#| export` has no effect in a raw cell"),
-        ({"cell_type": "markdown", "source": "#| default_exp other"}, "`#| default_exp` has no effect in a markdown cell"),
+        (
+            {"cell_type": "markdown", "source": "#| default_exp other"},
+            "`#| default_exp` has no effect in a markdown cell",
+        ),
     ],
 )
 def test_directives_without_effect(project, cell, says):
     def edit(document):
         document["cells"][2].update(cell)
         if document["cells"][2]["cell_type"] != "code":
-            document["cells"][2] = {k: v for k, v in document["cells"][2].items() if k not in ("outputs", "execution_count")}
+            document["cells"][2] = {
+                k: v for k, v in document["cells"][2].items() if k not in ("outputs", "execution_count")
+            }
 
     path = notebook(project / "nbs" / "tools2.ipynb", None, "1 + 1", "2 + 2", "x = '''\n#| export\n'''\n# export")
     change(path, edit)
@@ -289,7 +320,9 @@ def test_a_module_that_is_named_twice(project):
     assert "cells 1, 2 each have a default_exp" in only(project, "directives", "nbs/core.ipynb")
 
 
-@pytest.mark.parametrize("text", ['{"cells": [', "", "null", '{"nbformat": 4, "cells": [{"cell_type": "code", "source": null}]}'])
+@pytest.mark.parametrize(
+    "text", ['{"cells": [', "", "null", '{"nbformat": 4, "cells": [{"cell_type": "code", "source": null}]}']
+)
 def test_no_module_of_a_broken_notebook_is_to_be_deleted(project, text):
     (project / "nbs" / "tools.ipynb").write_text(text)
     assert {(c, p) for c, p, _ in found(project)} == {("valid", "nbs/tools.ipynb")}
@@ -332,7 +365,12 @@ def mlnb(root, *words):
 def test_the_command(project):
     done = mlnb(project / "nbs", "check")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads(mlnb(project, "check", "--json").stdout) == {"ok": True, "notebooks": 4, "not_examined": {}, "findings": []}
+    assert json.loads(mlnb(project, "check", "--json").stdout) == {
+        "ok": True,
+        "notebooks": 4,
+        "not_examined": {},
+        "findings": [],
+    }
     (project / "env.yaml").unlink()
     done = mlnb(project, "check", "--json")
     report = json.loads(done.stdout)
@@ -366,7 +404,9 @@ def test_notebooks_of_the_pipeline_are_checked_wherever_they_are(project, monkey
     change(project / "work" / "other.ipynb", lambda d: d["cells"][1].update(execution_count=3))
     code, text = command(project, monkeypatch)
     first, *lines = text.splitlines()
-    assert first.startswith("not examined: notebooks outside of the pipeline: there is no folder nbs; there are some in work")
+    assert first.startswith(
+        "not examined: notebooks outside of the pipeline: there is no folder nbs; there are some in work"
+    )
     assert "  work/other.ipynb: cell 2 is not clean; run: nbdev-clean --fname work/other.ipynb" in lines and code == 1
     assert "● notebooks are valid" in lines and not any("planes/tools.py" in line for line in lines)
 
@@ -374,18 +414,29 @@ def test_notebooks_of_the_pipeline_are_checked_wherever_they_are(project, monkey
 def test_a_notebook_that_nbdev_does_not_look_at(project):
     (project / "nbs" / "tools.ipynb").rename(project / "tools.ipynb")
     (project / "pipeline.yaml").write_text("tasks:\n- {source: tools.ipynb, product: out/tools.ipynb}\n")
-    assert ("directives", "tools.ipynb") in {f[:2] for f in found(project)} and "stale" not in {f[0] for f in found(project)}
+    assert ("directives", "tools.ipynb") in {f[:2] for f in found(project)} and "stale" not in {
+        f[0] for f in found(project)
+    }
 
 
 def test_nothing_at_all_is_not_green(tmp_path, monkeypatch):
     (tmp_path / "pyproject.toml").write_text('[project]\nname = "planes"\nversion = "1"\n[tool.mlnb]\n')
     code, text = command(tmp_path, monkeypatch)
     first, *lines = text.splitlines()
-    assert code == 1 and first == "not examined: notebooks: there is no folder nbs" and not any("●" in line for line in lines)
+    assert (
+        code == 1
+        and first == "not examined: notebooks: there is no folder nbs"
+        and not any("●" in line for line in lines)
+    )
     (tmp_path / "nbs").mkdir()
     code, text = command(tmp_path, monkeypatch, "--json")
     report = json.loads(text)
-    assert code == 1 and not report["ok"] and report["notebooks"] == 0 and report["not_examined"]["notebooks"] == "nbs holds no notebook"
+    assert (
+        code == 1
+        and not report["ok"]
+        and report["notebooks"] == 0
+        and report["not_examined"]["notebooks"] == "nbs holds no notebook"
+    )
 
 
 def test_notebooks_at_the_top_of_a_project(tmp_path, monkeypatch):

@@ -105,13 +105,16 @@ def kernel(how, tmp_path):
 
 
 def test_a_cell_runs_where_it_should(kernel, tmp_path):
-    assert kernel.run("import os, sys; print(os.getcwd(), os.environ['MLNB_TEST_WORD'], __name__, '__file__' in globals())") == (
-        f"{tmp_path} here __main__ False\n"
-    )
+    assert kernel.run(
+        "import os, sys; print(os.getcwd(), os.environ['MLNB_TEST_WORD'], __name__, '__file__' in globals())"
+    ) == (f"{tmp_path} here __main__ False\n")
     assert kernel.run("6 * 7") == "42"
     assert kernel.run("1 / 0") == "ZeroDivisionError: division by zero"
     assert kernel.run("%cd -q /\n%pwd") == "'/'"
-    assert kernel.run("print(len([m for m in sys.modules if m.split('.')[0] == 'mlnb']), sys.stdin is not None)") == "0 True\n"
+    assert (
+        kernel.run("print(len([m for m in sys.modules if m.split('.')[0] == 'mlnb']), sys.stdin is not None)")
+        == "0 True\n"
+    )
     assert kernel.run("!echo from a shell").split() == ["from", "a", "shell"]
 
 
@@ -162,7 +165,9 @@ def test_interrupt(kernel):
 
 
 def test_shutdown_is_graceful_and_complete(kernel, folder, tmp_path):
-    kernel.run("import atexit; atexit.register(lambda: open('ended.txt', 'w').write('well')); f = open('open.txt', 'w'); f.write('kept')")
+    kernel.run(
+        "import atexit; atexit.register(lambda: open('ended.txt', 'w').write('well')); f = open('open.txt', 'w'); f.write('kept')"
+    )
     pid, connection = kernel.pid, Path(kernel.manager.connection_file)
     kernel.client.stop_channels()
     kernel.manager.shutdown_kernel()
@@ -363,7 +368,9 @@ def test_doubt_is_a_cold_start_with_one_line(folder, caplog, launch, said):
 
 
 def test_another_interpreter_is_left_to_itself(folder, tmp_path, monkeypatch, caplog):
-    spec = json.loads(Path(__file__).parent.parent.joinpath("jupyter", "share", "kernels", "mlnb", "kernel.json").read_text())
+    spec = json.loads(
+        Path(__file__).parent.parent.joinpath("jupyter", "share", "kernels", "mlnb", "kernel.json").read_text()
+    )
     program = tmp_path / "python-of-another"
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     program.chmod(0o755)
@@ -412,7 +419,9 @@ def test_papermill(how, tmp_path):
     node = notebook("x = 1", "print(x + 1)")
     node.cells[0].metadata["tags"] = ["parameters"]
     nbformat.write(node, tmp_path / "in.ipynb")
-    papermill.execute_notebook(tmp_path / "in.ipynb", tmp_path / "out.ipynb", {"x": 41}, kernel_name="mlnb", progress_bar=False)
+    papermill.execute_notebook(
+        tmp_path / "in.ipynb", tmp_path / "out.ipynb", {"x": 41}, kernel_name="mlnb", progress_bar=False
+    )
     assert nbformat.read(tmp_path / "out.ipynb", 4).cells[-1].outputs[0]["text"] == "42\n"
 
 
@@ -443,7 +452,9 @@ def test_the_manager_of_jupyter_server(how, tmp_path):
 
 def test_the_plain_command_of_the_kernelspec_starts_a_kernel(folder):
     "The kernelspec without its provisioner is one of any other Python"
-    spec = json.loads(Path(__file__).parent.parent.joinpath("jupyter", "share", "kernels", "mlnb", "kernel.json").read_text())
+    spec = json.loads(
+        Path(__file__).parent.parent.joinpath("jupyter", "share", "kernels", "mlnb", "kernel.json").read_text()
+    )
     assert spec["argv"] == ["python", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     assert spec["metadata"]["debugger"] is True
 

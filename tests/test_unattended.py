@@ -15,7 +15,14 @@ from mlnb.project.errors import NotebookError
 
 def write(path, sources, tags=()):
     made = [
-        {"cell_type": "code", "id": f"c{i}", "source": s, "metadata": {"tags": list(tags)}, "outputs": [], "execution_count": None}
+        {
+            "cell_type": "code",
+            "id": f"c{i}",
+            "source": s,
+            "metadata": {"tags": list(tags)},
+            "outputs": [],
+            "execution_count": None,
+        }
         for i, s in enumerate(sources)
     ]
     path.write_text(json.dumps({"cells": made, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
@@ -35,7 +42,9 @@ def run(tmp_path):
 
 
 def text(copy, name="stdout"):
-    shown = [o for c in copy["cells"] for o in c.get("outputs", []) if o["output_type"] == "stream" and o["name"] == name]
+    shown = [
+        o for c in copy["cells"] for o in c.get("outputs", []) if o["output_type"] == "stream" and o["name"] == name
+    ]
     return "".join("".join(o["text"]) for o in shown)
 
 
@@ -43,20 +52,46 @@ def text(copy, name="stdout"):
 
 FAILING = [
     *("!false", "!exit 3", "!kill -9 $$", "!no-such-program-at-all", "!false\n!true", "x = !false", "!!false"),
-    *("for i in range(2):\n    !false", "def f():\n    !false\nf()", "%sx false", "%system false", "%%sx\nfalse", "%time !false"),
+    *(
+        "for i in range(2):\n    !false",
+        "def f():\n    !false\nf()",
+        "%sx false",
+        "%system false",
+        "%%sx\nfalse",
+        "%time !false",
+    ),
     *("get_ipython().system('false')",),
-    *("get_ipython().getoutput('false')", "get_ipython().system_raw('false')", "%%bash\nfalse", "%%sh\nexit 3", "%%script bash\nexit 3"),
+    *(
+        "get_ipython().getoutput('false')",
+        "get_ipython().system_raw('false')",
+        "%%bash\nfalse",
+        "%%sh\nexit 3",
+        "%%script bash\nexit 3",
+    ),
     *("%%python\nraise SystemExit(3)", "%%capture\n!false", "%%writefile no/such/x.txt\nhello", "%cd /no/such/folder"),
     *("%pushd /no/such/folder",),
-    *("%run no-such-script.py", "%load_ext no_such_extension", "%env NO_SUCH_VARIABLE", "%logstart /no/such/folder/log", "%no_such_magic"),
+    *(
+        "%run no-such-script.py",
+        "%load_ext no_such_extension",
+        "%env NO_SUCH_VARIABLE",
+        "%logstart /no/such/folder/log",
+        "%no_such_magic",
+    ),
     *("exit(3)", "quit(3)", "import sys; sys.exit(3)", "raise SystemExit('text')"),
     *("open('s.py', 'w').write('raise SystemExit(3)');\n%run s.py",),
-    *("%alias fails false\n%fails", "%%time\n!false", "%%timeit -n1 -r1\n!false", "import module_that_calls; module_that_calls.call()"),
+    *(
+        "%alias fails false\n%fails",
+        "%%time\n!false",
+        "%%timeit -n1 -r1\n!false",
+        "import module_that_calls; module_that_calls.call()",
+    ),
 ]
 
 
 def test_every_way_to_fail_fails(run, tmp_path):
-    (tmp_path / "module_that_calls.py").write_text("from IPython import get_ipython\ndef call():\n    get_ipython().system('false')\n")
+    (tmp_path / "module_that_calls.py").write_text(
+        "from IPython import get_ipython\ndef call():\n    get_ipython().system('false')\n"
+    )
     copy = run(*FAILING, tags=["raises-exception"])
     passed = [c["source"] for c in copy["cells"] if not any(o["output_type"] == "error" for o in c["outputs"])]
     assert ["".join(source) for source in passed] == []
@@ -65,7 +100,10 @@ def test_every_way_to_fail_fails(run, tmp_path):
 @pytest.mark.parametrize(
     ("cell", "says"),
     [
-        ("%pip install --no-index no-such-package-xyz", "CalledProcessError: Command '.* pip install .*' returned non-zero exit status 1"),
+        (
+            "%pip install --no-index no-such-package-xyz",
+            "CalledProcessError: Command '.* pip install .*' returned non-zero exit status 1",
+        ),
         ("%%time\n!false", "CalledProcessError: Command 'false' returned non-zero exit status 1"),
         ("!kill -9 $$", "CalledProcessError: Command 'kill -9 .*' died with <Signals.SIGKILL: 9>"),
         ("exit(3)", "SystemExit: 3"),
@@ -121,7 +159,14 @@ def test_other_kernels_are_left_alone(tmp_path):
 WAITING = [
     *("!cat", "!read answer", "!read answer < /dev/tty", "x = !cat", "%%bash\nread answer; cat"),
     *("import subprocess; subprocess.run('cat')",),
-    *("input()", "import getpass; getpass.getpass()", "import pdb; pdb.set_trace()", "breakpoint()", "%debug", "%pdb on\n1 / 0"),
+    *(
+        "input()",
+        "import getpass; getpass.getpass()",
+        "import pdb; pdb.set_trace()",
+        "breakpoint()",
+        "%debug",
+        "%pdb on\n1 / 0",
+    ),
     *("!python -i",),
     *("import sys; sys.stdin.readline()", "!less /etc/passwd < /dev/null", "!tty && false", "%man true", "help(len)"),
 ]
@@ -132,20 +177,45 @@ def test_nothing_waits_for_a_person(run):
 
 
 def test_a_question_of_pip_is_an_error(run):
-    with pytest.raises(NotebookError, match=r"cell \[1\]: CalledProcessError: Command '.*pip uninstall packaging' returned non-zero"):
+    with pytest.raises(
+        NotebookError, match=r"cell \[1\]: CalledProcessError: Command '.*pip uninstall packaging' returned non-zero"
+    ):
         run(f"!{sys.executable} -m pip uninstall packaging", timeout=120)
 
 
 # A cell does what it likes to its process: what follows runs, and the kernel ends.
 
 DOES = [
-    *("import warnings; warnings.simplefilter('error')", "import sys; sys.stdout = None", "import sys; sys.stderr = None"),
-    *("import sys; sys.stdin.close()", "import os; os.close(0); os.close(1); os.close(2)", "import builtins; builtins.print = None"),
-    *("import os; os.mkdir('x'); os.chdir('x'); os.rmdir('../x')", "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"),
-    *("import os; os.environ.clear()", "import sys; sys.exit = None", "import asyncio; asyncio.get_event_loop().stop()"),
+    *(
+        "import warnings; warnings.simplefilter('error')",
+        "import sys; sys.stdout = None",
+        "import sys; sys.stderr = None",
+    ),
+    *(
+        "import sys; sys.stdin.close()",
+        "import os; os.close(0); os.close(1); os.close(2)",
+        "import builtins; builtins.print = None",
+    ),
+    *(
+        "import os; os.mkdir('x'); os.chdir('x'); os.rmdir('../x')",
+        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)",
+    ),
+    *(
+        "import os; os.environ.clear()",
+        "import sys; sys.exit = None",
+        "import asyncio; asyncio.get_event_loop().stop()",
+    ),
     *("import logging; logging.disable(99)", "import sys; sys.modules.clear()", "import gc; gc.disable()"),
-    *("import time; time.sleep = time.time = time.monotonic = None", "import sys; sys.setrecursionlimit(60)", "%reset -f"),
-    *("import os; os.listdir = os.replace = None", "import socket; socket.setdefaulttimeout(0.001)", "import sys; sys.stdout = object()"),
+    *(
+        "import time; time.sleep = time.time = time.monotonic = None",
+        "import sys; sys.setrecursionlimit(60)",
+        "%reset -f",
+    ),
+    *(
+        "import os; os.listdir = os.replace = None",
+        "import socket; socket.setdefaulttimeout(0.001)",
+        "import sys; sys.stdout = object()",
+    ),
 ]
 
 
@@ -184,7 +254,9 @@ HANGS = [
 
 @pytest.mark.parametrize("cell", HANGS)
 def test_a_kernel_that_hangs_is_ended(run, cell, impatient):
-    with pytest.raises(NotebookError, match=r"cell \[1\]: its kernel neither answered nor used the CPU for 2.5 seconds"):
+    with pytest.raises(
+        NotebookError, match=r"cell \[1\]: its kernel neither answered nor used the CPU for 2.5 seconds"
+    ):
         run(cell, "print('never')")
 
 
@@ -222,7 +294,9 @@ def test_output_is_bounded_and_what_is_beyond_is_stated(run, tmp_path, monkeypat
     except NotebookError:
         copy = cells.read(tmp_path / "out.ipynb")
     log = tmp_path / "out.log"
-    assert (tmp_path / "out.ipynb").stat().st_size + (log.stat().st_size if log.exists() else 0) < 5_000_000  # lines are quoted
+    assert (tmp_path / "out.ipynb").stat().st_size + (
+        log.stat().st_size if log.exists() else 0
+    ) < 5_000_000  # lines are quoted
     if what == "an error":
         assert "ValueError" in json.dumps(copy["cells"])
     else:
@@ -260,6 +334,9 @@ def test_memory_is_blamed_only_after_an_out_of_memory_kill(tmp_path, monkeypatch
     monkeypatch.setattr(liveness, "_COUNTS", (str(tmp_path / "absent"), str(events)))
     assert liveness.exit_reason(-9, 1) == "ended by SIGKILL, because the system ran out of memory"
     assert liveness.exit_reason(-9, 2) == "ended by SIGKILL" and liveness.exit_reason(-11, 1) == "ended by SIGSEGV"
-    assert liveness.exit_reason(3, 1) == "ended with exit code 3" and liveness.exit_reason(-100, 1) == "ended by signal 100"
+    assert (
+        liveness.exit_reason(3, 1) == "ended with exit code 3"
+        and liveness.exit_reason(-100, 1) == "ended by signal 100"
+    )
     events.unlink()
     assert liveness.oom_kill_count() == 0

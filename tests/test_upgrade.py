@@ -1,4 +1,4 @@
-"""`mlnb upgrade`: a project with the names of release 0.1 has those of today afterwards, and nothing else has changed."""
+"""`mlnb upgrade`: a project of release 0.1 has the names of today afterwards, and nothing else has changed."""
 
 import importlib
 import json
@@ -43,17 +43,23 @@ def upgrade(*words: str, code: int = 0, answer: str | None = None) -> str:
 
 def contents(root: Path) -> dict[str, bytes]:
     return {
-        str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file() and "__pycache__" not in path.parts
+        str(path.relative_to(root)): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
     }
 
 
-# --- a project -------------------------------------------------------------------------------------------------------------------------
+# --- a project --------------------------------------------------------------------------------------------------------
 
 
 def test_a_project_is_upgraded_once_and_then_loads_without_a_warning(project, monkeypatch):
     before = contents(project)
     diff = upgrade("--check", code=1)
-    assert "-cost_missed = 3.0\n" in diff and "+cost_false_negative = 3.0\n" in diff and "+++ prometheus/alerts.yml" in diff
+    assert (
+        "-cost_missed = 3.0\n" in diff
+        and "+cost_false_negative = 3.0\n" in diff
+        and "+++ prometheus/alerts.yml" in diff
+    )
     assert "Apply these changes to 18 files?" in upgrade(answer="n\n", code=1) and contents(project) == before
     assert "Upgraded 18 files." in upgrade("--yes")
     after = contents(project)
@@ -69,8 +75,14 @@ def test_a_project_is_upgraded_once_and_then_loads_without_a_warning(project, mo
         warnings.simplefilter("error", RenamedWarning)
         for env in (None, "production"):
             settings = load_settings(project, env)
-            assert (settings.labels, settings.cost_false_negative, settings.log_retention_days) == ("/project/outcomes", 3.0, 400)
-        assert {rule.name for rule in load_rules(settings)} == {"costs", "up", "age"} and len(load_channels(settings)) == 2
+            assert (settings.labels, settings.cost_false_negative, settings.log_retention_days) == (
+                "/project/outcomes",
+                3.0,
+                400,
+            )
+        assert {rule.name for rule in load_rules(settings)} == {"costs", "up", "age"} and len(
+            load_channels(settings)
+        ) == 2
         for name in ("ingest", "validate", "explore", "features", "train", "evaluate", "register", "context"):
             importlib.import_module(f"flight_delays.{name}")
         features = sys.modules["flight_delays.features"]
@@ -100,7 +112,15 @@ def test_commands_of_ci_are_those_of_today(project):
 
 def test_what_is_not_a_file_of_the_project_is_left_alone(project):
     old = "MLNB_OUTCOMES=1\n"
-    for name in (".venv/lib/a.sh", ".mlnb/a.sh", "products/a.sh", "node_modules/a.sh", "CHANGELOG.md", "data.csv", "ignored.sh"):
+    for name in (
+        ".venv/lib/a.sh",
+        ".mlnb/a.sh",
+        "products/a.sh",
+        "node_modules/a.sh",
+        "CHANGELOG.md",
+        "data.csv",
+        "ignored.sh",
+    ):
         (project / name).parent.mkdir(parents=True, exist_ok=True)
         (project / name).write_text(old)
     outside = project.parent / "outside.sh"
@@ -115,9 +135,13 @@ def test_what_is_not_a_file_of_the_project_is_left_alone(project):
     (project / ".gitignore").write_text("ignored.sh\nproducts\n")
     before = contents(project)
     upgrade("--yes")
-    changed = {name for name, content in contents(project).items() if content != before[name] and not name.startswith(".git/")}
+    changed = {
+        name for name, content in contents(project).items() if content != before[name] and not name.startswith(".git/")
+    }
     assert script.read_bytes() == b"#!/bin/sh\r\nmlnb serve --no-bento\r\n" and script.stat().st_mode & 0o777 == 0o750
-    assert "deploy" in changed and not {name for name in changed if name.endswith((".sh", ".csv", "CHANGELOG.md", "broken.py"))}
+    assert "deploy" in changed and not {
+        name for name in changed if name.endswith((".sh", ".csv", "CHANGELOG.md", "broken.py"))
+    }
     assert outside.read_text() == old and (project / "link.sh").is_symlink()
 
 
@@ -125,12 +149,15 @@ def test_a_setting_with_both_names_is_changed_by_hand(project):
     file = project / "pyproject.toml"
     file.write_text(file.read_text().replace('outcomes = ".mlnb/outcomes"', 'outcomes = "a"\nlabels = "b"'))
     shown = upgrade("--yes", code=1)
-    assert "Change by hand: pyproject.toml: setting 'outcomes' is there by its old and its new name; remove the old one" in shown
+    assert (
+        "Change by hand: pyproject.toml: setting 'outcomes' is there by its old and its new name; remove the old one"
+        in shown
+    )
     assert 'outcomes = "a"' in file.read_text()
     assert "Nothing else to upgrade." in upgrade("--yes", code=1)
 
 
-# --- settings --------------------------------------------------------------------------------------------------------------------------
+# --- settings ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -168,7 +195,7 @@ def test_what_is_no_setting_of_mlnb_stays(text):
     assert upgrade_settings(text) == text
 
 
-# --- code ------------------------------------------------------------------------------------------------------------------------------
+# --- code -------------------------------------------------------------------------------------------------------------
 
 
 FORWARDS, BACKWARDS = NameTable.forwards(), NameTable.backwards()
@@ -178,13 +205,22 @@ FORWARDS, BACKWARDS = NameTable.forwards(), NameTable.backwards()
     ("old", "new"),
     [
         ("import mlnb.data.context as c\nc.quarter", "import mlnb.data.point_in_time as c\nc.floor_to_interval"),
-        ("import mlnb.data.context\nmlnb.data.context.View", "import mlnb.data.point_in_time\nmlnb.data.point_in_time.FeatureView"),
-        ("from mlnb.data import context\ncontext.View", "from mlnb.data import point_in_time\npoint_in_time.FeatureView"),
+        (
+            "import mlnb.data.context\nmlnb.data.context.View",
+            "import mlnb.data.point_in_time\nmlnb.data.point_in_time.FeatureView",
+        ),
+        (
+            "from mlnb.data import context\ncontext.View",
+            "from mlnb.data import point_in_time\npoint_in_time.FeatureView",
+        ),
         (
             "from mlnb.data.context import (\n    View,  # é\n    Events,\n)",
             "from mlnb.data.point_in_time import (\n    FeatureView,  # é\n    Events,\n)",
         ),
-        ("from mlnb.data.context import quarter as q\nq", "from mlnb.data.point_in_time import floor_to_interval as q\nq"),
+        (
+            "from mlnb.data.context import quarter as q\nq",
+            "from mlnb.data.point_in_time import floor_to_interval as q\nq",
+        ),
         (
             "def f():\n    from mlnb.data.context import quarter\n    return quarter",
             "def f():\n    from mlnb.data.point_in_time import floor_to_interval\n    return floor_to_interval",
@@ -198,7 +234,10 @@ FORWARDS, BACKWARDS = NameTable.forwards(), NameTable.backwards()
             "from mlnb.models.metrics import scores_by_group\nclass A:\n    by = 1\n"
             "    def f(self, x: 'scores_by_group') -> by: return scores_by_group",
         ),
-        ("from mlnb.data.context import *\nquarter, Events", "from mlnb.data.point_in_time import *\nfloor_to_interval, Events"),
+        (
+            "from mlnb.data.context import *\nquarter, Events",
+            "from mlnb.data.point_in_time import *\nfloor_to_interval, Events",
+        ),
         (
             "from mlnb.data.context import View\nfor s in features.snapshots(x):\n    s.moment, other.moment",
             "from mlnb.data.point_in_time import FeatureView\nfor s in features.snapshots(x):\n    s.as_of, other.moment",
@@ -251,7 +290,13 @@ def test_a_name_that_would_mean_something_else_is_kept_by_an_alias(code):
 
 
 def test_cells_share_their_imports_and_may_have_magics():
-    old = ["%matplotlib inline\nfrom mlnb.models.metrics import by", "%%time\nx = !ls\nby(x)", "%%bash\nby", "await by(1)", "by?"]
+    old = [
+        "%matplotlib inline\nfrom mlnb.models.metrics import by",
+        "%%time\nx = !ls\nby(x)",
+        "%%bash\nby",
+        "await by(1)",
+        "by?",
+    ]
     new = rename_cells(old, FORWARDS)
     assert new[1:] == ["%%time\nx = !ls\nscores_by_group(x)", "%%bash\nby", "await scores_by_group(1)", "by?"]
     assert rename_cells(new, BACKWARDS) == old
@@ -262,7 +307,7 @@ def test_every_name_has_one_way_back():
         assert FORWARDS.rename(new) == new and BACKWARDS.rename(new).rpartition(".")[2] == old.rpartition(".")[2], old
 
 
-# --- commands and metrics --------------------------------------------------------------------------------------------------------------
+# --- commands and metrics ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -285,7 +330,9 @@ def test_commands(old, new):
 
 def test_metrics_of_a_dashboard():
     old = json.dumps(
-        {"expr": 'sum(rate(mlnb_beside{job="a", what="shadow_failed"}[5m])) / my_mlnb_rows_total + mlnb_request_seconds_count'}
+        {
+            "expr": 'sum(rate(mlnb_beside{job="a", what="shadow_failed"}[5m])) / my_mlnb_rows_total + mlnb_request_seconds_count'
+        }
     )
     new = json.loads(upgrade_metrics(old))["expr"]
     assert (
@@ -307,5 +354,7 @@ def test_metrics_have_the_names_that_the_table_gives_them():
     code = "".join(path.read_text() for path in (*(ROOT / "mlnb/serving").glob("*.py"), ROOT / "mlnb/cli/drift.py"))
     for old, new in renames()["metrics"].items():
         name, old_name = (metric.partition("{")[0].removesuffix("_total") for metric in (new, old))
-        assert f'"{name}"' in code or f'("{name.removeprefix("mlnb_drift_")}"' in " ".join(code.split()).replace("( ", "("), new
+        assert f'"{name}"' in code or f'("{name.removeprefix("mlnb_drift_")}"' in " ".join(code.split()).replace(
+            "( ", "("
+        ), new
         assert f'"{old_name}"' not in code, old

@@ -18,6 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from . import languages
 from ..project.errors import NotebookError, did_you_mean
@@ -30,11 +31,10 @@ class _ObjectWithDuplicateKey(dict):
 
 def _object(pairs: list[tuple]) -> dict:
     "The JSON object of `pairs`; a subclass of `dict` if a key appears twice"
-    parsed = dict(pairs)
-    if len(parsed) == len(pairs):
-        return parsed
     keys = [key for key, _ in pairs]
-    parsed = _ObjectWithDuplicateKey(parsed)
+    if len(set(keys)) == len(keys):
+        return dict(pairs)
+    parsed = _ObjectWithDuplicateKey(pairs)
     parsed.key = next(key for key in keys if keys.count(key) > 1)
     return parsed
 
@@ -46,20 +46,17 @@ def _file_text(path: Path) -> str:
             raise NotebookError(f"{path} cannot be read: it is not a file")
         data = path.read_bytes()
     except FileNotFoundError:
-        missing = f"there is no notebook {path}"
         if path.is_symlink():
-            missing = f"{path} is a link to {path.readlink()}, which does not exist"
-        raise NotebookError(missing) from None
+            raise NotebookError(f"{path} is a link to {path.readlink()}, which does not exist") from None
+        raise NotebookError(f"there is no notebook {path}") from None
     except OSError as e:
         raise NotebookError(f"{path} cannot be read: {e.strerror}") from None
     if data.startswith(b"\xef\xbb\xbf"):
-        reason = "it begins with a byte order mark; save it as UTF-8 without one"
-        raise NotebookError(f"{path} is not a notebook: {reason}")
+        raise NotebookError(f"{path} is not a notebook: it begins with a byte order mark; save it as UTF-8 without one")
     try:
         return data.decode()
     except UnicodeDecodeError as e:
-        reason = f"it is not UTF-8 at byte {e.start}; save it as UTF-8"
-        raise NotebookError(f"{path} is not a notebook: {reason}") from None
+        raise NotebookError(f"{path} is not a notebook: it is not UTF-8 at byte {e.start}; save it as UTF-8") from None
 
 # %% ../../nbs/notebooks/00_cells.ipynb #913e5791
 def _json_type(value) -> str:
@@ -75,7 +72,6 @@ def _type_problems(parent: dict, key: str, expected: type | tuple, example: str,
 
 
 def _list_problems(value, key: str, item: type, items: str, example: str) -> Iterator[str]:
-    "Report `value` unless it is a list of `item`"
     if not isinstance(value, list):
         yield f"{key} is {_json_type(value)}; write {example}"
     elif not all(isinstance(v, item) for v in value):
@@ -100,14 +96,13 @@ def _value_problem(value) -> str:
 
 # %% ../../nbs/notebooks/00_cells.ipynb #92ffe12b
 def _metadata_problems(notebook: dict) -> Iterator[str]:
-    "Report what is wrong with the metadata of a notebook"
     yield from _type_problems(notebook, "nbformat_minor", int, "5")
     yield from _type_problems(notebook, "metadata", dict, "{}")
-    metadata = notebook.get("metadata")
-    for name in ("kernelspec", "language_info", "nbdev") if isinstance(metadata, dict) else ():
+    metadata: dict = notebook["metadata"] if isinstance(notebook.get("metadata"), dict) else {}
+    for name in ("kernelspec", "language_info", "nbdev"):
         yield from _type_problems(metadata, name, dict, "an object, or nothing", "metadata.")
-        if isinstance(table := metadata.get(name), dict):
-            for key in ("name", "display_name", "language") if name != "nbdev" else ():
+        if isinstance(table := metadata.get(name), dict) and name != "nbdev":
+            for key in ("name", "display_name", "language"):
                 yield from _type_problems(table, key, str, "a string", f"metadata.{name}.")
     if isinstance(notebook, _ObjectWithDuplicateKey):
         yield f"the key '{notebook.key}' appears twice"
@@ -115,7 +110,6 @@ def _metadata_problems(notebook: dict) -> Iterator[str]:
 
 
 def _cell_problems(cell) -> Iterator[str]:
-    "Report what is wrong with a cell"
     if not isinstance(cell, dict):
         yield f"{_json_type(cell)} is not a cell; write an object"
         return
@@ -133,17 +127,17 @@ def _cell_problems(cell) -> Iterator[str]:
         yield from _list_problems(metadata.get("tags", []), "metadata.tags", str, "strings", "a list of strings")
         yield from _type_problems(metadata, "nbdev", dict, "an object, or nothing", "metadata.")
     yield from _list_problems(cell.get("outputs", []), "outputs", dict, "objects", "a list of outputs")
-    yield from filter(None, [_value_problem(cell)])
+    if problem := _value_problem(cell):
+        yield problem
 
 # %% ../../nbs/notebooks/00_cells.ipynb #4efd9b70
 def _parse(text: str, path: Path) -> dict:
-    "Parse a notebook and check its structure"
     try:
         notebook = json.loads(text, object_pairs_hook=_object)
-    except (ValueError, RecursionError) as e:
-        reason = str(e) if text.strip() else "it is empty"
-        reason = "it is nested too deeply" if isinstance(e, RecursionError) else reason
-        raise NotebookError(f"{path} is not a notebook: {reason}") from None
+    except ValueError as e:
+        raise NotebookError(f"{path} is not a notebook: {e if text.strip() else 'it is empty'}") from None
+    except RecursionError:
+        raise NotebookError(f"{path} is not a notebook: it is nested too deeply") from None
     version = notebook.get("nbformat") if isinstance(notebook, dict) else None
     is_version_4 = version == 4 and isinstance(version, int)  # not 4.0
     if not is_version_4 or not isinstance(notebook.get("cells"), list):
@@ -186,11 +180,8 @@ def find_tagged(notebook: dict, tag: str) -> list[int]:
     return [i for i, cell in enumerate(notebook["cells"]) if tag in cell.get("metadata", {}).get("tags", [])]
 
 # %% ../../nbs/notebooks/00_cells.ipynb #15492a87
-def parameters_cell(
-    notebook: dict,
-    path: str | Path,  # for messages
-) -> int:
-    "Position of the cell tagged `parameters`; a `NotebookError` if there is none or more than one"
+def parameters_cell(notebook: dict, path: str | Path) -> int:
+    "Position of the cell tagged `parameters`; a `NotebookError` about `path` if there is none or more than one"
     positions = [i for i in find_tagged(notebook, "parameters") if notebook["cells"][i]["cell_type"] == "code"]
     if len(positions) == 1:
         return positions[0]
@@ -213,7 +204,6 @@ def _assigned(statement) -> tuple[str, ast.expr, str] | None:
 
 
 def _parameter(name: str, value: ast.expr, annotation: str) -> Parameter:
-    "The parameter that `name: annotation = value` declares"
     try:
         return Parameter(name, ast.literal_eval(value), annotation=annotation)
     except ValueError:
@@ -222,9 +212,7 @@ def _parameter(name: str, value: ast.expr, annotation: str) -> Parameter:
 # %% ../../nbs/notebooks/00_cells.ipynb #18526587
 _assignment = re.compile(r"^[ \t]*(?:\w+[ \t]+)*\$?(\w+)[ \t]*(?::[^=\n]*)?(?:<<?-|=(?!=))[ \t]*([^\n]*)", re.M)
 _string_list = r"""(?:(?:"[^"]*"|'[^']*')[\s,]*)"""
-_upstream_names = re.compile(
-    rf"(?:(?:c|list|List|Seq|Array)?[\[({{]\s*{_string_list}*[\])}}]|{_string_list})\s*;?\s*"
-)
+_upstream_names = re.compile(rf"(?:(?:c|list|List|Seq|Array)?[\[({{]\s*{_string_list}*[\])}}]|{_string_list})\s*;?\s*")
 _null_literal = re.compile(r"(?:NULL|null|None|nothing|nil|\[\])\s*;?\s*")
 
 
@@ -238,11 +226,11 @@ def _foreign_parameters(source: str) -> dict[str, Parameter]:
     return parameters_by_name
 
 # %% ../../nbs/notebooks/00_cells.ipynb #6c32cbe2
-def parameters(
-    path: str | Path,
-    notebook: dict | None = None,  # the content, if you have read it already
-) -> dict[str, Parameter]:  # in the order of the cell
-    "The parameters that a task notebook declares, including `upstream` and `product`"
+def parameters(path: str | Path, notebook: dict | None = None) -> dict[str, Parameter]:
+    """The parameters that a task notebook declares, in the order of its cell, including `upstream` and `product`.
+
+    Pass the content of the notebook if you have read it already.
+    """
     notebook = notebook or read(path)
     source = notebook["cells"][parameters_cell(notebook, path)]["source"]
     if not languages.is_python_language(languages.language_of(notebook.get("metadata") or {}, path)):
@@ -254,7 +242,8 @@ def parameters(
     return {assignment[0]: _parameter(*assignment) for assignment in map(_assigned, statements) if assignment}
 
 # %% ../../nbs/notebooks/00_cells.ipynb #ae80c010
-_SCALARS = {"int": int, "float": (int, float), "str": str, "bool": bool, "Path": str, "PurePath": str, "PathLike": str}
+_SCALARS: dict[str, type | tuple] = {"int": int, "float": (int, float), "str": str, "bool": bool}
+_SCALARS |= {"Path": str, "PurePath": str, "PathLike": str}
 _LISTS = {"list", "List", "tuple", "Tuple", "set", "Set", "frozenset", "FrozenSet"}
 _LISTS |= {"Sequence", "MutableSequence", "Iterable", "Collection"}
 _DICTS = {"dict", "Dict", "Mapping", "MutableMapping", "TypedDict"}
@@ -364,18 +353,13 @@ def is_text_parameter(parameter: Parameter) -> bool:
 
 
 def _is_text(member: ast.expr) -> bool:
-    "Whether a member of an annotation accepts only strings"
     if _name(member) == "Literal":
         return all(isinstance(c.value, str) for c in _arguments(member) if isinstance(c, ast.Constant))
     return _SCALARS.get(_name(member)) is str
 
 
-def type_mismatch(
-    name: str,
-    value: object,
-    declared: Parameter | object,  # the parameter, or the value that is replaced
-) -> str | None:
-    "What is wrong with the type of `value` and which type is right; None if it fits"
+def type_mismatch(name: str, value: object, declared: Parameter | object) -> str | None:
+    "What is wrong with the type of `value` for a parameter, or for a value that it replaces; None if it fits"
     parameter = declared if isinstance(declared, Parameter) else Parameter(name, declared)
     try:
         coerce_value(value, parameter)
@@ -386,12 +370,11 @@ def type_mismatch(
     return None
 
 # %% ../../nbs/notebooks/00_cells.ipynb #65d001dc
-def check_parameters(
-    path: str | Path,
-    values: dict,  # name -> value
-    declared: dict[str, Parameter] | None = None,  # `parameters(path)`, if you have it already
-) -> None:
-    "Raise a `NotebookError` for a value that the notebook does not declare or whose type does not fit"
+def check_parameters(path: str | Path, values: dict, declared: dict[str, Parameter] | None = None) -> None:
+    """Raise a `NotebookError` for a value that the notebook does not declare or whose type does not fit.
+
+    Pass `parameters(path)` as `declared` if you have it already.
+    """
     declared = parameters(path) if declared is None else declared
     for name, value in values.items():
         if name not in declared:
@@ -404,7 +387,7 @@ def check_parameters(
 # %% ../../nbs/notebooks/00_cells.ipynb #2d9ec41e
 _prompt = re.compile(r"^\s*In \[\d+\]:", re.M)  # parses as an annotation
 PYTHON_MAGICS = {"time", "timeit", "capture", "prun", "memit"}  # the body is always Python
-_options = re.compile(r"(?:\s*-{1,2}\w\S*(?:\s+[\d.]+)?)*\s*")  # of a magic, before its code
+_options = re.compile(r"\A(?:\s*-{1,2}\w\S*(?:\s+[\d.]+)?)*\s*")  # of a magic, before its code
 _other_languages = {"bash", "sh", "script", "html", "javascript", "js", "latex", "markdown"}
 _other_languages |= {"svg", "perl", "ruby", "sql", "R", "cmd"}
 
@@ -429,15 +412,16 @@ def _as_ipython(source: str) -> str:
 
 # %% ../../nbs/notebooks/00_cells.ipynb #7abcbc4e
 def _magic_call(node: ast.AST) -> tuple[str, str] | None:
-    "Text of a `get_ipython().method(...)` call written by the transformer, and its part that may be Python; else None"
+    "Text of a `get_ipython().method(...)` call of the transformer, and its part that may be Python; else None"
     match node:
-        case ast.Call(func=ast.Attribute(value=ast.Call(func=ast.Name(id="get_ipython"), args=[], keywords=[]))):
-            pass
+        case ast.Call(
+            func=ast.Attribute(value=ast.Call(func=ast.Name(id="get_ipython"), args=[], keywords=[]), attr=method)
+        ):
+            arguments: list[Any] = [a.value for a in node.args if isinstance(a, ast.Constant)]
         case _:
             return None
-    if not all(isinstance(a, ast.Constant) for a in node.args):
+    if len(arguments) < len(node.args):
         return None
-    method, arguments = node.func.attr, [a.value for a in node.args]
     if method in ("system", "getoutput"):
         return f"{'!' if method == 'system' else '!!'}{arguments[0]}", ""
     if method == "run_line_magic":
@@ -453,7 +437,7 @@ def _magic_call(node: ast.AST) -> tuple[str, str] | None:
 
 def _python_in_magic_line(line: str) -> str:
     "The Python in the line of a magic, after its options; empty for other text, single words and paths"
-    code = line[_options.match(line).end() :]
+    code = _options.sub("", line, count=1)
     if code.startswith(("%", "!")):
         return replace_magics(code)
     if not is_python(code):

@@ -16,30 +16,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import cells
-from .forkserver import peer
-from .kernel_snapshots import LIFETIME, short_socket_path
-from .static_analysis import normalised
+from . import cells, forkserver
+from .kernel_snapshots import LIFETIME
+from .static_analysis import canonical
 from ..project.files import write_atomic
 from ..project.file_signatures import TIMESTAMP_TICK_NS, is_reliable, file_signature
 
 # %% ../../nbs/notebooks/09_checkpoints.ipynb #7364ce78
-def _connect(path: str) -> socket.socket | None:
-    "A connection to the snapshot that listens at `path`; None if it has ended"
-    connection = socket.socket(socket.AF_UNIX)
-    try:
-        with short_socket_path(path) as short_path:
-            connection.connect(short_path)
-    except OSError:
-        connection.close()
-        return None
-    return connection
-
-
 def connect(checkpoint: dict) -> socket.socket | None:
     "A connection to the snapshot of a checkpoint; None if it has ended"
-    connection = _connect(checkpoint["socket"])
-    if connection and peer(connection)[0] != checkpoint["pid"]:
+    connection = forkserver.connect(checkpoint["socket"])
+    if connection and forkserver.peer(connection)[0] != checkpoint["pid"]:
         connection.close()
         return None
     return connection
@@ -71,7 +58,7 @@ def release(checkpoint: dict | None) -> None:
 def release_all(folder: str | Path) -> None:
     "End every snapshot whose socket is in `folder`, including those of runs that were killed"
     for path in Path(folder).glob("*.copy"):
-        if connection := _connect(str(path)):
+        if connection := forkserver.connect(path):
             _end(connection)
         path.unlink(missing_ok=True)
     for path in Path(folder).glob("*.cells.json"):
@@ -82,9 +69,9 @@ def list_snapshots(folder: str | Path) -> list[dict]:
     "The snapshots that wait in `folder` or below it, as checkpoints: {pid, socket, saved, until}"
     snapshots = []
     for path in sorted(map(str, Path(folder).glob("**/*.copy"))):
-        if connection := _connect(path):
+        if connection := forkserver.connect(path):
             with connection, suppress(OSError):
-                pid, until = peer(connection)[0], os.stat(path).st_mtime + LIFETIME
+                pid, until = forkserver.peer(connection)[0], os.stat(path).st_mtime + LIFETIME
                 snapshots.append({"pid": pid, "socket": path, "saved": _saved_path(path), "until": until})
     return snapshots
 
@@ -125,16 +112,8 @@ class Checkpointer:
     why_not: str = "no cells before it took a second together"  # of the last attempt
     signatures: dict = field(default_factory=dict)  # of the files in `watched`, at the newest snapshot
 
-    @property
-    def due(self) -> bool:
-        return self.seconds >= MIN_CELL_SECONDS
-
-    def record(
-        self,
-        answer: dict,  # of `take_snapshot`
-        done: int,  # code cells that have run
-    ) -> None:
-        "Store an attempt; a new snapshot replaces the older one"
+    def record(self, answer: dict, done: int) -> None:
+        "Store the answer of `take_snapshot` after `done` code cells; a new snapshot replaces the older one"
         self.seconds = 0.0
         self.why_not = answer.get("why_not", "")
         if not self.why_not:
@@ -166,19 +145,12 @@ def executable_cells(notebook: dict) -> list[int]:
     return [i for i, c in enumerate(cell_list) if c["cell_type"] == "code" and c["source"].strip() and i not in skipped]
 
 
-def _canonical(source: str) -> str:
-    "The canonical form of a cell; its text if it is not Python"
-    try:
-        return normalised(cells.replace_magics(source))
-    except (SyntaxError, ValueError):
-        return source
-
-
 def _steps(notebook: dict) -> list[tuple]:
     "The cells that a notebook executes, without injected parameters: canonical form, is it tagged `parameters`"
     injected, parameters = (set(cells.find_tagged(notebook, tag)) for tag in ("injected-parameters", "parameters"))
     positions = [i for i in executable_cells(notebook) if i not in injected]
-    return [(_canonical(notebook["cells"][i]["source"]), i in parameters) for i in positions]
+    sources = [cells.replace_magics(notebook["cells"][i]["source"]) for i in positions]
+    return [(canonical(source) or source, i in parameters) for i, source in zip(positions, sources, strict=True)]
 
 
 def _differs(executed: list[tuple], current: list[tuple]) -> str:
@@ -209,15 +181,11 @@ def check_resumable(checkpoint: dict, notebook_path: str | Path) -> str:
     return _differs(_steps(saved), _steps(cells.read(notebook_path)))
 
 # %% ../../nbs/notebooks/09_checkpoints.ipynb #707a1b89
-_OUTPUT_FIELDS = ("outputs", "execution_count")
-_EXECUTION_METADATA = ("papermill", "execution")  # in the metadata
+def restore_outputs(notebook: dict, checkpoint: dict) -> int:
+    """Copy the saved outputs into the cells that need not run again; returns the position of the cell to continue with.
 
-
-def restore_outputs(
-    notebook: dict,  # about to be executed, parameters injected; changed in place
-    checkpoint: dict,
-) -> int:  # position of the cell to continue with
-    "Copy the saved outputs into the cells that need not run again; a `ValueError` if these have changed"
+    Changes `notebook`, which is about to be executed with injected parameters. A `ValueError` if the cells differ.
+    """
     saved = read_saved(checkpoint)
     if saved is None:
         raise ValueError("the outputs of the earlier run are missing")
@@ -228,7 +196,6 @@ def restore_outputs(
     for new, old in zip(positions, saved_positions, strict=False):
         new_cell, saved_cell = notebook["cells"][new], saved["cells"][old]
         metadata = saved_cell["metadata"]
-        new_cell.update({k: saved_cell[k] for k in _OUTPUT_FIELDS if k in saved_cell})
-        new_cell["metadata"].update({k: metadata[k] for k in _EXECUTION_METADATA if k in metadata})
-    remaining = positions[len(saved_positions) :]
-    return remaining[0] if remaining else len(notebook["cells"])
+        new_cell.update({k: saved_cell[k] for k in ("outputs", "execution_count") if k in saved_cell})
+        new_cell["metadata"].update({k: metadata[k] for k in ("papermill", "execution") if k in metadata})
+    return [*positions, len(notebook["cells"])][len(saved_positions)]

@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from stat import S_ISREG
@@ -30,7 +31,6 @@ class _ModuleLocator:
         self.refresh()
 
     def refresh(self) -> None:
-        "Forget all signatures and listings"
         self.moment = time.time_ns()
         self.signatures: dict[str, list | None] = {}
         self.patterns: dict[str, list[str]] = {}  # glob pattern -> files
@@ -38,7 +38,6 @@ class _ModuleLocator:
         self.bases: dict[str, str | None] = {}
 
     def is_file(self, path: str) -> bool:
-        "Whether `path` is a file"
         if path not in self.signatures:
             try:
                 stat = os.stat(path)
@@ -65,14 +64,11 @@ class _ModuleLocator:
 
     def installed(self, top: str) -> str | None:
         "Where Python would find it, without importing it"
-        try:
-            spec = importlib.util.find_spec(top)
-        except (ImportError, ValueError):
-            return None
-        if spec is None:
-            return None
-        location = next(iter(spec.submodule_search_locations or []), spec.origin)
-        return location and os.path.dirname(location)
+        with suppress(ImportError, ValueError):
+            if spec := importlib.util.find_spec(top):
+                location = next(iter(spec.submodule_search_locations or []), spec.origin)
+                return location and os.path.dirname(location)
+        return None
 
     def file(self, name: str) -> str | None:
         "The source file of the module `name`, or the folder of a namespace package; None if there is none"
@@ -87,17 +83,15 @@ class _ModuleLocator:
 
     def below(self, prefix: str) -> list[str]:
         "Every first-party module whose name begins with `prefix`"
-        base, names = self.base(prefix.split(".")[0]), []
+        base = self.base(prefix.split(".")[0])
         if base is None:
             return []
         folder = f"{base}/{prefix.rpartition('.')[0].replace('.', '/')}"
-        for path in self.listing(f"{glob.escape(folder)}/**/*.py"):
-            segments = Path(path).relative_to(base).with_suffix("").parts
-            names.append(".".join(segments[:-1] if segments[-1] == "__init__" else segments))
+        paths = [path[len(base) + 1 :] for path in self.listing(f"{glob.escape(folder)}/**/*.py")]
+        names = [path.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for path in paths]
         return [name for name in names if name.startswith(prefix)]
 
     def listing(self, pattern: str) -> list[str]:
-        "The files that match a glob pattern"
         if pattern not in self.patterns:
             self.patterns[pattern] = sorted(glob.glob(pattern, recursive=True))
         return self.patterns[pattern]
@@ -173,8 +167,9 @@ class _SummaryCache:
     "Summaries of first-party modules and scripts"
     rewrite: Callable[[str], str] | None = None  # applied to the code of a module before it is read
 
-    def __init__(self, packages: Iterable[str], root: Path | None, cache: dict | None):
+    def __init__(self, packages: Iterable[str], root: Path | None, cache: dict | None, outputs: Iterable[str] = ()):
         self.locations, self.cache = _ModuleLocator(packages, root), {} if cache is None else cache
+        self.outputs = frozenset(outputs)
         if self.cache.get("format") != FORMAT:
             self.cache.clear()
             self.cache["format"] = FORMAT
@@ -182,16 +177,16 @@ class _SummaryCache:
         self.forget()
 
     def forget(self) -> None:
-        "Drop everything that was derived from files"
         self.parsed: dict[str, dict | None] = {}
 
     def evict_unused(self) -> None:
-        "Remove entries from `cache` that were not used"
         for key in set(self.cache) - self.used:
             del self.cache[key]
 
-    def cached(self, key: str, signature: list, read: Callable[[], dict]) -> dict:
-        "The cached summary of a file if its signature is unchanged, else that of `read`"
+    def cached(self, key: str, signature: list | None, read: Callable[[], dict]) -> dict:
+        "The cached summary of a file if its signature is unchanged, else that of `read`; None: it is not cached"
+        if signature is None:
+            return read()
         self.used.add(key)
         entry = self.cache.get(key)
         if not entry or entry[0] != signature or not is_reliable(signature, entry[1]):
@@ -205,15 +200,16 @@ class _SummaryCache:
         return self.parsed[name]
 
     def read(self, name: str) -> dict | None:
+        signatures = self.locations.signatures
         if name.startswith("/"):
-            signature = self.locations.signatures[name] if self.locations.is_file(name) else None
-            return self.cached(f"@ {name}", signature, lambda: _read_script(name)) if signature else None
+            is_file = self.locations.is_file(name)
+            return self.cached(f"@ {name}", signatures[name], lambda: _read_script(name)) if is_file else None
         path = self.locations.file(name)
         if path is None:
             return None
         if not path.endswith(".py"):  # a folder without `__init__`
             return summary(name, True, "")
-        return self.cached(f"{name} {path}", self.locations.signatures[path], lambda: _read_module(name, path, self.rewrite))
+        return self.cached(f"{name} {path}", signatures[path], lambda: _read_module(name, path, self.rewrite))
 
     def display_name(self, module: str) -> str:
         "A module by its name, a script by its path relative to the project"
@@ -222,8 +218,8 @@ class _SummaryCache:
         return os.path.relpath(module, root) if is_inside else module
 
 # %% ../../nbs/notebooks/02_fingerprint.ipynb #f66822d4
-class _NameResolver:
-    "Resolves the names that a node mentions"
+class _Dependent:
+    "One node of the graph while its edges are added"
 
     def __init__(self, library: _SummaryCache, module: str, summary: dict, node: _Node, folder: str | None = None):
         self.library, self.module, self.summary, self.node = library, module, summary, node
@@ -243,17 +239,19 @@ class _NameResolver:
             self.node.notes.add(f"module {module} counts as a whole: {reason or 'it is used as a value'}")
 
     def add_all_below(self, prefix: str, reason: str) -> None:
-        "Count every module whose name begins with `prefix` as a whole"
         for name in self.library.locations.below(prefix):
             self.add_whole_module(name, reason)
 
     def add_unresolved(self, description: str) -> None:
-        "Note code that runs but cannot be tracked"
         if self.module.partition(".")[0] == _FRAMEWORK:
             return
         if self.module != NOTEBOOK:
             description += f", in {self.library.display_name(self.module)}"
         self.node.unresolved.add(description)
+
+# %% ../../nbs/notebooks/02_fingerprint.ipynb #cd4f9865
+class _NameFollower(_Dependent):
+    "Follows names from module to module"
 
     def import_module(self, name: str, is_module: bool) -> None:
         "An import statement was executed; `is_module`: `name` is a module for sure"
@@ -290,15 +288,10 @@ class _NameResolver:
             if other["all"] is not None and name not in other["all"]:
                 continue
             is_bound = name in other["names"] or name in other["imports"]
-            if not is_bound and other["all"]:
-                is_bound = self.library.module(f"{star}.{name}")
+            is_bound = is_bound or bool(other["all"] and self.library.module(f"{star}.{name}"))
             if is_bound or self.star_sources(other, name, visited | {star}):
                 sources.append(star)
         return sources
-
-# %% ../../nbs/notebooks/02_fingerprint.ipynb #7089bfe8
-class _PathFollower(_NameResolver):
-    "Follows names from module to module, and paths to files"
 
     def follow(self, source: str, names: list[str], reason: str | None, visited: frozenset = frozenset()) -> None:
         "Follow `names` to the first that is not a module; reason None: a module at the end does not count"
@@ -338,6 +331,10 @@ class _PathFollower(_NameResolver):
         "A string that is the dotted name of first-party code counts as a mention of it"
         if not self.is_external(chain[0]) and self.library.module(chain[0]):
             self.follow(chain[0], chain[1:], "its name is in a string")
+
+# %% ../../nbs/notebooks/02_fingerprint.ipynb #7089bfe8
+class _PathFollower(_NameFollower):
+    "Follows paths to files"
 
     def candidate_paths(self, path: str) -> list[str]:
         "Where a path may lead: relative to the project (a kernel's working folder) or to the folder of the code"
@@ -420,7 +417,6 @@ class _Resolver(_ReferenceFollower):
     "Fills one node of the graph"
 
     def fill(self, name: str | None) -> None:
-        "Add the code and the edges of `name`"
         if self.module.startswith("/"):
             self.node.code[self.library.display_name(self.module)] = "script", self.summary["whole"][0]
             self.follow_all(as_value=False)
@@ -463,25 +459,75 @@ class _Resolver(_ReferenceFollower):
             if self.is_external(source):
                 if any("register" in name for name in names):
                     return True
-            elif any(tail or name in self.library.module(m)["registers"] for m, name, tail in self.ends(source, names)):
+            elif any(tail or name in module["registers"] for module, name, tail in self.ends(source, names)):
                 return True
         return False
 
     def ends(self, source: str, names: list[str], visited: frozenset = frozenset()) -> Iterator[tuple]:
-        "Where `names` lead from the module `source`: (module, name, remaining attributes)"
+        "Where `names` lead from the module `source`: (summary of a module, name, remaining attributes)"
         module = self.library.module(source)
         if not names or module is None or (source, *names) in visited:
             return
         visited |= {(source, *names)}
         if names[0] in module["names"]:
-            yield source, names[0], names[1:]
+            yield module, names[0], names[1:]
         elif module["imports"].get(names[0], [[source, names[0]]]) == [[source, names[0]]]:
             yield from self.ends(f"{source}.{names[0]}", names[1:], visited)
         for target, attribute in module["imports"].get(names[0], ()):
             yield from self.ends(target, ([attribute] if attribute else []) + names[1:], visited)
 
+# %% ../../nbs/notebooks/02_fingerprint.ipynb #8f239525
+class _DependencyGraph(_SummaryCache):
+    "Names of modules as nodes, built on first use"
+
+    def forget(self) -> None:
+        super().forget()
+        self.nodes: dict[tuple, _Node] = {}
+
+    def dependencies(self, read: dict, texts: Iterable[str] = (), folder: str | None = None) -> Dependencies:
+        "Everything reachable from code with the summary `read` in `folder`, given the parameter values `texts`"
+        start = _Node()
+        resolver = _Resolver(self, NOTEBOOK, read, start, folder)
+        resolver.follow_all(as_value=False)
+        resolver.resolve(filter(None, map(reference_in_text, texts)))
+        total, nodes, visited = _Node(), [start], set()
+        while nodes:
+            for node in nodes:
+                total.add(node)
+            todo = set().union(*(node.edges for node in nodes)) - visited
+            todo = todo or self.late_edges(total, visited) - visited
+            visited |= todo
+            nodes = [self.node(*pair) for pair in todo]
+        modules = ((name, self.module(name)) for name in sorted({name for name, _ in visited}))
+        loaded = {self.display_name(name): module["whole"][0] for name, module in modules if module}
+        third_party, notes, unresolved = (tuple(sorted(v)) for v in (total.modules, total.notes, total.unresolved))
+        code = dict(sorted(total.code.items()))
+        return Dependencies(read["whole"][0], code, third_party, notes, unresolved, loaded)
+
+    def late_edges(self, total: _Node, visited: set[tuple]) -> set[tuple]:
+        "Edges that depend on all of `total`: modules in folders on sys.path, subclasses in imported modules"
+        modules, prefixes = {m for m, _ in visited}, set()
+        folders = total.folders | {os.path.dirname(m) for m in modules if m.startswith("/")}
+        for segments in (name.split(".") for name in total.external_imports) if folders else ():
+            if segments[0] not in sys.stdlib_module_names:
+                prefixes |= {"/".join(segments[:n]) for n in range(1, len(segments) + 1)}
+        files = (f"{prefix}{end}" for prefix in prefixes for end in (".py", "/__init__.py"))
+        paths = (f"{folder}/{file}" for file in files for folder in folders)
+        edges = {(path, None) for path in map(os.path.normpath, paths) if self.locations.is_file(path)}
+        if total.needs_subclasses:
+            summaries = ((m, self.module(m)) for m in modules if not m.startswith("/"))
+            edges |= {(m, name) for m, module in summaries if module for name in module["classes"]}
+        return edges
+
+    def node(self, module: str, name: str | None) -> _Node:
+        if (module, name) not in self.nodes:
+            new_node = self.nodes[module, name] = _Node()
+            if read := self.module(module):
+                _Resolver(self, module, read, new_node).fill(name)
+        return self.nodes[module, name]
+
 # %% ../../nbs/notebooks/02_fingerprint.ipynb #42e73a2c
-class Library(_SummaryCache):
+class Library(_DependencyGraph):
     "First-party code as a graph; each file is read once and kept in `cache` between processes"
 
     def __init__(
@@ -491,18 +537,15 @@ class Library(_SummaryCache):
         cache: dict | None = None,
         outputs: Iterable[str] = (),  # paths that are never code, wherever they are named: products
     ):
-        super().__init__(packages, root, cache)
-        self.outputs = frozenset(outputs)
+        super().__init__(packages, root, cache, outputs)
         self.notebook_signatures: dict[str, list | None] = {}
 
     def forget(self) -> None:
         super().forget()
-        self.nodes: dict[tuple, _Node] = {}
         self.notebooks: dict[tuple, tuple] = {}  # (path, texts) -> summary, dependencies
 
     @property
     def signatures(self) -> dict[str, list | None]:
-        "The signature of every file that was checked"
         return self.locations.signatures | self.notebook_signatures
 
     def refresh(self) -> None:
@@ -525,65 +568,23 @@ class Library(_SummaryCache):
         texts: Iterable[str] = (),  # values of its parameters: one may be the dotted name of a function
     ) -> Dependencies:
         "What a notebook depends on; a `NotebookError` if it cannot be read"
-        try:
-            signature = self.notebook_signatures[str(path)] = [[".", *stamp(os.stat(path))]]
-        except OSError:
-            signature = self.notebook_signatures[str(path)] = None
-        read = self.cached(str(path), signature, lambda: _read_notebook(path)) if signature else _read_notebook(path)
+        signature = None
+        with suppress(OSError):
+            signature = [[".", *stamp(os.stat(path))]]
+        self.notebook_signatures[str(path)] = signature
+        read = self.cached(str(path), signature, lambda: _read_notebook(path))
         key = str(path), tuple(texts)
         if key not in self.notebooks or self.notebooks[key][0] is not read:
             self.notebooks[key] = read, self.dependencies(read, key[1], os.path.dirname(os.path.abspath(path)))
         return self.notebooks[key][1]
 
-    def dependencies(self, read: dict, texts: Iterable[str] = (), folder: str | None = None) -> Dependencies:
-        "Everything reachable from code with the summary `read` in `folder`, given the parameter values `texts`"
-        start = _Node()
-        resolver = _Resolver(self, NOTEBOOK, read, start, folder)
-        resolver.follow_all(as_value=False)
-        resolver.resolve(filter(None, map(reference_in_text, texts)))
-        total, nodes, visited = _Node(), [start], set()
-        while nodes:
-            for node in nodes:
-                total.add(node)
-            todo = set().union(*(node.edges for node in nodes)) - visited
-            todo = todo or self.late_edges(total, visited) - visited
-            visited |= todo
-            nodes = [self.node(*pair) for pair in todo]
-        modules = ((name, self.module(name)) for name in sorted({name for name, _ in visited}))
-        loaded = {self.display_name(name): module["whole"][0] for name, module in modules if module}
-        names = [tuple(sorted(values)) for values in (total.modules, total.notes, total.unresolved)]
-        return Dependencies(read["whole"][0], dict(sorted(total.code.items())), *names, loaded)
-
-    def late_edges(self, total: _Node, visited: set[tuple]) -> set[tuple]:
-        "Edges that depend on all of `total`: modules in folders on sys.path, subclasses in imported modules"
-        modules, prefixes = {m for m, _ in visited}, set()
-        folders = total.folders | {os.path.dirname(m) for m in modules if m.startswith("/")}
-        for segments in (name.split(".") for name in total.external_imports) if folders else ():
-            if segments[0] not in sys.stdlib_module_names:
-                prefixes |= {"/".join(segments[:n]) for n in range(1, len(segments) + 1)}
-        files = (f"{prefix}{end}" for prefix in prefixes for end in (".py", "/__init__.py"))
-        paths = (f"{folder}/{file}" for file in files for folder in folders)
-        edges = {(path, None) for path in map(os.path.normpath, paths) if self.locations.is_file(path)}
-        if total.needs_subclasses:
-            summaries = ((m, self.module(m)) for m in modules if not m.startswith("/"))
-            edges |= {(m, name) for m, module in summaries if module for name in module["classes"]}
-        return edges
-
-    def node(self, module: str, name: str | None) -> _Node:
-        "The node of a name, built on first use"
-        if (module, name) not in self.nodes:
-            new_node = self.nodes[module, name] = _Node()
-            if read := self.module(module):
-                _Resolver(self, module, read, new_node).fill(name)
-        return self.nodes[module, name]
-
 # %% ../../nbs/notebooks/02_fingerprint.ipynb #c1d279e0
-def closure(
-    code: str,  # Python, see `mlnb.notebooks.cells.python_source`
-    packages: Iterable[str],  # first-party top-level packages
-    root: Path | None = None,  # the project, searched before Python's path
-) -> dict[str, str]:  # qualified name -> hash of its own source, sorted
-    "Every first-party function, class and global that `code` reaches, and modules of which no part can be singled out"
+def closure(code: str, packages: Iterable[str], root: Path | None = None) -> dict[str, str]:
+    """Every first-party function, class and global that code reaches, and modules of which no part can be singled out.
+
+    Returns qualified name -> hash of its own source, sorted. `packages` are the first-party top-level packages;
+    the project `root` is searched before Python's path.
+    """
     dependencies = Library(packages, root).dependencies(summary(NOTEBOOK, False, code))
     return {name: value for name, (_, value) in dependencies.code.items()}
 
@@ -602,12 +603,12 @@ def _check_defined(library: Library, name: str) -> None:
     raise NotebookError(f"there is no module for '{name}'; write package.module.name")
 
 
-def fingerprint_of(
-    name: str,  # "package.module.function", or a class or a global
-    root: Path | None = None,  # the project, searched before Python's path
-    rewrite: Callable[[str], str] | None = None,  # applied to the code of each module before it is read
-) -> str:  # 16 hexadecimal digits
-    "The fingerprint of a function, class or global and of everything in its package that it reaches"
+def fingerprint_of(name: str, root: Path | None = None, rewrite: Callable[[str], str] | None = None) -> str:
+    """The fingerprint of a function, class or global and of everything in its package that it reaches: 16 hex digits.
+
+    `name` is "package.module.function". The project `root` is searched before Python's path.
+    `rewrite` is applied to the code of each module before it is read.
+    """
     library = Library([name.split(".")[0]], root)
     library.rewrite = rewrite
     _check_defined(library, name)

@@ -5,20 +5,23 @@
 # %% auto #0
 __all__ = ['PRELOAD_MODULES', 'WARM_UP', 'DEVICES', 'GRAMMAR', 'PORTS', 'THREAD_GRACE', 'KILL_GRACE', 'REFILL_DELAY',
            'RETRY_DELAY', 'MAX_REFILL_WAIT', 'MAX_POOL_FAILURES', 'SELF_CHECK_INTERVAL', 'modules', 'is_library',
-           'first_party', 'load', 'RequestRefused', 'uses_gpu', 'check_fork', 'ImportSideEffects', 'application',
-           'run_cold', 'receive', 'may_pool', 'run_and_exit', 'Preloader', 'ChildProcess', 'ClientConnection',
-           'ForkedChild', 'peer', 'RequestServer', 'ChildSupervisor', 'KernelServer', 'ForkServer', 'memory', 'main']
+           'first_party', 'load', 'peer', 'send', 'receive', 'connect', 'short_socket_path', 'wait_for',
+           'RequestRefused', 'uses_gpu', 'check_fork', 'watch', 'application', 'run_cold', 'may_pool', 'run_and_exit',
+           'Preloader', 'ChildProcess', 'ClientConnection', 'ForkedChild', 'Listener', 'RequestServer',
+           'ChildSupervisor', 'KernelServer', 'KernelPool', 'ForkServer', 'memory', 'main']
 
 # %% ../../nbs/notebooks/05_forkserver.ipynb #90975089
-import _io  # its classes are plain: an isinstance check with those of `io` would ask their subclasses too
+import _io  # plain classes: an isinstance check with those of `io` would ask their subclasses too
 import atexit
 import gc
+import glob
 import importlib
 import importlib.machinery
 import importlib.util
 import io
 import json
 import os
+import pkgutil
 import random
 import select
 import selectors
@@ -33,10 +36,11 @@ import time
 import traceback
 import types
 import weakref
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
+from typing import Any
 
 # %% ../../nbs/notebooks/05_forkserver.ipynb #c54ce8f3
 PRELOAD_MODULES = {
@@ -66,7 +70,7 @@ def modules(preload: list[str]) -> list[str]:
 def _library_folders() -> tuple[str, ...]:
     "Folders of the standard library and of installed packages"
     user = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
-    folders = [os.path.dirname(os.__file__), *site.getsitepackages(), *user]
+    folders = [os.path.dirname(str(os.__file__)), *site.getsitepackages(), *user]
     return tuple({os.path.join(f, "") for folder in folders for f in (folder, os.path.realpath(folder))})
 
 
@@ -75,13 +79,10 @@ def is_library(path: str | None) -> bool:
     return path is None or path.startswith(_library_folders()) or os.path.realpath(path).startswith(_library_folders())
 
 
-def first_party(names: list[str]) -> list[str]:
+def first_party(names: Iterable[str]) -> list[str]:
     "Those of the imported modules `names` that belong to a project or to mlnb"
-
-    def is_first_party(name: str) -> bool:
-        return name.split(".")[0] == "mlnb" or not is_library(getattr(sys.modules[name], "__file__", None))
-
-    return [n for n in names if n != "__main__" and n in sys.modules and is_first_party(n)]
+    files = {n: getattr(sys.modules[n], "__file__", None) for n in names if n != "__main__" and n in sys.modules}
+    return [name for name, file in files.items() if name.split(".")[0] == "mlnb" or not is_library(file)]
 
 # %% ../../nbs/notebooks/05_forkserver.ipynb #8361dfae
 def load(module: str) -> str:
@@ -90,23 +91,68 @@ def load(module: str) -> str:
         spec = importlib.util.find_spec(module.split(".")[0])
         if spec is None:
             return "not installed"
-        if not all(map(is_library, spec.submodule_search_locations or [spec.origin if spec.has_location else None])):
+        origin = spec.origin if spec.has_location else None
+        if not all(map(is_library, spec.submodule_search_locations or [origin])):  # type: ignore[list-item]
             return "a project's own code, which changes"
         importlib.import_module(module)
         if module in WARM_UP:
-            _call(WARM_UP[module])
+            pkgutil.resolve_name(WARM_UP[module])()
     except BaseException as e:
         return f"{type(e).__name__}: {e}"
     return ""
 
+# %% ../../nbs/notebooks/05_forkserver.ipynb #393e9d77
+def peer(connection: socket.socket) -> tuple[int, int]:
+    "Process id and user id of the other end of a Unix socket"
+    pid, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return pid, user
 
-def _call(function: str) -> None:
-    "Call `package.module:object.method`"
-    module, _, names = function.partition(":")
-    target = importlib.import_module(module)
-    for name in names.split("."):
-        target = getattr(target, name)
-    target()
+
+def send(connection: socket.socket, message: dict, fds: Iterable[int] = ()) -> None:
+    "Send one message with file descriptors"
+    line, fds = json.dumps(message).encode() + b"\n", list(fds)
+    sent = socket.send_fds(connection, [line], fds) if fds else 0
+    connection.sendall(line[sent:])
+
+
+def receive(connection: socket.socket) -> tuple[dict, list[int]]:
+    "One message and the file descriptors sent with it; empty if the other side has gone"
+    text, fds = b"", []
+    while not text.endswith(b"\n"):
+        data, received_fds, _, _ = socket.recv_fds(connection, 65536, 8)
+        text, fds = text + data, fds + received_fds
+        if not data:
+            return {}, fds
+    return json.loads(text), fds
+
+
+def connect(path: str | os.PathLike) -> socket.socket | None:
+    "A connection to the Unix socket at `path`, which may be long; None if nobody listens there"
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        with short_socket_path(path) as short_path:
+            connection.connect(short_path)
+    except OSError:
+        connection.close()
+        return None
+    return connection
+
+
+@contextmanager
+def short_socket_path(path: str | os.PathLike) -> Iterator[str]:
+    "Another path to a socket, which need not exist yet, that is short enough for the system"
+    folder = os.open(os.path.dirname(path), os.O_PATH | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{folder}/{os.path.basename(path)}"
+    finally:
+        os.close(folder)
+
+
+def wait_for(connection: int | socket.socket, event: int, seconds: float | None = None) -> bool:
+    "Wait for an event of `select.poll`; False if there is none within `seconds`"
+    poll = select.poll()
+    poll.register(connection, event)
+    return bool(poll.poll(None if seconds is None else max(0, seconds) * 1000))
 
 # %% ../../nbs/notebooks/05_forkserver.ipynb #6e6742a5
 class RequestRefused(Exception):
@@ -129,7 +175,6 @@ def uses_gpu() -> bool:
 
 
 def _threads() -> int:
-    "Number of threads of this process, including those of libraries"
     return len(os.listdir("/proc/self/task"))
 
 
@@ -156,15 +201,7 @@ def check_fork() -> None:
         raise RequestRefused(f"{remaining - 1} threads of a library run in the server and do not end at a fork")
 
 # %% ../../nbs/notebooks/05_forkserver.ipynb #e8239f9f
-@dataclass
-class ImportSideEffects:
-    "What the preloading changed in the server"
-    first_party_modules: list[str] = field(default_factory=list)  # to be removed in a child
-    partial_modules: list[str] = field(default_factory=list)  # imported without an optional part
-    variables: dict[str, str] = field(default_factory=dict)  # environment variables that libraries set
-
 def _reset_signals() -> None:
-    "Restore the handlers and the mask of a new interpreter"
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGPIPE, signal.SIGXFSZ}:
         if signal.getsignal(number) not in (signal.SIG_DFL, None):
@@ -181,32 +218,29 @@ def _reset_seeds() -> None:
     if "multiprocessing.process" in sys.modules:
         sys.modules["multiprocessing.process"].current_process().authkey = os.urandom(32)
     if "tempfile" in sys.modules:
-        sys.modules["tempfile"].tempdir = None
+        vars(sys.modules["tempfile"])["tempdir"] = None
     atexit.unregister(shutil.rmtree)  # folders of the server
 
 
 GRAMMAR = "rfc3987_syntax"  # hidden from jsonschema, as in `jsonschema_import`: it is slow to import
 
 
-def _partial_modules(names) -> list[str]:
-    "Those of the modules `names` that were imported without the grammar"
-    return [n for n in names if n.split(".")[0] == "jsonschema"] if sys.modules.get(GRAMMAR, True) is None else []
+def _hides_grammar() -> bool:
+    return sys.modules.get(GRAMMAR, True) is None
 
 
-def _reset_modules(side_effects: ImportSideEffects, reload_partial: bool) -> None:
+def _reset_modules(preloader: "Preloader", reload_partial: bool) -> None:
     "Remove first-party modules and, if user code may need all of `jsonschema`, that too"
-    for name in [*side_effects.first_party_modules, *(side_effects.partial_modules if reload_partial else [])]:
+    for name in [*preloader.first_party_modules, *(preloader.partial_modules if reload_partial else [])]:
         sys.modules.pop(name, None)
-    if sys.modules.get(GRAMMAR, True) is None:
+    if _hides_grammar():
         del sys.modules[GRAMMAR]
 
 
-def _set_environment(environment: dict, side_effects: ImportSideEffects) -> None:
+def _set_environment(environment: dict, preloader: "Preloader") -> None:
     "Set the client's variables, and those that libraries set at import"
     os.environ.clear()
-    os.environ.update(environment)
-    for name, value in side_effects.variables.items():
-        os.environ.setdefault(name, value)
+    os.environ.update(preloader.variables | environment)
 
 
 def _set_streams(out: int, err: int) -> None:
@@ -216,22 +250,21 @@ def _set_streams(out: int, err: int) -> None:
         os.dup2(source, target)
     for fd in {null, out, err} - {0, 1, 2}:
         os.close(fd)
-    sys.stdout.reconfigure(line_buffering=os.isatty(1))
+    sys.stdout.reconfigure(line_buffering=os.isatty(1))  # type: ignore[union-attr]
 
 # %% ../../nbs/notebooks/05_forkserver.ipynb #2e33bc3b
-def _become(request: dict, fds: list[int], side_effects: ImportSideEffects) -> None:
+def _become(request: dict, fds: list[int], preloader: "Preloader") -> None:
     "Turn this fork into the process that the client asked for"
     os.setsid()
     os.umask(request["umask"])
     _reset_signals()
     _set_streams(*fds[:2])
-    _set_environment(request["env"], side_effects)
+    _set_environment(request["env"], preloader)
     os.chdir(request["cwd"])
     _reset_seeds()
-    _reset_modules(side_effects, reload_partial=request["do"] == "kernel")
-    main = types.ModuleType("__main__")
-    main.__builtins__ = __builtins__
-    sys.modules["__main__"] = main
+    _reset_modules(preloader, reload_partial=request["do"] == "kernel")
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    vars(sys.modules["__main__"])["__builtins__"] = __builtins__
 
 # %% ../../nbs/notebooks/05_forkserver.ipynb #19c5840f
 def _choose_backend() -> None:
@@ -241,25 +274,22 @@ def _choose_backend() -> None:
 
 # %% ../../nbs/notebooks/05_forkserver.ipynb #d832f903
 def _run_worker(request: dict, pipe: int) -> object:
-    "Call the target with the client's socket; the return value is the exit code"
     if not sys.flags.safe_path:
         sys.path.insert(0, "")
     if "ipykernel.kernelapp" in sys.modules:
         application().clear_instance()  # a worker is not a kernel
     sys.argv, sys.orig_argv = ["-c"], [sys.executable, "-c"]
     _choose_backend()
-    module, _, function = request["target"].partition(":")
     with socket.socket(fileno=pipe) as connection:
-        return getattr(importlib.import_module(module), function)(connection)
+        return pkgutil.resolve_name(request["target"])(connection)
 
 # %% ../../nbs/notebooks/05_forkserver.ipynb #a7271001
-def _watch(server: socket.socket, owner: int) -> None:
-    "End this kernel when first the server and then its owner have gone"
-    while server.recv(64):
-        pass
-    hung_up = select.poll()
-    hung_up.register(owner, select.POLLRDHUP)
-    hung_up.poll()
+def watch(server: socket.socket, owner: int | socket.socket) -> None:
+    "End this kernel's process group when first the server and then its owner have gone"
+    with suppress(OSError):
+        while server.recv(64):
+            pass
+    wait_for(owner, select.POLLRDHUP)
     os.killpg(0, signal.SIGTERM)
 
 
@@ -278,9 +308,9 @@ def _compiled(name: str):
     path = os.path.join(os.path.dirname(__file__), f"{name}.py")
     return importlib.machinery.SourceFileLoader(f"mlnb_{name}", path).get_code(f"mlnb_{name}")
 
-
+# %% ../../nbs/notebooks/05_forkserver.ipynb #9e062171
 @cache
-def application():
+def application() -> Any:
     "The application class of kernels, built once in the server; `mlnb` kernels that start cold use it too"
     import zmq
     from ipykernel import ipkernel
@@ -307,7 +337,7 @@ def application():
             return [c for c in super()._process_children() if _runs(c)]
 
     class KernelApp(IPKernelApp):
-        kernel_class = Type(Kernel, klass="ipykernel.kernelbase.Kernel").tag(config=True)
+        kernel_class = Type(Kernel, klass="ipykernel.kernelbase.Kernel").tag(config=True)  # type: ignore[assignment]
         unattended = _compiled("unattended")  # run by the engine before the first cell
 
         def parse_command_line(self, argv=None):
@@ -352,7 +382,7 @@ def run_cold(*argv: str) -> None:
 def _name_process(argv: list[str]) -> None:
     "Set the command line to that of a kernel started cold"
     spec = importlib.util.find_spec("ipykernel_launcher")
-    sys.argv = [spec.origin if spec else "ipykernel_launcher", *argv]
+    sys.argv = [(spec and spec.origin) or "ipykernel_launcher", *argv]
     sys.orig_argv = [sys.executable, "-m", "ipykernel_launcher", *argv]
 
 
@@ -360,13 +390,12 @@ def _announce(request: dict, server: socket.socket, owner: int) -> None:
     "Tell the server that clients can connect, and end with the owner unless detached"
     _choose_backend()
     if not request["detach"]:
-        threading.Thread(target=_watch, args=(server, owner), name="mlnb owner watch", daemon=True).start()
+        threading.Thread(target=watch, args=(server, owner), name="mlnb owner watch", daemon=True).start()
     _server_sockets.append(server)
     server.sendall(b"ready\n")
 
 
 def _run_kernel(request: dict, server: socket.socket, owner: int) -> None:
-    "Run a kernel with the connection file in the request's `argv`"
     _name_process(request["argv"])
     sys.modules["__main__"].__file__ = sys.argv[0]
     app = _forked_app()
@@ -406,18 +435,13 @@ def _forwarded(stream) -> int:
     return getattr(stream, "_original_stdstream_copy", None) or stream.fileno()
 
 
-def _adopt_streams(out: int, err: int) -> None:
-    "Connect the original file descriptors; what is written past ipykernel's streams goes to the client's output"
-    for stream, fd in ((sys.stdout, out), (sys.stderr, err)):
-        os.dup2(fd, _forwarded(stream))
-        os.close(fd)
-
-
-def _adopt(app, request: dict, fds: list[int], side_effects: ImportSideEffects) -> None:
+def _adopt(app, request: dict, fds: list[int], preloader: "Preloader") -> None:
     "Do what `_become` does, for a kernel that is initialised already"
     os.umask(request["umask"])
-    _adopt_streams(*fds[:2])
-    _set_environment(request["env"], side_effects)
+    for stream, fd in zip((sys.stdout, sys.stderr), fds, strict=False):
+        os.dup2(fd, _forwarded(stream))
+        os.close(fd)
+    _set_environment(request["env"], preloader)
     os.chdir(request["cwd"])
     _reset_seeds()
     _name_process(request["argv"])
@@ -431,50 +455,40 @@ def _adopt(app, request: dict, fds: list[int], side_effects: ImportSideEffects) 
     shell.history_manager.dir_hist[:] = [type(d)(os.getcwd()) for d in shell.history_manager.dir_hist]
     _take_sockets(app, request["argv"][1])
 
-
-def _run_pooled(folder: str, server: socket.socket, side_effects: ImportSideEffects) -> None:
+# %% ../../nbs/notebooks/05_forkserver.ipynb #bc537146
+def _run_pooled(folder: str, server: socket.socket, preloader: "Preloader") -> None:
     "Initialise a kernel and run it; the owner comes later"
     app, null = _forked_app(), os.open(os.devnull, os.O_WRONLY)
     ahead = {"do": "kernel", "umask": 0o77, "env": dict(os.environ), "cwd": folder}
-    _become(ahead, [null, null], side_effects)
+    _become(ahead, [null, null], preloader)
     app.initialize(["-f", _pool_file(folder)])
     app.shell.run_cell("None", silent=True)  # the first cell of a process is slow
     from tornado.ioloop import IOLoop
 
     loop = IOLoop.current()
-    def meet_owner(*_):
+
+    def meet_owner(*_) -> None:
         loop.remove_handler(server)
-        _meet_owner(app, folder, server, side_effects)
+        _meet_owner(app, folder, server, preloader)
 
     loop.add_handler(server, meet_owner, loop.READ)
     server.sendall(b"ready\n")
     run_and_exit(app.start, THREAD_GRACE)
 
 
-def _meet_owner(app, folder: str, server: socket.socket, side_effects: ImportSideEffects) -> None:
+def _meet_owner(app, folder: str, server: socket.socket, preloader: "Preloader") -> None:
     "Adopt the owner's request; end if the server has gone or if the adoption fails"
-    text, fds = receive(server)
+    request, fds = receive(server)
     try:
-        if text:
-            _adopt(app, json.loads(text), fds, side_effects)
-            _announce(json.loads(text), server, fds[2])
+        if request:
+            _adopt(app, request, fds, preloader)
+            _announce(request, server, fds[2])
     except BaseException:
         os.write(_forwarded(sys.stderr), traceback.format_exc().encode())
-        text = b""
+        request = {}
     shutil.rmtree(folder, ignore_errors=True)
-    if not text:
+    if not request:
         os._exit(1)
-
-
-def receive(connection: socket.socket) -> tuple[bytes, list[int]]:
-    "One line and the file descriptors sent with it; empty if the other side has gone"
-    text, fds = b"", []
-    while not text.endswith(b"\n"):
-        data, received_fds, _, _ = socket.recv_fds(connection, 65536, 8)
-        text, fds = text + data, fds + received_fds
-        if not data:
-            return b"", fds
-    return text, fds
 
 # %% ../../nbs/notebooks/05_forkserver.ipynb #f09169e7
 def _ipython_configured(cwd: str) -> bool:
@@ -485,34 +499,25 @@ def _ipython_configured(cwd: str) -> bool:
     profile = os.path.join(get_ipython_dir(), "profile_default")
     names = [f"{name}_config.{kind}" for name in ("ipython", "ipython_kernel") for kind in ("py", "json")]
     folders = (cwd, profile, *SYSTEM_CONFIG_DIRS, *ENV_CONFIG_DIRS)
-    if any(os.path.exists(os.path.join(folder, name)) for folder in folders for name in names):
-        return True
-    try:
-        return any(n.endswith((".py", ".ipy")) for n in os.listdir(os.path.join(profile, "startup")))
-    except OSError:
-        return False
+    scripts = glob.glob("*.*py", root_dir=os.path.join(profile, "startup"))  # .py and .ipy
+    return bool(scripts) or any(os.path.exists(os.path.join(folder, name)) for folder in folders for name in names)
 
 
 def may_pool(request: dict) -> bool:
     "Whether a pooled kernel can serve this request as well as a new one"
     environment, argv = request["env"], request["argv"]
-    if not request["pool"] or len(argv) != 2 or argv[0] != "-f":
+    if not request["pool"] or len(argv) != 2 or argv[0] != "-f" or environment.get("PYTHONSTARTUP"):
         return False
-    venv = environment.get("VIRTUAL_ENV")
-    if venv and os.path.realpath(venv) != os.path.realpath(sys.prefix):
+    if os.path.realpath(environment.get("VIRTUAL_ENV") or sys.prefix) != os.path.realpath(sys.prefix):
         return False
-    return not (environment.get("PYTHONSTARTUP") or _ipython_configured(request["cwd"]))
+    return not _ipython_configured(request["cwd"])
 
 # %% ../../nbs/notebooks/05_forkserver.ipynb #d2b3fcc0
 def _close_files() -> None:
     "Close every open file in the order of an interpreter's exit: archives, then text files, then binary files"
-
-    def order(file) -> int:
-        is_binary = isinstance(file, io.BufferedWriter | io.BufferedRandom)
-        return 2 if is_binary else int(isinstance(file, io.TextIOWrapper))
-
+    text, binary = io.TextIOWrapper, io.BufferedWriter | io.BufferedRandom
     remaining = [t for t in gc.get_objects() if isinstance(t, _io._IOBase) and not isinstance(t, _io._RawIOBase)]
-    for file in sorted(remaining, key=order):
+    for file in sorted(remaining, key=lambda file: (isinstance(file, binary), isinstance(file, text))):
         with suppress(OSError, ValueError):  # its descriptor is closed already
             if not file.closed and not (hasattr(file, "fileno") and file.fileno() <= 2):
                 file.close()
@@ -538,7 +543,6 @@ def _report_finished(code: int) -> None:
 
 
 def _try(function) -> None:
-    "Call a function and print its exception, if any"
     try:
         function()
     except BaseException:
@@ -548,7 +552,8 @@ def _try(function) -> None:
 def _finish(code: int) -> None:
     "End this process once its threads have ended"
     _ending.acquire()
-    for step in (atexit._run_exitfuncs, _close_files, sys.__stdout__.flush, sys.__stderr__.flush):
+    flushes = (stream.flush for stream in (sys.__stdout__, sys.__stderr__) if stream)
+    for step in (atexit._run_exitfuncs, _close_files, *flushes):
         _try(step)
     _report_finished(code)
     os._exit(code)
@@ -561,60 +566,63 @@ def run_and_exit(task: Callable[[], object], timeout: float | None = None) -> No
     "Run a child's task and exit with its result if that is a number; `timeout` limits the wait for threads, in seconds"
     code = 1
     try:
-        code = task()
-        code = code if isinstance(code, int) else 0
+        result = task()
+        code = result if isinstance(result, int) else 0
     except SystemExit as e:
         code = _exit_code(e)
     except BaseException:
         traceback.print_exc(file=sys.__stderr__)
     if timeout is not None:
-        threading.Thread(target=lambda: (time.sleep(timeout), _finish(code & 0xFF)), daemon=True).start()
-    _try(threading._shutdown)
+        overdue = threading.Timer(timeout, _finish, [code & 0xFF])
+        overdue.daemon = True
+        overdue.start()
+    _try(threading._shutdown)  # type: ignore[attr-defined]
     _finish(code & 0xFF)
 
 # %% ../../nbs/notebooks/05_forkserver.ipynb #ee278904
 _COLLAPSE = 25  # MADV_COLLAPSE
 
 
-def _huge_page_addresses() -> tuple[list[int], int]:
-    "Addresses of this process's private memory that could be huge pages, and the size of such a page in bytes"
-    "Where this process's own memory could be in large pages: addresses, and bytes of such a page"
+def _collapse_huge_pages() -> Iterator[None]:
+    "Collapse this process's private memory into huge pages, one a step, as far as the system can"
+    import ctypes
+
     try:
         with open("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size") as file:
             size = int(file.read())
         with open("/proc/self/maps") as file:
             areas = [line.split() for line in file]
     except (OSError, ValueError):
-        return [], 0
-    private = [area[0].split("-") for area in areas if area[1] == "rw-p" and area[5:] in ([], ["[heap]"])]
-    bounds = [(-(-int(first, 16) // size) * size, int(end, 16) - size) for first, end in private]
-    return [address for first, last in bounds for address in range(first, last + 1, size)], size
-
-
-def _collapse_huge_page(address: int, size: int) -> bool:
-    "Collapse `size` bytes at `address` into one huge page; False if that is not possible"
-    import ctypes
-
-    return ctypes.CDLL(None).madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), _COLLAPSE) == 0
+        return
+    for area in areas:
+        if area[1] == "rw-p" and area[5:] in ([], ["[heap]"]):
+            first, end = (int(bound, 16) for bound in area[0].split("-"))
+            for address in range(-(-first // size) * size, end - size + 1, size):
+                yield
+                ctypes.CDLL(None).madvise(ctypes.c_void_p(address), ctypes.c_size_t(size), _COLLAPSE)
 
 # %% ../../nbs/notebooks/05_forkserver.ipynb #9fa462f3
 class Preloader:
     "Imports the preloaded modules one by one"
 
     def __init__(self, preload: list[str]):
-        self.waiting, self.loaded, self.skipped = modules(preload), {}, {}
-        self.side_effects = ImportSideEffects(first_party(list(sys.modules)))
+        self.waiting = modules(preload)
+        self.loaded: dict[str, float] = {}  # module -> seconds
+        self.skipped: dict[str, str] = {}  # module -> why
+        self.first_party_modules = first_party(list(sys.modules))  # to be removed in a child
+        self.partial_modules: list[str] = []  # imported without an optional part
+        self.variables: dict[str, str] = {}  # environment variables that libraries set
         if "jsonschema" not in sys.modules:
-            sys.modules.setdefault(GRAMMAR, None)
+            sys.modules.setdefault(GRAMMAR, None)  # type: ignore[arg-type]
 
     def import_next(self) -> None:
-        "Import one module and record its side effects"
         name, before, variables, started_at = self.waiting.pop(0), set(sys.modules), dict(os.environ), time.monotonic()
         reason = load(name)
         new = set(sys.modules) - before
-        self.side_effects.first_party_modules += first_party(new)
-        self.side_effects.partial_modules += _partial_modules(new)
-        self.side_effects.variables |= {k: v for k, v in os.environ.items() if variables.get(k) != v}
+        self.first_party_modules += first_party(new)
+        if _hides_grammar():
+            self.partial_modules += [n for n in new if n.split(".")[0] == "jsonschema"]
+        self.variables |= {k: v for k, v in os.environ.items() if variables.get(k) != v}
         if reason:
             self.skipped[name] = reason
         else:
@@ -624,7 +632,7 @@ class Preloader:
 
     def freeze(self) -> None:
         "Leave the server's finalizers to the server, and keep the garbage collector from touching shared pages"
-        for finalizer in list(weakref.finalize._registry):
+        for finalizer in list(weakref.finalize._registry):  # type: ignore[attr-defined]
             finalizer.atexit = False
         importlib.invalidate_caches()
         gc.collect()
@@ -639,15 +647,17 @@ class ChildProcess:
     "A process that this server forked"
     pid: int
     kind: str  # kernel, worker or pool
-    started_at: float  # time.monotonic()
-    exit_fd: int  # pidfd, readable when the process has ended
     control: socket.socket | None = None  # the server's end of a socket pair with the child
     request: dict = field(default_factory=dict)
+    folder: str = ""  # a pooled kernel: of its sockets
+    started_at: float = field(default_factory=time.monotonic)
     owner: socket.socket | None = None  # None once the owner has gone
     ready: bool = False  # a pooled kernel: initialised
-    folder: str = ""  # a pooled kernel: of its sockets
     kill_at: float | None = None  # time.monotonic() of the SIGKILL
     finished: bool = False  # its exit handlers have run
+
+    def __post_init__(self):
+        self.exit_fd = os.pidfd_open(self.pid)  # readable when the process has ended
 
     @property
     def is_orphan(self) -> bool:
@@ -672,26 +682,20 @@ class ClientConnection:
     "A connected client"
     socket: socket.socket
     text: bytes = b""
-    fds: list = field(default_factory=list)
+    fds: list[int] = field(default_factory=list)
     child: ChildProcess | None = None
 
     def answer(self, message: dict) -> None:
         "Send one line, if the client is still there"
         with suppress(OSError):
             self.socket.settimeout(5)
-            self.socket.sendall(json.dumps(message).encode() + b"\n")
+            send(self.socket, message)
             self.socket.setblocking(False)
 
     def close_fds(self) -> None:
         for fd in self.fds:
             os.close(fd)
         self.fds = []
-
-    def has_hung_up(self) -> bool:
-        "Whether the client has lost patience while a library was imported"
-        poll = select.poll()
-        poll.register(self.socket, select.POLLRDHUP)
-        return bool(poll.poll(0))
 
 
 class ForkedChild(BaseException):
@@ -701,26 +705,15 @@ class ForkedChild(BaseException):
         self.task = task
 
 # %% ../../nbs/notebooks/05_forkserver.ipynb #1c1b3dfd
-def peer(connection: socket.socket) -> tuple[int, int]:
-    "Process id and user id of the other end of a Unix socket"
-    return struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[:2]
+class Listener:
+    "The server's socket and the lock beside it"
 
-
-class RequestServer:
-    "Reads requests from a Unix socket; a request `do` is served by the method `do_...`"
-
-    def __init__(
-        self,
-        listener: socket.socket,  # bound and listening
-        lock: int,  # file descriptor whose lock says that the server is alive
-    ):
+    def __init__(self, listener: socket.socket, lock: int):  # the lock's descriptor: it says that the server is alive
         self.listener, self.lock, self.path = listener, lock, listener.getsockname()
-        self.inode = os.stat(self.path).st_ino
-        self.connections, self.retired = set(), False
-        self.selector = selectors.DefaultSelector()
+        self.inode, self.retired = os.stat(self.path).st_ino, False
         listener.listen(128)  # again, so that clients see this process as their peer
         listener.setblocking(False)
-        self.selector.register(listener, selectors.EVENT_READ, self._accept)
+        self.selector = selectors.DefaultSelector()
 
     def _turn(self, timeout: float | None) -> None:
         "Handle what is ready, or what becomes ready within `timeout` seconds"
@@ -745,6 +738,15 @@ class RequestServer:
             for kind in ("sock", "log", "lock"):
                 os.unlink(self.path.removesuffix("sock") + kind)
         os.close(self.lock)
+
+# %% ../../nbs/notebooks/05_forkserver.ipynb #8aaa0bcc
+class RequestServer(Listener):
+    "Reads requests from a Unix socket; a request `do` is served by the method `do_...`"
+
+    def __init__(self, listener: socket.socket, lock: int):
+        super().__init__(listener, lock)
+        self.connections: set[ClientConnection] = set()
+        self.selector.register(listener, selectors.EVENT_READ, self._accept)
 
     def _accept(self) -> None:
         try:
@@ -803,18 +805,16 @@ class ChildSupervisor(RequestServer):
 
     def __init__(self, listener: socket.socket, lock: int):
         super().__init__(listener, lock)
-        self.children, self.failures = set(), 0  # failures of pooled kernels
+        self.children: set[ChildProcess] = set()
+        self.failures = 0  # of pooled kernels
         self.active = time.monotonic()  # of the last request or exit
 
-    def _fork(self, task) -> int:
-        "Fork; the child leaves the loop with `task`"
+    def _fork(self, task: Callable[[], object], kind: str, **facts) -> ChildProcess:
+        "Fork and follow a child, which leaves the loop with `task`; `facts` are fields of `ChildProcess`"
         gc.freeze()
-        pid = os.fork()
-        if pid == 0:
+        if (pid := os.fork()) == 0:
             raise ForkedChild(task)
-        return pid
-
-    def _add(self, child: ChildProcess) -> ChildProcess:
+        child = ChildProcess(pid, kind, **facts)
         self.children.add(child)
         self.selector.register(child.exit_fd, selectors.EVENT_READ, partial(self._reap, child))
         if child.control:
@@ -832,7 +832,7 @@ class ChildSupervisor(RequestServer):
 
     def _read_control(self, child: ChildProcess) -> None:
         "A child says that it is initialised, that clients can connect, or that it is done"
-        words = child.control.recv(64).split()
+        words = child.control.recv(64).split() if child.control else []
         if not words:
             self._close_control(child)
             return
@@ -864,16 +864,19 @@ class ChildSupervisor(RequestServer):
         child.owner = None
         self.active = time.monotonic()
 
-    def _kill_overdue(self) -> None:
-        for child in self.children:
-            if child.kill_at and child.kill_at <= time.monotonic():
-                child.kill_at = None
-                child.signal(signal.SIGKILL)
-
     def _busy(self) -> list[ChildProcess]:
         return [c for c in self.children if c.kind != "pool"]
 
-    def _abandon(self, keep: list[int] = ()) -> None:
+# %% ../../nbs/notebooks/05_forkserver.ipynb #6659e331
+class KernelServer(ChildSupervisor):
+    "Forks kernels and workers on request"
+
+    def __init__(self, listener: socket.socket, lock: int, preload: list[str]):
+        super().__init__(listener, lock)
+        self.preloader = Preloader(preload)
+        self.started_at, self.idle_timeout, self.keep, self.pool_number = time.monotonic(), 1800.0, 0, 0
+
+    def _abandon(self, keep: Iterable[int] = ()) -> None:
         "In a child: close the server's file descriptors, except for `keep`"
         self.selector.close()
         for connection in self.connections:
@@ -888,6 +891,39 @@ class ChildSupervisor(RequestServer):
             self.listener.close()
             os.close(self.lock)
 
+    def _prepare(self, connection: ClientConnection, request: dict) -> None:
+        "Refuse what cannot be served, and take over the client's settings"
+        if wait_for(connection.socket, select.POLLRDHUP, 0):  # it has lost patience while a library was imported
+            raise RequestRefused("the client has gone")
+        self.idle_timeout, self.keep = request["idle"], request["keep"]
+        check_fork()
+
+    def _fork_kernel(self, connection: ClientConnection, request: dict) -> None:
+        parent_socket, child_socket = socket.socketpair()
+        fds, preloader, owner = connection.fds, self.preloader, connection.socket
+
+        def task() -> None:
+            parent_socket.close()
+            owner_fd = os.dup(owner.fileno())
+            self._abandon(keep=fds)
+            _become(request, fds, preloader)
+            _run_kernel(request, child_socket, owner_fd)
+
+        child = self._fork(task, "kernel", control=parent_socket, request=request)
+        self._assign_owner(connection, child, "forked")
+        child_socket.close()
+
+    def do_worker(self, connection: ClientConnection, request: dict) -> None:
+        self._prepare(connection, request)
+        fds, preloader = connection.fds, self.preloader
+
+        def task() -> object:
+            self._abandon(keep=fds)
+            _become(request, fds, preloader)
+            return _run_worker(request, fds[2])
+
+        self._assign_owner(connection, self._fork(task, "worker", request=request), "forked")
+
 # %% ../../nbs/notebooks/05_forkserver.ipynb #99639f66
 REFILL_DELAY = 0.01  # seconds after the last request until the pool is refilled
 RETRY_DELAY = 0.2  # seconds until the load of a busy machine is checked again
@@ -896,68 +932,26 @@ MAX_POOL_FAILURES = 3  # pooled kernels that may fail before the pool is given u
 
 
 def _runnable() -> int:
-    "Number of runnable threads on this machine"
     with open("/proc/loadavg") as file:
         return int(file.read().split()[3].split("/")[0])
 
 
-class KernelServer(ChildSupervisor):
-    "Forks kernels and workers, on request and ahead of requests"
-
-    def __init__(self, listener: socket.socket, lock: int, preload: list[str]):
-        super().__init__(listener, lock)
-        self.preloader = Preloader(preload)
-        self.idle_timeout, self.keep, self.pool_number = 1800.0, 0, 0
-
-    def _prepare(self, connection: ClientConnection, request: dict) -> None:
-        "Refuse what cannot be served, and take over the client's settings"
-        if connection.has_hung_up():
-            raise RequestRefused("the client has gone")
-        self.idle_timeout, self.keep = request["idle"], request["keep"]
-        check_fork()
-
-    def _start(self, connection: ClientConnection, request: dict, task, control: socket.socket | None = None) -> None:
-        "Fork `task` for a client"
-        pid = self._fork(task)
-        child = ChildProcess(pid, request["do"], time.monotonic(), os.pidfd_open(pid), control, request)
-        self._assign_owner(connection, self._add(child), "forked")
+class KernelPool(KernelServer):
+    "Forks kernels ahead of requests"
 
     def do_kernel(self, connection: ClientConnection, request: dict) -> None:
         "Hand out a pooled kernel if one is ready and suitable, else fork one"
         self._prepare(connection, request)
         pooled = next((c for c in self.children if c.kind == "pool" and c.ready), None)
-        if pooled and may_pool(request) and self._hand_over(pooled, connection, request):
-            return
-        parent_socket, child_socket = socket.socketpair()
-        fds, side_effects, owner = connection.fds, self.preloader.side_effects, connection.socket
-
-        def task():
-            parent_socket.close()
-            owner_fd = os.dup(owner.fileno())
-            self._abandon(keep=fds)
-            _become(request, fds, side_effects)
-            _run_kernel(request, child_socket, owner_fd)
-
-        self._start(connection, request, task, parent_socket)
-        child_socket.close()
-
-    def do_worker(self, connection: ClientConnection, request: dict) -> None:
-        self._prepare(connection, request)
-        fds, side_effects = connection.fds, self.preloader.side_effects
-
-        def task():
-            self._abandon(keep=fds)
-            _become(request, fds, side_effects)
-            return _run_worker(request, fds[2])
-
-        self._start(connection, request, task)
+        if not (pooled and may_pool(request) and self._hand_over(pooled, connection, request)):
+            self._fork_kernel(connection, request)
 
     def _hand_over(self, child: ChildProcess, connection: ClientConnection, request: dict) -> bool:
         "Send the request to a pooled kernel; False if that has died"
-        line = json.dumps(request).encode() + b"\n"
+        if child.control is None:
+            return False
         try:
-            sent = socket.send_fds(child.control, [line], [*connection.fds[:2], connection.socket.fileno()])
-            child.control.sendall(line[sent:])
+            send(child.control, request, [*connection.fds[:2], connection.socket.fileno()])
         except OSError:
             return False  # `_reap` follows
         child.kind, child.request, child.started_at, child.ready = "kernel", request, time.monotonic(), False
@@ -972,7 +966,7 @@ class KernelServer(ChildSupervisor):
     def _refill(self) -> None:
         "Fork a pooled kernel if the pool is not full and nobody is waiting"
         waited = time.monotonic() - self.active
-        is_busy = waited < MAX_REFILL_WAIT and _runnable() > 2 * os.cpu_count()
+        is_busy = waited < MAX_REFILL_WAIT and _runnable() > 2 * (os.cpu_count() or 1)
         if not self._wants_pool() or waited < REFILL_DELAY or is_busy:
             return
         try:
@@ -985,34 +979,32 @@ class KernelServer(ChildSupervisor):
         os.mkdir(folder, 0o700)
         parent_socket, child_socket = socket.socketpair()
         parent_socket.settimeout(5)
-        side_effects = self.preloader.side_effects
+        preloader = self.preloader
 
-        def task():
+        def task() -> None:
             parent_socket.close()
             self._abandon()
-            _run_pooled(folder, child_socket, side_effects)
+            _run_pooled(folder, child_socket, preloader)
 
-        pid = self._fork(task)
+        self._fork(task, "pool", control=parent_socket, folder=folder)
         child_socket.close()
-        self._add(ChildProcess(pid, "pool", time.monotonic(), os.pidfd_open(pid), parent_socket, folder=folder))
 
 # %% ../../nbs/notebooks/05_forkserver.ipynb #02f3fa7b
 SELF_CHECK_INTERVAL = 60.0  # seconds between checks that the socket still exists
 
 
-class ForkServer(KernelServer):
+class ForkServer(KernelPool):
     "Preloads libraries, then serves until it is idle"
-
-    def __init__(self, listener: socket.socket, lock: int, preload: list[str]):
-        super().__init__(listener, lock, preload)
-        self.started_at = time.monotonic()
 
     def run(self) -> None:
         "Serve until there was no request for `idle_timeout` seconds"
         self._preload()
-        while not self._is_done():
+        while self._busy() or not (self.retired or time.monotonic() - self.active >= self.idle_timeout):
             self._turn(self._next_timeout())
-            self._kill_overdue()
+            for child in self.children:
+                if child.kill_at and child.kill_at <= time.monotonic():
+                    child.kill_at = None
+                    child.signal(signal.SIGKILL)
             self._refill()
             if not self._is_reachable():  # its folder was removed
                 self._retire()
@@ -1028,15 +1020,10 @@ class ForkServer(KernelServer):
             self._turn(0)
             self.preloader.import_next()
         self.preloader.freeze()
-        addresses, size = _huge_page_addresses()
-        for address in addresses:
+        for _ in _collapse_huge_pages():
             self._turn(0)
-            _collapse_huge_page(address, size)
         if not self.retired:
             os.chmod(self.path, 0o700)  # tells clients that an answer will come at once
-
-    def _is_done(self) -> bool:
-        return not self._busy() and (self.retired or time.monotonic() - self.active >= self.idle_timeout)
 
     def _next_timeout(self) -> float:
         "Seconds until the next scheduled action"
@@ -1050,8 +1037,7 @@ class ForkServer(KernelServer):
         return max(0, min([*due, SELF_CHECK_INTERVAL]))
 
     def do_status(self, connection: ClientConnection, request: dict) -> None:
-        now, preloader = time.monotonic(), self.preloader
-        children = []
+        now, preloader, children = time.monotonic(), self.preloader, []
         for c in sorted(self.children, key=lambda c: c.started_at):
             facts = {"pid": c.pid, "kind": c.kind, "age": round(now - c.started_at, 1), "cwd": c.request.get("cwd")}
             children.append({**facts, "ready": c.ready, **memory(c.pid)})
@@ -1064,32 +1050,24 @@ class ForkServer(KernelServer):
         "Retire, and end at once or with the last child"
         busy = self._busy()
         self._retire()
-        if request["kill"]:
-            for child in busy:
-                child.terminate()
+        for child in busy if request["kill"] else ():
+            child.terminate()
         connection.answer({"pid": os.getpid(), "children": len(busy)})
 
 # %% ../../nbs/notebooks/05_forkserver.ipynb #4831f3cb
 def memory(pid: int) -> dict[str, int]:
-    "Resident and unique memory of a process in bytes: {rss, uss}"
-    kilobytes = {}
+    "Resident and unique memory of a process in bytes: {rss, uss}; zeros if it has ended"
+    import psutil
+
     try:
-        with open(f"/proc/{pid}/smaps_rollup") as file:
-            for line in file:
-                name, _, amount = line.partition(":")
-                if amount.endswith("kB\n"):
-                    kilobytes[name] = int(amount.split()[0])
-    except OSError:
+        info = psutil.Process(pid).memory_full_info()
+    except psutil.Error:
         return {"rss": 0, "uss": 0}
-    return {"rss": kilobytes["Rss"] * 1024, "uss": (kilobytes["Private_Clean"] + kilobytes["Private_Dirty"]) * 1024}
+    return {"rss": info.rss, "uss": info.uss}
 
 # %% ../../nbs/notebooks/05_forkserver.ipynb #77ee66c7
-def main(
-    listener: str,  # file descriptor of the listening socket
-    lock: str,  # file descriptor of the lock
-    preload: str,  # names, separated by commas
-) -> None:
-    "Serve on an inherited socket until the server is idle"
+def main(listener: str, lock: str, preload: str) -> None:
+    "Serve on the inherited descriptors of a listening socket and of a lock, with modules to preload as `a,b`"
     if os.fork():
         os._exit(0)
     if not sys.flags.safe_path:
@@ -1102,8 +1080,8 @@ def main(
     del server
     if task:
         run_and_exit(task)
-        run_and_exit(task)
 
 # %% ../../nbs/notebooks/05_forkserver.ipynb #240688a6
 if __name__ == "__main__":
-    {"serve": main, "kernel": run_cold}[sys.argv[1]](*sys.argv[2:])
+    commands: dict[str, Callable[..., None]] = {"serve": main, "kernel": run_cold}
+    commands[sys.argv[1]](*sys.argv[2:])

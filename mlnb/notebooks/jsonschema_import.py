@@ -19,7 +19,7 @@ def without_slow_jsonschema() -> Iterator[None]:
     "Hide the grammar while `jsonschema` is imported for the first time"
     hide = _GRAMMAR not in sys.modules and "jsonschema" not in sys.modules
     if hide:
-        sys.modules[_GRAMMAR] = None
+        sys.modules[_GRAMMAR] = None  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -26,11 +26,6 @@ def is_python_language(language: str) -> bool:
     return language.lower().removeprefix("i").rstrip("0123456789. ") == "python"
 
 
-def _languages(metadata: dict) -> list[str]:
-    "The languages that the metadata name: that of the kernel, that of the notebook"
-    languages = _text(metadata, "kernelspec", "language"), _text(metadata, "language_info", "name")
-    return list(filter(None, languages))
-
 # %% ../../nbs/notebooks/14_languages.ipynb #d0113cf8
 def _installed() -> dict[str, str]:
     "Name -> language of every installed kernel"
@@ -46,12 +41,13 @@ _HINT = (
 )
 
 
-def language_of(
-    metadata: dict,
-    notebook: str | Path = "the notebook",  # for messages
-) -> str:  # as written in the metadata: "python", "R", ...
-    "The language of a notebook; a `NotebookError` if its metadata contradict each other or name none"
-    named, kernel = _languages(metadata), _text(metadata, "kernelspec", "name")
+def language_of(metadata: dict, notebook: str | Path = "the notebook") -> str:
+    """The language of a notebook as written in its metadata: "python", "R", ...
+
+    A `NotebookError` about `notebook` if its metadata contradict each other or name none.
+    """
+    languages = _text(metadata, "kernelspec", "language"), _text(metadata, "language_info", "name")
+    named, kernel = list(filter(None, languages)), _text(metadata, "kernelspec", "name")
     if len({is_python_language(name) for name in named}) > 1:
         raise NotebookError(
             f"{notebook}: its language is {named[0]} in metadata.kernelspec and {named[1]} in metadata.language_info; "
@@ -68,11 +64,8 @@ def language_of(
     )
 
 
-def kernel_of(
-    metadata: dict,
-    notebook: str | Path = "the notebook",  # for messages
-) -> tuple[str, str]:  # name of an installed kernel, language
-    "The kernel that runs a notebook, and its language; a `NotebookError` names a kernel that is missing"
+def kernel_of(metadata: dict, notebook: str | Path = "the notebook") -> tuple[str, str]:
+    "Name of the installed kernel that runs a notebook, and its language; a `NotebookError` names one that is missing"
     language = language_of(metadata, notebook)
     if is_python_language(language):
         return KERNEL_NAME, "python"

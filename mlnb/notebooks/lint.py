@@ -11,9 +11,9 @@ __all__ = ['Problems', 'CHECKS', 'SUBJECTS', 'Exported', 'LintFinding', 'Project
 import ast
 import builtins
 import difflib
-import importlib
 import io
 import os
+import pkgutil
 import re
 import tokenize
 import warnings
@@ -27,7 +27,7 @@ from tempfile import TemporaryDirectory
 
 from . import cells
 from .jsonschema_import import without_slow_jsonschema
-from .static_analysis import normalised
+from .static_analysis import canonical
 from ..project import yaml_reader
 from ..project.errors import MlnbError, NotebookError, SettingError
 from ..project.settings import Settings
@@ -39,14 +39,6 @@ class Exported:
     module: str = ""  # in `default_exp`
     cells: dict[str, dict[int, str]] = field(default_factory=dict)  # module ("" if not named) -> cell from 1 -> code
     error: str = ""  # why it cannot be exported
-
-
-def _processors() -> list[Callable]:
-    "The functions in nbdev's setting `export_procs`"
-    from nbdev.config import get_config
-
-    named = (text.split(":") for text in get_config().get("export_procs") or [])
-    return [getattr(importlib.import_module(module), name) for module, name in named]
 
 
 def _exported(notebook: dict, processors: Iterable[Callable] = ()) -> Exported:
@@ -63,8 +55,7 @@ def _exported(notebook: dict, processors: Iterable[Callable] = ()) -> Exported:
     module, code_by_module = getattr(export, "default_exp", ""), {}
     for name, exported_cells in export.modules.items():
         code_cells = [c for c in exported_cells if c.cell_type == "code" and "exportd" not in c.directives_]
-        code = {c.idx_ + 1: c.source for c in code_cells}
-        if code:
+        if code := {c.idx_ + 1: c.source for c in code_cells}:
             code_by_module[module if name == "#" else name] = code
     return Exported(module, code_by_module)
 
@@ -97,17 +88,14 @@ class _Notebooks:
 
     @cached_property
     def top(self) -> Path:
-        "The folder of the notebooks"
         return self.settings.path(self.settings.notebooks)
 
     @cached_property
     def folder_notebooks(self) -> list[Path]:
-        "The notebooks in that folder"
         return list(_notebooks_below(self.top, self.products))
 
     @cached_property
     def paths(self) -> list[Path]:
-        "All notebooks, including those of the pipeline"
         return sorted({*self.folder_notebooks, *self.tasks})
 
     @cached_property
@@ -121,13 +109,16 @@ class _Notebooks:
 
     @cached_property
     def processors(self) -> list[Callable]:
-        return _processors()
+        "The functions in nbdev's setting `export_procs`"
+        from nbdev.config import get_config
+
+        return [pkgutil.resolve_name(name) for name in get_config().get("export_procs") or []]
 
     @cached_property
     def exported(self) -> dict[Path, Exported]:
         "What nbdev would export from each notebook in its folder"
-        paths = set(self.folder_notebooks) & set(self.notebooks)
-        return {path: _exported(self.notebooks[path], self.processors) for path in self.notebooks if path in paths}
+        paths = set(self.folder_notebooks)
+        return {p: _exported(notebook, self.processors) for p, notebook in self.notebooks.items() if p in paths}
 
     @cached_property
     def exported_elsewhere(self) -> dict[Path, Exported]:
@@ -146,7 +137,6 @@ class Project(_Notebooks):
 
     @cached_property
     def library(self) -> Path:
-        "The folder of the exported package"
         src_folder = self.settings.path(f"src/{self.settings.package}")
         return src_folder if src_folder.is_dir() else self.settings.path(self.settings.package)
 
@@ -170,7 +160,6 @@ class Project(_Notebooks):
 
     @cached_property
     def generated(self) -> list[Path]:
-        "The modules of the library that nbdev has written"
         files = sorted(p for p in self.library.rglob("*.py") if p.name != "_modidx.py" and p.is_file())
         return [p for p in files if _generated_from(p)]
 
@@ -207,8 +196,10 @@ def _compile_error(text: str, name: str) -> SyntaxError | None:
         with warnings.catch_warnings(action="ignore"):
             compile(text.encode(errors="surrogateescape"), name, "exec", dont_inherit=True)
     except (SyntaxError, ValueError, MemoryError, RecursionError) as e:
+        if isinstance(e, SyntaxError) and e.lineno:
+            return e
         line = text.count("\n", 0, text.find("\0")) + 1 if "\0" in text else 0
-        return e if getattr(e, "lineno", 0) else SyntaxError(str(e) or "it is nested too deeply", (name, line, 0, ""))
+        return SyntaxError(str(e) or "it is nested too deeply", (name, line, 0, ""))
     return None
 
 
@@ -230,7 +221,6 @@ class LintCheck:
 
 
 def _no_tasks(project: Project) -> str:
-    "Why there are no tasks; empty if there are"
     if project.tasks:
         return ""
     pipeline = project.settings.pipeline
@@ -238,7 +228,6 @@ def _no_tasks(project: Project) -> str:
 
 
 def _no_modules(project: Project) -> str:
-    "Why there are no modules; empty if there are"
     if not project.folder_notebooks:
         return _no_notebooks(project)
     return "" if project.modules or project.generated else "no notebook exports a module"
@@ -268,22 +257,14 @@ SUBJECTS: dict[str, Callable] = {  # (project) -> why there is nothing to check;
 
 def check(headline: str, subject: str = "notebooks") -> Callable:
     "Register a function (project) -> iterator of (path, message) under its name"
+
     def register(function):
         CHECKS[function.__name__] = LintCheck(headline, function, subject)
         return function
+
     return register
 
 # %% ../../nbs/notebooks/03_lint.ipynb #c98bfa0d
-def _check_config() -> None:
-    "Raise a `SettingError` if nbdev cannot read its settings"
-    from nbdev.config import get_config
-
-    try:
-        get_config()
-    except ValueError as e:
-        raise SettingError(f"the settings of nbdev cannot be read: {e}") from None
-
-
 @dataclass(frozen=True)
 class LintReport:
     "The result of all checks"
@@ -297,10 +278,15 @@ def run_checks(
     tasks: Iterable[Path] | None = None,  # notebooks of the pipeline; None: those that its file names
     products: Iterable[Path] = (),  # of the pipeline
 ) -> LintReport:
-    "Run every check on a project"
+    "Run every check on a project; a `SettingError` if nbdev cannot read its settings"
+    from nbdev.config import get_config
+
     project = Project(settings, tuple(_sources(settings) if tasks is None else tasks), tuple(products))
     with chdir(settings.root):  # where nbdev looks for its settings
-        _check_config()
+        try:
+            get_config()
+        except ValueError as e:
+            raise SettingError(f"the settings of nbdev cannot be read: {e}") from None
         missing = {subject: reason for subject, probe in SUBJECTS.items() if (reason := probe(project))}
         findings = []
         for name, lint_check in CHECKS.items():
@@ -326,7 +312,6 @@ def valid(project: Project) -> Problems:
 
 # %% ../../nbs/notebooks/03_lint.ipynb #67e5a159
 def _cleaned(notebook: dict) -> dict:
-    "A notebook after nbdev-clean, with the settings of the project"
     from nbdev.clean import clean_nb
     from nbdev.config import get_config
 
@@ -433,16 +418,8 @@ def _scrubbed_cells(project: Project) -> Iterator[tuple[Path, int, str]]:
         for n, exported_code in (pair for code in exports.cells.values() for pair in code.items()):
             source = project.notebooks[path]["cells"][n - 1]["source"]
             lost = [line.strip() for line in source.splitlines() if re.match(r"\s*%", line)]
-            if lost and _canonical_or_none(source) not in (None, _canonical_or_none(exported_code)):
+            if lost and canonical(source) not in (None, canonical(exported_code)):
                 yield path, n, f"exported cell {n} loses `{lost[0]}`, which nbdev takes for a magic; {fix}"
-
-
-def _canonical_or_none(source: str) -> str | None:
-    "The canonical text of a cell; None if it is not Python"
-    try:
-        return normalised(source)
-    except (SyntaxError, ValueError, RecursionError):
-        return None
 
 
 def _message(project: Project, path: Path, n: int, location: str, line: str, error: SyntaxError) -> str:

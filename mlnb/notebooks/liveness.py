@@ -10,6 +10,10 @@ import signal
 import time
 from contextlib import suppress
 from queue import Empty
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jupyter_client import KernelClient
 
 # %% ../../nbs/notebooks/13_liveness.ipynb #946cef4b
 PROBE_PERIOD = 5.0  # seconds between two requests on the control channel
@@ -36,11 +40,7 @@ def process_cpu_seconds(pid: int) -> float:
 class Liveness:
     "Checks whether a kernel is working on a request; the kernel must have been prepared by `unattended`"
 
-    def __init__(
-        self,
-        client,  # jupyter_client.KernelClient
-        pid: int,  # of the kernel
-    ):
+    def __init__(self, client: "KernelClient", pid: int):  # pid: of the kernel
         self.client, self.pid, self.pending_probe = client, pid, None
         self.last_check = self.last_answer = time.monotonic()
         self.dropped = 0  # bytes over the output limit that the kernel has not sent
@@ -87,12 +87,9 @@ class Liveness:
         return True
 
 # %% ../../nbs/notebooks/13_liveness.ipynb #a48eae14
-_COUNTS = ("/sys/fs/cgroup/memory.events", "/proc/vmstat")  # of the container, of the machine
-
-
 def oom_kill_count() -> int:
     "Number of processes that the system has killed because memory ran out; 0 if it does not count them"
-    for path in _COUNTS:
+    for path in ("/sys/fs/cgroup/memory.events", "/proc/vmstat"):  # of the container, of the machine
         with suppress(OSError, ValueError), open(path) as file:
             counts = dict(line.split() for line in file)
             if "oom_kill" in counts:
@@ -100,11 +97,11 @@ def oom_kill_count() -> int:
     return 0
 
 
-def exit_reason(
-    code: int,  # exit code; negative: a signal
-    oom_kills_before: int,  # `oom_kill_count` when the process started
-) -> str:  # "ended with exit code 3"
-    "How a process ended"
+def exit_reason(code: int, oom_kills_before: int) -> str:
+    """How a process ended: "ended with exit code 3"; a negative code is a signal.
+
+    `oom_kills_before` is the `oom_kill_count` when the process started.
+    """
     if code == -signal.SIGKILL and oom_kill_count() > oom_kills_before:
         return "ended by SIGKILL, because the system ran out of memory"
     if code >= 0:

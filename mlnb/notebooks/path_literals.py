@@ -28,8 +28,13 @@ def _join(segments: list[str | None]) -> str | None:
     return joined
 
 
+def _concatenated(nodes: list[ast.expr], names: dict[str, str]) -> str | None:
+    texts = [text_value(node, names) for node in nodes]
+    known = [text for text in texts if text is not None]
+    return "".join(known) if len(known) == len(texts) else None
+
+
 def _parent(path: str | None) -> str | None:
-    "The folder of a path"
     if path is None:
         return None
     head, _, name = path.rpartition("/")
@@ -39,7 +44,6 @@ def _parent(path: str | None) -> str | None:
 
 
 def _path_of_call(node: ast.Call, names: dict[str, str]) -> str | None:
-    "The path that a call evaluates to"
     function = node.func
     name = getattr(function, "id", "") or getattr(function, "attr", "")
     arguments = [text_value(a, names) for a in node.args]
@@ -57,29 +61,27 @@ def _path_of_call(node: ast.Call, names: dict[str, str]) -> str | None:
     return receiver if name in _methods else None
 
 # %% ../../nbs/notebooks/12_path_literals.ipynb #bf76cf70
-def text_value(
-    node: ast.AST | None,
-    names: dict[str, str],  # values of names, see `text_constants`
-) -> str | None:  # "@" is the folder of the file that contains the code
-    "The string or path that an expression evaluates to, or the path of the file it reads; None if unknown"
+def text_value(node: ast.AST | None, names: dict[str, str]) -> str | None:
+    """The string or path that an expression evaluates to, or the path of the file it reads; None if unknown.
+
+    "@" is the folder of the file that contains the code; for `names` see `text_constants`.
+    """
     match node:
         case ast.Constant(value=value):
             return value if isinstance(value, str) else None
         case ast.Name(id=name):
             return f"{_CODE_FOLDER}/__file__" if name == "__file__" else names.get(name)
-        case ast.BinOp(left=left, right=right, op=operator):
-            left, right = text_value(left, names), text_value(right, names)
-            if isinstance(operator, ast.Div):
-                return _join([left, right])
-            return left + right if isinstance(operator, ast.Add) and None not in (left, right) else None
+        case ast.BinOp(left=left, right=right, op=ast.Div()):
+            return _join([text_value(left, names), text_value(right, names)])
+        case ast.BinOp(left=left, right=right, op=ast.Add()):
+            return _concatenated([left, right], names)
         case ast.JoinedStr(values=values):
-            segments = [text_value(v.value if isinstance(v, ast.FormattedValue) else v, names) for v in values]
-            return "".join(segments) if None not in segments else None
-        case ast.Attribute(attr=attribute, value=value):
-            return _parent(text_value(value, names)) if attribute == "parent" else None
+            return _concatenated([v.value if isinstance(v, ast.FormattedValue) else v for v in values], names)
+        case ast.Attribute(attr="parent", value=value):
+            return _parent(text_value(value, names))
         case ast.Subscript(value=ast.Attribute(attr="parents", value=value), slice=index):
             path = text_value(value, names)
-            for _ in range(index.value + 1 if isinstance(getattr(index, "value", None), int) else 0):
+            for _ in range(index.value + 1 if isinstance(index, ast.Constant) and isinstance(index.value, int) else 0):
                 path = _parent(path)
             return path
         case ast.Call():
@@ -101,10 +103,10 @@ def _bindings(node: ast.AST) -> Iterator[tuple[str, ast.AST | None]]:
         yield from ((n.id, None) for n in ast.walk(node.target) if isinstance(n, ast.Name))
 
 
-def text_constants(trees: list[ast.AST]) -> dict[str, str]:
+def text_constants(body: list[ast.stmt]) -> dict[str, str]:
     "The strings and paths of names in a module's statements; names that are bound to several values are left out"
     values_by_name: dict[str, str | None] = {}
-    for node in ast.walk(ast.Module(trees, [])):
+    for node in ast.walk(ast.Module(body, [])):
         for name, value in _bindings(node):
             path = text_value(value, {n: p for n, p in values_by_name.items() if p is not None})
             values_by_name[name] = path if values_by_name.get(name, path) == path else None

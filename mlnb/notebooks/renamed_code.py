@@ -25,19 +25,24 @@ class NameTable:
     @classmethod
     def forwards(cls) -> "NameTable":
         "From the names of the release before to the current ones"
-        tables = renames()
-        return cls(_current_paths(tables), tables["keywords"], tables["members"], _current_paths(tables))
+        tables, current = renames(), _current_paths(renames())
+        return cls(current, tables["keywords"], tables["members"], current)
 
     @classmethod
     def backwards(cls) -> "NameTable":
         "From the current names to those of the release before"
-        tables, current = renames(), _current_paths(renames())
-        inverse = lambda table: {path: {new: old for old, new in pairs.items()} for path, pairs in table.items()}
-        return cls({new: old for old, new in current.items()}, inverse(tables["keywords"]), inverse(tables["members"]), current)
+        table = cls.forwards()
+        keywords = {path: _inverse(names) for path, names in table.keywords.items()}
+        members = {path: _inverse(names) for path, names in table.members.items()}
+        return cls(_inverse(table.current), keywords, members, table.current)
 
     def rename(self, path: str) -> str:
         "What a dotted path is to be called"
         return _renamed(path, self.paths)
+
+
+def _inverse(names: dict[str, str]) -> dict[str, str]:
+    return {new: old for old, new in names.items()}
 
 
 def _current_paths(tables: dict) -> dict[str, str]:
@@ -60,11 +65,10 @@ def _renamed(path: str, paths: dict[str, str]) -> str:
     return path
 
 # %% ../../nbs/notebooks/16_renamed_code.ipynb #555ca8e8
-_FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
-_COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
-_IMPORTS = (ast.Import, ast.ImportFrom)
 _NAMED = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.ExceptHandler, ast.MatchAs, ast.MatchStar)
-_ITEMS = {"snapshots": "mlnb.data.point_in_time.FeatureSnapshot"}  # what a method yields, in a file that imports the module
+_COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+_SCOPES = (*_NAMED[:3], ast.Lambda, *_COMPREHENSIONS)
+_ITEMS = {"snapshots": "mlnb.data.point_in_time.FeatureSnapshot"}  # what a method yields, if its module is imported
 _RETURNS = {"mlnb.project.settings.load_settings": "mlnb.project.settings.Settings"}
 
 
@@ -83,7 +87,7 @@ class _Scope:
         return name in self.imports or name in self.others
 
     def choose_names(self, table: NameTable) -> None:
-        "Fill `renamed`: with imported names that nothing else binds, and whose new name means nothing else where they are used"
+        "Fill `renamed` with imported names that nothing else binds, and whose new name means nothing else there"
         for local, path in self.imports.items():
             new = table.rename(path).rpartition(".")[2] if path.endswith(f".{local}") else local
             is_taken = self.binds(new) or new in self.through or new in self.hidden.get(local, ())
@@ -95,7 +99,7 @@ def _in_scope(nodes: Sequence[ast.AST]) -> Iterator[ast.AST]:
     "The nodes of a scope, without what lies in scopes inside it"
     for node in nodes:
         yield node
-        if not isinstance(node, (*_FUNCTIONS, ast.ClassDef, *_COMPREHENSIONS)):
+        if not isinstance(node, _SCOPES):
             yield from _in_scope(list(ast.iter_child_nodes(node)))
 
 
@@ -118,7 +122,7 @@ def _star_imported(node: ast.ImportFrom, table: NameTable) -> dict[str, str]:
     module = table.rename(node.module or "")
     return {path.rpartition(".")[2]: path for path in paths if table.rename(path).rpartition(".")[0] == module}
 
-
+# %% ../../nbs/notebooks/16_renamed_code.ipynb #f736c28f
 def _scope(body: Sequence[ast.AST], table: NameTable, arguments: ast.arguments | None = None) -> _Scope:
     scope = _Scope()
     for argument in ast.walk(arguments) if arguments else ():
@@ -126,7 +130,7 @@ def _scope(body: Sequence[ast.AST], table: NameTable, arguments: ast.arguments |
             scope.others.add(argument.arg)
             scope.values.setdefault(argument.arg, []).append(argument.annotation)
     for node in _in_scope(body):
-        if isinstance(node, _IMPORTS):
+        if isinstance(node, ast.Import | ast.ImportFrom):
             ours = {local: path for local, path, _ in _imported(node)}
             if isinstance(node, ast.ImportFrom):
                 ours |= _star_imported(node, table)
@@ -147,14 +151,11 @@ def _scope(body: Sequence[ast.AST], table: NameTable, arguments: ast.arguments |
     return scope
 
 # %% ../../nbs/notebooks/16_renamed_code.ipynb #0752151f
-class _Renamer(ast.NodeVisitor):
-    """Collects the edits of one text; module-level names are in `scopes[0]`.
+class _TextEditor(ast.NodeVisitor):
+    "Collects the edits of one text"
 
-    Each text is visited twice: first to learn where names are used, then, when all scopes have chosen their names, for the edits.
-    """
-
-    def __init__(self, text: str, table: NameTable, module: _Scope, inner: dict[ast.AST, _Scope]):
-        self.lines, self.table, self.scopes, self.inner = text.encode().splitlines(keepends=True), table, [module], inner
+    def __init__(self, text: str):
+        self.lines = text.encode().splitlines(keepends=True)
         self.edits: set[tuple[int, int, int, bytes]] = set()  # line, from, to (bytes), what stands there then
         self.in_f_string: dict[str, str] | None = None  # old -> new, while one is visited
 
@@ -167,21 +168,29 @@ class _Renamer(ast.NodeVisitor):
         "Replace `old`, which begins at byte `start` of a line (from 1 on)"
         if old == new:
             return
-        if re.compile(rb"(?<!\w)" + re.escape(old.encode()) + rb"(?!\w)").match(self.lines[line - 1], start):
+        if re.compile(rb"(?<!\w)%b(?!\w)" % re.escape(old.encode())).match(self.lines[line - 1], start):
             self.edits.add((line - 1, start, start + len(old.encode()), new.encode()))
         elif self.in_f_string is not None:
             self.in_f_string[old] = new
 
-    def replace_in(self, node: ast.AST, old: str, new: str) -> None:
+    def replace_in(self, node: ast.expr | ast.stmt, old: str, new: str) -> None:
         "Replace the first `old` at or after the start of a node, which may have several lines"
-        for number in range(node.lineno - 1, node.end_lineno):
-            start = node.col_offset if number == node.lineno - 1 else 0
-            if match := re.compile(rb"(?<![\w.])" + re.escape(old).encode() + rb"(?![\w])").search(self.lines[number], start):
-                self.edit(number + 1, match.start(), old, new)
+        pattern = re.compile(rb"(?<![\w.])%b(?!\w)" % re.escape(old.encode()))
+        for number in range(node.lineno, (node.end_lineno or node.lineno) + 1):
+            start = node.col_offset if number == node.lineno else 0
+            if match := pattern.search(self.lines[number - 1], start):
+                self.edit(number, match.start(), old, new)
                 return
 
+# %% ../../nbs/notebooks/16_renamed_code.ipynb #33f8e6df
+class _PathFinder(_TextEditor):
+    "Finds out what names and expressions stand for"
+
+    def __init__(self, text: str, table: NameTable, module: _Scope, inner: dict[ast.AST, _Scope]):
+        super().__init__(text)
+        self.table, self.scopes, self.inner = table, [module], inner
+
     def scope_of(self, name: str) -> _Scope | None:
-        "The innermost scope that binds a name"
         visible = (s for s in reversed(self.scopes) if not s.is_class or s is self.scopes[-1])
         return next((s for s in visible if s.binds(name)), None)
 
@@ -210,7 +219,23 @@ class _Renamer(ast.NodeVisitor):
         path = path and _renamed(path, self.table.current)
         return _RETURNS.get(path, path) if path else None
 
-    # imports
+    def imports_module(self, module: str) -> bool:
+        paths = self.scopes[0].imports.values()
+        return any(_renamed(path, self.table.current).startswith(f"{module}.") for path in paths)
+
+    def method_keywords(self, function: ast.Attribute) -> dict[str, str]:
+        "Keywords of a method of mlnb, found by its name, if the code imports its module or a class shows what it is"
+        kind = self.class_of(function.value)
+        for path, names in self.table.keywords.items():
+            owner, _, method = path.rpartition(".")
+            is_possible = kind == owner or (kind is None and self.imports_module(owner.rpartition(".")[0]))
+            if method == function.attr and is_possible:
+                return names
+        return {}
+
+# %% ../../nbs/notebooks/16_renamed_code.ipynb #dc63822a
+class _ImportRenamer(_PathFinder):
+    "Edits import statements"
 
     def visit_ImportFrom(self, node):
         if node.names[0].name == "*" and not node.level:
@@ -231,13 +256,14 @@ class _Renamer(ast.NodeVisitor):
         for (local, _, _), (parent, _, new) in zip(ours, targets, strict=True):
             bound = self.scopes[-1].renamed.get(local, local)
             names.setdefault(parent, []).append(new if new == bound else f"{new} as {bound}")
-        indent = self.lines[node.lineno - 1][: node.col_offset]
+        first, last = node.lineno - 1, (node.end_lineno or node.lineno) - 1
+        indent = self.lines[first][: node.col_offset]
         separator = "; " if indent.strip() else f"\n{indent.decode()}"
         text = separator.join(f"from {parent} import {', '.join(imported)}" for parent, imported in names.items())
-        for line in range(node.lineno - 1, node.end_lineno):
-            start = node.col_offset if line == node.lineno - 1 else 0
-            end = node.end_col_offset if line == node.end_lineno - 1 else len(self.lines[line])
-            self.edits.add((line, start, end, text.encode() if line == node.lineno - 1 else b""))
+        for line in range(first, last + 1):
+            start = node.col_offset if line == first else 0
+            end = (node.end_col_offset or 0) if line == last else len(self.lines[line])
+            self.edits.add((line, start, end, text.encode() if line == first else b""))
 
     def edit_alias(self, alias: ast.alias, new: str, local: str) -> None:
         "Rewrite `name` or `name as other` so that it binds `local`"
@@ -249,7 +275,9 @@ class _Renamer(ast.NodeVisitor):
             if alias.name.startswith("mlnb."):
                 self.edit(alias.lineno, alias.col_offset, alias.name, self.table.rename(alias.name))
 
-    # uses
+# %% ../../nbs/notebooks/16_renamed_code.ipynb #e0edfd47
+class _UseRenamer(_ImportRenamer):
+    "Edits names, attributes, keywords and texts"
 
     def visit_Name(self, node):
         scope = self.scope_of(node.id)
@@ -281,18 +309,6 @@ class _Renamer(ast.NodeVisitor):
                 self.edit(keyword.lineno, keyword.col_offset, keyword.arg, names[keyword.arg])
         self.generic_visit(node)
 
-    def method_keywords(self, function: ast.Attribute) -> dict[str, str]:
-        "Keywords of a method of mlnb by its name, where the code imports the module or an object of another module has it"
-        kind = self.class_of(function.value)
-        for path, names in self.table.keywords.items():
-            owner, _, method = path.rpartition(".")
-            if method == function.attr and (kind == owner or (kind is None and self.imports_module(owner.rpartition(".")[0]))):
-                return names
-        return {}
-
-    def imports_module(self, module: str) -> bool:
-        return any(_renamed(path, self.table.current).startswith(f"{module}.") for path in self.scopes[0].imports.values())
-
     def visit_Constant(self, node):
         "A text that is the dotted path of something in mlnb"
         if isinstance(node.value, str) and re.fullmatch(r"mlnb(\.\w+)+", node.value):
@@ -308,10 +324,12 @@ class _Renamer(ast.NodeVisitor):
         for number in range(node.lineno - 1, node.end_lineno):
             for field_match in re.finditer(rb"\{[^{}]*\}", self.lines[number]):
                 for old, new in names.items():
-                    for match in re.finditer(rb"(?<!\w)" + re.escape(old.encode()) + rb"(?!\w)", field_match[0]):
+                    for match in re.finditer(rb"(?<!\w)%b(?!\w)" % re.escape(old.encode()), field_match[0]):
                         self.edit(number + 1, field_match.start() + match.start(), old, new)
 
-    # scopes
+# %% ../../nbs/notebooks/16_renamed_code.ipynb #22df24f6
+class _Renamer(_UseRenamer):
+    "Edits all of a text, scope by scope"
 
     def annotation(self, node: ast.AST | None) -> None:
         "A type, whose name may stand in quotes"
@@ -383,11 +401,8 @@ def _visited(cell: str, tree: ast.Module | None, table: NameTable, module: _Scop
     return renamer.result()
 
 
-def rename_cells(
-    cells: Sequence[str],  # code of one notebook
-    table: NameTable,
-) -> list[str]:
-    "The cells with the names of `table`; a cell that is not Python is left alone"
+def rename_cells(cells: Sequence[str], table: NameTable) -> list[str]:
+    "The code cells of one notebook with the names of `table`; a cell that is not Python is left alone"
     trees = [_parsed(cell) for cell in cells]
     body = [node for tree in trees if tree for node in tree.body]
     module, inner = _scope(body, table), {}
@@ -398,9 +413,6 @@ def rename_cells(
     return visit()
 
 
-def rename_code(
-    code: str,  # of a module
-    table: NameTable,
-) -> str:
-    "The code with the names of `table`"
+def rename_code(code: str, table: NameTable) -> str:
+    "The code of a module with the names of `table`"
     return rename_cells([code], table)[0]

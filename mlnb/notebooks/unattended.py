@@ -23,6 +23,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
+from typing import Any
 
 # %% ../../nbs/notebooks/12_unattended.ipynb #094b314b
 _print = print  # a cell may replace `print`
@@ -33,30 +34,31 @@ def _status(code: int) -> int:
     return 128 - code if code - 128 in signal.valid_signals() else code
 
 
-def _read(process: subprocess.Popen) -> bytes:
+def _read(process: subprocess.Popen, output: int) -> bytes:
     "More output; empty once the shell has ended, even if a background process still holds the pipe"
     pipe = select.poll()
-    pipe.register(process.stdout)
+    pipe.register(output)
     while True:
         has_exited = process.poll() is not None
         if pipe.poll(0 if has_exited else 50):
-            return os.read(process.stdout.fileno(), 1 << 16)
+            return os.read(output, 1 << 16)
         if has_exited:
             return b""
 
 
-def communicate(
-    command: str,  # for the user's shell
-    write: Callable[[str], object],
-) -> int:  # exit status; negative: a signal
-    "Run a shell command without a terminal; its output and errors are passed to `write` as they arrive"
+def communicate(command: str, write: Callable[[str], object]) -> int:
+    """Run a command of the user's shell without a terminal; output and errors are passed to `write` as they arrive.
+
+    Returns the exit status; negative for a signal.
+    """
     shell = shutil.which(os.environ.get("SHELL", "sh"))
-    files = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     env = {"PYTHONUNBUFFERED": "1", **os.environ}  # Python buffers what it writes to a pipe
+    files: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     process = subprocess.Popen(command, shell=True, executable=shell, env=env, **files)
     decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+    assert process.stdout
     try:
-        while data := _read(process):
+        while data := _read(process, process.stdout.fileno()):
             write(decode(data))
         return _status(process.wait())
     except BaseException:
@@ -70,13 +72,6 @@ def communicate(
 ALLOW_FAILED = "allow-failed-commands"  # tag of a cell
 
 
-def _command_error(status: int, command: str, output: str | None) -> subprocess.CalledProcessError:
-    error = subprocess.CalledProcessError(status, command, output)
-    if hasattr(error, "add_note"):
-        error.add_note(f"Tag the cell '{ALLOW_FAILED}' if it should go on nevertheless.")
-    return error
-
-
 def _replace_commands(shell, tags, captured_may_fail: bool) -> None:
     "Make commands of the shell raise; `tags` returns the tags of the running cell"
     from IPython.utils.text import LSString, SList
@@ -86,7 +81,9 @@ def _replace_commands(shell, tags, captured_may_fail: bool) -> None:
             raise OSError("Background processes not supported.")
         status = shell.user_ns["_exit_code"] = communicate(command, write)
         if status and not may_fail and ALLOW_FAILED not in tags():
-            raise _command_error(status, command, "".join(output) if output else None)
+            error = subprocess.CalledProcessError(status, command, "".join(output) if output else None)
+            error.add_note(f"Tag the cell '{ALLOW_FAILED}' if it should go on nevertheless.")
+            raise error
 
     def system(cmd):
         run(shell.var_expand(cmd, depth=1), lambda text: _print(text, end="", flush=True), False)
@@ -118,11 +115,10 @@ def _replace_scripts(shell, tags) -> None:
 def _replace_exit(shell) -> None:
     "Make `exit` and `quit` raise `SystemExit`"
 
-    class Exit(type(shell.exiter)):
-        def __call__(self, code=None):
-            raise SystemExit(*[] if code is None else [code])
+    def leave(self, code=None) -> None:
+        raise SystemExit(*[] if code is None else [code])
 
-    shell.exiter = Exit(shell)
+    shell.exiter = type("Exit", (type(shell.exiter),), {"__call__": leave})(shell)
     commands = {"exit": shell.exiter, "quit": shell.exiter}
     shell.user_ns.update(commands)
     shell.user_ns_hidden.update(commands)
@@ -142,13 +138,11 @@ def _print_or_raise(*values, **options) -> None:
 
 def _replace_messages() -> None:
     "Make IPython's magics raise the errors that they would print or log"
-    for name in ("auto", "basic", "code", "config", "execution"):
-        if hasattr(module := sys.modules.get(f"IPython.core.magics.{name}"), "error"):
-            module.error = _usage_error
-    if logging := sys.modules.get("IPython.core.magics.logging"):
-        logging.warn = _usage_error
-    if osm := sys.modules.get("IPython.core.magics.osm"):
-        osm.print = _print_or_raise
+    functions = dict.fromkeys(("auto", "basic", "code", "config", "execution"), ("error", _usage_error))
+    functions |= {"logging": ("warn", _usage_error), "osm": ("print", _print_or_raise)}
+    for module, (name, function) in functions.items():
+        if loaded := sys.modules.get(f"IPython.core.magics.{module}"):
+            vars(loaded)[name] = function
 
 
 def _replace_magics(shell, tags) -> None:
@@ -183,7 +177,7 @@ def _apply(module: types.ModuleType, values: dict) -> None:
 
 def _set_filters(filters: list) -> None:
     warnings.resetwarnings()
-    warnings.filters.extend(filters)
+    warnings.filters.extend(filters)  # type: ignore[attr-defined]
 
 
 class _NullStream(io.TextIOBase):
@@ -202,14 +196,12 @@ class ProcessState:
         self.cell_changes, self.cell_filters = {}, None
 
     def enter_cell(self) -> None:
-        "Apply the changes of earlier cells"
         for module, values in self.cell_changes.items():
             _apply(module, values)
         if self.cell_filters is not None:
             _set_filters(self.cell_filters)
 
     def leave_cell(self) -> None:
-        "Restore the state that the kernel needs"
         self.cell_changes = {}
         for module, originals in self.originals.items():
             current = vars(module)
@@ -250,8 +242,8 @@ def _is_open(stream) -> bool:
 def _protect_streams() -> None:
     system = _System({"stdout": sys.stdout, "stderr": sys.stderr})
     for name in ("displayhook", "ipkernel", "kernelbase", "zmqshell"):
-        sys.modules[f"ipykernel.{name}"].sys = system
-    sys.modules["IPython.core.interactiveshell"].warn = _warn
+        vars(sys.modules[f"ipykernel.{name}"])["sys"] = system
+    vars(sys.modules["IPython.core.interactiveshell"])["warn"] = _warn
 
 
 def _warn(message, *args, **options) -> None:
@@ -280,7 +272,6 @@ class OutputLimit:
 
     def admits(self, frames: list[bytes]) -> bool:
         "Whether to send or read a message, given as ZeroMQ frames; if not, it is counted in `dropped`"
-        "Whether this message is to be sent or read; if not it is counted in `dropped`"
         size = sum(map(len, frames))
         if size <= self.remaining:
             self.remaining -= size
@@ -335,10 +326,8 @@ def _bounded(reply: dict) -> dict:
     "A reply with its error texts cut to `MAX_ERROR_CHARACTERS`"
     if "traceback" not in reply:
         return reply
-    return reply | {
-        "evalue": reply["evalue"][:MAX_ERROR_CHARACTERS],
-        "traceback": [line[:MAX_ERROR_CHARACTERS] for line in reply["traceback"]],
-    }
+    lines = [line[:MAX_ERROR_CHARACTERS] for line in reply["traceback"]]
+    return reply | {"evalue": reply["evalue"][:MAX_ERROR_CHARACTERS], "traceback": lines}
 
 
 class RequestInterceptor:
@@ -378,21 +367,20 @@ class RequestInterceptor:
             self.running = ""
 
     async def status_request(self, stream, ident, parent):
-        "Report the running request"
         content = {"running": self.running, "left_out": self.limit.dropped}
         self.kernel.session.send(stream, "mlnb_status_reply", content, parent, ident=ident)
 
     def send_multipart(self, message, *args, **options):
-        "Send a message if the limit admits it"
         if self.limit.admits(message):
             self.send(message, *args, **options)
 
+# %% ../../nbs/notebooks/12_unattended.ipynb #9c8810e2
+def prepare(output_limit: int, captured_may_fail: bool) -> bool:
+    """Prepare the kernel in which this is called for cells that nobody watches.
 
-def prepare(
-    output_limit: int,  # bytes of output of all cells
-    captured_may_fail: bool,  # whether `x = !cmd` may fail
-) -> bool:  # whether the kernel reports the running request on its control channel
-    "Prepare the kernel in which this is called for cells that nobody watches"
+    `output_limit` is the number of bytes of output of all cells; `captured_may_fail` allows `x = !cmd` to fail.
+    Returns whether the kernel reports the running request on its control channel.
+    """
     import IPython
 
     shell = IPython.get_ipython()

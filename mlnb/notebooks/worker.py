@@ -54,11 +54,8 @@ def _error_message(error: BaseException) -> str:
     return text if len(text) <= MAX_ERROR_CHARACTERS else f"{text[:MAX_ERROR_CHARACTERS]} ..."
 
 
-def perform(
-    job: dict,  # arguments of `execute`
-    connection: JsonLinesConnection,
-) -> None:
-    "Execute one notebook and report its progress and end"
+def perform(job: dict, connection: JsonLinesConnection) -> None:
+    "Execute one notebook with the arguments of `execute`, and report its progress and end"
     error = None
     try:
         execute(**job, on_cell=lambda k, n: connection.send(cell=[k, n]))

@@ -87,9 +87,12 @@ class Liveness:
         return True
 
 # %% ../../nbs/notebooks/13_liveness.ipynb #a48eae14
+_COUNTS = ("/sys/fs/cgroup/memory.events", "/proc/vmstat")  # of the container, of the machine
+
+
 def oom_kill_count() -> int:
     "Number of processes that the system has killed because memory ran out; 0 if it does not count them"
-    for path in ("/sys/fs/cgroup/memory.events", "/proc/vmstat"):  # of the container, of the machine
+    for path in _COUNTS:
         with suppress(OSError, ValueError), open(path) as file:
             counts = dict(line.split() for line in file)
             if "oom_kill" in counts:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from .features import CATEGORICAL, NUMERIC
 from .train import between, inputs
@@ -20,23 +21,22 @@ from ..models.tabular import Encoder, TabularPredictor
 from ..project.errors import ModelError
 
 if TYPE_CHECKING:
-    import pandas as pd
     import scipy.sparse
 
 # %% ../../nbs/flights/05_evaluate.ipynb #c0d61e1c
-def base_rate(train: "pd.DataFrame", valid: "pd.DataFrame", test: "pd.DataFrame") -> np.ndarray:
+def base_rate(train: pd.DataFrame, valid: pd.DataFrame, test: pd.DataFrame) -> np.ndarray:
     "The share of disrupted flights in training, for every flight"
     return np.full(len(test), train["disrupted"].mean())
 
 
-def carrier_hour_means(train: "pd.DataFrame", valid: "pd.DataFrame", test: "pd.DataFrame") -> np.ndarray:
+def carrier_hour_means(train: pd.DataFrame, valid: pd.DataFrame, test: pd.DataFrame) -> np.ndarray:
     "The share in training among flights of the same carrier and local hour, shrunk to the base rate by 20 flights"
     base, groups = train["disrupted"].mean(), train.groupby(["carrier", "hour"])["disrupted"].agg(["sum", "size"])
     means = ((groups["sum"] + 20 * base) / (groups["size"] + 20)).rename("p")
     return test.merge(means, how="left", left_on=["carrier", "hour"], right_index=True)["p"].fillna(base).to_numpy()
 
 # %% ../../nbs/flights/05_evaluate.ipynb #5012c472
-def _matrix(encoder: Encoder, rows: "pd.DataFrame") -> "scipy.sparse.csr_matrix":
+def _matrix(encoder: Encoder, rows: pd.DataFrame) -> "scipy.sparse.csr_matrix":
     "Standardised numbers, then a one-hot column for each category, as a sparse matrix"
     from scipy import sparse
 
@@ -46,7 +46,7 @@ def _matrix(encoder: Encoder, rows: "pd.DataFrame") -> "scipy.sparse.csr_matrix"
     return sparse.hstack([numbers, ones], format="csr")
 
 
-def logistic_regression(train: "pd.DataFrame", valid: "pd.DataFrame", test: "pd.DataFrame") -> np.ndarray:
+def logistic_regression(train: pd.DataFrame, valid: pd.DataFrame, test: pd.DataFrame) -> np.ndarray:
     "Linear in the standardised numbers and the categories"
     from sklearn.linear_model import LogisticRegression
 
@@ -55,14 +55,14 @@ def logistic_regression(train: "pd.DataFrame", valid: "pd.DataFrame", test: "pd.
     return model.predict_proba(_matrix(encoder, test))[:, 1]
 
 
-def gradient_boosting(train: "pd.DataFrame", valid: "pd.DataFrame", test: "pd.DataFrame") -> np.ndarray:
+def gradient_boosting(train: pd.DataFrame, valid: pd.DataFrame, test: pd.DataFrame) -> np.ndarray:
     "Histogram gradient boosting (scikit-learn) with early stopping on the validation rows"
     from sklearn.ensemble import HistGradientBoostingClassifier
     from threadpoolctl import threadpool_limits
 
     encoder = Encoder.fit(inputs(train), CATEGORICAL, NUMERIC)
 
-    def matrix(rows: "pd.DataFrame") -> np.ndarray:
+    def matrix(rows: pd.DataFrame) -> np.ndarray:
         codes = encoder.encode(inputs(rows))[0] - encoder.unknown
         return np.column_stack([codes, rows[list(NUMERIC)].to_numpy(np.float64)])
 
@@ -93,7 +93,7 @@ def check_plausible_auc(auc: float, model: str) -> None:
         raise ModelError(f"{problem}: {remedy}")
 
 # %% ../../nbs/flights/05_evaluate.ipynb #7482fbf0
-def all_scores(test: "pd.DataFrame", probabilities: dict[str, np.ndarray], cost: Cost) -> dict[str, dict]:
+def all_scores(test: pd.DataFrame, probabilities: dict[str, np.ndarray], cost: Cost) -> dict[str, dict]:
     "The scores of each model's probabilities for rows with month, origin and disrupted: overall, by month, by origin"
     y = test["disrupted"].to_numpy()
     grouped = lambda name, p: scores_by_group(test[name].to_numpy(), y, p, cost)

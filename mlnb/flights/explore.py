@@ -6,20 +6,16 @@
 __all__ = ['BLUE', 'ORANGE', 'RED', 'PALE', 'INK', 'STYLE', 'local_times', 'share_by', 'daily_shares']
 
 # %% ../../nbs/flights/02_explore.ipynb #1ec3c039
-from typing import TYPE_CHECKING
-
 import numpy as np
-
-if TYPE_CHECKING:
-    import pandas as pd
+import pandas as pd
 
 # %% ../../nbs/flights/02_explore.ipynb #bdf4e689
-def local_times(flights: "pd.DataFrame") -> "pd.Series":
+def local_times(flights: pd.DataFrame) -> pd.Series:
     "The scheduled departures of flights.parquet in New York time"
     return flights["scheduled_departure"].dt.tz_localize("UTC").dt.tz_convert("America/New_York").dt.tz_localize(None)
 
 
-def share_by(flights: "pd.DataFrame", by: "str | pd.Series | list") -> "pd.DataFrame":
+def share_by(flights: pd.DataFrame, by: str | pd.Series | list) -> pd.DataFrame:
     "Flights, share of disrupted ones (0 or 1) and its 95% Wilson interval, by group"
     groups = flights.groupby(by, observed=True)["disrupted"].agg(flights="size", share="mean")
     n, p, z = groups["flights"], groups["share"], 1.96
@@ -39,7 +35,7 @@ STYLE = {
 }  # fmt: skip
 
 # %% ../../nbs/flights/02_explore.ipynb #abfb4876
-def daily_shares(flights: "pd.DataFrame", seed: int = 0) -> "pd.DataFrame":
+def daily_shares(flights: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     """The observed daily share of disrupted flights, and that of independent flights with the same hourly rates.
 
     The flights have date, hour and disrupted.

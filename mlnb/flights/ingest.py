@@ -8,14 +8,11 @@ __all__ = ['data_folder', 'read_raw', 'time_zones', 'scheduled_arrival', 'tidy_f
 # %% ../../nbs/flights/00_ingest.ipynb #acc47ee2
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from ..project.errors import ContractError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 # %% ../../nbs/flights/00_ingest.ipynb #75aeb8d3
 def data_folder() -> Path:
@@ -26,34 +23,30 @@ def data_folder() -> Path:
     return Path(spec.submodule_search_locations[0]) / "data"
 
 
-def read_raw(name: str) -> "pd.DataFrame":
+def read_raw(name: str) -> pd.DataFrame:
     "One of the raw files: flights, weather, airports or airlines"
-    import pandas as pd
-
     return pd.read_csv(data_folder() / ("flights.csv.zip" if name == "flights" else f"{name}.csv"))
 
 # %% ../../nbs/flights/00_ingest.ipynb #0a369de7
 _ATLANTIC = dict.fromkeys(("BQN", "PSE", "SJU", "STT"), "America/Puerto_Rico")  # not in the airports file
 
 
-def time_zones(airports: "pd.DataFrame") -> dict[str, str]:
+def time_zones(airports: pd.DataFrame) -> dict[str, str]:
     "The name of the time zone of every destination by airport code, from the raw airports"
     return dict(zip(airports["faa"], airports["tzone"], strict=True)) | _ATLANTIC
 
 # %% ../../nbs/flights/00_ingest.ipynb #d950f487
-def _to_utc(local: "pd.Series", zone: str) -> "pd.Series":
+def _to_utc(local: pd.Series, zone: str) -> pd.Series:
     "Local times of one zone in UTC; in the hour that occurs twice the first one is meant"
     aware = local.dt.tz_localize(zone, ambiguous=np.ones(len(local), bool), nonexistent="shift_forward")
     return aware.dt.tz_convert("UTC").dt.tz_localize(None)
 
 
-def scheduled_arrival(flights: "pd.DataFrame", departure: "pd.Series", zones: dict[str, str]) -> "pd.Series":
+def scheduled_arrival(flights: pd.DataFrame, departure: pd.Series, zones: dict[str, str]) -> pd.Series:
     """The scheduled arrival of the raw flights, in UTC, from their scheduled departure in UTC.
 
     It is the first time after the departure with the local time `sched_arr_time` in the time zone of the destination.
     """
-    import pandas as pd
-
     clock = pd.to_timedelta(flights["sched_arr_time"] // 100 * 60 + flights["sched_arr_time"] % 100, unit="min")
     local = pd.to_datetime(flights[["year", "month", "day"]]).astype("datetime64[ms]") + clock.astype("timedelta64[ms]")
     arrival = departure.copy()
@@ -64,13 +57,11 @@ def scheduled_arrival(flights: "pd.DataFrame", departure: "pd.Series", zones: di
     return arrival
 
 # %% ../../nbs/flights/00_ingest.ipynb #b188c1c7
-def tidy_flights(flights: "pd.DataFrame", airports: "pd.DataFrame") -> "pd.DataFrame":
+def tidy_flights(flights: pd.DataFrame, airports: pd.DataFrame) -> pd.DataFrame:
     """The raw flights as one row a departure: request, outcome, label and label time.
 
     Times are datetime64[ms] in UTC; rows are sorted by scheduled departure.
     """
-    import pandas as pd
-
     minute = pd.to_timedelta(flights["minute"], unit="min").astype("timedelta64[ms]")
     leaves = pd.to_datetime(flights["time_hour"]).dt.tz_localize(None).astype("datetime64[ms]") + minute
     arrives = scheduled_arrival(flights, leaves, time_zones(airports))
@@ -89,10 +80,8 @@ def tidy_flights(flights: "pd.DataFrame", airports: "pd.DataFrame") -> "pd.DataF
     return _labelled(tidy).sort_values(sort_columns, kind="stable", ignore_index=True)
 
 
-def _labelled(flights: "pd.DataFrame") -> "pd.DataFrame":
+def _labelled(flights: pd.DataFrame) -> pd.DataFrame:
     "The flights with `disrupted`, 0 or 1, and `label_time`, from which it is known"
-    import pandas as pd
-
     disrupted = flights["cancelled"] | flights["diverted"] | (flights["arrival_delay"] >= 15)
     departed = flights["departure"].fillna(flights["scheduled_departure"])
     arrived = flights["arrival"].fillna(flights["scheduled_arrival"])
@@ -108,13 +97,11 @@ _NAMES = {
 }  # fmt: skip
 
 
-def tidy_weather(weather: "pd.DataFrame") -> "pd.DataFrame":
+def tidy_weather(weather: pd.DataFrame) -> pd.DataFrame:
     """The raw weather as one row an airport and hour, sorted by both.
 
     `observed` is the start of the hour in UTC; units are degrees Fahrenheit, miles an hour, inches, millibars, miles.
     """
-    import pandas as pd
-
     tidy = weather[["origin", *_NAMES]].rename(columns=_NAMES).astype(dict.fromkeys(_NAMES.values(), float))
     tidy.insert(1, "observed", pd.to_datetime(weather["time_hour"]).dt.tz_localize(None).astype("datetime64[ms]"))
     for wind in ("wind_speed", "wind_gust"):

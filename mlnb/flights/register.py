@@ -7,17 +7,14 @@ __all__ = ['FIELDS', 'ENTITY', 'sample_rows', 'samples_of']
 
 # %% ../../nbs/flights/06_register.ipynb #6348e17b
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from ..data.point_in_time import Columns, to_columns
 from .features import REQUEST, History, context_features
 from ..data.fields import Field
 from ..models.write_bundle import Samples
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 # %% ../../nbs/flights/06_register.ipynb #30a01e0f
 FIELDS = (
@@ -32,14 +29,14 @@ FIELDS = (
 ENTITY = ("carrier", "flight", "origin", "scheduled_departure")
 
 # %% ../../nbs/flights/06_register.ipynb #1f31eaec
-def sample_rows(table: "pd.DataFrame", number_of_times: int = 8, rows: int = 64, seed: int = 0) -> "pd.DataFrame":
+def sample_rows(table: pd.DataFrame, number_of_times: int = 8, rows: int = 64, seed: int = 0) -> pd.DataFrame:
     "Up to `rows` rows of features.parquet that are decided at a few as-of times, drawn by `seed`"
     chosen = table["moment"].drop_duplicates().sample(number_of_times, random_state=seed)
     candidates = table[table["moment"].isin(chosen)]
     return candidates.sample(min(rows, len(candidates)), random_state=seed).sort_values(["decision_time", *ENTITY])
 
 
-def samples_of(table: "pd.DataFrame", history: History, names: Iterable[str]) -> Samples:
+def samples_of(table: pd.DataFrame, history: History, names: Iterable[str]) -> Samples:
     "Requests of rows of features.parquet, their snapshots, and the features `names` as the pipeline computed them"
     requests: Columns = to_columns(table, [*REQUEST, "decision_time"])
     as_of_times = np.unique(context_features.as_of(requests["decision_time"]))

@@ -7,16 +7,13 @@ __all__ = ['between', 'inputs']
 
 # %% ../../nbs/flights/04_train.ipynb #ef0b99c9
 import datetime as dt
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from ..data.point_in_time import Columns, to_columns
 from .features import CATEGORICAL, NUMERIC, local_seconds, check_no_leakage
 from ..project.errors import ModelError
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 # %% ../../nbs/flights/04_train.ipynb #15cf2cf6
 def _day(text: str) -> np.datetime64:
@@ -26,7 +23,7 @@ def _day(text: str) -> np.datetime64:
         raise ModelError(f"day has value {text!r}; write it such as '2013-06-01'") from None
 
 
-def between(table: "pd.DataFrame", start: str, end: str) -> "pd.DataFrame":
+def between(table: pd.DataFrame, start: str, end: str) -> pd.DataFrame:
     """The rows of features.parquet scheduled from day `start` to before day `end`, New York.
 
     Raises `ModelError` for an invalid day or if there are no rows.
@@ -39,7 +36,7 @@ def between(table: "pd.DataFrame", start: str, end: str) -> "pd.DataFrame":
     return rows
 
 
-def inputs(rows: "pd.DataFrame") -> Columns:  # (n,) each
+def inputs(rows: pd.DataFrame) -> Columns:  # (n,) each
     "The inputs of the model from rows of features.parquet; raises `ModelError` if one of them is from the future"
     names = [*CATEGORICAL, *NUMERIC]
     check_no_leakage(names)

@@ -202,15 +202,21 @@ def _product(x: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return (np.ascontiguousarray(x) @ matrix)[:n]
 
 # %% ../../nbs/models/01_tabular.ipynb #c2ee07f8
+def _weight_shapes(encoder: Encoder, embedding: int, width: int, depth: int) -> dict[str, tuple[int, ...]]:
+    "The shapes of the weights: `embedding` numbers for each category, `depth` layers of `width` units"
+    shapes: dict[str, tuple[int, ...]] = {"embedding.weight": (encoder.codes, embedding)}
+    inputs = embedding * len(encoder.categories) + encoder.width
+    for i in range(depth):
+        shapes[f"layers.{i}.linear.weight"] = width, inputs if i == 0 else width
+        shapes |= {f"layers.{i}.{kind}": (width,) for kind in ("linear.bias", "norm.weight", "norm.bias")}
+    return shapes | {"out.weight": (1, width), "out.bias": (1,)}
+
+
 def _check_shapes(encoder: Encoder, weights: dict[str, np.ndarray], depth: int) -> None:
     "Raise a `ModelError` unless the weights have the shapes that the encoder requires"
+    embedding = np.shape(weights.get("embedding.weight", [[0]]))[-1]
     width = np.shape(weights.get("layers.0.norm.weight", [0]))[0]
-    size = np.shape(weights.get("embedding.weight", [[0]]))[-1]
-    inputs = [size * len(encoder.categories) + encoder.width, *[width] * max(depth - 1, 0)]
-    expected: dict[str, tuple] = {"embedding.weight": (encoder.codes, size), "out.weight": (1, width), "out.bias": (1,)}
-    for i, n in enumerate(inputs):
-        expected |= {f"layers.{i}.linear.weight": (width, n)}
-        expected |= {f"layers.{i}.{kind}": (width,) for kind in ("linear.bias", "norm.weight", "norm.bias")}
+    expected = _weight_shapes(encoder, embedding, width, max(depth, 1))
     actual = {name: value.shape for name, value in weights.items()}
     wrong = [name for name in {**expected, **actual} if actual.get(name) != expected.get(name)]
     if wrong:
@@ -301,17 +307,8 @@ class TabularPredictor:
 def random_predictor(
     encoder: Encoder, embedding: int = 16, width: int = 256, depth: int = 2, seed: int = 0
 ) -> TabularPredictor:
-    """An untrained predictor, for examples, tests and load tests.
-
-    A category has `embedding` numbers; there are `depth` layers of `width` units.
-    """
+    "An untrained predictor, for examples, tests and load tests"
     rng = np.random.default_rng(seed)
-    weights = {"embedding.weight": rng.normal(0, 0.05, (encoder.codes, embedding))}
-    inputs = len(encoder.categories) * embedding + encoder.width
-    for i in range(depth):
-        weights[f"layers.{i}.linear.weight"] = rng.normal(0, inputs**-0.5, (width, inputs))
-        weights |= {f"layers.{i}.linear.bias": np.zeros(width), f"layers.{i}.norm.bias": np.zeros(width)}
-        weights[f"layers.{i}.norm.weight"] = np.ones(width)
-        inputs = width
-    weights |= {"out.weight": rng.normal(0, inputs**-0.5, (1, inputs)), "out.bias": np.zeros(1)}
-    return TabularPredictor(encoder, {name: value.astype(np.float32) for name, value in weights.items()})
+    shapes = _weight_shapes(encoder, embedding, width, depth)
+    weights = {name: rng.normal(0, shape[-1] ** -0.5, shape).astype(np.float32) for name, shape in shapes.items()}
+    return TabularPredictor(encoder, weights | {f"layers.{i}.norm.weight": np.ones(width, np.float32) for i in range(depth)})

@@ -126,7 +126,6 @@ def exclusive_transaction(engine: sa.Engine, lock: int = _LOCK) -> Iterator[sa.C
 
 # %% ../nbs/01_migrations.ipynb #466191f2
 def _migrate(connection: sa.Connection, display_url: str) -> None:
-    "Apply missing migrations"
     from alembic.operations import Operations
     from alembic.runtime.migration import MigrationContext
 

@@ -332,7 +332,6 @@ def _db_value(value: Any, column: "sa.Column") -> Any:
 
 
 def _put(connection: "sa.Connection", table: str, key: dict, columns: dict) -> None:
-    "Update or insert a row"
     import sqlalchemy as sa
 
     t = _tables().tables[table]
@@ -470,13 +469,11 @@ class Records(RecordStore):
 
 # %% ../nbs/02_records.ipynb #2b3a93f5
 def _with_lost_status(row: dict) -> dict:
-    "A run that is lost if its process has ended"
     lost = row["status"] == "running" and is_process_dead(row["process"])
     return row | {"status": "lost"} if lost else row
 
 
 def _run_id(records: Records, which: str, pipeline: str | None) -> str:
-    "The id of a run"
     run = records.table("run")
     newest = run.select().with_only_columns(run.c.id).order_by(run.c.started.desc(), run.c.id.desc())
     newest = newest.where(run.c.pipeline == pipeline) if pipeline else newest

@@ -100,8 +100,10 @@ def test_no_key_is_taken_for_another_however_many_could_be(columns):
     pairs["k0"] = np.append(keys["k0"][:1000], keys["k0"][1000:2000][::-1])
     expected = [4 if i == 5 else int(i < 1000) for i in range(2000)]
     assert Events(keys, times).window(pairs, -3600)[0].tolist() == expected
-    found = LatestReadings(keys, times, {"v": np.arange(40_003.0)}).at(pairs, 3600)["v"]
-    assert np.array_equal(found, [40_002 if i == 5 else i if i < 1000 else np.nan for i in range(2000)], equal_nan=True)
+    values = LatestReadings(keys, times, {"v": np.arange(40_003.0)}).at(pairs, 3600)["v"]
+    assert np.array_equal(
+        values, [40_002 if i == 5 else i if i < 1000 else np.nan for i in range(2000)], equal_nan=True
+    )
 
 
 def test_a_key_that_would_share_its_number_at_the_limit_does_not():
@@ -142,16 +144,16 @@ def test_a_number_that_is_missing_is_no_key(monkeypatch, most):
 def test_a_reading_whose_time_is_missing_was_never_known():
     times = np.array([np.datetime64("NaT"), at(0), np.datetime64("NaT")], "datetime64[s]")
     latest = LatestReadings({"k": np.array(["a", "b", "b"])}, times, {"v": np.array([99.0, 1.0, 99.0])})
-    found = latest.at({"k": np.array(["a", "b"]), "moment": at([15, 15])}, max_age_seconds=3600)["v"]
-    assert np.array_equal(found, [np.nan, 1.0], equal_nan=True)
+    values = latest.at({"k": np.array(["a", "b"]), "moment": at([15, 15])}, max_age_seconds=3600)["v"]
+    assert np.array_equal(values, [np.nan, 1.0], equal_nan=True)
 
 
 def test_latest_reading_is_the_newest_known_and_not_too_old():
     times = at([0, 60, 120]).astype("datetime64[s]")
     latest = LatestReadings({"k": np.array(["x", "x", "y"])}, times, {"v": np.array([1.0, np.nan, 3.0])})
     ask = {"moment": at([0, 59, 60, 300, 120, 119, 0]), "k": np.array(["x", "x", "x", "x", "y", "y", "z"])}
-    found = latest.at(ask, max_age_seconds=3600)["v"]
-    assert np.array_equal(found, [1, 1, np.nan, np.nan, 3, np.nan, np.nan], equal_nan=True)
+    values = latest.at(ask, max_age_seconds=3600)["v"]
+    assert np.array_equal(values, [1, 1, np.nan, np.nan, 3, np.nan, np.nan], equal_nan=True)
 
 
 def evaluate(events, pairs):
@@ -279,8 +281,8 @@ def test_newest_is_not_later_than_asked(store):
     for minutes in (0, 15, 45):
         store.write(a_snapshot(at(minutes)))
     assert moments_of(store) == ["2013-03-01T00:00", "2013-03-01T00:15", "2013-03-01T00:45"]
-    for asked, found in [(0, 0), (14, 0), (15, 15), (44, 15), (45, 45), (9999, 45)]:
-        assert store.newest(at(asked)).as_of == at(found)
+    for asked, expected in [(0, 0), (14, 0), (15, 15), (44, 15), (45, 45), (9999, 45)]:
+        assert store.newest(at(asked)).as_of == at(expected)
     assert store.newest(at(-1)) is None
 
 
@@ -411,9 +413,9 @@ def test_readers_see_whole_snapshots_while_two_processes_write_the_same_moment(t
     assert [writer.stdout.readline() for writer in writers] == ["ready\n"] * 2
     expected, reads = a_snapshot(at(0)).to_bytes(), 0
     while any(writer.poll() is None for writer in writers):
-        found = SnapshotStore(tmp_path).newest(at(5))  # nothing remembered
-        if found is not None:
-            reads += found.to_bytes() == expected
+        snapshot = SnapshotStore(tmp_path).newest(at(5))  # nothing remembered
+        if snapshot is not None:
+            reads += snapshot.to_bytes() == expected
     assert [writer.wait() for writer in writers] == [0, 0] and reads > 0 and "passed over" not in caplog.text
     assert [path.name for path in tmp_path.iterdir()] == ["20130301T000000Z.arrow"]
     for writer in writers:

@@ -134,12 +134,12 @@ def project(tmp_path_factory):
     from planes.linear import Linear
     from planes.trees import Trees
 
-    found = rows(400)
-    late = found["delay"] > found["distance"] / 100
-    plain = lightgbm.Dataset(np.column_stack([found["distance"], found["delay"]]), late)
+    columns = rows(400)
+    late = columns["delay"] > columns["distance"] / 100
+    plain = lightgbm.Dataset(np.column_stack([columns["distance"], columns["delay"]]), late)
     booster = lightgbm.train({"objective": "binary", "verbosity": -1, "num_threads": 1}, plain, 10)
     pipeline = make_pipeline(StandardScaler(), LogisticRegression())
-    pipeline.fit(np.column_stack([np.log1p(found["distance"]), found["delay"]]), late)
+    pipeline.fit(np.column_stack([np.log1p(columns["distance"]), columns["delay"]]), late)
     write_bundle(root / "trees", predictor=Trees(booster), **about())
     write_bundle(root / "length", predictor=Length(), **about())
     write_bundle(root / "linear", predictor=Linear(pipeline), threshold=0.3, **about())
@@ -196,8 +196,8 @@ WAYS = (
 def test_a_row_is_the_same_in_the_log_whichever_way_it_was_written(project, way):
     with serving(project, "length") as url:
         answer = httpx.post(f"{url}/predict", content=WAYS[way]).json()
-        said = answer if isinstance(answer, dict) else answer[0]
-    (file,) = [f for f in (project / ".mlnb/length").iterdir() if said["request_id"] in f.read_text()]
+        record = answer if isinstance(answer, dict) else answer[0]
+    (file,) = [f for f in (project / ".mlnb/length").iterdir() if record["request_id"] in f.read_text()]
     ((table),) = read_tables(file, damaged := [])
     names = ("tail", "distance", "delay")
     assert [table[f"input.{n}"].to_pylist() for n in names] == [['Né"1'], [1400.0], [-3.0]] and not damaged

@@ -100,9 +100,9 @@ def test_processes_open_a_store_at_once(tmp_path, old, request):
     url = request.getfixturevalue("first") if old else f"sqlite:///{tmp_path}/new/records.db"
     openers = [subprocess.Popen([sys.executable, "-c", OPENER, url], stdout=-1, stderr=-1, text=True) for _ in range(6)]
     for opener in openers:
-        said, errors = opener.communicate(timeout=120)
+        output, errors = opener.communicate(timeout=120)
         assert opener.returncode == 0, errors
-        assert said.strip() == ("1" if old else "0")
+        assert output.strip() == ("1" if old else "0")
 
 
 def test_a_migration_that_fails_leaves_the_store_as_it_was(first, monkeypatch):

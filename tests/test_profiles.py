@@ -97,10 +97,10 @@ def rank_error(column: ColumnProfile, values: np.ndarray) -> float:
     "The largest distance of a requested share from the ranks that its quantile really has"
     values = np.sort(values[~np.isnan(values)])
     shares = np.linspace(0.001, 1, 200)
-    found = column.quantiles(shares)
+    quantiles = column.quantiles(shares)
     below, upto = (
-        np.searchsorted(values, found, "left") / len(values),
-        np.searchsorted(values, found, "right") / len(values),
+        np.searchsorted(values, quantiles, "left") / len(values),
+        np.searchsorted(values, quantiles, "right") / len(values),
     )
     return float(np.maximum(0, np.maximum(below - shares, shares - upto)).max())
 
@@ -497,8 +497,8 @@ def test_many_different_texts_are_not_exact():
         ({"a": "abc"}, "column 'a' is an object of type str"),
     ],
 )
-def test_refused_tables(data, said):
-    with pytest.raises(ProfileError, match=said):
+def test_refused_tables(data, message):
+    with pytest.raises(ProfileError, match=message):
         Profile.of(data)
 
 

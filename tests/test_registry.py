@@ -71,9 +71,13 @@ def whole_life(tracking, bundle, tmp_path):
     second = tracking.register("flights", bundle, run.id, tags={"why": "again"})
     assert (first, second) == (1, 2)
 
-    kept = tracking.client.get_run(run.id)
-    assert kept.info.status == "FINISHED" and kept.data.params == {"seed": "0", "device": "cpu"}
-    assert kept.data.metrics["auc"] == 0.76 and "absent" not in kept.data.metrics and kept.data.tags["pipeline"] == "p1"
+    logged_run = tracking.client.get_run(run.id)
+    assert logged_run.info.status == "FINISHED" and logged_run.data.params == {"seed": "0", "device": "cpu"}
+    assert (
+        logged_run.data.metrics["auc"] == 0.76
+        and "absent" not in logged_run.data.metrics
+        and logged_run.data.tags["pipeline"] == "p1"
+    )
     curve = tracking.client.get_metric_history(run.id, "valid_loss")
     assert [(m.step, m.value) for m in curve] == [(1, 2.0), (2, 1.0), (3, 2 / 3)]
 
@@ -81,8 +85,8 @@ def whole_life(tracking, bundle, tmp_path):
     for version in (2, 1):
         tracking.set_alias("flights", "champion", version)
         assert tracking.version_of("flights", "champion") == version
-    for i, wanted in enumerate(("champion", 2)):
-        copy = tracking.download("flights", wanted, tmp_path / f"copies/{i}")
+    for i, version in enumerate(("champion", 2)):
+        copy = tracking.download("flights", version, tmp_path / f"copies/{i}")
         assert content(copy) == content(bundle)
     assert sorted(p.name for p in (tmp_path / "copies").iterdir()) == ["0", "1"]
 
@@ -110,20 +114,20 @@ def test_two_that_download_at_once_have_one_bundle(tracking, bundle, tmp_path, m
 
 
 def _server(folder):
-    place = f"sqlite:///{folder}/server.db", "--artifacts-destination", f"{folder}/artifacts"
+    locations = f"sqlite:///{folder}/server.db", "--artifacts-destination", f"{folder}/artifacts"
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", "0", "--workers", "1"]
     log = (folder / "server.log").open("wb")
     return subprocess.Popen(
-        [*command, "--backend-store-uri", *place], stdout=log, stderr=log, cwd=folder, start_new_session=True
+        [*command, "--backend-store-uri", *locations], stdout=log, stderr=log, cwd=folder, start_new_session=True
     )
 
 
 def _url(folder, server):
     "Where the server listens, once it does"
     assert server.poll() is None, (folder / "server.log").read_text()
-    found = re.search(r"running on (http://127\.0\.0\.1:\d+)", (folder / "server.log").read_text())
+    match = re.search(r"running on (http://127\.0\.0\.1:\d+)", (folder / "server.log").read_text())
     try:
-        return found and urllib.request.urlopen(f"{found[1]}/health", timeout=5).url.removesuffix("/health")
+        return match and urllib.request.urlopen(f"{match[1]}/health", timeout=5).url.removesuffix("/health")
     except OSError:
         return None
 
@@ -215,13 +219,13 @@ with Tracking("sqlite:///{tmp_path}/mlflow.db").run("flights", parameters={{"a":
 def test_a_run_of_the_pipeline_is_logged_once(tracking, tmp_path):
     ids = {log_pipeline_run(tracking.url, RUN, pipeline_tasks(tmp_path)) for _ in range(3)}
     (run_id,) = ids
-    kept = tracking.client.get_run(run_id)
-    assert tracking.client.get_experiment(kept.info.experiment_id).name == "planes"
-    assert (kept.info.run_name, kept.info.status) == (
+    logged_run = tracking.client.get_run(run_id)
+    assert tracking.client.get_experiment(logged_run.info.experiment_id).name == "planes"
+    assert (logged_run.info.run_name, logged_run.info.status) == (
         RUN["id"],
         "FAILED",
-    ) and kept.info.end_time - kept.info.start_time == 60_000
-    params, metrics, tags = kept.data.params, kept.data.metrics, kept.data.tags
+    ) and logged_run.info.end_time - logged_run.info.start_time == 60_000
+    params, metrics, tags = logged_run.data.params, logged_run.data.metrics, logged_run.data.tags
     assert len(params) == 153 and (params["seed"], params["date"], len(params["odd _ name"])) == (
         "0",
         "2026-01-01",
@@ -244,6 +248,6 @@ def test_a_run_that_was_logged_in_part_is_completed(tracking, tmp_path, monkeypa
         patched.setattr(registry.Run, "tags", away)
         log_pipeline_run(tracking.url, RUN, pipeline_tasks(tmp_path))
     run_id = log_pipeline_run(tracking.url, RUN, pipeline_tasks(tmp_path))
-    kept = tracking.client.get_run(run_id)
-    assert kept.info.status == "FAILED" and kept.data.metrics["train/auc"] == 0.76
-    assert len(tracking.client.search_runs([kept.info.experiment_id])) == 1
+    logged_run = tracking.client.get_run(run_id)
+    assert logged_run.info.status == "FAILED" and logged_run.data.metrics["train/auc"] == 0.76
+    assert len(tracking.client.search_runs([logged_run.info.experiment_id])) == 1

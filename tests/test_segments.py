@@ -25,8 +25,8 @@ def table(rows=3000, seed=0) -> pd.DataFrame:
     return frame
 
 
-def bytes_of(found) -> dict:
-    return {key: profile.to_bytes() for key, profile in found.items()}
+def bytes_of(profiles) -> dict:
+    return {key: profile.to_bytes() for key, profile in profiles.items()}
 
 
 FORMS = {
@@ -45,21 +45,25 @@ FORMS = {
 def test_a_segment_is_the_profile_of_its_rows(form, by):
     data = FORMS[form](table())
     plain = FORMS["frame"](table())
-    found = segments(data, by)
+    profiles = segments(data, by)
     expected = {key if isinstance(key, tuple) else (key,): rows for key, rows in plain.groupby(by, dropna=False)}
     expected = {tuple(None if pd.isna(v) else v for v in key): rows for key, rows in expected.items()}
-    assert {k: p.rows for k, p in found.items()} == {k: len(rows) for k, rows in expected.items()}
+    assert {k: p.rows for k, p in profiles.items()} == {k: len(rows) for k, rows in expected.items()}
     if form == "frame":
-        assert bytes_of(found) == {key: Profile.of(rows).to_bytes() for key, rows in expected.items()}
+        assert bytes_of(profiles) == {key: Profile.of(rows).to_bytes() for key, rows in expected.items()}
     for key, rows in expected.items():
-        assert np.isclose(found[key].columns["delay"].mean, rows["delay"].mean())
+        assert np.isclose(profiles[key].columns["delay"].mean, rows["delay"].mean())
 
 
 def test_many_values_are_bounded_and_no_row_is_lost():
     frame = pd.DataFrame({"id": np.arange(50_000) % 20_011, "x": 1.0})
-    found = segments(frame, ["id"], limit=10)
-    assert len(found) == 11 and found[(OTHER,)].rows == 50_000 - 30 and sum(p.rows for p in found.values()) == 50_000
-    assert list(found)[:2] == [(0,), (1,)]
+    profiles = segments(frame, ["id"], limit=10)
+    assert (
+        len(profiles) == 11
+        and profiles[(OTHER,)].rows == 50_000 - 30
+        and sum(p.rows for p in profiles.values()) == 50_000
+    )
+    assert list(profiles)[:2] == [(0,), (1,)]
 
 
 def test_segments_of_parts_merge():
@@ -78,8 +82,8 @@ def test_odd_segments():
     assert [p.rows for p in lists.values()] == [2, 1]
     assert list(segments({"x": [True, None, True]}, ["x"])) == [(True,), (None,)]
     assert list(segments({"x": ["a" * 10**6, "b", "b"]}, ["x"])) == [("b",), ("a" * 10**6,)]
-    for by, said in ((["orign"], "did you mean 'origin'"), ([], "are none")):
-        with pytest.raises(ProfileError, match=said):
+    for by, message in ((["orign"], "did you mean 'origin'"), ([], "are none")):
+        with pytest.raises(ProfileError, match=message):
             segments(table(), by)
 
 
@@ -109,12 +113,12 @@ def test_calendar_parts_of_any_times(values):
 
 def test_calendar_before_1970_and_what_is_no_time():
     assert calendar_fields(np.array(["1969-12-29T01:00"], "datetime64[s]"))["time.weekday"].tolist() == ["Mon"]
-    for data, said in (
+    for data, message in (
         ({"t": [1, 2]}, "holds no times"),
         ({"t": ["x"]}, "holds no times"),
         ({"time": [None]}, "no column 't'"),
     ):
-        with pytest.raises(ProfileError, match=said):
+        with pytest.raises(ProfileError, match=message):
             add_calendar_fields(data, "t")
     assert Profile.of(add_calendar_fields(table(), "day")).columns["day.weekday"].frequent()[0].keys() == {
         "Mon",
@@ -157,8 +161,8 @@ def test_a_profiler_takes_nothing_of_what_it_refuses():
         with pytest.raises(ProfileError):
             profiler.add(wrong)
     profiler.add({"a": float("inf"), "b": "x" * 10**6})
-    found = profiler.profile()
-    assert (found.rows, found.columns["a"].infinite, found.columns["b"].count) == (
+    profile = profiler.profile()
+    assert (profile.rows, profile.columns["a"].infinite, profile.columns["b"].count) == (
         2,
         1,
         2,
@@ -175,12 +179,12 @@ def test_a_folder_of_files_and_files_that_are_none(tmp_path):
     data = bytearray(torn.read_bytes())
     data[4:60] = b"\xff" * 56
     torn.write_bytes(data)
-    for path, said in (
+    for path, message in (
         (tmp_path / "0.parquet", "not a readable Parquet file"),
         (tmp_path / "no", "does not exist"),
         (torn, "is damaged"),
     ):
-        with pytest.raises(ProfileError, match=said):
+        with pytest.raises(ProfileError, match=message):
             profile_parquet(path)
     with pytest.raises(ProfileError, match="did you mean 'delay'"):
         profile_parquet(tmp_path / "1.parquet", ["dely"])
@@ -194,11 +198,11 @@ def test_files_of_a_folder_were_written_at_different_times(tmp_path, first):
     new = pa.table({"n": [1.5, 3], "empty": ["x", "y"], "kind": ["b", "c"], "later": [5, 6]})
     for name, one in zip(("0.parquet", "1.parquet")[:: 1 if first else -1], (old, new), strict=True):
         pq.write_table(one, tmp_path / name)
-    found = profile_parquet(tmp_path).columns
-    told = {name: (column.count, column.missing) for name, column in found.items()}
-    assert told == {"n": (4, 0), "empty": (4, 2), "kind": (4, 0), "gone": (4, 2), "later": (4, 2)}
-    assert (found["n"].min, found["n"].max, found["later"].max) == (1, 3, 6)
-    assert found["kind"].frequent()[0] == {"a": 1, "b": 2, "c": 1} and list(
+    columns = profile_parquet(tmp_path).columns
+    counts = {name: (column.count, column.missing) for name, column in columns.items()}
+    assert counts == {"n": (4, 0), "empty": (4, 2), "kind": (4, 0), "gone": (4, 2), "later": (4, 2)}
+    assert (columns["n"].min, columns["n"].max, columns["later"].max) == (1, 3, 6)
+    assert columns["kind"].frequent()[0] == {"a": 1, "b": 2, "c": 1} and list(
         profile_parquet(tmp_path, ["later"]).columns
     ) == ["later"]
     pq.write_table(pa.table({"n": ["text"]}), tmp_path / "2.parquet")

@@ -49,30 +49,30 @@ WEIGHTS = {"v1": (0.5, 0.05, -0.3, 0.4), "v2": (-0.5, 0.01, 0.2, 0.1), "v3": (0.
 class Store:
     "An MLflow store of toy bundles, and the project that follows it"
 
-    def __init__(self, project, place):
+    def __init__(self, project, root):
         from toy.bundle import REQUEST, build, samples
 
-        self.project, self.place, self.numbers = project, place, {}
-        self.tracking = Tracking(f"sqlite:///{place}/mlflow.db")
+        self.project, self.root, self.numbers = project, root, {}
+        self.tracking = Tracking(f"sqlite:///{root}/mlflow.db")
         for version, weights in WEIGHTS.items():
-            self.register(version, build(place / "made" / version, version, weights=weights).folder)
+            self.register(version, build(root / "made" / version, version, weights=weights).folder)
         other = [*REQUEST, Field("gate", "string", "Gate", "A1")]
         rows = samples()
         rows.requests["gate"] = rows.requests["origin"]
-        self.register("gated", build(place / "made/gated", "gated", request=other, samples=rows).folder)
-        self.register("torn", self._torn(place / "made/torn", "model/weights.safetensors"))
-        self.register("liar", self._liar(place / "made/liar"))
+        self.register("gated", build(root / "made/gated", "gated", request=other, samples=rows).folder)
+        self.register("torn", self._torn(root / "made/torn", "model/weights.safetensors"))
+        self.register("liar", self._liar(root / "made/liar"))
         self.release("v1")
 
     def _torn(self, folder, name):
-        shutil.copytree(self.place / "made/v2", folder)
+        shutil.copytree(self.root / "made/v2", folder)
         with (folder / name).open("ab") as file:
             file.write(b"\0")
         return folder
 
     def _liar(self, folder):
         "A bundle whose files are whole, but whose samples are not what it computes"
-        shutil.copytree(self.place / "made/v2", folder)
+        shutil.copytree(self.root / "made/v2", folder)
         samples = json.loads((folder / "samples.json").read_text())
         samples["probability"][3] += 1e-9
         (folder / "samples.json").write_text(json.dumps(samples))
@@ -91,13 +91,13 @@ class Store:
     def variables(self, log, **more):
         return {
             "MLNB_SERVE_FROM": "models:/toy", "MLNB_TRACKING": self.tracking.url,
-            "MLNB_MODEL_CACHE": str(self.place / "versions"),
+            "MLNB_MODEL_CACHE": str(self.root / "versions"),
             "MLNB_PREDICTIONS": str(log), "MLNB_REGISTRY_POLL_MILLISECONDS": "100", **more,
         }  # fmt: skip
 
     def settings(self, **more):
         about = {"serve_from": "models:/toy", "tracking": self.tracking.url, "registry_poll_milliseconds": 100}
-        return replace(load_settings(self.project), **(about | {"model_cache": str(self.place / "versions")} | more))
+        return replace(load_settings(self.project), **(about | {"model_cache": str(self.root / "versions")} | more))
 
 
 @pytest.fixture(scope="module")
@@ -108,15 +108,15 @@ def store(toy, tmp_path_factory):
 @contextmanager
 def serving(store, log, workers=1, **more):
     "A uvicorn server that follows the store: its process and URL"
-    port, place = free_port(), log.parent
-    (place / "server.py").write_text(SERVER)
+    port, root = free_port(), log.parent
+    (root / "server.py").write_text(SERVER)
     env = toy_project.environment(store.project) | store.variables(
         log, **({"MLNB_REQUEST_TIMEOUT_SECONDS": "60"} | more)
     )
-    env["PYTHONPATH"] += f":{place}"
-    command = [sys.executable, str(place / "server.py"), str(port), str(workers)]
-    with (place / "stderr").open("w") as told:
-        process = subprocess.Popen(command, cwd=store.project, env=env, stderr=told)
+    env["PYTHONPATH"] += f":{root}"
+    command = [sys.executable, str(root / "server.py"), str(port), str(workers)]
+    with (root / "stderr").open("w") as stderr_file:
+        process = subprocess.Popen(command, cwd=store.project, env=env, stderr=stderr_file)
     try:
         yield process, wait_until_ready(process, f"http://127.0.0.1:{port}")
     finally:
@@ -181,7 +181,7 @@ def test_versions_change_under_load_without_an_error(store, tmp_path):
 def test_what_is_not_fit_stays_out_and_the_store_may_go(store, tmp_path):
     store.release("v1")
     row = toy_project.example(store.project)
-    told = lambda: "".join(
+    messages = lambda: "".join(
         file.read_text() for file in tmp_path.rglob("stderr")
     )  # of both servers: either may ask for both
     with serving(store, tmp_path / "log") as (_, url), Load(url, row, clients=1) as load:
@@ -191,34 +191,36 @@ def test_what_is_not_fit_stays_out_and_the_store_may_go(store, tmp_path):
             ("gated", "a service of their own"),
         ):
             store.release(version)
-            until(lambda why=why: why in told())
+            until(lambda why=why: why in messages())
         seen = len(load.answers)
         until(lambda: len(load.answers) > seen + 50)
         assert {a["model_version"] for a in load.answers} == {"v1"}
         store.release("v2")
         until(lambda: load.answers[-1]["model_version"] == "v2")
-        away = (store.place / "mlflow.db").rename(store.place / "away.db")
+        away = (store.root / "mlflow.db").rename(store.root / "away.db")
         try:
-            (store.place / "mlflow.db").mkdir()
-            until(lambda: told().count("is still served") == 4)
+            (store.root / "mlflow.db").mkdir()
+            until(lambda: messages().count("is still served") == 4)
             seen = len(load.answers)
             until(lambda: len(load.answers) > seen + 50)
             with serving_again(store, tmp_path) as again:
                 assert httpx.post(f"{again}/predict", json=row).json()["model_version"] == "v2"
         finally:
-            (store.place / "mlflow.db").rmdir()
-            away.rename(store.place / "mlflow.db")
+            (store.root / "mlflow.db").rmdir()
+            away.rename(store.root / "mlflow.db")
         store.release("v3")
         until(lambda: load.answers[-1]["model_version"] == "v3")
-    assert not load.errors and told().count("is still served") == 4 and told().count("can be followed again") == 2
+    assert (
+        not load.errors and messages().count("is still served") == 4 and messages().count("can be followed again") == 2
+    )
     assert set(read_predictions(tmp_path / "log")["request_id"]) == {a["request_id"] for a in load.answers}
 
 
 @contextmanager
-def serving_again(store, place):
+def serving_again(store, root):
     "Another server of the same project, started while the store is away"
-    (place / "again").mkdir()
-    with serving(store, place / "again/log") as (_, url):
+    (root / "again").mkdir()
+    with serving(store, root / "again/log") as (_, url):
         yield url
 
 
@@ -278,16 +280,16 @@ def test_an_administrator_changes_the_routing_of_all_workers_and_a_restart_keeps
     row = toy_project.example(challenged.project)
     more = KEYS | {"MLNB_MODEL_CACHE": str(tmp_path / "versions"), "MLNB_CHALLENGER_PERCENT": "10"}
     with serving(challenged, tmp_path / "log", workers=2, **more) as (_, url):
-        told = httpx.get(f"{url}/routing", headers=ADMIN).json()
-        assert (told["challenger_percent"], told["shadow"], told["source"]) == (10, False, "settings")
+        state = httpx.get(f"{url}/routing", headers=ADMIN).json()
+        assert (state["challenger_percent"], state["shadow"], state["source"]) == (10, False, "settings")
         assert httpx.get(f"{url}/routing").status_code == 401
         for method in ("GET", "PUT"):
             assert httpx.request(method, f"{url}/routing", headers=PREDICT).status_code == 403
         until(lambda: 0 < share(url, row) < 0.4)
         for percent, shadow in ((100, False), (0, False), (100, True)):
-            wanted = {"challenger_percent": percent, "shadow": shadow}
-            answer = httpx.put(f"{url}/routing", headers=ADMIN, json=wanted)
-            assert answer.status_code == 200 and answer.json() | wanted == answer.json()
+            change = {"challenger_percent": percent, "shadow": shadow}
+            answer = httpx.put(f"{url}/routing", headers=ADMIN, json=change)
+            assert answer.status_code == 200 and answer.json() | change == answer.json()
             until(lambda percent=percent: share(url, row) == percent / 100)
         bad = [b"", b"{}", b"[]", b"\xff", b'{"challenger_percent": 101, "shadow": true}', b'{"challenger_percent": 5}',
                b'{"challenger_percent": 5, "shadow": 1}', b'{"challenger_percent": 0.5, "shadow": true}',
@@ -299,13 +301,13 @@ def test_an_administrator_changes_the_routing_of_all_workers_and_a_restart_keeps
         assert share(url, row) == 1
         challenged.release("liar")
         until(lambda: httpx.get(f"{url}/readyz").json()["problem"])
-        told = httpx.get(f"{url}/routing", headers=ADMIN).json()["problem"]
-        assert "fails its self-test" in told and str(tmp_path) not in httpx.get(f"{url}/readyz").text
-        assert httpx.get(f"{url}/readyz").json()["problem"] != told
+        problem = httpx.get(f"{url}/routing", headers=ADMIN).json()["problem"]
+        assert "fails its self-test" in problem and str(tmp_path) not in httpx.get(f"{url}/readyz").text
+        assert httpx.get(f"{url}/readyz").json()["problem"] != problem
         challenged.release("v1")
     with serving(challenged, tmp_path / "log", workers=2, **more) as (_, url):
-        told = httpx.get(f"{url}/routing", headers=ADMIN).json()
-        assert (told["challenger_percent"], told["shadow"], told["source"]) == (100, True, "request")
+        state = httpx.get(f"{url}/routing", headers=ADMIN).json()
+        assert (state["challenger_percent"], state["shadow"], state["source"]) == (100, True, "request")
         until(lambda: share(url, row) == 1)
 
 
@@ -317,19 +319,19 @@ def test_a_change_of_the_routing_under_load_loses_nothing_and_two_at_once_leave_
         Load(url, row) as load,
     ):
         until(lambda: len(load.answers) > 50)
-        wanted = [{"challenger_percent": percent, "shadow": percent % 2 == 1} for percent in (99, 100)]
+        changes = [{"challenger_percent": percent, "shadow": percent % 2 == 1} for percent in (99, 100)]
 
         def change(which):
             for _ in range(30):
-                assert httpx.put(f"{url}/routing", json=wanted[which]).status_code == 200
+                assert httpx.put(f"{url}/routing", json=changes[which]).status_code == 200
 
         both = [threading.Thread(target=change, args=(i,)) for i in (0, 1)]
         for one in both:
             one.start()
         for one in both:
             one.join()
-        told = httpx.get(f"{url}/routing").json()
-        assert {k: told[k] for k in wanted[0]} in wanted
+        state = httpx.get(f"{url}/routing").json()
+        assert {k: state[k] for k in changes[0]} in changes
         until(lambda: len(load.answers) > 50 and {a["arm"] for a in load.answers[-20:]} == {"challenger"})
     assert not load.errors
     logged = read_predictions(tmp_path / "log").set_index("request_id")
@@ -364,8 +366,8 @@ def test_a_version_that_one_worker_could_not_load_is_tried_again_there(store, tm
     monkeypatch.setattr(routing, "RETRY_BACKOFF_SECONDS", (0.05, 0.1, 0.2, 0.4, 0.8))
     settings = store.settings(predictions=str(tmp_path / "log"), model_cache=str(tmp_path / "versions"))
     folder = releases_folder(settings)
-    shutil.copytree(store.place / "made/v1", folder / "1-a")
-    shutil.copytree(store.place / "made/torn", folder / "2-b")
+    shutil.copytree(store.root / "made/v1", folder / "1-a")
+    shutil.copytree(store.root / "made/torn", folder / "2-b")
     champion, worse = watcher.ModelVersion(1, str(folder / "1-a")), watcher.ModelVersion(2, str(folder / "2-b"))
     tries = []
     monkeypatch.setattr(routing, "load_servable", lambda *where: tries.append(where[0]) or load_servable(*where))
@@ -379,13 +381,13 @@ def test_a_version_that_one_worker_could_not_load_is_tried_again_there(store, tm
             until(lambda: router.problem and len(tries) > 2)
             assert router.versions == {"champion": "v1"} and router.counts["refused"] == 1
             (folder / "2-b/model/weights.safetensors").write_bytes(
-                (store.place / "made/v2/model/weights.safetensors").read_bytes()
+                (store.root / "made/v2/model/weights.safetensors").read_bytes()
             )
             until(lambda: router.versions == {"champion": "v2"})
             assert router.problem is None
             monkeypatch.setattr(routing, "RETRY_BACKOFF_SECONDS", (0.0, 0.0))
             tries.clear()
-            broken = watcher.ModelVersion(3, str(store.place / "made/liar"))
+            broken = watcher.ModelVersion(3, str(store.root / "made/liar"))
             say(watcher.Releases(broken))
             until(lambda: len(tries) == 3)  # and no more
             seen = len(tries)
@@ -498,15 +500,15 @@ def test_old_versions_are_removed(store, tmp_path, monkeypatch):
 
 def test_a_version_that_passed_for_the_watcher_and_not_here_is_refused_once(store, toy, tmp_path, capfd):
     settings = replace(load_settings(toy), predictions=str(tmp_path))
-    router = Router(settings, load_servable(store.place / "made/v1"))
-    releases = watcher.Releases(champion=watcher.ModelVersion(9, str(store.place / "made/liar")))
+    router = Router(settings, load_servable(store.root / "made/v1"))
+    releases = watcher.Releases(champion=watcher.ModelVersion(9, str(store.root / "made/liar")))
     router.apply_releases(releases)
     assert (
         router.versions == {"champion": "v1"}
         and router.counts["refused"] == 1
         and "fails its self-test" in router.problem
     )
-    router.apply_releases(watcher.Releases(champion=watcher.ModelVersion(2, str(store.place / "made/v2"))))
+    router.apply_releases(watcher.Releases(champion=watcher.ModelVersion(2, str(store.root / "made/v2"))))
     assert router.versions == {"champion": "v2"} and router.problem is None
     assert capfd.readouterr().err.count("goes on answering") == 1
 
@@ -525,5 +527,5 @@ def test_a_torn_releases_file_is_a_problem_not_an_end(tmp_path, store):
     settings = store.settings(model_cache=str(tmp_path))
     releases_folder(settings).mkdir(parents=True)
     (releases_folder(settings) / "releases.json").write_text('{"champion": {')
-    found = read_releases(releases_folder(settings))
-    assert found.champion is None and "cannot be read" in found.problem
+    releases = read_releases(releases_folder(settings))
+    assert releases.champion is None and "cannot be read" in releases.problem

@@ -41,8 +41,8 @@ def logged(settings):
     "Runs in MLflow"
     client = Tracking(settings.url(settings.tracking)).client
     experiment = client.get_experiment_by_name("planes")
-    found = client.search_runs([experiment.experiment_id]) if experiment else []
-    return sorted(r.data.tags["mlnb.run"] for r in found)
+    runs = client.search_runs([experiment.experiment_id]) if experiment else []
+    return sorted(r.data.tags["mlnb.run"] for r in runs)
 
 
 def test_what_is_worth_logging_is_logged_once(settings, records):
@@ -81,9 +81,11 @@ def test_a_server_that_is_away_is_tried_again_after_the_next_run(settings, recor
         taken.bind(("127.0.0.1", 0))  # nobody listens there, and nobody will
         monkeypatch.setenv("MLNB_TRACKING", f"http://127.0.0.1:{taken.getsockname()[1]}")
         assert tracker.main() == 1
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert (
-        "does not answer" in said and "The next mlnb run tries again." in said and records.run(first)["tracked"] is None
+        "does not answer" in output
+        and "The next mlnb run tries again." in output
+        and records.run(first)["tracked"] is None
     )
     assert "does not answer" in tracker.last_problem(settings)
     monkeypatch.delenv("MLNB_TRACKING")

@@ -160,8 +160,8 @@ def test_a_killed_training_goes_on_to_the_same_bits(tmp_path, step):
     assert not (tmp_path / "model").exists()
 
     second = _run_child(tmp_path, -1)
-    said, _ = second.communicate()
-    assert second.returncode == 0 and ("resumes after epoch 2" in said) == (step > 15)
+    messages, _ = second.communicate()
+    assert second.returncode == 0 and ("resumes after epoch 2" in messages) == (step > 15)
     train().predictor.save(tmp_path / "undisturbed")
     for name in ("predictor.json", "weights.safetensors"):
         assert (tmp_path / "model" / name).read_bytes() == (tmp_path / "undisturbed" / name).read_bytes()
@@ -204,9 +204,9 @@ def test_going_on_is_exact_with_compiled_graphs(tmp_path):
 @pytest.mark.parametrize("change", [{"seed": 1}, {"epochs": 5}, {"width": 16}, {"learning_rate": 1e-3}, {"bf16": True}])
 def test_a_checkpoint_of_other_settings_is_not_used(tmp_path, change):
     _interrupted(tmp_path / "last", replace(SMALL, **change))
-    said = []
-    again = train(checkpoint=tmp_path / "last", log=said.append)
-    assert "of other settings or other data: training starts over" in said[0]
+    messages = []
+    again = train(checkpoint=tmp_path / "last", log=messages.append)
+    assert "of other settings or other data: training starts over" in messages[0]
     assert digest(again.predictor) == digest(train().predictor)
 
 
@@ -220,9 +220,9 @@ def test_a_checkpoint_of_other_data_is_not_used(tmp_path, which):
         labels[17] = 1 - labels[17]
     else:
         valid[1][3] = 1 - valid[1][3]
-    said = []
-    fit(columns, labels, *valid, *NAMES, SMALL, checkpoint=tmp_path / "last", log=said.append)
-    assert "of other settings or other data: training starts over" in said[0]
+    messages = []
+    fit(columns, labels, *valid, *NAMES, SMALL, checkpoint=tmp_path / "last", log=messages.append)
+    assert "of other settings or other data: training starts over" in messages[0]
 
 
 @pytest.mark.parametrize("content", [b"", b"torn", None])
@@ -230,9 +230,9 @@ def test_a_torn_checkpoint_starts_anew_and_says_so(tmp_path, content):
     _interrupted(tmp_path / "last")
     whole = (tmp_path / "last").read_bytes()
     (tmp_path / "last").write_bytes(whole[: len(whole) // 2] if content is None else content)
-    said = []
-    again = train(checkpoint=tmp_path / "last", log=said.append)
-    assert "cannot be read" in said[0] and "training starts over" in said[0]
+    messages = []
+    again = train(checkpoint=tmp_path / "last", log=messages.append)
+    assert "cannot be read" in messages[0] and "training starts over" in messages[0]
     assert digest(again.predictor) == digest(train().predictor)
 
 

@@ -58,7 +58,7 @@ TEXTS = [
 ]  # fmt: skip
 
 
-def told(columns, name="x"):
+def values_of(columns, name="x"):
     "A value as it goes to the model, or that it was refused"
     return columns[name].tolist()
 
@@ -72,11 +72,11 @@ def one(decode):
 
 def of_json(field: Field, literal: str):
     schema = RequestSchema((field,))
-    return one(lambda: told(schema.columns(schema.decode(b'{"x": %s}' % literal.encode())[0]))[0])
+    return one(lambda: values_of(schema.columns(schema.decode(b'{"x": %s}' % literal.encode())[0]))[0])
 
 
 def of_json_columns(field: Field, literal: str):
-    return one(lambda: told(JsonColumns((field,)).decode(b'{"x": [%s]}' % literal.encode()).columns)[0])
+    return one(lambda: values_of(JsonColumns((field,)).decode(b'{"x": [%s]}' % literal.encode()).columns)[0])
 
 
 def of_file(field: Field, path) -> list:
@@ -86,12 +86,12 @@ def of_file(field: Field, path) -> list:
         check_columns(path, source.schema, (field,), source.text)
     except ServingError:
         return [REFUSED] * pq.read_metadata(path).num_rows
-    found = []
+    results = []
     for batch in source:
         columns, good, _ = validate_batch(batch, (field,))
-        values = iter(told(columns))
-        found += [next(values) if fine else REFUSED for fine in good]
-    return found
+        values = iter(values_of(columns))
+        results += [next(values) if fine else REFUSED for fine in good]
+    return results
 
 
 def of_cells(field: Field, texts: list[str], folder) -> list:
@@ -109,7 +109,7 @@ def of_arrow(field: Field, array: pa.Array) -> list:
     "Each row alone, since one that is wrong refuses the table"
     decode = ArrowColumns((field,)).decode
     rows = (array[i : i + 1] for i in range(len(array)))
-    return [one(lambda row=row: told(decode(to_arrow_stream(pa.table({"x": row}))).columns)[0]) for row in rows]
+    return [one(lambda row=row: values_of(decode(to_arrow_stream(pa.table({"x": row}))).columns)[0]) for row in rows]
 
 
 def same(values: list) -> list[str]:
@@ -220,8 +220,8 @@ def test_labels_are_read_alike(tmp_path):
     "A label that /outcomes takes is taken from a file too, with the same characters; so are words of pandas, R, Excel"
     for literal, label in LABELS.items():
         body = b'{"entity": "e", "value": %s}' % literal.encode()
-        found = one(lambda body=body: parse_labels(body)[0].value)
-        assert found == (REFUSED if label is None else label), literal
+        value = one(lambda body=body: parse_labels(body)[0].value)
+        assert value == (REFUSED if label is None else label), literal
     cells = {text: label for text, label in LABELS.items() if not text.startswith('"')} | CELLS
     with (tmp_path / "in.csv").open("w", newline="") as file:
         csv.writer(file).writerows([["entity", "value"], *([f"e{i}", text] for i, text in enumerate(cells))])
@@ -258,7 +258,7 @@ def test_moments_of_outcomes_are_read_alike(text, tmp_path):
         store,
         pa.table({"entity": pa.array([], pa.string()), "time": pa.array([], pa.timestamp("us", "UTC"))}),
     )
-    kept = store.read()["observed_at"].to_pylist()
-    assert [moment.replace(microsecond=0) for moment in kept] == (
+    times = store.read()["observed_at"].to_pylist()
+    assert [moment.replace(microsecond=0) for moment in times] == (
         [] if sent == REFUSED else [sent.replace(microsecond=0)]
     )

@@ -173,7 +173,6 @@ def _untyped(rows: int, kind: str = "object") -> ColumnProfile:
 
 # %% ../../nbs/data/01b_column_profiles.ipynb #cf1d7ce0
 def _integer_items(rows: np.ndarray, values: np.ndarray, ends: np.ndarray) -> Items:
-    "The sketch of frequent values of integers"
     if 4 * len(values) < len(rows):
         return items_of_counts(list(map(str, values.tolist())), np.diff(ends, prepend=0).tolist())
     sketch = new_items()
@@ -263,7 +262,6 @@ def _of_arrow(array: "pa.Array", null_is_nan: bool = False) -> ColumnProfile:
 
 
 def _of_arrow_without_nulls(array: "pa.Array") -> ColumnProfile:
-    "The profile of a pyarrow array without nulls"
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -326,7 +324,6 @@ _PROFILE_BY_DTYPE: dict[str, Callable[[np.ndarray], ColumnProfile]] = {  # by th
 
 # %% ../../nbs/data/01b_column_profiles.ipynb #b1fa66ae
 def _value_kind(value: Any) -> str:
-    "The kind of a Python value"
     if value is None or value is np.ma.masked or type(value).__name__ in ("NAType", "NaTType"):
         return "missing"
     if isinstance(value, (bool, np.bool_)):
@@ -343,7 +340,6 @@ def _value_kind(value: Any) -> str:
 
 
 def _of_objects(values: list) -> ColumnProfile:
-    "The profile of any Python objects"
     groups: dict[str, list] = {}
     for value in values:
         groups.setdefault(_value_kind(value), []).append(value)

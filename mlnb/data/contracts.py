@@ -24,7 +24,6 @@ def _rows(cells: "pd.DataFrame") -> str:
 
 
 def _column_message(cells: "pd.DataFrame", column: str, check: str, frame: "pd.DataFrame") -> str:
-    "The message for a violated check of one column"
     if check.startswith("dtype("):
         return f"column {column!r} has type {frame[column].dtype}, not {check[7:-2]}"
     if check == "not_nullable":
@@ -36,7 +35,6 @@ def _column_message(cells: "pd.DataFrame", column: str, check: str, frame: "pd.D
 
 
 def _table_message(cells: "pd.DataFrame", check: str) -> str:
-    "The message for a violated check of the whole table"
     if check == "column_in_dataframe":
         return f"column {', '.join(map(repr, cells['failure_case']))} is missing"
     if check == "column_in_schema":
@@ -47,7 +45,6 @@ def _table_message(cells: "pd.DataFrame", check: str) -> str:
 
 
 def _messages(cells: "pd.DataFrame", frame: "pd.DataFrame") -> list[str]:
-    "One message for each violated check"
     is_table = cells["schema_context"] == "DataFrameSchema"
     by_check = cells[is_table].groupby("check", sort=False)
     by_column = cells[~is_table].groupby(["column", "check"], sort=False)

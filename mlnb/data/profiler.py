@@ -41,7 +41,6 @@ class Profiler:
             self._flush_rows()
 
     def _flush_rows(self) -> None:
-        "Profile the buffered rows"
         rows, self._rows = self._rows, []
         if rows:
             self._add_profile(Profile.of(rows))

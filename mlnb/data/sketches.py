@@ -54,7 +54,6 @@ def _level_capacity(depth: int) -> int:
 
 @cache
 def _capacity(levels: int) -> int:
-    "Capacity of a sketch with this many levels"
     return sum(_level_capacity(depth) for depth in range(levels))
 
 

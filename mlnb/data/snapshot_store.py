@@ -56,7 +56,6 @@ class _SnapshotFiles:
 
     @cached_property
     def _location(self) -> tuple[Any, str]:
-        "The file system and the folder in it"
         return open_url(self.url)
 
     def _cached(self, name: str) -> FeatureSnapshot | None:
@@ -108,7 +107,6 @@ class _ListedSnapshots(_SnapshotFiles):
         self._listed_at = -math.inf
 
     def _list_files(self) -> list[str]:
-        "List the folder"
         fs, folder = self._location
         try:
             with storage_errors():

@@ -77,7 +77,6 @@ def _limit_database_retries() -> None:
 
 
 def _connect(url: str) -> "MlflowClient":
-    "An MLflow client of the store at `url`"
     is_server = url.startswith(("http://", "https://"))
     if is_server:
         check_server(url)
@@ -337,7 +336,6 @@ def _milliseconds(when: datetime | None) -> int | None:
 
 # %% ../../nbs/models/04_registry.ipynb #51abba3c
 def _run_tags(run: dict, tasks: list[dict]) -> dict[str, str]:
-    "Tags of a pipeline run"
     code = run.get("code") or {}
     tags = {"mlnb.run": run["id"], "mlnb.status": run["status"], "mlflow.source.name": run["pipeline"]}
     tags |= {"mlflow.source.git.commit": code.get("commit"), "mlnb.dirty": code.get("dirty")}

@@ -68,7 +68,6 @@ CLIP_DEVIATIONS = 5.0  # standard deviations
 
 
 def _number(columns: dict, name: str) -> np.ndarray:
-    "A numeric column as float64"
     values = np.asarray(columns[name])
     if values.dtype.kind not in "iufb":
         raise ModelError(f"column '{name}' must hold numbers, but its values are like {values.ravel()[:1].tolist()!r}")

@@ -43,11 +43,15 @@ def test_the_models_learn_what_there_is_to_learn(parts):
     config = TrainingConfig(epochs=8, batch=256, width=32, device="cpu")
     trained = fit(inputs(train), train["disrupted"], inputs(valid), valid["disrupted"], CATEGORICAL, NUMERIC, config)
     probabilities[NETWORK] = trained.predictor.predict(inputs(test))
-    found = all_scores(test, probabilities, Cost())
+    model_scores = all_scores(test, probabilities, Cost())
     for name in ("logistic regression", "gradient boosting", NETWORK):
-        assert 0.65 < found[name]["overall"]["auc"] < 0.80
-        assert found[name]["overall"]["cost_per_1000"] < found["base rate"]["overall"]["cost_per_1000"]
-    assert list(found[NETWORK]["month"]) == ["7", "8"] and list(found[NETWORK]["origin"]) == ["a", "b", "c"]
+        assert 0.65 < model_scores[name]["overall"]["auc"] < 0.80
+        assert model_scores[name]["overall"]["cost_per_1000"] < model_scores["base rate"]["overall"]["cost_per_1000"]
+    assert list(model_scores[NETWORK]["month"]) == ["7", "8"] and list(model_scores[NETWORK]["origin"]) == [
+        "a",
+        "b",
+        "c",
+    ]
 
 
 def test_an_unseen_carrier_gets_the_base_rate():

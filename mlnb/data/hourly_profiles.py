@@ -8,7 +8,7 @@ __all__ = ['HourlyStats', 'HourlyProfile', 'to_bytes', 'from_bytes']
 # %% ../../nbs/data/06_hourly_profiles.ipynb #c0a15e04
 import io
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from decimal import Decimal
 from numbers import Real
 from typing import TYPE_CHECKING
@@ -29,10 +29,6 @@ class HourlyStats:
     numbers: np.ndarray  # rows with a finite number
     mean: np.ndarray  # of these; 0 if there are none
     missing: np.ndarray  # rows without a comparable value
-
-
-def _empty_stats(hours: int) -> HourlyStats:
-    return HourlyStats(*np.zeros((3, hours)))
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,7 @@ class HourlyProfile:
         total = lambda values: np.bincount(hour_index, np.concatenate(list(values)), minlength=len(hours))
         columns = {}
         for name in dict.fromkeys(name for profile in profiles for name in profile.columns):
-            absent = lambda profile: replace(_empty_stats(len(profile.hours)), missing=profile.rows)
+            absent = lambda profile: HourlyStats(zeros := np.zeros(len(profile.hours)), zeros, profile.rows)
             stats = [profile.columns.get(name) or absent(profile) for profile in profiles]
             numbers = total(s.numbers for s in stats)
             mean = total(s.numbers * s.mean for s in stats) / np.maximum(numbers, 1)

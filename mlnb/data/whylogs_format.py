@@ -65,12 +65,8 @@ def encode_columns(columns: dict[str, ColumnProfile]) -> bytes:
         head = _delimited(pb.ChunkHeader(type=pb.ChunkHeader.ChunkType.COLUMN, length=chunk.ByteSize()))
         chunks.append(head + chunk.SerializeToString(deterministic=True))
         length += len(chunks[-1])
-    header = pb.DatasetProfileHeader(
-        column_offsets=offsets,
-        properties=pb.DatasetProperties(),
-        length=length,
-        indexed_metric_paths=dict(enumerate(paths)),
-    )
+    numbered = {"column_offsets": offsets, "indexed_metric_paths": dict(enumerate(paths))}
+    header = pb.DatasetProfileHeader(properties=pb.DatasetProperties(), length=length, **numbered)
     return b"".join([_MAGIC, _delimited(pb.DatasetSegmentHeader(has_segments=False)), _delimited(header), *chunks])
 
 # %% ../../nbs/data/01c_whylogs_format.ipynb #e3e91b2d

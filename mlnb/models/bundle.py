@@ -21,7 +21,7 @@ from ..data.fields import DECISION_TIME, columns_of, floats_to_json
 from ..data.point_in_time import Columns, FeatureSnapshot, NewestSnapshot, PointInTimeFeatures
 from .hooks import FunctionFeatures, Model
 from .manifest import Manifest, check_unchanged, read_json, verify
-from .trust import Trust, trusted_function, trusted_point_in_time, trusted_predictor
+from .trust import Trust, qualified_name, trusted_function, trusted_point_in_time, trusted_predictor
 from ..project.errors import BundleError, ContractError
 from ..project.renames import renamed_members, renamed_names
 
@@ -90,8 +90,8 @@ def load_model(folder: Path, kind: Any, request_features: Callable | None, thres
     except BundleError:
         raise
     except Exception as e:
-        name = f"{kind.__module__}.{kind.__qualname__}"
-        raise BundleError(f"bundle {folder}: {name} cannot load model/ ({e}); make it again with: mlnb run") from e
+        problem = f"bundle {folder}: {qualified_name(kind)} cannot load model/ ({e})"
+        raise BundleError(f"{problem}; make it again with: mlnb run") from e
     if not isinstance(model, Model):
         if request_features is None:
             raise BundleError(f"bundle {folder} names no request_features; make it again with: mlnb run")

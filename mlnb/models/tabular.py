@@ -310,4 +310,5 @@ def random_predictor(
     rng = np.random.default_rng(seed)
     shapes = _weight_shapes(encoder, embedding, width, depth)
     weights = {name: rng.normal(0, shape[-1] ** -0.5, shape).astype(np.float32) for name, shape in shapes.items()}
-    return TabularPredictor(encoder, weights | {f"layers.{i}.norm.weight": np.ones(width, np.float32) for i in range(depth)})
+    ones = {f"layers.{i}.norm.weight": np.ones(width, np.float32) for i in range(depth)}
+    return TabularPredictor(encoder, weights | ones)

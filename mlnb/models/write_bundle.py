@@ -28,7 +28,7 @@ from .hooks import Model
 from mlnb.models.manifest import (
     FORMAT, Manifest, PrintableText, check_fields, code_reference, file_digest, segment_folder,
 )  # fmt: skip
-from .trust import Trust, sign
+from .trust import Trust, qualified_name, sign
 from ..project.errors import BundleError
 from ..project.files import publish_folder
 
@@ -161,7 +161,7 @@ def write_bundle(
 ) -> Bundle:
     "Write, test, sign and publish a bundle; a `BundleError` leaves the old one as it is if anything is wrong"
     folder, kind, trust = Path(folder), type(predictor), Trust.of_working_folder()
-    predictor_name = f"{kind.__module__}.{kind.__qualname__}"
+    predictor_name = qualified_name(kind)
     lists = {"entity": entity, "categorical": categorical, "numeric": numeric}
     _check_arguments({"name": name, "version": version}, lists, threshold)
     check_fields(request, entity)

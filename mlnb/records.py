@@ -426,10 +426,7 @@ class Records(RecordStore):
         return [row for row in rows if row["status"] == (status or row["status"])][:limit]
 
     def run(self, which: str = "last", pipeline: str | None = None) -> dict:
-        """One run, of one pipeline or of all; raises a `RecordError` unless exactly one matches.
-
-        `which` is an id, its beginning or last six characters, `last` or `last~1`.
-        """
+        "The run with an id, its beginning or last six characters, `last` or `last~1`; a `RecordError` unless it is one"
         run = self.table("run")
         (row,) = self._select(run.select().where(run.c.id == _run_id(self, which, pipeline)))
         return _with_lost_status(row)

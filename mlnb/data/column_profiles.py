@@ -371,10 +371,7 @@ _PROFILE_BY_KIND: dict[str, Callable[[list], ColumnProfile]] = {
 
 # %% ../../nbs/data/01b_column_profiles.ipynb #0037bf66
 def profile_column(values: Any) -> ColumnProfile:
-    """The profile of a column: a list, a pandas Series or array, a pyarrow array or a numpy array.
-
-    A list is profiled by Arrow if its values have one type, else value by value.
-    """
+    "The profile of a column: a list (by Arrow if its values have one type), or a pandas, pyarrow or numpy array"
     dtype = getattr(values, "dtype", None)
     if isinstance(values, np.ndarray):
         return _of_array(values)

@@ -153,10 +153,7 @@ class LatestReadings:
 
     @renamed_keywords
     def at(self, pairs: Mapping[str, np.ndarray], max_age_seconds: int) -> Columns:
-        """Each pair's newest reading, float64, (m,); NaN if there is none or it is older than `max_age_seconds`.
-
-        `pairs` has "moment" and the key columns, (m,) each.
-        """
+        "Each pair's newest reading, NaN if there is none or it is too old; `pairs` as for `Events.window`"
         number = self.keys.number(pairs)
         key_times = number * _SPAN + _seconds(pairs["moment"])
         position = np.searchsorted(self.sorted_key_times, key_times, "right") - 1
@@ -179,10 +176,7 @@ class FeatureView:
 
 # %% ../../nbs/data/01_point_in_time.ipynb #f447907d
 def distinct_rows(rows: Mapping[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """The position of the first row of each kind, (d,), and each row's kind, (n,).
-
-    The distinct rows: `rows[first][kind]` are the rows again.
-    """
+    "The position of the first row of each kind, and each row's kind: `rows[first][kind]` are the rows again"
     number = None
     for column in rows.values():
         values, codes = np.unique(column, return_inverse=True)
@@ -315,10 +309,7 @@ class PointInTimeFeatures:
         return floor_to_interval(times, self.interval_minutes)
 
     def __call__(self, history: Any, rows: Mapping[str, np.ndarray]) -> Columns:
-        """The features of every row as of its own time, float64, (n,) each; `history` is what the views expect.
-
-        `rows` has "moment" and the key columns, (n,) each.
-        """
+        "The features of every row as of its own `moment`, float64, (n,) each; `history` is what the views expect"
         self._check(rows["moment"])
         features = {}
         for view in self.views:

@@ -87,10 +87,7 @@ def _unified_schema(schemas: Iterable) -> "pyarrow.Schema":
 
 
 def profile_parquet(path: str | Path, columns: list[str] | None = None) -> Profile:
-    """The profile of a Parquet file, a folder of them or an fsspec URL, of all columns or some.
-
-    Raises `ProfileError` if they cannot be read or lack a column.
-    """
+    "The profile of a Parquet file, a folder or a URL; raises `ProfileError` if it cannot be read or lacks a column"
     import pyarrow as pa
 
     source, profiler = _open_dataset(path), Profiler()

@@ -107,10 +107,7 @@ def _kll_bytes(rows: int, levels: list[np.ndarray], minimum: float, maximum: flo
 
 # %% ../../nbs/data/01a_sketches.ipynb #9da7a415
 def kll_weights(data: bytes) -> tuple[np.ndarray, np.ndarray]:
-    """The numbers in the serial form of a KLL sketch, (n,), and the rows that each stands for, (n,).
-
-    Raises `ValueError` if the levels are inconsistent.
-    """
+    "The numbers in a serialised KLL sketch, and the rows of each; raises `ValueError` for inconsistent levels"
     if len(data) <= 8 or data[0] != 6:  # the short form of at most one number
         return np.frombuffer(data[8:], "<f8"), np.ones((len(data) - 8) // 8, np.int64)
     rows, levels = struct.unpack_from("<8xQ2xB", data)
@@ -155,10 +152,7 @@ _MAX_RANGE = 1 << 18  # widest range of integers that is counted rather than sor
 
 
 def small_range(values: np.ndarray) -> np.ndarray | None:
-    """Values, int64 or finite float64, minus their minimum if they are integers in a range worth counting, else None.
-
-    There must be at least one.
-    """
+    "Values, one at least, minus their minimum if they are integers in a range worth counting, else None"
     minimum = values.min()
     if not float(values.max()) - float(minimum) <= min(_MAX_RANGE, 4 * len(values) + 1024):
         return None
@@ -171,10 +165,7 @@ def small_range(values: np.ndarray) -> np.ndarray | None:
 
 
 def distinct_values(values: np.ndarray, shifted: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct values of a column of int64 or finite float64, ascending, and the rows up to and including each.
-
-    `shifted` is what `small_range` returns for them.
-    """
+    "The distinct values, ascending, and the rows up to and including each; `shifted` is of `small_range`"
     if not len(values):
         return values, np.empty(0, np.int64)
     if shifted is not None:

@@ -36,10 +36,7 @@ STYLE = {
 
 # %% ../../nbs/flights/02_explore.ipynb #abfb4876
 def daily_shares(flights: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """The observed daily share of disrupted flights, and that of independent flights with the same hourly rates.
-
-    The flights have date, hour and disrupted.
-    """
+    "The daily share of disrupted flights, and that of independent flights with the same hourly rates"
     rate = flights.groupby("hour")["disrupted"].transform("mean")
     sampled = np.random.default_rng(seed).random(len(flights)) < rate
     return flights.assign(independent=sampled).groupby("date")[["disrupted", "independent"]].mean()

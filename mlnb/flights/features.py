@@ -66,10 +66,7 @@ class History:
     "Cleaned flights and weather, with a cached index for each query of the views"
 
     def __init__(self, flights: Mapping[str, np.ndarray], weather: Mapping[str, np.ndarray]):
-        """Columns of flights.parquet and of weather.parquet.
-
-        Of flights: those of the request, departure, departure_delay, disrupted, label_time.
-        """
+        "Columns of flights.parquet and of weather.parquet"
         self.flights, self.readings = flights, weather
         self._cache: dict[tuple, Any] = {}
 

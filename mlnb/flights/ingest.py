@@ -58,10 +58,7 @@ def scheduled_arrival(flights: pd.DataFrame, departure: pd.Series, zones: dict[s
 
 # %% ../../nbs/flights/00_ingest.ipynb #b188c1c7
 def tidy_flights(flights: pd.DataFrame, airports: pd.DataFrame) -> pd.DataFrame:
-    """The raw flights as one row a departure: request, outcome, label and label time.
-
-    Times are datetime64[ms] in UTC; rows are sorted by scheduled departure.
-    """
+    "One row a departure, sorted by schedule, times as datetime64[ms] in UTC: request, outcome, label, label time"
     minute = pd.to_timedelta(flights["minute"], unit="min").astype("timedelta64[ms]")
     leaves = pd.to_datetime(flights["time_hour"]).dt.tz_localize(None).astype("datetime64[ms]") + minute
     arrives = scheduled_arrival(flights, leaves, time_zones(airports))

@@ -33,10 +33,7 @@ def chosen_as_of_times(history: History, as_of: str = "", count: int = 1) -> np.
 
 # %% ../../nbs/flights/07_snapshots.ipynb #08ff5d01
 def write_snapshots(history: History, as_of_times: Iterable[np.datetime64], store: SnapshotStore) -> list[dict]:
-    """Compute the features at all `as_of_times` together, and publish each snapshot.
-
-    Times are whole quarters of an hour in UTC. Returns moment (text), rows and bytes of each.
-    """
+    "Publish a snapshot for each of these quarters of an hour (UTC); returns moment, rows and bytes of each"
     written = []
     for snapshot in context_features.snapshots(history, list(as_of_times)):
         size = store.write(snapshot)

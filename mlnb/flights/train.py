@@ -24,10 +24,7 @@ def _day(text: str) -> np.datetime64:
 
 
 def between(table: pd.DataFrame, start: str, end: str) -> pd.DataFrame:
-    """The rows of features.parquet scheduled from day `start` to before day `end`, New York.
-
-    Raises `ModelError` for an invalid day or if there are no rows.
-    """
+    "The rows scheduled from day `start` to before day `end`, New York; raises `ModelError` if there are none"
     days = local_seconds(table["scheduled_departure"].to_numpy()).astype("datetime64[s]").astype("datetime64[D]")
     rows = table[(days >= _day(start)) & (days < _day(end))]
     if rows.empty:

@@ -174,20 +174,14 @@ class Bundle(BundleFiles):
         return {}, np.full(len(decisions), "NaT", "datetime64[s]")
 
     def features(self, request: Columns, point_in_time: Columns) -> Columns:
-        """The features that the model expects, (n,) each, in the order of the manifest.
-
-        Request columns are made read-only, since they are logged as they were sent.
-        """
+        "The features that the model expects, in the order of the manifest; makes the request's columns read-only"
         for column in request.values():
             column.setflags(write=False)
         columns = self.model.features(request, point_in_time)
         return {name: columns[name] for name in self.feature_names or columns}
 
     def predict(self, features: Columns) -> np.ndarray:  # (n,) float64
-        """The probability of each row; raises `BundleError` unless the model gives one number a row.
-
-        Whether each number is a probability is for `are_probabilities` to check.
-        """
+        "The probability of each row, in 0..1 or not; raises `BundleError` unless the model gives one number a row"
         rows = len(next(iter(features.values()))) if features else None
         column = _check_column(self._labels[0], self.model.predict(features), "fiub", "numbers from 0 to 1", rows)
         probability = column.astype(np.float64, copy=False)
@@ -266,10 +260,7 @@ def _explain_read_only(predictor: str) -> Iterator[None]:
 def compute_samples(
     bundle: Bundle, requests: list[dict], newest: NewestSnapshot
 ) -> tuple[Columns, dict[str, np.ndarray]]:
-    """Features of raw requests (JSON objects), probability and decision, (n,) each, as the service computes them.
-
-    Raises a `BundleError` for values that cannot be logged.
-    """
+    "Features and answers of raw requests, as the service computes them; a `BundleError` if they cannot be logged"
     with _explain_read_only(bundle.manifest.predictor):
         features = _sample_features(bundle, requests, newest)
         for name, column in features.items():

@@ -30,10 +30,7 @@ class Model:
         return cls()
 
     def features(self, request: Columns, point_in_time: Columns) -> Columns:  # (n,) each
-        """What the model sees and the log records; default: all columns.
-
-        `request` is what the caller sent, read-only: write to a copy. `point_in_time` is what was known for each row.
-        """
+        "What the model sees and the log records, by default all columns; the request's are read-only: write to a copy"
         return request | point_in_time
 
     def predict(self, features: Columns) -> np.ndarray:  # (n,) numbers from 0 to 1

@@ -120,10 +120,7 @@ def _parse_manifest(value: object, file: Path) -> Manifest:
 
 
 def read_manifest(file: Path, signers: Path | None = None) -> Manifest:
-    """Read and validate a `bundle.json`; raises a `BundleError` that says what is wrong with it.
-
-    With `signers`, a file of allowed signers, it must be signed by one of them.
-    """
+    "Read and validate a `bundle.json`, signed by one of `signers` if given; a `BundleError` says what is wrong"
     if not file.is_file():
         raise BundleError(f"no model bundle in {file.parent}: it has no bundle.json; make one with: mlnb run")
     try:

@@ -77,10 +77,7 @@ BINS = 15  # of a reliability diagram
 
 
 def quantile_bin(p: np.ndarray, bins: int = BINS) -> np.ndarray:  # (n,) int, from 0 on
-    """The quantile bin of each probability, of at most `bins`.
-
-    Bins are right-closed, and equal edges are merged; a few distinct probabilities have a bin each.
-    """
+    "The quantile bin of each probability, right-closed; a few distinct probabilities have a bin each"
     distinct, position = np.unique(p, return_inverse=True)
     if len(distinct) <= bins:
         return position
@@ -105,10 +102,7 @@ def calibration_error(y: ArrayLike, p: ArrayLike, bins: int = BINS) -> float:
 
 # %% ../../nbs/models/00_metrics.ipynb #97a570b8
 def log_loss_per_row(y: np.ndarray, p: np.ndarray) -> np.ndarray:
-    """Negative log-likelihood of each row in nats, probabilities `p` clipped to 1e-15 from 0 and 1.
-
-    `y` is the label of each row, or the probability that it is 1.
-    """
+    "Negative log-likelihood of each row in nats, `p` clipped to 1e-15 from 0 and 1; `y` may be a probability too"
     p = np.clip(p, 1e-15, 1 - 1e-15)
     return -(y * np.log(p) + (1 - y) * np.log1p(-p))
 

@@ -362,10 +362,7 @@ def _find_or_create_run(tracking: Tracking, run: dict, tags: dict) -> tuple[str,
 
 
 def log_pipeline_run(url: str, run: dict, tasks: list[dict]) -> str:  # MLflow's run id
-    """Log a run of `mlnb.records` that has ended, and its tasks, to the experiment with the name of its pipeline.
-
-    Logging it again changes nothing.
-    """
+    "Log a run that has ended, and its tasks, to the experiment of its pipeline; logging it again changes nothing"
     tracking, tags = Tracking(url), _run_tags(run, tasks)
     with tracking.connected() as client:
         run_id, complete = _find_or_create_run(tracking, run, tags)

@@ -105,10 +105,7 @@ class Encoder:
 
     @classmethod
     def fit(cls, columns: Columns, categorical: Sequence[str], numeric: Sequence[str]) -> "Encoder":
-        """Learn vocabularies and scales from training rows only; the names are in the order of the encoder.
-
-        Raises `ModelError` if a column is missing, empty or not numeric.
-        """
+        "Learn vocabularies and scales from training rows; a `ModelError` if a column is missing, empty or not numeric"
         if not count_rows(columns, [*categorical, *numeric]):
             raise ModelError("there are no training rows")
         numbers = {name: _fit_scale(_number(columns, name), name) for name in numeric}
@@ -264,10 +261,7 @@ class TabularPredictor:
         return (x * self._out).sum(axis=1) + self._bias
 
     def predict(self, features: Columns) -> np.ndarray:  # (n,) float64
-        """Probability of the event for each row, rounded to nine decimals; other columns are ignored.
-
-        The same bits for a row alone and among others.
-        """
+        "Probability of each row, rounded to nine decimals; the same bits for a row alone and among others"
         codes, numbers = self.encoder.encode(features)
         p = np.empty(len(codes))
         for first in range(0, len(codes), ROWS_PER_BLOCK):

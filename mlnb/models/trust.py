@@ -125,10 +125,7 @@ def _check_defined(name: str, value: object, trust: Trust) -> None:
 
 # %% ../../nbs/models/08_trust.ipynb #779a062c
 def trusted_function(name: str, trust: Trust, folder: Path | None = None) -> FunctionType:
-    """The function package.module.function; raises `BundleError` for anything else.
-
-    Nothing is imported from `folder`, that of the bundle.
-    """
+    "The function package.module.function, from outside the bundle's `folder`; a `BundleError` for anything else"
     value = _resolve(name, trust, folder)
     if not isinstance(value, FunctionType):
         raise _trust_error(name, f"which is not a function written with def, but of type {qualified_name(type(value))}")
@@ -187,10 +184,7 @@ def _ssh_keygen(*arguments: str, data: bytes = b"") -> subprocess.CompletedProce
 
 
 def sign(file: Path, key: Path) -> None:
-    """Write `bundle.json.sig` beside `bundle.json`; raises `BundleError` if ssh-keygen fails.
-
-    `key` is a private key, or the public key of one in an agent.
-    """
+    "Write `bundle.json.sig` with a private key, or the public key of one in an agent; raises `BundleError`"
     signed = _ssh_keygen("sign", "-f", str(key), "-n", SIGNATURE_NAMESPACE, "-q", data=file.read_bytes())
     if signed.returncode:
         raise BundleError(f"the bundle cannot be signed with {key}: {_last_line(signed)}")

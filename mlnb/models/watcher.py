@@ -87,10 +87,7 @@ def _request_schema(bundle: Bundle) -> str:
 
 
 def verify_servable(folder: str | Path, served: Bundle | None = None) -> Bundle:
-    """The bundle in `folder`, after its self-test; raises `BundleError` if it cannot be served.
-
-    If this process serves a bundle already, both must accept the same requests.
-    """
+    "The bundle after its self-test; a `BundleError` if it fails, or takes other requests than the served one"
     bundle = Bundle.load(folder, served)
     if served and (schema := _request_schema(bundle)) != (old := _request_schema(served)):
         difference = f"version {bundle.version} takes {schema}, but {served.version}, which is served, takes {old}"

@@ -9,7 +9,9 @@ __all__ = ['compact']
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 import click
@@ -44,15 +46,17 @@ def _run(settings: "Settings") -> "CompactionStats":
 
     if find_spec("whylogs"):
         from mlnb.serving.log_profiles import compact_and_profile
+
+        compact_once: Callable = partial(compact_and_profile, settings)
     else:  # an image installs only what the service imports; mlnb drift makes the profiles later
         from mlnb.serving.compactor import Compactor
 
-        compact_and_profile = lambda settings, on_progress: Compactor.of(settings).run(on_progress)
+        compact_once = Compactor.of(settings).run
 
     with terminal(stderr=True).status("compacting") as status:
         compact_labels(LabelStore.of(settings))
         show_progress = lambda stats: status.update(f"compacting: {stats.rows:,} rows, {count_of(stats.parts, 'part')}")
-        return compact_and_profile(settings, show_progress)
+        return compact_once(show_progress)
 
 
 def _warn_unknown_segments(settings: "Settings") -> None:

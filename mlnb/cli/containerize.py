@@ -7,6 +7,7 @@ __all__ = ['containerize']
 
 # %% ../../nbs/cli/15_containerize.ipynb #ab953e22
 from dataclasses import asdict
+from typing import Any
 
 import click
 
@@ -21,7 +22,7 @@ def _pairs(_context, _option, values: tuple[str, ...]) -> dict[str, str]:
     return dict(text.split("=", 1) for text in values)
 
 
-_PAIRS = {"metavar": "NAME=VALUE", "multiple": True, "callback": _pairs}
+_PAIRS: dict[str, Any] = {"metavar": "NAME=VALUE", "multiple": True, "callback": _pairs}
 
 
 @click.command()

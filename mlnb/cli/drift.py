@@ -113,7 +113,7 @@ def _alarm_row(alarm: "Alarm") -> tuple[str, ...]:
 def _alarms(window: "WindowDrift", limit: int) -> "Table":
     "A table of the alarms of one window"
     numbers = ("effect", "threshold", "times over", "could move the score")
-    rows = map(_alarm_row, window.assessment.alarms[:limit])
+    rows = map(_alarm_row, window.assessment.alarms[:limit] if window.assessment else ())
     return new_table("alarm", "family", "statistic", *numbers, rows=rows, right=numbers)
 
 
@@ -126,8 +126,10 @@ def _alarms_by_window(drift: "DriftResult") -> "Table":
     )
 
 
-def _alarm_cells(assessment: "WindowAssessment") -> tuple[str, str]:
+def _alarm_cells(assessment: "WindowAssessment | None") -> tuple[str, str]:
     "The number of alarms of a window, and their columns"
+    if assessment is None:
+        return "", ""
     alarms = assessment.alarms
     if assessment.note:
         return "[dim]-[/]", f"[dim]{assessment.note}[/]"

@@ -28,14 +28,14 @@ def _figure(value: float | None, form: str) -> str:
 def _row(group: "GroupPerformance") -> list[str]:
     from mlnb.monitoring.performance import SHOWN_METRICS
 
+    realised = group.realised or {}
     cells = [rich_escaped(group.name), f"{group.decisions:,}", f"{group.coverage:.1%}"]
     for name, (_, form) in SHOWN_METRICS.items():
-        text = _figure(group.realised and group.realised[name], form)
+        text = _figure(realised.get(name), form)
         if name in group.interval:
             text += " [dim]" + "–".join(_figure(end, form) for end in group.interval[name]) + "[/]"
         cells += [text, _figure(group.expected.get(name), form)]
-    cells.append(_figure(group.realised and group.realised["ece"], ".3f"))
-    return [*cells, _state(group)]
+    return [*cells, _figure(realised.get("ece"), ".3f"), _state(group)]
 
 
 def _state(group: "GroupPerformance") -> str:
@@ -88,7 +88,7 @@ def _notes(result: "Performance") -> list[str]:
     repeated = "repeated predictions of an entity do not count: the last one of the first day does"
     counted = {
         f"{result.repeated:,} {repeated}.": result.repeated,
-        result.left_out: result.left_out,
+        result.left_out or "": result.left_out,
         f"{result.early:,} decisions were taken after their label was known and do not count.": result.early,
         f"{result.unusable:,} predictions have no probability from 0 to 1 and are left out.": result.unusable,
         f"{result.unmatched:,} labels have no prediction here.": result.unmatched,
@@ -99,8 +99,8 @@ def _notes(result: "Performance") -> list[str]:
 def _print(result: "Performance", window: str) -> None:
     console = terminal()
     by_time = _table(result.days if window == "day" else result.months, window)
-    others = {"version": result.versions, "arm": result.arms, result.segment: result.segments}
-    tables = [_table(groups, by) for by, groups in others.items() if len(groups) > (by != result.segment)]
+    tables = [_table(groups, by) for by, groups in (("version", result.versions), ("arm", result.arms)) if groups[1:]]
+    tables += [_table(result.segments, result.segment)] if result.segments and result.segment else []
     print_blocks(f"[bold]{rich_escaped(headline(result))}[/]", by_time, *tables, console=console)
     console.print()
     for note in _notes(result):

@@ -90,7 +90,7 @@ def _version_hint(reader: "LogReader", version: str | None) -> str:
         return sorted(names)
 
     names = reader.with_retries(read_versions) if version else []
-    if not names or version in names:
+    if not version or not names or version in names:
         return ""
     return f", nor any of version {version!r}{did_you_mean(version, names)}; it has {', '.join(names)}"
 

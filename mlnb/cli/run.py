@@ -151,22 +151,23 @@ def _run_and_report(
         errors.print(f"interrupted; {hint}", highlight=False, soft_wrap=True)
         _exit(130 if isinstance(e, KeyboardInterrupt) else e.code, hasattr(e, "abandoned"))
     if report.run is None:
-        return _print_nothing_to_do(settings, [t.name for t in report.tasks], as_json)
+        _print_nothing_to_do(settings, [t.name for t in report.tasks], as_json)
+        return
     if as_json:
         print_json(asdict(report))
     else:
         _show(report, Console(), errors)
     sys.stdout.flush()
     _log_to_mlflow(settings, report.run)
-    return sys.exit(0 if report.status == "succeeded" else 1)
+    sys.exit(0 if report.status == "succeeded" else 1)
 
 
-def _exit(code: int, abandoned: bool) -> NoReturn:
+def _exit(code: int | str | None, abandoned: bool) -> NoReturn:
     "End this process, without waiting for a thread that is blocked in a system call"
     if abandoned:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(code)
+        os._exit(code if isinstance(code, int) else 1)
     sys.exit(code)
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mlnb.models.bundle import Bundle
-    from mlnb.serving.scoring import ScoringProgress, ScoringRun
+    from mlnb.serving.scoring import ScoringProgress
 
     Listener = Callable[["str | ScoringProgress"], None]
 
@@ -80,7 +80,7 @@ def _parse_time(_context, _option, text: str | None) -> "np.datetime64 | None":
     try:
         if text is not None and datetime.fromisoformat(text).tzinfo is None:
             raise ValueError
-        return None if text is None else FIELD_TYPES["time"].column([text])[0]
+        return None if text is None else FIELD_TYPES["time"].column([text])[0]  # type: ignore[return-value]
     except ValueError:
         right = "write for example 2013-07-01T07:15:00Z"
         raise click.BadParameter(f"{text!r} is not a time with an offset; {right}") from None
@@ -136,7 +136,7 @@ def score(input, output, bundle, decision_time, log, strict, overwrite, safe, as
         raise SystemExit(1)
 
 
-def _report(output: Path, model: "Bundle", result: "ScoringRun", as_json: bool) -> None:
+def _report(output: Path, model: "Bundle", result: "ScoringProgress", as_json: bool) -> None:
     "Print the result"
     from mlnb.serving.scoring import rejected_file
 

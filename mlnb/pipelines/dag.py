@@ -32,8 +32,8 @@ def _notebook_task() -> type:
         def __init__(self, spec):
             self.spec = spec
 
-        primitive = loc = property(lambda self: self.spec.source)
-        name = property(lambda self: self.spec.name)
+        primitive = loc = property(lambda self: self.spec.source)  # type: ignore[attr-defined]
+        name = property(lambda self: self.spec.name)  # type: ignore[attr-defined]
         __str__ = lambda self: self.spec.source.read_text(encoding="utf-8")
         render = _post_render_validation = _post_init_validation = lambda self, *_: None
 

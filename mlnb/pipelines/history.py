@@ -32,11 +32,11 @@ def _pair(a: dict | None, b: dict | None, name: str):
     return [(a or {}).get(name), (b or {}).get(name)]
 
 
-def _task(a: dict | None, b: dict | None) -> dict:
+def _task(name: str, a: dict | None, b: dict | None) -> dict:
     "How one task differs; None if a run does not have it"
     metrics = [(t or {}).get("metrics") or {} for t in (a, b)]
     return {
-        "name": (a or b)["name"], "status": _pair(a, b, "status"), "seconds": _pair(a, b, "seconds"),
+        "name": name, "status": _pair(a, b, "status"), "seconds": _pair(a, b, "seconds"),
         "code": describe_changes(*_pair(a, b, "fingerprint")),
         "metrics": {n: [m.get(n) for m in metrics] for n in {**metrics[0], **metrics[1]}},
     }  # fmt: skip
@@ -49,7 +49,7 @@ def compare(records: Records, a: dict, b: dict) -> dict:  # runs, parameters, co
         "runs": [a["id"], b["id"]], "status": _pair(a, b, "status"),
         "seconds": [duration_seconds(a), duration_seconds(b)],
         "code": _pair(a, b, "code"), "parameters": changed_values(a["parameters"], b["parameters"]),
-        "tasks": [_task(tasks[0].get(n), tasks[1].get(n)) for n in {**tasks[0], **tasks[1]}],
+        "tasks": [_task(n, tasks[0].get(n), tasks[1].get(n)) for n in {**tasks[0], **tasks[1]}],
     }  # fmt: skip
 
 # %% ../../nbs/pipelines/06_history.ipynb #34a09d43

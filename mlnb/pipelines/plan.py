@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 
 from ..notebooks import fingerprint
@@ -55,22 +56,23 @@ class _DiskCache:
     "Three dictionaries in one file, which is read on first use"
 
     def __init__(self, path: Path):
-        self.path, self.sections = path, None
+        self.path = path
+
+    @cached_property
+    def sections(self) -> dict[str, dict]:
+        try:
+            document = json.loads(self.path.read_bytes())
+            return document["parts"] if document["format"] == FORMAT else {}
+        except (OSError, ValueError, TypeError, LookupError):
+            return {}
 
     def section(self, name: str) -> dict:
         "One of the dictionaries"
-        if self.sections is None:
-            try:
-                document = json.loads(self.path.read_bytes())
-                self.sections = document["parts"] if document["format"] == FORMAT else {}
-            except (OSError, ValueError, TypeError, LookupError):
-                self.sections = {}
         return self.sections.setdefault(name, {})
 
     def save(self) -> None:
-        if self.sections is not None:
-            text = json.dumps({"format": FORMAT, "parts": self.sections}, separators=(",", ":"))
-            write_atomic(self.path, text, durable=False)
+        text = json.dumps({"format": FORMAT, "parts": self.sections}, separators=(",", ":"))
+        write_atomic(self.path, text, durable=False)
 
 
 class _FileCache:
@@ -96,12 +98,17 @@ class _FileCache:
         "The hash of a file or a folder, None if it does not exist; raises `OSError`"
         key = str(path)
         if key not in self.hashes:
-            signature, cached = self.file_signature(path), self.cache.get(key)
-            if signature is not None and not is_hash_valid(cached, signature):
-                cached = self.cache[key] = recorded if is_hash_valid(recorded, signature) else self.read(path)
-                self.signatures[key] = cached["look"]
-            self.hashes[key] = cached["sha256"] if signature is not None else None
+            self.hashes[key] = self._hash(path, recorded, self.file_signature(path))
         return self.hashes[key]
+
+    def _hash(self, path: Path, recorded: dict | None, signature: list | None) -> str | None:
+        key = str(path)
+        if signature is None:
+            return None
+        if not is_hash_valid(self.cache.get(key), signature):
+            valid = recorded if recorded and is_hash_valid(recorded, signature) else self.read(path)
+            self.cache[key], self.signatures[key] = valid, valid["look"]
+        return self.cache[key]["sha256"]
 
     def read(self, path: Path) -> dict:
         "The result of `products.content`; raises a `PipelineError` after an interrupt"

@@ -151,7 +151,8 @@ class Staging:
     ):
         self.task, self.products, self.resume, self.keep_on_exit = task, products, resume, False
         self.folders = {p.parent: p.parent / f".stage-{pipeline or 'pipeline'}-{task}" for p in products.values()}
-        self.note, self._lock_fd = notes and notes / task, None
+        self.note = notes and notes / task
+        self._lock_fd: int | None = None
 
     def __enter__(self) -> "Staging":
         if self.note:

@@ -44,9 +44,10 @@ def _write_line(file: int, text: str) -> None:
 def _open_journal(path: Path, store: str) -> int | None:
     "The locked file of a journal, whose first line names the store"
     make_folder(path.parent)
-    file = lock_file(path, None, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    if (file := lock_file(path, None, os.O_WRONLY | os.O_APPEND | os.O_CREAT)) is None:
+        return None
     try:
-        if file is not None and not os.fstat(file).st_size:
+        if not os.fstat(file).st_size:
             _write_line(file, json.dumps(["store", store]))
     except OSError:
         os.close(file)
@@ -180,7 +181,7 @@ def _error_text(error: Exception) -> str:
 def _identity(file: Path | None) -> tuple | None:
     "Device and inode of a file, None if it does not exist"
     try:
-        return file and (file.stat().st_dev, file.stat().st_ino)
+        return (file.stat().st_dev, file.stat().st_ino) if file else None
     except OSError:
         return None
 
@@ -200,7 +201,7 @@ class Recorder(RunWriter):
 
     def _code(self) -> dict | None:
         commit = git_commit(self.root)
-        return commit and {"commit": commit, "dirty": None}
+        return {"commit": commit, "dirty": None} if commit else None
 
     def put(self, changes: list[tuple[str, dict, dict]]) -> None:
         "Append changes to the journal: table, key, columns"
@@ -253,10 +254,10 @@ class Recorder(RunWriter):
         if self.problem:
             _warn(self._journal.describe(self.problem))
 
-    def __enter__(self):
+    def __enter__(self) -> "Recorder":
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 # %% ../../nbs/pipelines/05_recorder.ipynb #b7680673
@@ -286,7 +287,8 @@ class _StoreWriter:
         "Write the changes that are not written yet; returns the problem if that fails"
         started, was_open = time.monotonic(), self.is_open
         try:
-            return self._write(lines, folder)
+            self._write(lines, folder)
+            return None
         except Exception as e:  # each database has errors of its own
             self.records.close()
             self.count, self.retry_at = 0, time.monotonic() + RETRY_DELAY_SECONDS

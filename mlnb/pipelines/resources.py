@@ -58,7 +58,7 @@ class ResourcePool:
             return f"it needs gpu: {task.gpu:g}, {available}; run it on another machine, or lower it in pipeline.yaml"
         if task.gpu > 1 and task.gpu % 1:
             return f"it needs gpu: {task.gpu:g}; write a whole number, or a fraction of one GPU such as 0.5"
-        if (task.memory or 0) > self.capacity["memory"]:
+        if task.memory and task.memory > self.capacity["memory"]:
             available = f"this machine has {self.capacity['memory'] / 1e9:.1f} GB"
             return f"it needs memory: {task.memory / 1e9:.1f} GB, {available}; lower it in pipeline.yaml"
         return ""
@@ -92,7 +92,7 @@ class ResourcePool:
                 await self.condition.wait_for(lambda: next((t for t in self.queue if self._fits(t)), None) is task)
             finally:
                 self.queue.remove(task)
-            devices = self._free_devices(task) if task.gpu else []
+            devices = (self._free_devices(task) or []) if task.gpu else []
             self._count(task, devices, -1)
             self.condition.notify_all()
         try:

@@ -55,8 +55,8 @@ class ResumeStore:
 
     def save_checkpoint(self, task: TaskSpec, run: str, start_fingerprint: TaskFingerprint, answer: dict) -> None:
         "Note the checkpoint in the engine's answer about a failed task, or why there is none"
-        note = {"run": run, "token": asdict(start_fingerprint)}
-        note |= {key: answer.get(key) for key in ("checkpoint", "why_not")}
+        outcome = {key: answer.get(key) for key in ("checkpoint", "why_not")}
+        note = {"run": run, "token": asdict(start_fingerprint), **outcome}
         write_atomic(self._note(task), json.dumps(note), durable=False)
 
     def load_checkpoint(self, task: TaskSpec, run: str, start_fingerprint: TaskFingerprint) -> tuple[dict | None, str]:
@@ -76,7 +76,8 @@ class ResumeStore:
         if change := first_change(before, start_fingerprint, task.defaults):
             return None, f"{change} after its checkpoint"
         why_not = checkpoints.check_resumable(checkpoint, task.source)
-        why_not = why_not or checkpoints.roll_back_files(checkpoints.read_saved(checkpoint)["looks"])
+        if not why_not and (saved := checkpoints.read_saved(checkpoint)):
+            why_not = checkpoints.roll_back_files(saved["looks"])
         return (None, why_not) if why_not else (checkpoint, "")
 
     def discard_checkpoint(self, task: TaskSpec) -> None:

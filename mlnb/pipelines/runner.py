@@ -328,7 +328,9 @@ KILL_WAIT_SECONDS = 5  # for killed processes
 
 def _run_in_thread(run: _Run) -> None:
     "Execute a run; an interrupt is raised again when everything has ended, with `abandoned` if something did not"
-    finished, loop, cause, timeout = threading.Event(), asyncio.new_event_loop(), None, None
+    finished, loop = threading.Event(), asyncio.new_event_loop()
+    cause: BaseException | None = None
+    timeout: float | None = None
 
     def work() -> None:
         try:
@@ -346,14 +348,14 @@ def _run_in_thread(run: _Run) -> None:
                 break
         except BaseException as e:
             cause = cause or e
-        if timeout == KILL_WAIT_SECONDS:  # a thread waits for the system, for example for a network drive
-            cause.abandoned = True
+        if cause and timeout == KILL_WAIT_SECONDS:  # a thread waits for the system, for example for a network drive
+            cause.abandoned = True  # type: ignore[attr-defined]
             break
         timeout = INTERRUPT_GRACE_SECONDS if timeout is None else KILL_WAIT_SECONDS
         with suppress(RuntimeError):  # the loop has just ended
             loop.call_soon_threadsafe(run.interrupt, timeout == KILL_WAIT_SECONDS)
-    if cause or run.error:
-        raise cause or run.error
+    if error := cause or run.error:
+        raise error
 
 # %% ../../nbs/pipelines/10_runner.ipynb #7a461e53
 @dataclass(frozen=True)
@@ -407,7 +409,7 @@ class Pipeline:
             if not any(r.status in {"failed", "aborted"} for r in run.log.reports.values()):
                 status = "succeeded"
         except (KeyboardInterrupt, SystemExit) as e:
-            status, e.run = "interrupted", run.id
+            status, e.run = "interrupted", run.id  # type: ignore[union-attr]
             raise
         finally:
             report = run.close(status)
@@ -420,4 +422,5 @@ def load(settings: Settings, parameters: dict | None = None, assignments: Iterab
 
     `parameters` override env.yaml and the notebooks' defaults; `assignments` are the same as on the command line.
     """
-    return Pipeline(settings, specification.read(settings, parameters), assignments and tuple(assignments))
+    texts = None if assignments is None else tuple(assignments)
+    return Pipeline(settings, specification.read(settings, parameters), texts)

@@ -286,7 +286,7 @@ _KEYS: dict[str, tuple[Callable[[Any], Any], str]] = {  # key of a task -> wheth
     "retry_delay": (_is_number, "5"),
     "timeout": (lambda value: _is_number(value, 0.001), "3600"),
 }
-_DEFAULTS = {"params": {}, "upstream": None, "executor_params": {}, "inputs": [], "memory": None, "timeout": None}
+_DEFAULTS: dict[str, Any] = {"params": {}, "upstream": None, "executor_params": {}, "inputs": [], "memory": None, "timeout": None}
 _DEFAULTS |= {"cpu": 1, "gpu": 0, "retries": 0, "retry_delay": 1}
 
 
@@ -485,10 +485,11 @@ def _unique(tasks: list[TaskSpec]) -> dict[str, TaskSpec]:
 
 def _case_folded_path(path: Path) -> str:
     "A path, in lower case if its file system ignores case, as on most Macs"
-    folder = next((f for f in path.parents if f.is_dir() and f.name.swapcase() != f.name), None)
-    swapped = folder and folder.with_name(folder.name.swapcase())
-    ignores_case = swapped is not None and swapped.is_dir() and os.path.samefile(folder, swapped)
-    return str(path).casefold() if ignores_case else str(path)
+    for folder in path.parents:
+        if folder.is_dir() and folder.name.swapcase() != folder.name:
+            swapped = folder.with_name(folder.name.swapcase())
+            return str(path).casefold() if swapped.is_dir() and swapped.samefile(folder) else str(path)
+    return str(path)
 
 
 def _with_parents(path: Path) -> list[str]:
@@ -588,14 +589,15 @@ def parse_parameters(
     from yaml import YAMLError
 
     env = _documents(settings)[2]
-    parameters, tasks = {}, ()
+    parameters: dict = {}
+    tasks: list[TaskSpec] = []
     for assignment in assignments:
         name, separator, text = assignment.partition("=")
         if not separator or not name.isidentifier():
             problem = f"parameter {assignment!r} is not of the form name=value"
             raise PipelineError(f"{problem}; write for example: --param seed=1")
         if name not in env:
-            tasks = tasks or read(settings).tasks.values()
+            tasks = tasks or list(read(settings).tasks.values())
         replaced = [cells.Parameter(name, env[name])] if name in env else _declaring(tasks, name)
         try:
             parameters[name] = _parsed_value(name, text, replaced[0] if replaced else cells.Parameter(name))

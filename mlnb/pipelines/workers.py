@@ -12,6 +12,7 @@ import os
 import signal
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from ..notebooks import kernels
@@ -36,8 +37,8 @@ class NotebookWorker:
         make_folder(log_path.parent)
         env = {name: value for name, value in os.environ.items() if name != "MLNB_KEYS"}  # a notebook could print them
         with open(log_path, "ab", opener=opener) as file:
-            options = {"cwd": cwd, "env": env, "stdout": file, "stderr": file}
-            process = await asyncio.to_thread(kernels.fork_worker, "mlnb.notebooks.worker:serve", **options)
+            start = partial(kernels.fork_worker, "mlnb.notebooks.worker:serve", cwd=cwd, env=env, stdout=file, stderr=file)
+            process = await asyncio.to_thread(start)
         process.socket.setblocking(False)
         return cls(process, *await asyncio.open_connection(sock=process.socket, limit=MAX_MESSAGE_BYTES))
 

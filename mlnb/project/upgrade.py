@@ -152,4 +152,4 @@ def upgrade_metrics(text: str) -> str:
 def upgrade_routes(text: str) -> str:
     "The text with the current paths of the service, in URLs of this machine"
     paths, url = renames()["routes"], r"((?:localhost|127\.0\.0\.1|\[::1\])(?::\w+)?)(/\w+)(?![\w/])"
-    return re.sub(url, lambda match: match[1] + paths.get(match[2], match[2]), text)
+    return re.sub(url, lambda match: f"{match[1]}{paths.get(match[2], match[2])}", text)

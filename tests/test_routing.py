@@ -345,17 +345,17 @@ def test_a_shadow_that_falls_silent_stops_nobody_and_is_replaced(router, monkeyp
     both = router("odd", shadow=True)
     both(rows_of(both.bundle, 5))
     until(lambda: both.counts["shadow_scored"] == 5)  # it is up
-    reply, hangs = shadow.Shadow._receive_reply, threading.Event()
+    reply, hangs = shadow._receive_reply, threading.Event()
 
-    def held(waiting):
+    def held(connection):
         "Wait for a reply only once the test has seen what happens meanwhile"
         hangs.wait()
         try:
-            return reply(waiting)
+            return reply(connection)
         finally:
             monkeypatch.setattr(shadow, "REPLY_TIMEOUT_SECONDS", 60.0)  # a busy machine starts the next one slowly
 
-    monkeypatch.setattr(shadow.Shadow, "_receive_reply", held)
+    monkeypatch.setattr(shadow, "_receive_reply", held)
     monkeypatch.setattr(shadow, "REPLY_TIMEOUT_SECONDS", 0.1)
     both(rows_of(both.bundle, 1, carrier=["HANG"]))
     until(lambda: both.arms.shadow._dequeued == 6)

@@ -61,7 +61,8 @@ def _applies(requirement: Requirement, extras: Iterable[str]) -> bool:
 
 def resolve_versions(names: Iterable[str], without: Iterable[str] = ()) -> dict[str, str]:  # canonical name -> version
     "The installed versions of packages and their dependencies; packages that are not installed are left out"
-    versions, queue, visited = {}, [Requirement(name) for name in names], set()
+    versions: dict[str, str] = {}
+    queue, visited = [Requirement(name) for name in names], set()
     while queue:
         requirement = queue.pop()
         name = canonicalize_name(requirement.name)
@@ -108,7 +109,7 @@ def _pip_hashes(file: Path, python: str, architecture: str, variables: Mapping[s
     report, target = file.with_name("report.json"), file.with_name("target")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--no-deps", "--only-binary=:all:", "-r", str(file)]
     command += [f"--python-version={python}", *_platforms(architecture), f"--target={target}", f"--report={report}"]
-    environment = os.environ | {"PIP_USER": "0", "PIP_REQUIRE_HASHES": "0"} | variables
+    environment = {**os.environ, "PIP_USER": "0", "PIP_REQUIRE_HASHES": "0", **variables}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         lines = done.stderr.splitlines()
@@ -136,7 +137,7 @@ def add_hashes(requirements: str, pythons: Iterable[str], architecture: str, var
                 hashes_by_python.append(_pip_hashes(file, python, architecture, variables))
             except ServingError as e:
                 problem = e
-    if not hashes_by_python:
+    if problem and not hashes_by_python:
         raise problem
     line = lambda name: " ".join([f"{name}=={versions[name]}", *sorted({f"--hash=sha256:{h[name]}" for h in hashes_by_python})])
     return head + "".join(f"{line(name)}\n" for name in versions)

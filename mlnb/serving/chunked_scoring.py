@@ -140,7 +140,8 @@ class ChunkedScorer:
                 try:
                     return self.score_and_adapt(score, chunk, ids)
                 except NotCached:
-                    pass
+                    if self._reader is None:
+                        raise
             chunk = replace(chunk, newest=await self._reader(chunk.decision_times))
 
     def score_and_adapt(self, score: Callable[..., _Result], rows: Sized, *arguments) -> _Result:

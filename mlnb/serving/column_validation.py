@@ -57,7 +57,7 @@ class JsonColumns(BodyValidator):
 
     def __init__(self, fields: Sequence[Field]):
         super().__init__(fields)
-        self._decode = msgspec.json.Decoder(self._struct(lambda kind: list[kind])).decode
+        self._decode = msgspec.json.Decoder(self._struct(list.__class_getitem__)).decode
 
     def decode(self, body: bytes) -> RequestTable:  # of n rows; decision_time only if it was sent
         "The columns of a request; raises a `RequestError` that names every wrong column with its first wrong rows"

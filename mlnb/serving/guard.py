@@ -80,8 +80,9 @@ def _is_local(value: bytes) -> bool:
     if is_loopback(value.decode("latin-1")):
         return True
     try:
-        return is_loopback(urlsplit(value if b"://" in value else b"//" + value).hostname.decode("latin-1"))
-    except (ValueError, AttributeError):  # it holds no host
+        host = urlsplit(value if b"://" in value else b"//" + value).hostname
+        return is_loopback((host or b"").decode("latin-1"))
+    except ValueError:  # it holds no valid host
         return False
 
 
@@ -196,7 +197,7 @@ class Guard:
         limit = self.limits.max_body_bytes
         return HttpError(413, f"the body is longer than {limit} bytes; send fewer rows at once", body_limit_bytes=limit)
 
-
+# %% ../../nbs/serving/08_guard.ipynb #cf1406ad
 def _admit_local(scope: dict, headers: dict[bytes, bytes]) -> None:
     "Reject a caller that is not on this machine, or that comes through a page or proxy of another one"
     if scope.get("server") and not is_loopback(scope["server"][0]):

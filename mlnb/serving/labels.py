@@ -26,6 +26,7 @@ from ..project.files import exclusive_lock, storage_errors, write_atomic
 from ..project.settings import Settings
 from .log_damage import QUARANTINE_FOLDER
 from .log_records import time_scalar
+from .messages import HttpError
 from .part_store import PartStore, parts_to_merge, retry_on_change
 from .predictions import PredictionLog, lock_if_finished
 from .row_validation import CLOCK_SKEW, EXPECTED_FORMATS, RowDecoder
@@ -93,7 +94,8 @@ class LabelLog(PredictionLog):
         return cls(settings.path(settings.labels), settings.log_sync, "refuse", settings.log_rotate_mb)
 
     def _on_write_error(self, e: OSError, rows: int):
-        raise ServingError(f"labels cannot be written to {self.folder}: {e.strerror or e}; none of these {rows} is kept") from None
+        problem = f"labels cannot be written to {self.folder}: {e.strerror or e}"
+        raise HttpError(503, f"{problem}; none of these {rows} is kept") from None
 
 # %% ../../nbs/serving/19_labels.ipynb #e4e7d1d6
 _decode_line = msgspec.json.Decoder(Label).decode

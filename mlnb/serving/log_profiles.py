@@ -229,7 +229,7 @@ class LogProfileStore(_ProfileFiles):
         segment: Segment | None = None,
     ) -> dict[str, Profile]:  # fmt: skip
         "The profiles of the months, days or hours of a period, in order, or of the whole period"
-        length, requested = window and _PERIOD_LENGTHS[window], (version, arm, segment)
+        length, requested = _PERIOD_LENGTHS[window] if window else None, (version, arm, segment)
 
         def read(index: _ProfileIndex) -> dict[str, Profile]:
             return {
@@ -304,15 +304,14 @@ def _merge_period(store: LogProfileStore, index: _ProfileIndex, number: int, nam
 @contextmanager
 def _folder_lock(folder: Path) -> Iterator[None]:
     "Wait for other processes that profile the log in this folder"
-    try:
+    fd = None
+    with suppress(OSError):  # there are no lines, only parts
         fd = lock_file(folder, None, os.O_RDONLY)
-    except OSError:  # there are no lines, only parts
-        yield
-        return
     try:
         yield
     finally:
-        os.close(fd)
+        if fd is not None:
+            os.close(fd)
 
 
 def profiles_url(settings: Settings) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import reduce
 from operator import and_
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -43,8 +43,8 @@ def parse_time(name: str, value: object) -> np.datetime64 | None:
 @dataclass(frozen=True)
 class LogQuery:
     "Which predictions to read; None: any"
-    since: object = None  # first decision time, inclusive: anything that pandas parses as a time; without an offset it is UTC
-    until: object = None  # last decision time, exclusive
+    since: Any = None  # first decision time, inclusive: anything that pandas parses as a time; without an offset it is UTC
+    until: Any = None  # last decision time, exclusive
     version: str | None = None  # of the model
     entity: str | None = None
     arm: str | None = None
@@ -127,12 +127,12 @@ class LogSnapshot:
 
 _Result = TypeVar("_Result")
 
-
+# %% ../../nbs/serving/04_log_reader.ipynb #15ac7c28
 class LogReader:
     "Reads the prediction log in a folder and what was compacted from it"
 
     def __init__(self, folder: str | Path, parts: str | Path | None = None):  # parts: URL of the compacted part
-        self.folder, self.store = Path(folder), LogPartStore(parts) if parts is not None else None
+        self.folder, self.store = Path(folder), LogPartStore(parts if parts is not None else Path(folder, "parts"))
 
     @classmethod
     def of(cls, settings: Settings) -> "LogReader":
@@ -145,8 +145,7 @@ class LogReader:
         batches = _names(self.folder / "batches")
         for batch in batches:
             files |= _files(self.folder / "batches" / batch)
-        parts = self.store.parts() if self.store else []
-        superseded = self.store.superseded(parts) if self.store else set()
+        superseded = self.store.superseded(parts := self.store.parts())
         return LogSnapshot(files, [part for part in parts if part.batch not in batches and part.path not in superseded])
 
     def with_retries(self, read: Callable[[LogSnapshot], _Result]) -> _Result:
@@ -184,24 +183,13 @@ class LogReader:
         def read(snapshot: LogSnapshot):
             fetch = limit
             while True:
-                tables = self._newest_tables(snapshot, query, fetch)
+                tables = _newest_tables(self, snapshot, query, fetch)
                 rows = to_frame(tables)
                 if len(rows) >= limit or sum(table.num_rows for table in tables) < fetch:
                     return rows.tail(limit).reset_index(drop=True)
                 fetch *= 2  # some of the rows were duplicates
 
         return self.with_retries(read)
-
-    def _newest_tables(self, snapshot: LogSnapshot, query: LogQuery, limit: int) -> list:
-        "Tables with at least the `limit` newest rows"
-        tables: list = []
-        for table in self.read_lines(snapshot, query, []):
-            tables = _keep_newest([*tables, table], limit)
-        for part in filter(query.may_match, reversed(snapshot.parts)):
-            if _has_enough(tables, limit, part.hour):
-                break
-            tables = _keep_newest([*tables, self.store.read_part(part, query.expression())], limit)
-        return tables
 
     def hours(self, snapshot: LogSnapshot, requested_hours: list[str]) -> Iterator[tuple[str, dict]]:
         "The rows of hours such as 2013-07-01T05, ascending, as (hour, {model version: DataFrame}); one hour is read at a time"
@@ -225,7 +213,19 @@ def _files(folder: Path) -> dict[str, Path]:
     return {file.name: file for file in sorted(folder.iterdir()) if file.suffix in (".jsonl", ".arrows")}
 
 
-def _keep_newest(tables: list, limit: int) -> list:
+def _newest_tables(reader: LogReader, snapshot: LogSnapshot, query: LogQuery, limit: int) -> list[pa.Table]:
+    "Tables with at least the `limit` newest rows"
+    tables: list[pa.Table] = []
+    for table in reader.read_lines(snapshot, query, []):
+        tables = _keep_newest([*tables, table], limit)
+    for part in filter(query.may_match, reversed(snapshot.parts)):
+        if _has_enough(tables, limit, part.hour):
+            break
+        tables = _keep_newest([*tables, reader.store.read_part(part, query.expression())], limit)
+    return tables
+
+
+def _keep_newest(tables: list[pa.Table], limit: int) -> list[pa.Table]:
     "Tables without rows that cannot be among the `limit` newest"
     times = np.concatenate([table["time"].to_numpy() for table in tables])
     if len(times) <= limit:

@@ -123,8 +123,8 @@ _AwareTime = Annotated[datetime, msgspec.Meta(tz=True)]
 
 class _LoggedLine(Prediction, gc=False):
     "A record as it is read; one without time, version or fields is damaged"
-    time: _AwareTime
-    logged_at: _AwareTime
+    time: _AwareTime  # type: ignore[assignment]  # a text when it is written
+    logged_at: _AwareTime  # type: ignore[assignment]
     model_version: Annotated[str, msgspec.Meta(min_length=1)]
     input: dict
     unseen: tuple[str, ...] | None = None
@@ -192,7 +192,7 @@ def _to_table(records: list[_LoggedLine]):
     "Records of one version with the same `unseen` and `integers` as a table"
     import pyarrow as pa
 
-    fields = {name: [getattr(record, name) for record in records] for name in RECORD_FIELDS}
+    fields: dict = {name: [getattr(record, name) for record in records] for name in RECORD_FIELDS}
     fields["context_moment"] = _parse_times(fields["context_moment"])
     columns = {name: pa.array(fields[name], kind) for name, kind in _record_types().items()}
     first = records[0]

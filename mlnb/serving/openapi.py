@@ -7,6 +7,7 @@ __all__ = ['openapi', 'index_page']
 
 # %% ../../nbs/serving/10_openapi.ipynb #4b9d2e33
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import msgspec
 
@@ -107,7 +108,8 @@ def _routing_path() -> dict:
 
 
 def _paths(bundle: Bundle) -> dict:
-    row, public = bundle.samples["requests"][0], {"security": [{}]}
+    row = bundle.samples["requests"][0]
+    public: dict[str, Any] = {"security": [{}]}
     arrow = {ARROW.decode(): {"schema": {"type": "string", "format": "binary", "description": "An uncompressed Arrow IPC stream"}}}
     answered = "One answer per row, in the format of the request"
     columns = _json(_ref("Columns"), example={name: [value] for name, value in row.items()})

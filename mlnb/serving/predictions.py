@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 RELEASE_BYTES, PAGE_BYTES = 1 << 20, os.sysconf("SC_PAGE_SIZE")
 
 
-def sync_folder(folder: Path) -> None:
+def sync_folder(folder: str | Path) -> None:
     "Flush the names of the files in a folder to the disk"
     fd = os.open(folder, os.O_RDONLY)
     try:
@@ -51,14 +51,16 @@ def lock_if_finished(path: Path) -> Iterator[BinaryIO | None]:  # None if its wr
         with open(fd, "rb") as file:
             yield file
 
-
+# %% ../../nbs/serving/02_predictions.ipynb #764cf8b0
 class _AppendFile:
     "A file that grows by complete appends, locked as long as this process has it open"
 
     def __init__(self, folder: Path, suffix: str):
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}-{uuid4().hex[:8]}{suffix}"
-        self.number = lock_file(self.path, None, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
+        number = lock_file(self.path, None, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o666)
+        assert number is not None  # it waits for the lock
+        self.number = number
         self.size, self.torn, self.dirty, self._released_bytes = 0, False, False, 0
         self._name_unsynced, self._name = True, os.fsencode(self.path)
 
@@ -162,9 +164,11 @@ def _print_stderr(text: str):
 class _CurrentFiles:
     "The open files of one process, by the kind of data: a suffix, and the bytes at the beginning of the file"
 
-    def __init__(self, folder: Path, rotate_bytes: int, sync_in_background: bool):
-        self.folder, self.rotate_bytes, self._sync_in_background = folder, rotate_bytes, sync_in_background
-        self._files, self._syncer = {}, None
+    def __init__(self, folder: Path, rotate_bytes: int, sync: str):
+        self.folder, self.rotate_bytes = folder, rotate_bytes
+        self._sync_always, self._sync_in_background = sync == "always", sync == "interval"
+        self._files: dict[tuple[str, bytes], _AppendFile] = {}
+        self._syncer: _Syncer | None = None
         self._owner, self._hour = None, None  # the process that opened the files, and when
 
     def get(self, kind: tuple[str, bytes]) -> _AppendFile:
@@ -204,6 +208,26 @@ class _CurrentFiles:
         else:
             file.close()
 
+    def write(self, kind: tuple[str, bytes], data) -> tuple[_AppendFile, int]:  # the file, and its size before
+        "Append data; raises `OSError` if that fails"
+        file = self.get(kind)
+        size = file.size
+        if file.append(data if size else kind[1] + bytes(data), self._sync_always):
+            return file, size
+        self.retire(kind)
+        return self.write(kind, data)
+
+    def write_all(self, data_by_kind: dict):
+        "Append the data of each kind, or nothing and raise `OSError`"
+        written = []
+        try:
+            for kind, data in data_by_kind.items():
+                written.append(self.write(kind, data))
+        except OSError:
+            for file, size in written:
+                file.roll_back(size)
+            raise
+
     def close(self):
         if self._owner == os.getpid():
             for kind in list(self._files):
@@ -230,9 +254,9 @@ class PredictionLog:
                 f"sync is {sync!r} and on_failure is {on_failure!r}; "
                 f"sync is one of {', '.join(SYNC_MODES)}, on_failure is one of {', '.join(FAILURE_MODES)}"
             )
-        self.folder, self._sync_always, self._serve_unlogged = Path(folder), sync == "always", on_failure == "serve"
+        self.folder, self._serve_unlogged = Path(folder), on_failure == "serve"
         self.unlogged_predictions = 0  # served without a record
-        self._write_failing, self._files = False, _CurrentFiles(self.folder, rotate_mb << 20, sync == "interval")
+        self._write_failing, self._files = False, _CurrentFiles(self.folder, rotate_mb << 20, sync)
         self._encode, self._lock = msgspec.json.Encoder().encode_lines, threading.Lock()
 
     @classmethod
@@ -242,7 +266,7 @@ class PredictionLog:
 
     def append(self, records: list[Prediction]) -> None:
         "Write records; they survive the process once this returns. Raises `ServingError` if that fails and `on_failure` is refuse"
-        self._append(len(records), self._write, (_LINES, self._encode(records)))
+        self._append(len(records), self._files.write, (_LINES, self._encode(records)))
 
     def append_table(self, batch: "pa.RecordBatch") -> None:
         "Like `append`, for many rows as columns"
@@ -254,7 +278,7 @@ class PredictionLog:
         for batch in batches:
             kind, data = (".arrows", bytes(batch.schema.serialize())), batch.serialize()
             data_by_kind[kind] = b"".join((data_by_kind[kind], data)) if kind in data_by_kind else data
-        self._append(sum(batch.num_rows for batch in batches), self._write_all, (data_by_kind,))
+        self._append(sum(batch.num_rows for batch in batches), self._files.write_all, (data_by_kind,))
 
     def _append(self, rows: int, write: Callable, args: tuple):
         try:
@@ -267,25 +291,6 @@ class PredictionLog:
                 self._write_failing = False
                 unlogged = f"{self.unlogged_predictions} predictions so far have no record"
                 _print_stderr(f"the prediction log in {self.folder} is written again; {unlogged}")
-
-    def _write(self, kind: tuple[str, bytes], data) -> tuple[_AppendFile, int]:  # the file, and its size before
-        file = self._files.get(kind)
-        size = file.size
-        if file.append(data if size else kind[1] + bytes(data), self._sync_always):
-            return file, size
-        self._files.retire(kind)
-        return self._write(kind, data)
-
-    def _write_all(self, data_by_kind: dict):
-        "Write the data of each kind, or write nothing and raise `OSError`"
-        written = []
-        try:
-            for kind, data in data_by_kind.items():
-                written.append(self._write(kind, data))
-        except OSError:
-            for file, size in written:
-                file.roll_back(size)
-            raise
 
     def _on_write_error(self, e: OSError, rows: int):
         message = f"the prediction log in {self.folder} cannot be written: {e.strerror or e}"

@@ -102,7 +102,7 @@ def _unchanged_features(features: Columns, request: Columns) -> dict[str, str]:
     return {name: fields[id(column)] for name, column in features.items() if id(column) in fields}
 
 # %% ../../nbs/serving/05_predictor.ipynb #da2d1acd
-def answers_to_arrow(columns: dict[str, object]) -> "pa.RecordBatch":
+def answers_to_arrow(columns: dict[str, Any]) -> "pa.RecordBatch":
     "Answers as an Arrow table, from the fields of an `Answer`: n values each, or one for all rows"
     import pyarrow as pa
 
@@ -130,6 +130,18 @@ def scoring_batch(bundle: Bundle, rows: RequestRows, ids: list[str]) -> ScoringB
     return ScoringBatch(rows, entity_keys(bundle.entity, rows.request) or ids, ids)
 
 # %% ../../nbs/serving/05_predictor.ipynb #d0ca4283
+def _stale_snapshot_error(rows: RequestRows, row: int, age: int | None, limit: int) -> HttpError:
+    "The error for a row whose snapshot is missing, or older than the limit in minutes"
+    details = {"row": row if rows.positions is None else int(rows.positions[row])}
+    where = f"for row {details['row']}, decided at {_to_iso(rows.decision_times[row : row + 1])[0]}"
+    problem = f"no feature snapshot is available {where}"
+    if age is not None:
+        details["context_age_seconds"] = age
+        problem = f"the newest feature snapshot {where}, is {rough_duration(age)} old, the limit is {limit} minutes"
+    fix = "write a newer one (the context task of the pipeline does), or send decision_time to replay an earlier decision"
+    return HttpError(503, f"{problem}; {fix}", **details, context_limit_minutes=limit)
+
+# %% ../../nbs/serving/05_predictor.ipynb #abc0ad4b
 class Predictor:
     "From checked rows to the answers of one bundle; `store` has `newest(as_of_time)`, as a `SnapshotStore`"
 
@@ -178,21 +190,9 @@ class Predictor:
         stale = np.isnat(as_of_times) | (ages > self.max_age_seconds)
         if stale.any():
             row = int(np.flatnonzero(stale)[0])
-            raise self._stale_snapshot_error(rows, row, None if np.isnat(as_of_times[row]) else int(ages[row]))
+            age = None if np.isnat(as_of_times[row]) else int(ages[row])
+            raise _stale_snapshot_error(rows, row, age, self.max_age_seconds // 60)
         return point_in_time, as_of_times, ages
-
-    def _stale_snapshot_error(self, rows: RequestRows, row: int, age: int | None) -> HttpError:
-        decided_at, limit = _to_iso(rows.decision_times[row : row + 1])[0], self.max_age_seconds // 60
-        details = {"row": row if rows.positions is None else int(rows.positions[row])}
-        problem = f"no feature snapshot is available for row {details['row']}, decided at {decided_at}"
-        if age is not None:
-            details["context_age_seconds"] = age
-            problem = (
-                f"the newest feature snapshot for row {details['row']}, decided at {decided_at}, "
-                f"is {rough_duration(age)} old, the limit is {limit} minutes"
-            )
-        fix = "write a newer one (the context task of the pipeline does), or send decision_time to replay an earlier decision"
-        return HttpError(503, f"{problem}; {fix}", **details, context_limit_minutes=limit)
 
     def _records(self, batch: ScoringBatch, features: Columns, answers: list[Answer], started: float) -> list[Prediction]:
         "What is logged of each answer"

@@ -15,8 +15,8 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from hashlib import blake2b
@@ -37,8 +37,8 @@ from ..models.watcher import read_releases, releases_folder, verify_servable
 from ..project.errors import ServingError, SettingError
 from ..project.files import write_atomic
 from ..project.settings import Settings
-from .messages import CHALLENGER, CHAMPION, Answer, HttpError, PendingAnswers, RequestRows, RowScores, ScoringBatch
-from .messages import count_rows_by_arm, request_ids
+from .messages import CHALLENGER, CHAMPION, Answer, HttpError, PendingAnswers, RequestRows, RowScores
+from .messages import Positions, ScoringBatch, count_rows_by_arm, request_ids
 from .predictions import PredictionLog
 from .predictor import Predictor, answer_and_log_batches, log_rows, log_tables, open_stores, scoring_batch
 from .shadow import Shadow
@@ -116,7 +116,8 @@ class CircuitBreaker:
     "Counts the rows that a challenger cannot answer, and takes it out of service if there are too many"
 
     def __init__(self, version: str, counts: dict[str, int]):
-        self.version, self.problem, self._counts, self._consecutive_failures = version, None, counts, 0
+        self.version, self._counts, self._consecutive_failures = version, counts, 0
+        self.problem: str | None = None
 
     @property
     def is_open(self) -> bool:
@@ -144,7 +145,7 @@ class Arms:
     challenger: Predictor | None = None
     split: TrafficSplit | None = None  # None: the champion answers everything
     shadow: Shadow | None = None
-    breaker: CircuitBreaker | None = None  # of the challenger
+    breaker: CircuitBreaker = field(default_factory=lambda: CircuitBreaker("", {}))  # of the challenger
 
     def assigned(self, entities: list[str]) -> list[bool]:  # n
         "Which entities the challenger answers"
@@ -153,7 +154,7 @@ class Arms:
         return self.split(entities)
 
 
-def _score_with_fallback(arms: Arms, batch: ScoringBatch, positions: Sequence[int], score: Callable) -> list[tuple]:
+def _score_with_fallback(arms: Arms, batch: ScoringBatch, positions: Positions, score: Callable) -> list[tuple]:
     "Some rows in parts, each with its score by the challenger, or by the champion where the challenger fails"
     if arms.breaker.is_open:
         return [(positions, score(arms.champion, batch.select(positions)))]
@@ -273,14 +274,18 @@ class LoggedScorer:
         "What is answered, in the order of the rows, and logged; `arms` are the same for all parts of a request"
         batch = scoring_batch(arms.champion.bundle, rows, ids)
         answers, records = _score_rows(arms, batch)
-        on_logged = arms.shadow and partial(_offer_to_shadow, arms.shadow, batch, [answer.arm for answer in answers])
+        on_logged = None
+        if arms.shadow:
+            on_logged = partial(_offer_to_shadow, arms.shadow, batch, [answer.arm for answer in answers])
         return PendingAnswers(answers, records, on_logged=on_logged)
 
     def score_table(self, rows: RequestRows, ids: list[str], arms: Arms) -> PendingAnswers:
         "The same for the rows of a table"
         batch = scoring_batch(arms.champion.bundle, rows, ids)
         answers, logged, rows_by_arm = _score_table(arms, batch)
-        on_logged = arms.shadow and partial(_offer_to_shadow, arms.shadow, batch, answers["arm"].to_pylist())
+        on_logged = None
+        if arms.shadow:
+            on_logged = partial(_offer_to_shadow, arms.shadow, batch, answers["arm"].to_pylist())
         return PendingAnswers(answers, logged, rows_by_arm, on_logged)
 
     @property
@@ -319,7 +324,7 @@ class LoggedScorer:
         self._retire(self.arms.shadow)
         self.log.close()
 
-
+# %% ../../nbs/serving/07_routing.ipynb #33a6d19d
 def _offer_to_shadow(shadow: Shadow, batch: ScoringBatch, arms: list[str]) -> None:
     "Give the shadow the rows that the champion answered"
     if positions := [i for i, arm in enumerate(arms) if arm == CHAMPION]:
@@ -345,13 +350,14 @@ class Router(LoggedScorer):
 
     def _load_or_keep(self, arm: str, version: ModelVersion | None) -> Bundle | None:
         "The bundle of a version if it can serve, else the active one of the arm"
-        active = self._bundles()
-        bundle = next((b for b in active.values() if version and str(b.folder) == version.folder), None)
-        try:
-            bundle = bundle or (version and load_servable(version.folder, self.bundle))
-        except Exception as e:  # whatever the code of a model may raise
-            self._reject(arm, f"{arm} cannot become version {version.number} of the registry: {e}")
-            return active.get(arm)
+        active, bundle = self._bundles(), None
+        if version:
+            bundle = next((b for b in active.values() if str(b.folder) == version.folder), None)
+            try:
+                bundle = bundle or load_servable(version.folder, self.bundle)
+            except Exception as e:  # whatever the code of a model may raise
+                self._reject(arm, f"{arm} cannot become version {version.number} of the registry: {e}")
+                return active.get(arm)
         self._problems.pop(arm, None)
         return bundle
 
@@ -383,15 +389,14 @@ class Router(LoggedScorer):
         make = lambda bundle, arm: Predictor(bundle, self.store, self.settings.snapshot_max_age_minutes, arm)
         if challenger is None:
             return Arms(make(champion, CHAMPION))
-        split, shadow, breaker, old = None, None, None, self.arms
+        split, shadow, old = None, None, self.arms
         if routing.challenger_percent:
             split = TrafficSplit(challenger.version, routing.challenger_percent)
         if routing.shadow:
-            folder, running = str(challenger.folder), old and old.shadow
+            folder, running = str(challenger.folder), old.shadow
             shadow = running if running and running.folder == folder else Shadow(self.settings, folder)
-        if old and old.breaker and old.challenger.bundle is challenger:
-            breaker = old.breaker
-        breaker = breaker or CircuitBreaker(challenger.version, self._counts)
+        is_same = old.challenger and old.challenger.bundle is challenger
+        breaker = old.breaker if is_same else CircuitBreaker(challenger.version, self._counts)
         return Arms(make(champion, CHAMPION), make(challenger, CHALLENGER), split, shadow, breaker)
 
 # %% ../../nbs/serving/07_routing.ipynb #dbc7c604
@@ -405,7 +410,10 @@ class FollowingRouter(Router):
 
     def __init__(self, settings: Settings, releases: Releases, watcher: Popen | None):
         self._folder, self._routing_file, self._watcher = releases_folder(settings), RoutingFile(settings), watcher
-        self._applied, self._backoff, self._retry_at = None, iter(()), math.inf
+        self._applied: tuple | None = None
+        self._backoff: Iterator[float] = iter(RETRY_BACKOFF_SECONDS)
+        self._retry_at = math.inf
+        assert releases.champion
         super().__init__(settings, load_servable(releases.champion.folder))
         self._follow(releases)
         self._stopping = threading.Event()

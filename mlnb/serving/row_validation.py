@@ -177,7 +177,7 @@ class BodyValidator:
         except RecursionError:
             return RequestError(TOO_DEEP)
 
-
+# %% ../../nbs/serving/00_row_validation.ipynb #96598af3
 class RowDecoder(BodyValidator):
     "Decodes and checks JSON bodies of one row or of several"
 
@@ -251,7 +251,7 @@ def _parse_rows(body: bytes) -> list:
     document = parse(body)
     return document if isinstance(document, list) else [document]
 
-
+# %% ../../nbs/serving/00_row_validation.ipynb #d79b8427
 class RequestSchema(RowDecoder):
     "The rows of a request, as columns and as they are logged"
 
@@ -268,11 +268,11 @@ class RequestSchema(RowDecoder):
             return rows
         return [msgspec.Raw(body)]
 
-    def columns(self, rows: list) -> Columns:  # (n,) each
+    def columns(self, rows: Sequence) -> Columns:  # (n,) each
         "The request fields of `rows` as columns"
         return {name: column(list(map(get, rows))) for name, get, column in self._columns}
 
-    def decision_times(self, rows: list, now: datetime) -> np.ndarray:  # (n,) datetime64[s], UTC
+    def decision_times(self, rows: Sequence, now: datetime) -> np.ndarray:  # (n,) datetime64[s], UTC
         "The decision time of each row, by default now"
         unset = msgspec.UNSET
         return FIELD_TYPES["time"].column([now if row.decision_time is unset else row.decision_time for row in rows])

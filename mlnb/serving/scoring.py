@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -96,7 +97,7 @@ class ScoredRows:
     features: Columns  # (k,) each
     decisions: np.ndarray  # (k,) datetime64[s]
     as_of_times: np.ndarray  # (k,) datetime64[s]
-    probability: np.ndarray  # (k,)
+    probability: np.ndarray  # (k,); zeros before they are scored
 
     @classmethod
     def concat(cls, parts: list["ScoredRows"]) -> "ScoredRows":
@@ -104,10 +105,11 @@ class ScoredRows:
         columns = [[getattr(part, field.name) for part in parts] for field in fields(cls)]
         return parts[0] if len(parts) == 1 else cls(*map(_concatenate, columns))
 
-    def take(self, which: np.ndarray) -> "ScoredRows":
+    def take(self, which: np.ndarray | slice) -> "ScoredRows":
         "Some of the rows"
-        columns = (_select_rows(self.request, which), _select_rows(self.features, which))
-        return ScoredRows(self.rows[which], *columns, self.decisions[which], self.as_of_times[which], self.probability[which])
+        columns: list[Any] = [getattr(self, field.name) for field in fields(self)]
+        taken: list[Any] = [_select_rows(c, which) if isinstance(c, dict) else c[which] for c in columns]
+        return ScoredRows(*taken)
 
 
 def scored_table(batch: RowBatch, scored: ScoredRows, bundle: Bundle) -> pa.Table:  # k rows
@@ -134,11 +136,12 @@ class Scorer:
         request_fields = (*self.bundle.request, DECISION_TIME) if has_time else self.bundle.request
         request, valid, invalid = validate_batch(batch, request_fields)
         rows = np.flatnonzero(valid)
-        decisions = request.pop(DECISION_TIME.name, None) if has_time else np.full(len(rows), self.default_decision_time)
+        now = np.full(len(rows), self.default_decision_time)
+        decisions = request.pop(DECISION_TIME.name, now)
         point_in_time, fresh, as_of_times = self._point_in_time(request, decisions)
         stale = self._stale_features(batch.numbers[rows[~fresh]], decisions[~fresh], as_of_times[~fresh])
-        fresh_request = _select_rows(request, fresh)
-        scored, failed = self._predict(batch, rows[fresh], fresh_request, point_in_time, decisions[fresh], as_of_times[fresh])
+        part = ScoredRows(rows, request, {}, decisions, as_of_times, np.zeros(len(rows))).take(fresh)
+        scored, failed = self._predict(batch, replace(part, features=point_in_time))
         return scored, pa.concat_tables([invalid, stale, failed]).sort_by("row")
 
     def _point_in_time(self, request: Columns, decisions: np.ndarray) -> tuple[Columns, np.ndarray, np.ndarray]:
@@ -151,35 +154,25 @@ class Scorer:
             hint = "check `storage` in [tool.mlnb], or MLNB_STORAGE"
             raise ServingError(f"the point-in-time features cannot be read: {e}; {hint}") from None
 
-    def _predict(
-        self, batch: RowBatch, rows, request: Columns, point_in_time: Columns, decisions, as_of_times
-    ) -> tuple[ScoredRows, pa.Table]:
-        scored, problems = [], {}
-        if len(rows):
-            scored, problems = self._predict_bisecting(rows, request, point_in_time, decisions, as_of_times)
-        empty = ScoredRows(rows[:0], {}, {}, decisions[:0], as_of_times[:0], np.array([]))
-        scored = ScoredRows.concat(scored or [empty])
+    def _predict(self, batch: RowBatch, part: ScoredRows) -> tuple[ScoredRows, pa.Table]:
+        "Score rows whose features are the point-in-time ones; returns the scored rows and the problems of the others"
+        parts, problems = self._predict_bisecting(part) if len(part.rows) else ([], {})
+        scored = ScoredRows.concat(parts or [part.take(slice(0))])
         valid = are_probabilities(scored.probability)
         problems |= dict.fromkeys(scored.rows[~valid].tolist(), "the model gave no number from 0 to 1")
         numbers = batch.numbers[np.array(list(problems), np.int64)]
         return scored.take(valid), problem_table(numbers, None, list(problems.values()), "a probability")
 
-    def _predict_bisecting(
-        self, rows, request: Columns, point_in_time: Columns, decisions, as_of_times
-    ) -> tuple[list[ScoredRows], dict[int, str]]:
+    def _predict_bisecting(self, part: ScoredRows) -> tuple[list[ScoredRows], dict[int, str]]:
         "The scored rows, in parts, and by row what the model raised on the others"
         try:
-            features = self.bundle.features(request, point_in_time)
-            return [ScoredRows(rows, request, features, decisions, as_of_times, self.bundle.predict(features))], {}
+            features = self.bundle.features(part.request, part.features)
+            return [replace(part, features=features, probability=self.bundle.predict(features))], {}
         except Exception as e:  # a model may raise anything
-            if (half := len(rows) // 2) == 0:
-                return [], {int(rows[0]): f"the model raised {type(e).__name__}"}
-        scored, raised = [], {}
-        for part in (slice(half), slice(half, None)):
-            columns = _select_rows(request, part), _select_rows(point_in_time, part)
-            more_scored, more_raised = self._predict_bisecting(rows[part], *columns, decisions[part], as_of_times[part])
-            scored, raised = scored + more_scored, raised | more_raised
-        return scored, raised
+            if (half := len(part.rows) // 2) == 0:
+                return [], {int(part.rows[0]): f"the model raised {type(e).__name__}"}
+        first, second = (self._predict_bisecting(part.take(rows)) for rows in (slice(half), slice(half, None)))
+        return first[0] + second[0], first[1] | second[1]
 
     def _stale_features(self, numbers: np.ndarray, decisions: np.ndarray, as_of_times: np.ndarray) -> pa.Table:
         "The problems of rows whose point-in-time features are missing or too old"
@@ -202,7 +195,7 @@ def log_scores(
     ids = [f"{run}-{row}" for row in batch.numbers[scored.rows].tolist()]
     if not ids:
         return
-    fields = {"time": scored.decisions, "logged_at": np.datetime64(int(time.time()), "s"), "context_moment": scored.as_of_times}
+    fields: dict = {"time": scored.decisions, "logged_at": np.datetime64(int(time.time()), "s"), "context_moment": scored.as_of_times}
     fields |= {"model_version": bundle.version, "arm": BATCH_ARM, "latency_ms": round(seconds * 1e3 / len(ids), 3)}
     fields |= {"probability": scored.probability, "decision": bundle.decide(scored.probability)}
     entities = entity_keys(bundle.entity, scored.request) or ids

@@ -36,6 +36,22 @@ _EVENTS = {  # of `Router.counts`: the metric and its labels
 }
 
 
+def _text_of_all_workers() -> bytes:
+    from prometheus_client import CollectorRegistry, generate_latest, multiprocess
+
+    multiprocess.MultiProcessCollector(merged := CollectorRegistry())
+    return generate_latest(merged)
+
+
+def _quarantine_text(records: int) -> bytes:
+    from prometheus_client import generate_latest
+    from prometheus_client.core import GaugeMetricFamily
+
+    help_text = "Records of the prediction log that were answered and could not be read back"
+    family = GaugeMetricFamily("mlnb_prediction_log_quarantined_records", help_text, records)
+    return generate_latest(SimpleNamespace(collect=lambda: [family]))
+
+# %% ../../nbs/serving/20_service_metrics.ipynb #1d634bdf
 class ServiceMetrics:
     "The metrics of one application"
 
@@ -57,8 +73,7 @@ class ServiceMetrics:
             "challenger": Counter("mlnb_challenger_failures", "Rows that the challenger failed on", **options),
             "shadow": Counter("mlnb_shadow_predictions", "Rows of the shadow", ["result"], **options),
         }
-        self._children: dict = {}
-        self._last_counts, self._last_events = dict.fromkeys(_EVENTS, 0), {}
+        self._children, self._last_counts, self._last_events = {}, dict.fromkeys(_EVENTS, 0), {}
 
     def _child(self, metric, *labels):
         "The metric with these labels, looked up once"
@@ -107,16 +122,12 @@ class ServiceMetrics:
 
     def text(self, quarantined_records: int = 0) -> bytes:
         "All metrics in the text format of Prometheus"
-        from prometheus_client import CollectorRegistry, generate_latest, multiprocess
-        from prometheus_client.core import GaugeMetricFamily
+        from prometheus_client import generate_latest
 
         text = None
         if self._multiprocess:
             try:
-                multiprocess.MultiProcessCollector(merged := CollectorRegistry())
-                text = generate_latest(merged)
+                text = _text_of_all_workers()
             except Exception as e:  # a file of another user, a removed folder, a file of another program
                 self._warn_once(f"the metrics of all workers cannot be read, those of one worker are reported: {e!r}")
-        help_text = "Records of the prediction log that were answered and could not be read back"
-        family = GaugeMetricFamily("mlnb_prediction_log_quarantined_records", help_text, quarantined_records)
-        return (text or generate_latest(self.registry)) + generate_latest(SimpleNamespace(collect=lambda: [family]))
+        return (text or generate_latest(self.registry)) + _quarantine_text(quarantined_records)

@@ -79,15 +79,17 @@ BATCH_INTERVAL_SECONDS = 0.02  # between two batches
 REPLY_TIMEOUT_SECONDS = 30.0  # after which the process is replaced
 RESTART_DELAY_SECONDS = 5.0  # until a process that could not be started is started again
 
-
+# %% ../../nbs/serving/06_shadow.ipynb #dd6ca561
 class Shadow:
     "A challenger that scores in a process of its own"
 
     def __init__(self, settings: Settings, folder: str):
-        self.settings, self.folder, self.problem = settings, folder, None
+        self.settings, self.folder = settings, folder
+        self.problem: str | None = None
         self.counts = {"shadow_scored": 0, "shadow_failed": 0, "shadow_dropped": 0}  # rows
         self._queue, self._enqueued, self._dequeued = deque(), 0, 0
-        self._process = self._connection = None
+        self._process: subprocess.Popen | None = None
+        self._connection: Connection | None = None
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mlnb-shadow", daemon=True)
         self._thread.start()
@@ -126,10 +128,9 @@ class Shadow:
         "Have the process score rows, and count the results"
         n = sum(len(batch.ids) for batch in batches)
         try:
-            if self._connection is None:
-                self._start()
-            self._connection.send(merge_batches(batches))
-            failed, reason = self._receive_reply()
+            connection = self._connection or self._start()
+            connection.send(merge_batches(batches))
+            failed, reason = _receive_reply(connection)
         except (OSError, EOFError) as e:
             failed, reason = n, f"its process ended or stopped answering ({type(e).__name__}); it is restarted"
             self._close()
@@ -138,32 +139,37 @@ class Shadow:
             failed, reason = n, repr(e)
         self.counts["shadow_failed"] += failed
         self.counts["shadow_scored"] += n - failed
-        self._report_problem(reason)
-
-    def _report_problem(self, reason: str | None) -> None:
-        "Keep the latest problem, and print it if it is a new one"
         if reason and reason != self.problem:
             print(f"mlnb: the shadow of {self.folder} cannot score some rows: {reason}", file=sys.stderr, flush=True)
         self.problem = reason or self.problem
 
-    def _receive_reply(self) -> tuple[int, str | None]:
-        if not self._connection.poll(REPLY_TIMEOUT_SECONDS):
-            raise TimeoutError
-        return self._connection.recv()
-
-    def _start(self) -> None:
+    def _start(self) -> Connection:
         self._connection, child_end = Pipe()
-        number = child_end.fileno()
-        code = f"from multiprocessing.connection import Connection; c = Connection({number}); from mlnb.serving import shadow; "
-        command = [sys.executable, "-c", code + "shadow.run_shadow_process(*c.recv(), c)"]
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=child_environment(), pass_fds=[number])
-        child_end.close()
+        self._process = _start_process(child_end)
         self._connection.send((self.settings, self.folder, os.getpid()))
-        self._receive_reply()
+        _receive_reply(self._connection)
+        return self._connection
 
     def _close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
+        if self._process is not None:
             self._process.kill()
             self._process.wait()
+
+# %% ../../nbs/serving/06_shadow.ipynb #d1190f10
+def _start_process(connection: Connection) -> subprocess.Popen:
+    "A process that runs `run_shadow_process` with what it receives; it gets this end of the connection"
+    number = connection.fileno()
+    code = f"from multiprocessing.connection import Connection; c = Connection({number}); from mlnb.serving import shadow; "
+    command = [sys.executable, "-c", code + "shadow.run_shadow_process(*c.recv(), c)"]
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=child_environment(), pass_fds=[number])
+    connection.close()
+    return process
+
+
+def _receive_reply(connection: Connection) -> tuple[int, str | None]:
+    if not connection.poll(REPLY_TIMEOUT_SECONDS):
+        raise TimeoutError
+    return connection.recv()

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -114,7 +115,7 @@ def _number_rows(first: int, count: int, malformed: dict[int, str]) -> tuple[np.
     return numbers, tuple(wrong)
 
 # %% ../../nbs/serving/14_table_files.ipynb #1a133c28
-READERS = {".parquet": ParquetReader, ".csv": CsvReader}
+READERS: dict[str, Any] = {".parquet": ParquetReader, ".csv": CsvReader}
 
 
 def file_format(path: Path, action: str = "read") -> str:  # action: or "written"

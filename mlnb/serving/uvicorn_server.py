@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['MAX_CONNECTIONS', 'MAX_HEAD_BYTES', 'CHUNK_OVERHEAD_FACTOR', 'MAX_HEADERS', 'MAX_PIPELINED_REQUESTS',
-           'BODY_DRAIN_BYTES', 'HEAD_TIMEOUT_SECONDS', 'LimitedHttpProtocol', 'application', 'run']
+           'BODY_DRAIN_BYTES', 'HEAD_TIMEOUT_SECONDS', 'SizeLimitedProtocol', 'LimitedHttpProtocol', 'application',
+           'run']
 
 # %% ../../nbs/serving/11_uvicorn_server.ipynb #3446b291
 import json
@@ -32,34 +33,18 @@ HEAD_TIMEOUT_SECONDS = 10.0  # for the head of a request to arrive, and for an a
 _EXAMPLE = "write for example: POST /predict HTTP/1.1"
 
 # %% ../../nbs/serving/11_uvicorn_server.ipynb #04808687
-class LimitedHttpProtocol(HttpToolsProtocol):
-    "The HTTP protocol of uvicorn, with limits on time, bytes and connections"
+def _cancel_timer(timer) -> None:
+    if timer is not None:
+        timer.cancel()
+
+
+class SizeLimitedProtocol(HttpToolsProtocol):
+    "The HTTP protocol of uvicorn, with limits on the form of a request"
 
     head_timeout_seconds, connection_limit, body_limit = HEAD_TIMEOUT_SECONDS, MAX_CONNECTIONS, 1 << 20
     _in_head, _head_bytes, _body_bytes = True, 0, 0  # whether a head is expected or arriving; bytes of the current request
     _head_timer = _write_timer = _rejection = None
-
-    @classmethod
-    def configure(cls, settings: Settings) -> None:
-        "Apply the limits of the settings"
-        cls.head_timeout_seconds, cls.body_limit = settings.request_timeout_seconds, settings.body_limit_kb << 10
-
-    def connection_made(self, transport):
-        super().connection_made(transport)
-        if len(self.connections) > self.connection_limit:
-            self._hang_up(503, "too many connections; try again a little later", b"retry-after: 1\r\n")
-        else:
-            self._head_timer = self.loop.call_later(self.head_timeout_seconds, self._on_head_timeout)
-
-    def data_received(self, data):
-        self._unset_keepalive_if_required()
-        self._head_bytes += len(data)
-        if rejection := self._parse(data):
-            self._hang_up(*rejection)
-            return
-        answered = self.cycle is not None and self.cycle.response_complete
-        if self._head_timer is None and (self._in_head or answered) and not self.transport.is_closing():
-            self._head_timer = self.loop.call_later(self.head_timeout_seconds, self._on_head_timeout)
+    parser: HttpRequestParser
 
     def _parse(self, data: bytes) -> tuple[int, str] | None:
         "Parse what was received; returns the status and message of a rejection if it is wrong or too much"
@@ -90,10 +75,6 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
         return line + b"".join(b"%b: %b\r\n" % pair for pair in headers) + b"\r\n"
 
-    def on_message_begin(self):
-        super().on_message_begin()
-        self._in_head = True
-
     def on_headers_complete(self):
         self._in_head, self._head_timer = False, _cancel_timer(self._head_timer)
         if self.parser.should_upgrade():
@@ -120,16 +101,36 @@ class LimitedHttpProtocol(HttpToolsProtocol):
         self.headers[:] = [(name, host if name == b"host" else value) for name, value in self.headers]
         self.url = (url.path or b"/") + (b"?" + url.query if url.query else b"")
 
-    def on_body(self, body):
-        size = len(body)
-        self._head_bytes -= size
-        self._body_bytes += size
-        super().on_body(body)
+    def _reject(self, status: int, message: str):
+        "Stop the parser, and close the connection"
+        self._rejection = status, message
+        raise ValueError(message)
 
-    def on_message_complete(self):
-        self._head_bytes = self._body_bytes = 0
-        if not self.parser.should_upgrade():
-            super().on_message_complete()
+# %% ../../nbs/serving/11_uvicorn_server.ipynb #d4b15b55
+class LimitedHttpProtocol(SizeLimitedProtocol):
+    "The same with limits on time, bytes and connections"
+
+    @classmethod
+    def configure(cls, settings: Settings) -> None:
+        "Apply the limits of the settings"
+        cls.head_timeout_seconds, cls.body_limit = settings.request_timeout_seconds, settings.body_limit_kb << 10
+
+    def connection_made(self, transport):
+        super().connection_made(transport)
+        if len(self.connections) > self.connection_limit:
+            self._hang_up(503, "too many connections; try again a little later", b"retry-after: 1\r\n")
+        else:
+            self._head_timer = self.loop.call_later(self.head_timeout_seconds, self._on_head_timeout)
+
+    def data_received(self, data):
+        self._unset_keepalive_if_required()
+        self._head_bytes += len(data)
+        if rejection := self._parse(data):
+            self._hang_up(*rejection)
+            return
+        answered = self.cycle is not None and self.cycle.response_complete
+        if self._head_timer is None and (self._in_head or answered) and not self.transport.is_closing():
+            self._head_timer = self.loop.call_later(self.head_timeout_seconds, self._on_head_timeout)
 
     def pause_writing(self):
         super().pause_writing()
@@ -146,11 +147,6 @@ class LimitedHttpProtocol(HttpToolsProtocol):
     def _on_head_timeout(self):
         self._hang_up(408, f"the request did not arrive within {self.head_timeout_seconds:g} seconds; send it again")
 
-    def _reject(self, status: int, message: str):
-        "Stop the parser, and close the connection"
-        self._rejection = status, message
-        raise ValueError(message)
-
     def _hang_up(self, status: int, message: str, headers: bytes = b""):
         "Answer, unless another answer is due first or is being sent, and close the connection"
         if self.transport.is_closing():
@@ -162,10 +158,20 @@ class LimitedHttpProtocol(HttpToolsProtocol):
             self.transport.write(STATUS_LINE[status] + head + body)
         self.transport.close()
 
+    def on_message_begin(self):
+        super().on_message_begin()
+        self._in_head = True
 
-def _cancel_timer(timer) -> None:
-    if timer is not None:
-        timer.cancel()
+    def on_body(self, body):
+        size = len(body)
+        self._head_bytes -= size
+        self._body_bytes += size
+        super().on_body(body)
+
+    def on_message_complete(self):
+        self._head_bytes = self._body_bytes = 0
+        if not self.parser.should_upgrade():
+            super().on_message_complete()
 
 # %% ../../nbs/serving/11_uvicorn_server.ipynb #acb22ec5
 def application():

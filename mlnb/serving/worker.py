@@ -63,7 +63,7 @@ def check_temporary_folder() -> None:
     try:
         tempfile.gettempdir()
     except OSError:
-        candidates = ", ".join(dict.fromkeys(tempfile._candidate_tempdir_list()))
+        candidates = ", ".join(dict.fromkeys(tempfile._candidate_tempdir_list()))  # type: ignore[attr-defined]
         fix = "free some space, or set TMPDIR to a folder that can"
         raise ServingError(f"no temporary folder can be written (tried {candidates}); {fix}") from None
 

@@ -71,9 +71,9 @@ def start(root, hook):
 
 
 def finish(process):
-    said, errors = process.communicate("go\n", timeout=120)
+    message, errors = process.communicate("go\n", timeout=120)
     assert process.returncode == 0, errors
-    return int(said)
+    return int(message)
 
 
 def test_checks_at_once_tell_once(project):

@@ -132,9 +132,9 @@ def test_a_failed_run_that_only_its_journal_knows_of(project, monkeypatch):
 def test_a_project_without_rules(tmp_path):
     (tmp_path / "pyproject.toml").write_text("[tool.mlnb]\n")
     done = alerts(tmp_path, "check")
-    said = [line.strip() for line in done.stdout.splitlines()]
+    output = [line.strip() for line in done.stdout.splitlines()]
     assert (done.returncode, done.stderr) == (3, "")
-    assert said == [
+    assert output == [
         "No data for 2 of 2 rules:",
         "● inputs: no day of predictions has ended yet",
         f"● pipeline: no run of pipeline '{tmp_path.name}' has ended yet",
@@ -184,8 +184,8 @@ def test_what_was_not_examined_comes_first_and_is_not_green(tmp_path):
     assert "had 0 requests since an earlier check, fewer than min_requests = 50" in shown.stdout
     assert shown.stdout.index("● up") < shown.stdout.index("acknowledged")
     log, day = PredictionLog.of(settings), "2013-07-01T05:00:00Z"
-    said = ("v1", "champion", "", 1.0, 0.5, True)
-    log.append([Prediction(f"r{i}", f"e{i}", day, day, *said, {}, {"x": 1.0}) for i in range(20)])
+    output = ("v1", "champion", "", 1.0, 0.5, True)
+    log.append([Prediction(f"r{i}", f"e{i}", day, day, *output, {}, {"x": 1.0}) for i in range(20)])
     log.close()
     reasons = {one["rule"]: one["unexamined"] for one in document(tmp_path, "check")[0]["rules"]}
     assert (
@@ -237,7 +237,7 @@ def test_test(project):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "says"),
+    ("arguments", "code", "expected"),
     [
         (["show", "7"], 1, "there is no alert 7"),
         (["ack", "7"], 1, "see: mlnb alerts list --all"),
@@ -248,11 +248,11 @@ def test_test(project):
         (["test", "hok"], 2, "there is no channel 'hok' (did you mean 'hook'?)"),
     ],
 )
-def test_a_mistake_is_one_sentence(project, arguments, code, says):
+def test_a_mistake_is_one_sentence(project, arguments, code, expected):
     done = alerts(project, *arguments)
     assert (
         done.returncode == code
-        and says in " ".join(done.stderr.split())
+        and expected in " ".join(done.stderr.split())
         and done.stdout == ""
         and "Traceback" not in done.stderr
     )

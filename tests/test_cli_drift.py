@@ -129,9 +129,9 @@ def test_the_page(project, tmp_path):
         ([], 2, "Missing argument"),
     ],
 )
-def test_a_mistake_is_one_sentence(project, arguments, code, said):
+def test_a_mistake_is_one_sentence(project, arguments, code, output):
     done = mlnb(project, *arguments)
-    assert done.returncode == code and said in done.stderr and done.stdout == "" and "Traceback" not in done.stderr
+    assert done.returncode == code and output in done.stderr and done.stdout == "" and "Traceback" not in done.stderr
 
 
 def test_help_imports_nothing_heavy(project):

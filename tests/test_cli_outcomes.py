@@ -58,19 +58,19 @@ def added(project, *words) -> dict:
     return json.loads(mlnb(project, "labels", "add", *words, "--json"))
 
 
-def counts(found: dict) -> tuple:
-    return tuple(found[name] for name in ("rows", "added", "duplicates", "unknown", "rejected"))
+def counts(result: dict) -> tuple:
+    return tuple(result[name] for name in ("rows", "added", "duplicates", "unknown", "rejected"))
 
 
 def test_a_file_is_kept_once_and_then_judged(project):
     assert "480 of 480 rows" in mlnb(project, "labels", "add", "labels.parquet")
     assert counts(added(project, "labels.parquet")) == (480, 0, 480, 0, 0)
-    found = json.loads(mlnb(project, "performance", "--group-by", "origin", "--json"))
-    assert found["overall"]["coverage"] == 1 and found["overall"]["decisions"] == ROWS and len(found["days"]) == 20
-    assert {s["name"]: s["decisions"] for s in found["segments"]} == {"JFK": 320, "EWR": 160}
-    low, high = found["overall"]["interval"]["cost_per_1000"]
-    assert low < found["overall"]["realised"]["cost_per_1000"] < high
-    assert found["interval"]["seed"] == 0 and "concept drift" in found["assumption"]
+    result = json.loads(mlnb(project, "performance", "--group-by", "origin", "--json"))
+    assert result["overall"]["coverage"] == 1 and result["overall"]["decisions"] == ROWS and len(result["days"]) == 20
+    assert {s["name"]: s["decisions"] for s in result["segments"]} == {"JFK": 320, "EWR": 160}
+    low, high = result["overall"]["interval"]["cost_per_1000"]
+    assert low < result["overall"]["realised"]["cost_per_1000"] < high
+    assert result["interval"]["seed"] == 0 and "concept drift" in result["assumption"]
     shown = mlnb(project, "performance", "--window", "day", "--html", "page.html")
     assert "Page: page.html" in shown and "<circle" in (project / "page.html").read_text()
     assert "did you mean 'origin'" in mlnb(project, "performance", "--group-by", "orign", code=1)
@@ -81,13 +81,13 @@ def test_a_file_is_kept_once_and_then_judged(project):
 def test_segments_that_are_not_shown_are_told(project):
     log = [prediction(f"t{i}", "2013-07-01T05:00:00Z", 0.5, {"tail": f"N{i % 30}"}) for i in range(90)]
     PredictionLog(project / ".mlnb/predictions").append(log)
-    said = "tail has 31 values; the 20 with the most decisions are shown"
+    output = "tail has 31 values; the 20 with the most decisions are shown"
     assert (
-        said in mlnb(project, "performance", "--group-by", "tail", "--html", "page.html")
-        and said in (project / "page.html").read_text()
+        output in mlnb(project, "performance", "--group-by", "tail", "--html", "page.html")
+        and output in (project / "page.html").read_text()
     )
-    found = json.loads(mlnb(project, "performance", "--group-by", "tail", "--json"))
-    assert (found["segment_count"], len(found["segments"])) == (31, 20)  # one is that of the rows without a tail
+    result = json.loads(mlnb(project, "performance", "--group-by", "tail", "--json"))
+    assert (result["segment_count"], len(result["segments"])) == (31, 20)  # one is that of the rows without a tail
     assert "are shown" not in mlnb(project, "performance", "--group-by", "origin")
 
 
@@ -137,17 +137,17 @@ def test_wrong_rows_are_set_aside_and_the_good_ones_kept(project):
     (project / "bad.csv").write_text(
         "\n".join(["entity,value,observed_at", *(",".join(r) for r in rows), "e9,1"]) + "\n"
     )
-    found = added(project, "bad.csv")
-    assert counts(found) == (14, 2, 1, 1, 11)
+    result = added(project, "bad.csv")
+    assert counts(result) == (14, 2, 1, 1, 11)
     aside = pd.read_csv(project / "bad.rejected.csv")
-    assert aside["row"].tolist() == list(range(3, 14)) and found["rejected_file"] == "bad.rejected.csv"
+    assert aside["row"].tolist() == list(range(3, 14)) and result["rejected_file"] == "bad.rejected.csv"
     assert {"is in the future", "is before the decision on this entity", "is neither 0 nor 1", "is not a key"} <= set(
         aside["problem"]
     )
-    said = mlnb(project, "labels", "add", "bad.csv")
+    output = mlnb(project, "labels", "add", "bad.csv")
     assert (
-        "11 were quarantined; the reasons are in bad.rejected.csv" in said
-        and "row 3, field 'value': is neither 0 nor 1" in said
+        "11 were quarantined; the reasons are in bad.rejected.csv" in output
+        and "row 3, field 'value': is neither 0 nor 1" in output
     )
     (project / "bad.csv").write_text(f"entity,value,observed_at\ne0,1,{good}\n")
     assert counts(added(project, "bad.csv")) == (1, 0, 1, 0, 0) and not (project / "bad.rejected.csv").exists()
@@ -165,7 +165,7 @@ def test_where_no_row_is_good_the_command_fails_and_a_word_is_no_label(project):
 
 
 @pytest.mark.parametrize(
-    ("change", "says"),
+    ("change", "expected"),
     [
         (lambda t: t.rename(columns={"value": "valeu"}), "no column 'value' (did you mean 'valeu'?)"),
         (lambda t: t.rename(columns={"entity": "key"}), "there is no bundle"),
@@ -174,9 +174,9 @@ def test_where_no_row_is_good_the_command_fails_and_a_word_is_no_label(project):
         (lambda t: t.assign(entity=range(len(t))), "write it as text"),
     ],
 )
-def test_a_file_that_has_not_the_columns_is_refused(project, change, says):
+def test_a_file_that_has_not_the_columns_is_refused(project, change, expected):
     change(pd.read_parquet(project / "labels.parquet")).to_parquet(project / "other.parquet", index=False)
-    assert says in mlnb(project, "labels", "add", "other.parquet", code=1)
+    assert expected in mlnb(project, "labels", "add", "other.parquet", code=1)
     assert not (project / ".mlnb/storage/outcomes").exists()
 
 
@@ -229,8 +229,8 @@ def test_the_entitys_own_fields_make_the_key(toy, tmp_path):
         "MLNB_LABELS": str(tmp_path / "lines"),
         "MLNB_PREDICTIONS": str(tmp_path / "log"),
     }
-    found = json.loads(mlnb(toy, "labels", "add", tmp_path / "labels.csv", "--json", **where))
-    assert counts(found) == (2, 2, 0, 2, 0)
+    result = json.loads(mlnb(toy, "labels", "add", tmp_path / "labels.csv", "--json", **where))
+    assert counts(result) == (2, 2, 0, 2, 0)
     held = current_labels(LabelStore(tmp_path / "lines", str(tmp_path / "storage/outcomes")).read())[
         "entity"
     ].to_pylist()

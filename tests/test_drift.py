@@ -40,14 +40,14 @@ def test_psi_ks_and_js_from_sketches_equal_those_of_the_rows():
     before, now = normal(seed=1), normal(0.4, 1.3, seed=2)
     edges = np.quantile(before, np.arange(1, 10) / 10)
     p, q = (np.bincount(np.searchsorted(edges, v), minlength=10) / len(v) for v in (before, now))
-    found = drifted(before, now)
-    assert found.psi == pytest.approx(((p - q) * np.log(p / q)).sum(), abs=0.005)
+    result = drifted(before, now)
+    assert result.psi == pytest.approx(((p - q) * np.log(p / q)).sum(), abs=0.005)
     points = np.sort(np.concatenate([before, now]))
     cdfs = [np.searchsorted(np.sort(v), points, "right") / len(v) for v in (before, now)]
-    assert found.ks == pytest.approx(np.abs(cdfs[0] - cdfs[1]).max(), abs=0.002)
+    assert result.ks == pytest.approx(np.abs(cdfs[0] - cdfs[1]).max(), abs=0.002)
     middle = (p + q) / 2
-    assert found.js == pytest.approx(np.sqrt((p * np.log2(p / middle) + q * np.log2(q / middle)).sum() / 2), abs=0.003)
-    assert found.shift == pytest.approx((now.mean() - before.mean()) / before.std(ddof=1), abs=1e-9)
+    assert result.js == pytest.approx(np.sqrt((p * np.log2(p / middle) + q * np.log2(q / middle)).sum() / 2), abs=0.003)
+    assert result.shift == pytest.approx((now.mean() - before.mean()) / before.std(ddof=1), abs=1e-9)
 
 
 def test_no_drift_is_none_and_its_psi_is_noise():
@@ -92,27 +92,27 @@ def test_texts():
 def test_rare_values_share_a_bin():
     rng = np.random.default_rng(0)
     many = [f"v{i}" for i in range(200)]
-    found = drifted(rng.choice(many, 20_000), rng.choice(many, 20_000))
-    assert found.level == "none" and found.noise == pytest.approx(20 * 2 / 20_000)
+    result = drifted(rng.choice(many, 20_000), rng.choice(many, 20_000))
+    assert result.level == "none" and result.noise == pytest.approx(20 * 2 / 20_000)
 
 
 def test_too_many_different_texts_are_not_compared():
-    found = drifted([f"a{i}" for i in range(5000)], [f"b{i}" for i in range(5000)])
-    assert found.level == statistics.NOT_COMPARED and found.psi is None and "about" in found.note
+    result = drifted([f"a{i}" for i in range(5000)], [f"b{i}" for i in range(5000)])
+    assert result.level == statistics.NOT_COMPARED and result.psi is None and "about" in result.note
 
 
 def test_a_small_window_is_said_to_be_small():
-    found = drifted(normal(), normal(seed=1, rows=60))
-    assert found.level == statistics.TOO_SMALL and found.rows == (20_000, 60) and found.noise > 0.05
+    result = drifted(normal(), normal(seed=1, rows=60))
+    assert result.level == statistics.TOO_SMALL and result.rows == (20_000, 60) and result.noise > 0.05
 
 
 def test_a_column_that_became_text_is_large():
-    found = drifted(normal(), ["a"] * 5000)
-    assert (found.level, found.kind, found.psi) == (
+    result = drifted(normal(), ["a"] * 5000)
+    assert (result.level, result.kind, result.psi) == (
         "large",
         "mixed",
         None,
-    ) and found.note == "numbers in the reference, texts now"
+    ) and result.note == "numbers in the reference, texts now"
 
 
 def test_booleans_may_be_numbers():
@@ -167,8 +167,8 @@ def test_what_drifts_by_construction_is_left_out_unless_named():
         ({"now": table()}, ["xx"], "no column 'xx'"),
     ],
 )
-def test_nothing_to_compare(windows, columns, said):
-    with pytest.raises(ProfileError, match=said):
+def test_nothing_to_compare(windows, columns, message):
+    with pytest.raises(ProfileError, match=message):
         d.compare(table(), windows, columns)
 
 
@@ -196,8 +196,8 @@ def test_the_headline_takes_the_newest_window_that_says_enough():
         "july": Profile.of({"x": normal(3, rows=4000), "t": np.array(["a", "b"] * 2000)}),
         "now": table(2, 10),
     }
-    found = d.compare(table(), windows, source="may")
-    assert d.headline(found) == "july: 1 of 2 columns moved from may, 1 of them far; x the most."
+    result = d.compare(table(), windows, source="may")
+    assert d.headline(result) == "july: 1 of 2 columns moved from may, 1 of them far; x the most."
     assert "too few" in d.headline(d.compare(table(), {"now": table(2, 10)}))
     assert "none of 2 columns" in d.headline(d.compare(table(), {"june": table(1)}))
 
@@ -231,8 +231,8 @@ def test_split_takes_offsets_and_skips_rows_without_time():
         (pd.DataFrame({"time": ["yesterday"]}), None, "cannot be read as times"),
     ],
 )
-def test_no_time(rows, time, said):
-    with pytest.raises(ProfileError, match=said):
+def test_no_time(rows, time, message):
+    with pytest.raises(ProfileError, match=message):
         sources.split_windows(rows, "day", time)
 
 
@@ -304,10 +304,10 @@ def test_numbers_are_times_where_they_are_seconds(unit):
         (None, "log", "no rows"),
     ],
 )
-def test_sources_that_are_none(settings, content, source, said):
+def test_sources_that_are_none(settings, content, source, message):
     if content is not None:
         (settings.root / source).write_bytes(content)
-    with pytest.raises(ProfileError, match=said):
+    with pytest.raises(ProfileError, match=message):
         sources.read_windows(source, settings)
 
 
@@ -357,11 +357,11 @@ def test_windows_of_the_log(settings):
 
 
 def test_a_named_period_has_a_length():
-    found = [
+    result = [
         sources.window_size_of_source(source)
         for source in ("log", "log:2013", "log:2013-07", "log:2013-07-04", "log:2013-07-04T05", "x.parquet")
     ]
-    assert found == [None, None, "month", "day", "hour", None]
+    assert result == [None, None, "month", "day", "hour", None]
 
 
 def test_compacting_changes_no_profile(settings):

@@ -273,10 +273,10 @@ def test_a_report_says_how_often_it_is_wrong(reference, thresholds):
     found = assess_drift(
         compare(reference, {"2013-07-01": Profile.of(a_day(1000))}, window_size="day"), thresholds, "day"
     )
-    said = " ".join(describe_alarms(found))
+    message = " ".join(describe_alarms(found))
     assert found.windows[0].assessment.false_alarms_per_week == pytest.approx(0.04 * 7)
-    assert "4% of reports" in said and "0.28 false ones a week" in said
-    assert "marginal, not causal" in said
+    assert "4% of reports" in message and "0.28 false ones a week" in message
+    assert "marginal, not causal" in message
 
 
 def test_what_could_have_moved_the_score(reference, thresholds):
@@ -291,9 +291,9 @@ def test_what_could_have_moved_the_score(reference, thresholds):
     [(a_day(1).iloc[:100], "shorter than a day"), (a_day(1).iloc[::10], "24 rows, at least 50 are needed")],
     ids=["hours", "few rows"],
 )
-def test_what_cannot_be_judged_is_not(frame, said, reference, thresholds):
+def test_what_cannot_be_judged_is_not(frame, message, reference, thresholds):
     found = assess_window(reference, Profile.of(frame), thresholds, "day")
-    assert not found.is_assessed and said in found.note and found.alarms == []
+    assert not found.is_assessed and message in found.note and found.alarms == []
 
 
 def office_hours(days, seed, start, hours=(8, 18), shift=0.0):
@@ -410,8 +410,8 @@ def test_the_command_knows_the_hours_of_a_table(tmp_path, knows_weather):
     assert "air" not in alarms["2013-07-01"] and alarms["2013-07-02"]["air"]["statistic"] == "together"
     assert len(alarms["2013-07-03"]["air"]["hourly_series"]["hours"]) == 24
     assert "air by hour" in (tmp_path / "drift.html").read_text()
-    said = mlnb(tmp_path, "days.parquet", "--window", "day").stdout
-    assert "2013-07-02" in said and "air (" in said
+    message = mlnb(tmp_path, "days.parquet", "--window", "day").stdout
+    assert "2013-07-02" in message and "air (" in message
     assert "misfit with other columns" in mlnb(tmp_path, "days.parquet").stdout
     assert "alarm" in mlnb(tmp_path, "timeless.parquet").stdout  # judged without hours
 
@@ -420,8 +420,8 @@ def test_a_bundle_without_a_null_gives_effect_sizes_alone(tmp_path, known):
     (tmp_path / "pyproject.toml").write_text("[tool.mlnb]\n")
     Profile.of(known).write(tmp_path / "products/bundle/reference.profile")
     a_day(1).to_parquet(tmp_path / "today.parquet")
-    said = mlnb(tmp_path, "today.parquet").stdout
-    assert "no drift thresholds" in said and "PSI" in said
+    message = mlnb(tmp_path, "today.parquet").stdout
+    assert "no drift thresholds" in message and "PSI" in message
 
 
 def test_ten_thousand_columns():

@@ -36,9 +36,9 @@ def project(tmp_path_factory):
         )
         far = [m * (1.9 if i % 3 == 1 and day == "2013-07-04" else 1) for i, m in enumerate(miles)]
         inputs = [{"origin": ["EWR", "JFK", "LGA"][i % 3]} for i in range(1200)]
-        said = ("v1", "champion", times[0], 1.0, 0.1, False)
+        output = ("v1", "champion", times[0], 1.0, 0.1, False)
         log.append(
-            [Prediction(f"{day}{i}", "k", t, t, *said, inputs[i], {"distance": far[i]}) for i, t in enumerate(times)]
+            [Prediction(f"{day}{i}", "k", t, t, *output, inputs[i], {"distance": far[i]}) for i, t in enumerate(times)]
         )
     log.close()
     then = dt.datetime(2013, 7, 5, tzinfo=dt.UTC)
@@ -201,11 +201,11 @@ def test_kinds_with_their_data(project, alert):
     records.put_task(run, "train", status="failed", error="KeyError: 'delay'")
     records.end_run(run, "failed")
     records.close()
-    for kind, says in {"service": "does not answer", "freshness": "2013-07-04", "runs": "KeyError"}.items():
+    for kind, expected in {"service": "does not answer", "freshness": "2013-07-04", "runs": "KeyError"}.items():
         details = {"url": "http://127.0.0.1:9", "pipeline": project.name, "run": run}
         path, _, failed = open_alert(alert | {"id": 100 + len(kind), "kind": kind, "details": details}, project)
         text, drawings, _ = outputs(path)
-        assert failed is None and says in text and drawings == (0 if kind == "runs" else 1)
+        assert failed is None and expected in text and drawings == (0 if kind == "runs" else 1)
 
 
 def test_a_kernel_that_cannot_start_leaves_the_notebook(tmp_path, alert, monkeypatch):

@@ -36,7 +36,7 @@ def settings(tmp_path):
 
 
 def sent(channels, settings, patience=TIMEOUT_SECONDS):
-    return {name: told.error for name, told in send_all([(c, MESSAGE) for c in channels], settings, patience).items()}
+    return {name: deliveries.error for name, deliveries in send_all([(c, MESSAGE) for c in channels], settings, patience).items()}
 
 
 def test_webhooks(settings, monkeypatch):
@@ -177,7 +177,7 @@ def test_mail_with_encryption_and_password(settings, certificate, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("table", "says"),
+    ("table", "expected"),
     [
         ({"kind": "pager"}, "has kind 'pager'"),
         ({}, 'has no kind; write kind = "webhook"'),
@@ -199,22 +199,22 @@ def test_mail_with_encryption_and_password(settings, certificate, monkeypatch):
         ({"kind": "email", "security": "ssl"}, 'write security = "starttls", "tls" or "none"'),
     ],
 )
-def test_a_wrong_channel_is_a_sentence_without_its_secret(table, says):
+def test_a_wrong_channel_is_a_sentence_without_its_secret(table, expected):
     with pytest.raises(SettingError) as error:
         from_table(CHANNEL_KINDS, "channels", "ops", table)
     assert (
-        says in str(error.value)
+        expected in str(error.value)
         and "[tool.mlnb.channels.ops]" in str(error.value)
         and "/secret" not in str(error.value)
     )
 
 
-def looked(*subjects, severity="warning"):
+def rule_result(*subjects, severity="warning"):
     rule = from_table(RULE_KINDS, "alerts", "inputs", {"kind": "drift", "severity": severity})
     return RuleResult(rule, now(), [rule.finding(s, f"{s} moved") for s in subjects], {})
 
 
-def told(settings, hour):
+def deliveries(settings, hour):
     "What is told at an hour of a summer's day in UTC"
     alerts, (channel,) = (
         AlertStore(Records(f"sqlite:///{settings.root}/records.db"), "p"),
@@ -233,18 +233,18 @@ def test_quiet_hours(tmp_path):
     table = '[tool.mlnb.channels.ops]\nkind = "log"\nfile = "log.jsonl"\nquiet_hours = "22:00-07:00"\ntime_zone = "Europe/Vienna"\n'
     (tmp_path / "pyproject.toml").write_text(table)
     settings, alerts = load_settings(tmp_path), AlertStore(Records(f"sqlite:///{tmp_path}/records.db"), "p")
-    alerts.record([looked("a", "b")], ["ops"])
-    assert told(settings, 23) == []
+    alerts.record([rule_result("a", "b")], ["ops"])
+    assert deliveries(settings, 23) == []
     alerts.resolve(1, "ada")  # over before anybody was told
-    assert told(settings, 4) == [] and told(settings, 5) == ["b moved"] and told(settings, 6) == []
-    alerts.record([looked("c", severity="critical")], ["ops"])
-    assert told(settings, 23) == ["c moved"]
+    assert deliveries(settings, 4) == [] and deliveries(settings, 5) == ["b moved"] and deliveries(settings, 6) == []
+    alerts.record([rule_result("c", severity="critical")], ["ops"])
+    assert deliveries(settings, 23) == ["c moved"]
     alerts.close()
 
 
 def test_many_alerts_are_one_message(settings):
     alerts = AlertStore(Records(f"sqlite:///{settings.root}/records.db"), "p")
-    alerts.record([looked(*map(str, range(2000)))], ["log"])
+    alerts.record([rule_result(*map(str, range(2000)))], ["log"])
     assert notify.notify(alerts, load_channels(settings), settings)["log"].alerts == 2000
     (line,) = settings.path(".mlnb/alerts.jsonl").read_text().splitlines()
     document = json.loads(line)
@@ -262,7 +262,7 @@ def test_a_mailbox_that_is_no_more_does_not_have_the_others_told_again(settings)
     channel = email(server, security="none", to=["nobody@example.org", "ada@example.org"])
     alerts = AlertStore(Records(f"sqlite:///{settings.root}/records.db"), "p")
     try:
-        alerts.record([looked("a")], ["mail"])
+        alerts.record([rule_result("a")], ["mail"])
         first, second = (notify.notify(alerts, {"mail": channel}, settings) for _ in range(2))
     finally:
         server.stop()

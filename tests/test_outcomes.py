@@ -70,12 +70,12 @@ def test_what_holds_does_not_depend_on_order_repetition_or_place(tmp_path, seed)
     rng.shuffle(sent)
     for i in range(0, 300, 30):
         log.append(sent[i : i + 30]) if i % 60 else store.write(as_table(sent[i : i + 30]))
-    found = current_labels(store.read())
-    assert dict(zip(found["entity"].to_pylist(), found["value"].to_pylist(), strict=True)) == slowly(rows)
+    result = current_labels(store.read())
+    assert dict(zip(result["entity"].to_pylist(), result["value"].to_pylist(), strict=True)) == slowly(rows)
     log.close()
     compact_labels(store)
     again = current_labels(store.read())
-    assert again.sort_by("entity").equals(found.sort_by("entity"))
+    assert again.sort_by("entity").equals(result.sort_by("entity"))
     assert drop_repetitions(store.read()).num_rows == len({(r.entity, r.value, r.observed_at) for r in rows})
 
 
@@ -98,9 +98,9 @@ def test_processes_write_and_are_killed_while_another_gathers_and_is_killed(tmp_
         for name, process in writers.items():
             for _ in range(300):
                 acknowledged.add(f"{name}-{process.stdout.readline().strip()}")
-            found = set(current_labels(store.read())["entity"].to_pylist())
-            assert acknowledged <= found and len(found) >= seen
-            seen = len(found)
+            result = set(current_labels(store.read())["entity"].to_pylist())
+            assert acknowledged <= result and len(result) >= seen
+            seen = len(result)
         for process in [*writers.values(), gatherer]:
             process.send_signal(signal.SIGKILL)
             process.communicate()

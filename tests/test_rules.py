@@ -338,8 +338,8 @@ def test_drift_of_office_hours(office):
     assert list(found(rule("drift", window="hour"), project)) == ["far"]  # by its level
 
 
-@pytest.mark.parametrize("asked", [{}, {"version": "v1"}, {"segment": "carrier=A"}], ids=str)
-def test_drift_that_only_the_hours_show(project, asked):
+@pytest.mark.parametrize("options", [{}, {"version": "v1"}, {"segment": "carrier=A"}], ids=str)
+def test_drift_that_only_the_hours_show(project, options):
     "A column that is within what it may be, and does not fit another one any more"
     rng, hours = np.random.default_rng(0), 24 * 40
     level = np.cumsum(rng.normal(0, 0.3, hours)) % 20
@@ -359,7 +359,7 @@ def test_drift_that_only_the_hours_show(project, asked):
         log.append(
             [Prediction(t, "k", t, at, *said, {"carrier": c}, {"level": a, "double": b}) for t, c, a, b in values]
         )
-        moved = found(rule("drift", **asked), project)
+        moved = found(rule("drift", **options), project)
         assert {one.details["column"] for one in moved.values()} == ({"level", "double"} if far else set())
     log.close()
     assert "misfit with other columns" in next(iter(moved.values())).words
@@ -494,7 +494,7 @@ def test_performance(project):
 
 
 @pytest.mark.parametrize(
-    ("table", "says"),
+    ("table", "expected"),
     [
         ({"kind": "drift", "level": 3}, "setting 'level' has value 3; write level = \"slight\""),
         ({"kind": "drift", "columns": "distance"}, 'write columns = ["distance"]'),
@@ -510,10 +510,10 @@ def test_performance(project):
         ({"kind": "schedule"}, "one of drift, performance, service, freshness, runs"),
     ],
 )
-def test_a_wrong_rule_is_a_sentence(table, says):
+def test_a_wrong_rule_is_a_sentence(table, expected):
     with pytest.raises(SettingError) as error:
         from_table(RULE_KINDS, "alerts", "r", table)
-    assert says in str(error.value) and "pyproject.toml [tool.mlnb.alerts.r]" in str(error.value)
+    assert expected in str(error.value) and "pyproject.toml [tool.mlnb.alerts.r]" in str(error.value)
 
 
 def test_an_environment_changes_a_rule(tmp_path):

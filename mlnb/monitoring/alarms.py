@@ -115,14 +115,12 @@ def _has_other_type(reference: ColumnProfile, current: ColumnProfile) -> bool:
 
 
 def _alarm(
-    name: str,
-    thresholds: DriftThresholds,
-    ordinary: ThresholdPoint,
-    effects: dict[str, float],  # statistic -> effect
-    row_share: float,  # rows of the window per rows of the reference in as many days
+    name: str, thresholds: DriftThresholds, ordinary: ThresholdPoint, effects: dict[str, float], row_share: float,
     score_shift: float | None,
-) -> Alarm | None:
-    "The alarm of a column, None if all its statistics are ordinary"
+) -> Alarm | None:  # fmt: skip
+    """The alarm of a column by the effect of each statistic, None if all are ordinary.
+    `row_share` is the number of rows of the window per row of the reference in as many days.
+    """
     candidates, group = [], FAMILY_GROUPS[thresholds.families[name]]
     for statistic, (centre, spread) in ordinary.columns[name].items():
         if statistic not in effects:

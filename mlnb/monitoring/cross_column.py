@@ -85,16 +85,13 @@ class ColumnFit(msgspec.Struct, frozen=True):
 
 
 def _select_columns(
-    target: np.ndarray,  # (hours,), NaN if unknown
-    base_features: np.ndarray,  # (hours, any) inputs of every fit
-    table: np.ndarray,  # (hours, columns) candidates
-    names: list[str],  # of the columns of `table`, "" for one that is not a candidate
-    build: Callable[[np.ndarray], np.ndarray],  # selected columns -> inputs of the fit
-    fold: np.ndarray,  # (hours,)
-    max_columns: int,
-    min_gain: float,  # by which a further column must reduce the variance of the residual
-) -> tuple[ColumnFit, np.ndarray]:  # fit, (hours,) residuals
-    "The columns that predict a target best"
+    target: np.ndarray, base_features: np.ndarray, table: np.ndarray, names: list[str],
+    build: Callable[[np.ndarray], np.ndarray], fold: np.ndarray, max_columns: int, min_gain: float,
+) -> tuple[ColumnFit, np.ndarray]:  # fmt: skip
+    """The columns of `table`, (hours, columns), that predict a target best, and the residuals, (hours,).
+    `build` makes inputs of selected columns, which are added to `base_features`, (hours, any). A column without a name
+    is no candidate. A further column must reduce the variance of the residual by `min_gain`.
+    """
     order = np.argsort(fold, kind="stable")
     target, base_features, table, fold = target[order], base_features[order], table[order], fold[order]
 

@@ -119,13 +119,13 @@ def _window_json(window: WindowDrift) -> dict:
 
 # %% ../../nbs/monitoring/01_drift.ipynb #2356ed5b
 def compare(
-    reference: Profile,
-    windows: dict[str, Profile],  # label -> profile
-    columns: list[str] | None = None,  # default: all that do not drift by construction
-    window_size: str | None = None,  # month, day or hour
-    source: str = "reference",  # what the reference is, for messages
-) -> DriftResult:
-    "How far each window is from the reference; raises `ProfileError` if there is nothing to compare"
+    reference: Profile, windows: dict[str, Profile], columns: list[str] | None = None, window_size: str | None = None,
+    source: str = "reference",
+) -> DriftResult:  # fmt: skip
+    """How far each window is from the reference; raises `ProfileError` if there is nothing to compare.
+    `windows` are months, days or hours by their labels, `columns` by default all that do not drift by construction,
+    and `source` says in messages what the reference is.
+    """
     if not reference.rows:
         raise ProfileError(f"the reference ({source}) has no rows")
     if not any(profile.rows for profile in windows.values()):

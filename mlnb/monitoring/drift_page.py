@@ -18,7 +18,7 @@ from .alarms import Alarm, HourlySeries, describe_alarms
 from .drift import DriftResult, WindowDrift, headline
 from .drift_statistics import LEVELS, NOT_COMPARED, TOO_SMALL, ColumnDrift, describe_levels
 from .drift_thresholds import STATISTIC_NAMES
-from .html import ellipsis, html_page, html_table, number_text, svg, svg_box, svg_text
+from .html import ellipsis, html_page, html_table, number_text, svg, svg_box, svg_path, svg_text
 from ..project.files import write_atomic
 from ..project.text import html_text
 
@@ -278,29 +278,22 @@ def bar_pair(name: str, reference: ColumnProfile, current: ColumnProfile) -> str
     return svg(460, 8 + len(rows) * 26, shapes, f"Values of {name}: reference and window", "chart")
 
 # %% ../../nbs/monitoring/07_drift_page.ipynb #40fa6891
-def _line(hours: np.ndarray, values: list[float | None], low: float, high: float) -> str:
-    "Hours as a path, with a gap where a value is missing"
-    step, path, previous = (_WIDTH - 16) / max(int(hours[-1]), 1), [], None
-    for hour, value in zip(hours.tolist(), values, strict=True):
-        if value is not None:
-            pen = "L" if previous == hour - 1 else "M"
-            path.append(f"{pen}{8 + hour * step:.1f},{_BASE - (_BASE - 14) * (value - low) / (high - low):.1f}")
-            previous = hour
-    return "".join(path)
-
-
 def hourly_chart(name: str, series: HourlySeries) -> str:
     "The hourly means of a column and the expected ones as an SVG; empty if fewer than two are known"
-    values = [value for value in (*series.mean, *series.expected) if value is not None]
-    if len(values) < 2:
+    known = [value for value in (*series.mean, *series.expected) if value is not None]
+    if len(known) < 2:
         return ""
-    low, high = min(values), max(values)
+    low, high = min(known), max(known)
     if high <= low:
         low, high = low - 1, high + 1
     hours = np.array(series.hours, "datetime64[h]")
-    line = lambda values: _line((hours - hours[0]).astype(int), values, low, high)
-    shapes = [f'<path class="expected" d="{line(series.expected)}"/>', _AXIS]
-    shapes += [f'<path class="now" d="{line(series.mean)}"/>']
+    positions = (hours - hours[0]).astype(int)
+    x = 8 + (_WIDTH - 16) * np.arange(positions[-1] + 1) / max(positions[-1], 1)
+    shapes = [_AXIS]
+    for values, css_class in ((series.expected, "expected"), (series.mean, "now")):
+        y = np.full(len(x), np.nan)  # an hour without rows interrupts the line
+        y[positions] = _BASE - (_BASE - 14) * (np.array(values, float) - low) / (high - low)
+        shapes.append(svg_path(x, y, css_class))
     shapes += [svg_text(8, 10, _axis_number(high), "axis"), svg_text(8, _BASE - 4, _axis_number(low), "axis")]
     shapes += [svg_text(8, _HEIGHT - 6, series.hours[0], "axis")]
     shapes += [svg_text(_WIDTH - 8, _HEIGHT - 6, series.hours[-1], "axis", "end")]

@@ -333,7 +333,8 @@ def thresholds_from_days(
     reference = Profile.merged(profiles)
     families = {name: _family(name, request, label_rates, score, decision) for name in reference.columns}
     usable = [name for name, column in reference.columns.items() if _usable(column) and name not in left_out]
-    columns = _columns_by_day(reference, profiles, usable)
+    by_day = {name: [day.columns.get(name, ColumnProfile()) for day in profiles] for name in usable}
+    columns = {name: _ReferenceColumn(reference.columns[name], days_of) for name, days_of in by_day.items()}
     hourly_columns = _hourly_columns(reference, usable, families)
     scale = {name: (reference.columns[name].mean, reference.columns[name].std) for name in hourly_columns}
     model, residuals = fit_cross_column(hourly or HourlyProfile(), scale)
@@ -352,12 +353,6 @@ def thresholds_from_days(
     spans = [span for span in map(time_span_days, profiles) if span is not None]
     day_span = float(np.median(spans)) if spans else 1.0
     return DriftThresholds(len(profiles), rows_a_day, rate, families, scores, points, day_span, model)
-
-
-def _columns_by_day(reference: Profile, profiles: list[Profile], names: list[str]) -> dict[str, _ReferenceColumn]:
-    empty = ColumnProfile()
-    by_day = {name: [day.columns.get(name, empty) for day in profiles] for name in names}
-    return {name: _ReferenceColumn(reference.columns[name], by_day[name]) for name in names}
 
 
 def _hourly_columns(reference: Profile, usable: list[str], families: dict[str, str]) -> list[str]:
@@ -386,15 +381,12 @@ def _family(name: str, request: Collection[str], label_rates: Collection[str], s
 
 # %% ../../nbs/monitoring/04_drift_thresholds.ipynb #f370ca49
 def _fit_points(
-    columns: dict[str, _ReferenceColumn],
-    hours: _ReferenceHours,
-    groups: dict[str, str],  # column -> group
-    length: int,  # days
-    rows_a_day: float,
-    rate: float,
-    seed: int,
-) -> list[ThresholdPoint]:
-    "The ordinary range for windows of one length, with all their rows and with fewer, for which hours are too noisy"
+    columns: dict[str, _ReferenceColumn], hours: _ReferenceHours, groups: dict[str, str], length: int,
+    rows_a_day: float, rate: float, seed: int,
+) -> list[ThresholdPoint]:  # fmt: skip
+    """The ordinary range for windows of `length` days, with all rows and with fewer, for which hours are too noisy.
+    `groups` has the group of each column.
+    """
     days = len(next(iter(columns.values())).days)
     windows, fold = _consecutive_windows(days, length)
     weeks = _draw_week_windows(days, length, seed) if length > _WEEK else np.empty((0, days))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .html import html_page, html_table, number_text, svg, svg_box, svg_text
+from .html import html_page, html_table, number_text, svg, svg_box, svg_path, svg_text
 from .performance import ASSUMPTION, BOOTSTRAP_SEED, CONFIDENCE_LEVEL, SHOWN_METRICS
 from .performance import GroupPerformance, Performance
 from ..project.files import write_atomic
@@ -32,10 +32,6 @@ h2::first-letter{text-transform:uppercase}
 
 def _value(metrics: dict | None, name: str) -> float:
     return np.nan if metrics is None else metrics.get(name, np.nan)
-
-
-def _line(x: np.ndarray, y: np.ndarray) -> str:
-    return " ".join(f"{'L' if i else 'M'}{a:.1f} {b:.1f}" for i, (a, b) in enumerate(zip(x, y, strict=True)))
 
 
 def days_chart(days: list[GroupPerformance], name: str) -> str:
@@ -58,7 +54,7 @@ def days_chart(days: list[GroupPerformance], name: str) -> str:
     for value in (low, high):
         shapes.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
         shapes.append(svg_text(_LEFT - 6, y(value) + 4, format(value, form), "", "end"))
-    shapes.append(f'<path class="expected" d="{_line(x[has_expected], y(expected[has_expected]))}"/>')
+    shapes.append(svg_path(x[has_expected], y(expected[has_expected]), "expected"))
     for i in np.flatnonzero(has_realised):
         words = f"{days[i].name}: {realised[i]:{form}}, expected {expected[i]:{form}}, coverage {days[i].coverage:.0%}"
         tooltip = f"<title>{html_text(words)}</title>"

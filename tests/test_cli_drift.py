@@ -113,7 +113,7 @@ def test_the_page(project, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "code", "said"),
+    ("arguments", "code", "output"),
     [
         (["nowhere.parquet"], 1, "there is no file"),
         (["log"], 1, "mlnb serve"),

@@ -159,7 +159,7 @@ def test_what_drifts_by_construction_is_left_out_unless_named():
 
 
 @pytest.mark.parametrize(
-    ("windows", "columns", "said"),
+    ("windows", "columns", "message"),
     [
         ({"now": Profile.of({"other": np.arange(3)})}, None, "no column is in both"),
         ({"now": Profile.of({"x": np.empty(0)})}, None, "no rows"),
@@ -224,7 +224,7 @@ def test_split_takes_offsets_and_skips_rows_without_time():
 
 
 @pytest.mark.parametrize(
-    ("rows", "time", "said"),
+    ("rows", "time", "message"),
     [
         (frame(), "decision_tim", "did you mean 'decision_time'"),
         (pd.DataFrame({"x": [1]}), None, "--time NAME"),
@@ -290,7 +290,7 @@ def test_numbers_are_times_where_they_are_seconds(unit):
 
 
 @pytest.mark.parametrize(
-    ("content", "source", "said"),
+    ("content", "source", "message"),
     [
         (None, "bundl", "did you mean 'bundle'"),
         (None, "bundle", "no bundle with a reference profile"),

@@ -287,7 +287,7 @@ def test_what_could_have_moved_the_score(reference, thresholds):
 
 
 @pytest.mark.parametrize(
-    ("frame", "said"),
+    ("frame", "message"),
     [(a_day(1).iloc[:100], "shorter than a day"), (a_day(1).iloc[::10], "24 rows, at least 50 are needed")],
     ids=["hours", "few rows"],
 )

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import click
 
 from mlnb.cli.console import (
-    Group, json_option, local_time, new_table, open_in_lab, print_blocks, print_json, print_option, rich_escaped, terminal,
+    Group, json_option, load_settings, local_time, new_table, open_in_lab, print_blocks, print_json, print_option,
+    rich_escaped, terminal,
 )  # fmt: skip
 from ..project.processes import current_user
 from ..project.text import count_of, printable
@@ -37,7 +38,6 @@ def _open_alerts(to_write: bool = False) -> Iterator[tuple["Settings", "AlertSto
     "The settings and alerts of the project"
     from mlnb.cli.reading import open_records
     from mlnb.monitoring.alerts import AlertStore, deployment_name
-    from mlnb.project.settings import load_settings
 
     settings = load_settings()
     with open_records(settings, to_write) as records:
@@ -52,7 +52,6 @@ def _row(alert: dict) -> tuple[str, ...]:
 
 
 def _table(rows: list[dict]) -> "Table":
-    "A table of alerts"
     columns = ("alert", "state", "rule", "since", "seen", "message")
     return new_table(*columns, rows=map(_row, rows), right=("alert", "seen"), wrapped=("message",))
 
@@ -108,7 +107,6 @@ def check(as_json):
       */5 * * * * cd /srv/flights && mlnb alerts check > /dev/null
     """
     from mlnb.monitoring import notify
-    from mlnb.project.settings import load_settings
 
     settings = load_settings()
     with terminal(stderr=True).status("evaluating rules") as status:
@@ -292,7 +290,6 @@ def test(channel, as_json):
     from mlnb.monitoring.channels import Notification, load_channels
     from mlnb.monitoring.notify import send_all
     from mlnb.project.errors import AlertError, SettingError, did_you_mean
-    from mlnb.project.settings import load_settings
 
     settings = load_settings()
     channels = load_channels(settings)

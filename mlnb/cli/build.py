@@ -12,7 +12,7 @@ from dataclasses import asdict
 
 import click
 
-from .console import bundle_option, json_option, print_json, terminal
+from .console import bundle_option, json_option, load_settings, print_json, terminal
 
 # %% ../../nbs/cli/05_build.ipynb #7801daf5
 @click.command()
@@ -28,7 +28,6 @@ def build(bundle, as_json):
       mlnb build
       mlnb serve
     """
-    from mlnb.project.settings import load_settings
     from mlnb.serving import server
 
     settings = load_settings()

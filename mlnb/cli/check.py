@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .console import json_option, print_json, terminal
+from .console import json_option, load_settings, print_json, terminal
 
 if TYPE_CHECKING:
     from mlnb.notebooks.lint import LintReport
@@ -76,7 +76,6 @@ def check(as_json):
     The exit code is 1 if something needs a fix or if there is no notebook at all.
     """
     from mlnb.notebooks.lint import CHECKS
-    from mlnb.project.settings import load_settings
 
     report = _run_checks(load_settings())
     ok = bool(report.notebooks) and not report.findings

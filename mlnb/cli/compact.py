@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from .console import terminal
+from .console import load_settings, terminal
 from ..project.text import count_of
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/cli/13_compact.ipynb #535a4333
 def _summary(stats: "CompactionStats") -> str:
-    "The result of a run in words"
     files = f"{count_of(stats.rows, 'row')} of {count_of(stats.files, 'file')} in {count_of(stats.parts, 'part')}"
     results = [
         (stats.files, files),
@@ -119,7 +118,6 @@ def compact(watch, as_json, parent_pid):
       mlnb compact --watch 600
     """
     from mlnb.project.processes import end_with_parent
-    from mlnb.project.settings import load_settings
 
     if parent_pid:
         end_with_parent(parent_pid)

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['json_option', 'OUTPUT_FILE', 'spreadsheet_option', 'bundle_option', 'html_option', 'print_option', 'rich_escaped',
-           'local_time', 'number', 'terminal', 'new_table', 'print_blocks', 'print_json', 'nothing_to_do', 'write_file',
-           'open_in_lab', 'Group', 'current_arguments']
+           'local_time', 'number', 'terminal', 'new_table', 'print_blocks', 'load_settings', 'json_value', 'print_json',
+           'nothing_to_do', 'write_file', 'open_in_lab', 'Group', 'current_arguments']
 
 # %% ../../nbs/cli/19_console.ipynb #b88b6822
 import json
@@ -24,6 +24,8 @@ from ..project.text import count_of, printable
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+    from mlnb.project.settings import Settings
 
 # %% ../../nbs/cli/19_console.ipynb #b6908f25
 def rich_escaped(text: object) -> str:
@@ -80,6 +82,20 @@ def print_blocks(*blocks: "Table | str | None", console: "Console | None" = None
         console.print(block, soft_wrap=isinstance(block, str))
 
 # %% ../../nbs/cli/19_console.ipynb #7c479249
+def load_settings() -> "Settings":
+    "The settings of the project; their module is imported when a command runs"
+    from mlnb.project.settings import load_settings
+
+    return load_settings()
+
+
+def json_value(value: object) -> object:
+    "A value for JSON: missing values are null, times are ISO 8601 with their zone"
+    if value is None or value != value:
+        return None
+    return f"{value:%Y-%m-%dT%H:%M:%SZ}" if hasattr(value, "strftime") else value
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 OUTPUT_FILE = click.Path(dir_okay=False, path_type=Path)
 spreadsheet_option = click.option(

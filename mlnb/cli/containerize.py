@@ -11,11 +11,10 @@ from typing import Any
 
 import click
 
-from .console import json_option, print_json
+from .console import json_option, load_settings, print_json
 
 # %% ../../nbs/cli/15_containerize.ipynb #f416953f
 def _pairs(_context, _option, values: tuple[str, ...]) -> dict[str, str]:
-    "NAME=VALUE texts as a dictionary"
     for text in values:
         if not text.partition("=")[0] or "=" not in text:
             raise click.BadParameter(f"{text!r} does not have the form NAME=VALUE")
@@ -46,7 +45,6 @@ def containerize(bento, engine, base, image, arguments, options, kubernetes_mani
       docker run -p 3000:3000 -v flights:/data flights:1
       mlnb containerize --image flights:1 --kubernetes-manifest > flights.yaml
     """
-    from mlnb.project.settings import load_settings
     from mlnb.serving import container
 
     settings = load_settings()

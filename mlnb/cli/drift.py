@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import click
 
 from mlnb.cli.console import (
-    OUTPUT_FILE, html_option, json_option, new_table, number, print_blocks, print_json, rich_escaped, terminal, write_file,
+    OUTPUT_FILE, html_option, json_option, load_settings, new_table, number, print_blocks, print_json, rich_escaped,
+    terminal, write_file,
 )  # fmt: skip
 from ..project.text import printable
 
@@ -31,7 +32,6 @@ _BLOCKS = {"large": "█", "moderate": "▆", "slight": "▃", "none": "▁", "t
 
 
 def _column_row(column: "ColumnDrift") -> list[str]:
-    "The row of a column in the table of one window"
     missing = f"{column.missing[0]:.0%}→{column.missing[1]:.0%}" if max(column.missing) >= 0.005 else ""
     return [
         rich_escaped(column.name), f"[{COLOURS[column.level]}]{column.level}[/]", number(column.psi, ".3f"),
@@ -41,7 +41,6 @@ def _column_row(column: "ColumnDrift") -> list[str]:
 
 
 def _window_table(window: "WindowDrift", limit: int) -> "Table":
-    "A table of one window"
     numbers = ("PSI", "noise", "KS", "JS", "shift, sd", "unseen", "missing", "rows")
     return new_table("column", "level", *numbers, rows=map(_column_row, window.columns[:limit]), right=numbers)
 
@@ -111,7 +110,6 @@ def _alarm_row(alarm: "Alarm") -> tuple[str, ...]:
 
 
 def _alarms(window: "WindowDrift", limit: int) -> "Table":
-    "A table of the alarms of one window"
     numbers = ("effect", "threshold", "times over", "could move the score")
     rows = map(_alarm_row, window.assessment.alarms[:limit] if window.assessment else ())
     return new_table("alarm", "family", "statistic", *numbers, rows=rows, right=numbers)
@@ -180,7 +178,6 @@ def _compute_drift(current, reference, columns, window, time, version, arm, wher
     from mlnb.monitoring.drift import compare
     from mlnb.monitoring.drift_sources import DriftSource, RowFilter, read_reference, window_size_of_source
     from mlnb.monitoring.drift_thresholds import load_thresholds
-    from mlnb.project.settings import load_settings
 
     settings, length = load_settings(), window or window_size_of_source(current)
     thresholds = load_thresholds(reference, settings, where)

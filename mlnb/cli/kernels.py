@@ -35,7 +35,6 @@ def _server_rows(server: dict) -> Iterator[tuple[str, ...]]:
 
 
 def _snapshot_row(snapshot: dict) -> tuple[str, ...]:
-    "One row for a kernel snapshot"
     from mlnb.notebooks.forkserver import memory
     from mlnb.notebooks.kernel_snapshots import LIFETIME
 
@@ -113,7 +112,6 @@ def _stop(servers: list[dict], snapshots: list[dict], kill: bool) -> list[str]:
 
 
 def _stop_message(server: dict, kill: bool) -> str:
-    "What happens to a server that was asked to stop"
     children = server.get("children", 0)
     if "busy" in server:
         return f"{server['pid']}: {server['busy']}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .console import Group, json_option, print_json, terminal
+from .console import Group, json_option, json_value, load_settings, print_json, terminal
 from ..project.text import duration, printable
 
 if TYPE_CHECKING:
@@ -48,7 +48,6 @@ def _entity_fields(settings: "Settings") -> tuple["Field", ...]:
 
 
 def _summary(path: Path, result: "LabelImportResult") -> str:
-    "The result of an import in sentences"
     sentences = [f"{result.added:,} of {result.rows:,} rows of {path} were added in {duration(result.seconds)}."]
     if result.duplicates:
         sentences.append(f"  {result.duplicates:,} had been added before.")
@@ -84,7 +83,6 @@ def add(file, entity, label, observed, as_json):
     """
     from mlnb.cli.score import progress_listener
     from mlnb.monitoring import labels as label_files
-    from mlnb.project.settings import load_settings
     from mlnb.serving.labels import LabelStore
     from mlnb.serving.log_reader import LogReader
 
@@ -102,8 +100,7 @@ def add(file, entity, label, observed, as_json):
 
 # %% ../../nbs/cli/16_labels.ipynb #0b8d50a8
 def _json_row(row: dict) -> dict:
-    "A row for JSON, its times in ISO 8601"
-    return {name: f"{v:%Y-%m-%dT%H:%M:%SZ}" if hasattr(v, "strftime") else v for name, v in row.items()}
+    return {name: json_value(value) for name, value in row.items()}
 
 
 @labels.command()
@@ -116,7 +113,6 @@ def show(entity, as_json):
     Example:
       mlnb labels show UA/1545/EWR/2013-07-01T09:15:00Z
     """
-    from mlnb.project.settings import load_settings
     from mlnb.serving.labels import LabelStore
 
     rows = [_json_row(row) for row in LabelStore.of(load_settings()).history(entity).to_pylist()]
@@ -153,7 +149,6 @@ def status(as_json):
     Example:
       mlnb labels status
     """
-    from mlnb.project.settings import load_settings
     from mlnb.serving.labels import LabelStore
 
     store = LabelStore.of(load_settings())

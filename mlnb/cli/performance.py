@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mlnb.cli.console import (
-    html_option, json_option, new_table, print_blocks, print_json, rich_escaped, terminal, write_file,
+    html_option, json_option, load_settings, new_table, print_blocks, print_json, rich_escaped, terminal, write_file,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -47,7 +47,6 @@ def _state(group: "GroupPerformance") -> str:
 
 
 def _table(groups: list["GroupPerformance"], first: str) -> "Table":
-    "A table of groups"
     from mlnb.monitoring.performance import SHOWN_METRICS
 
     metrics = [title for name, _ in SHOWN_METRICS.values() for title in (name, "expected")]
@@ -123,14 +122,12 @@ def _parse_time(_context, _option, text: str | None) -> "np.datetime64 | None":
 
 
 def _compute_performance(as_of, since, until, group_by: str | None) -> "Performance":
-    "The performance that the options describe"
     import numpy as np
 
     from mlnb.cli.reading import report_log_age, skip_without_access
     from mlnb.monitoring.labels import read_decisions
     from mlnb.monitoring.performance import load_cost, measure_performance
     from mlnb.project.errors import ModelError
-    from mlnb.project.settings import load_settings
     from mlnb.serving.labels import LabelStore, compact_labels
     from mlnb.serving.log_reader import LogReader
 

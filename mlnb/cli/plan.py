@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .console import json_option, nothing_to_do, print_json
+from .console import json_option, load_settings, nothing_to_do, print_json
 
 if TYPE_CHECKING:
     from mlnb.pipelines.plan_cache import TaskState
@@ -42,7 +42,6 @@ def _notes(states: list["TaskState"]) -> dict[str, list[str]]:
 
 
 def _summary(states: list["TaskState"]) -> str:
-    "How many tasks would run"
     counts = {s: sum(task_state.state == s for task_state in states) for s in MARKS}
     if counts["current"] == len(states):
         return nothing_to_do(len(states))
@@ -92,8 +91,6 @@ def plan(tasks, params, to, from_, as_json):
       mlnb plan train --param seed=1
       mlnb plan --from features --json | python -m json.tool
     """
-    from mlnb.project.settings import load_settings
-
     states, warnings = planned_states(load_settings(), params, tasks, to, from_)
     for warning in warnings:
         click.echo(warning, err=True)

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .console import OUTPUT_FILE, json_option, new_table, rich_escaped, spreadsheet_option, terminal, write_file
+from mlnb.cli.console import (
+    OUTPUT_FILE, json_option, json_value, load_settings, new_table, rich_escaped, spreadsheet_option, terminal,
+    write_file,
+)  # fmt: skip
 from ..project.text import printable, spreadsheet_safe
 
 if TYPE_CHECKING:
@@ -38,16 +41,8 @@ def _table(frame: "pd.DataFrame") -> "Table":
     return new_table(*COLUMNS, rows=rows, right=("probability", "latency_ms"))
 
 
-def _json_value(value: object) -> object:
-    "A value for JSON: missing values are null, times are ISO 8601 with their zone"
-    if value is None or value != value:
-        return None
-    return f"{value:%Y-%m-%dT%H:%M:%SZ}" if hasattr(value, "strftime") else value
-
-
 def _json_rows(frame: "pd.DataFrame") -> str:
-    "A JSON array with one object for each row"
-    return json.dumps([{k: _json_value(v) for k, v in row.items()} for row in frame.to_dict("records")])
+    return json.dumps([{k: json_value(v) for k, v in row.items()} for row in frame.to_dict("records")])
 
 # %% ../../nbs/cli/12_predictions.ipynb #b9159e7d
 def _parquet(frame: "pd.DataFrame") -> bytes:
@@ -120,7 +115,6 @@ def predictions(since, until, version, entity, arm, limit, as_json, output, safe
     The exit code is 1 if answered predictions cannot be read back from the log.
     """
     from mlnb.cli.reading import report_log_age
-    from mlnb.project.settings import load_settings
     from mlnb.serving.log_damage import count_unreadable, unreadable_message
     from mlnb.serving.log_reader import LogQuery, LogReader
 

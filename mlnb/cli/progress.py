@@ -62,7 +62,6 @@ LOG_INTERVAL_SECONDS = 30  # between two lines about a running task
 
 
 def _line_listener(console: "Console", run_progress: RunProgress) -> "Listener":
-    "A listener that writes lines"
     last_printed: dict[str, float] = {}
 
     def print_line(text: str) -> None:
@@ -89,7 +88,6 @@ def _line_listener(console: "Console", run_progress: RunProgress) -> "Listener":
 
 # %% ../../nbs/cli/11_progress.ipynb #bb7e6901
 def _columns() -> tuple:
-    "The columns of a progress bar"
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
 
     note = TextColumn("[dim]{task.fields[note]}", justify="left")

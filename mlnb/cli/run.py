@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from .console import json_option, new_table, nothing_to_do, print_json
+from .console import json_option, load_settings, new_table, nothing_to_do, print_json
 from ..project.text import duration
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ def _show(report: "RunReport", out: "Console", errors: "Console") -> None:
 
 # %% ../../nbs/cli/04_run.ipynb #895d6241
 def _print_nothing_to_do(settings: "Settings", names: list[str], as_json: bool) -> None:
-    "Report a run in which every task was current"
     if not as_json:
         return click.echo(nothing_to_do(len(names)))
     skipped = {"status": "skipped", "seconds": 0.0, "attempts": 0, "reason": "", "notebook": None, "error": None}
@@ -80,7 +79,6 @@ def _on_sigterm(number: int, frame: object) -> NoReturn:
 
 
 def _pipeline(settings: "Settings", params: tuple, resume: str | None, arguments: dict) -> tuple["Pipeline", dict]:
-    "The pipeline and the arguments of its run"
     from mlnb.pipelines.runner import load
     from mlnb.pipelines.spec import parse_parameters
 
@@ -121,7 +119,6 @@ def run(tasks, params, to, from_, force, jobs, keep_going, resume, as_json):
     The exit code is 1 if a task failed, 130 after Ctrl-C.
     """
     from mlnb.pipelines.plan_cache import cached_plan
-    from mlnb.project.settings import load_settings
 
     settings = load_settings()
     if not force and not resume and (cached := cached_plan(settings, params, tasks, to, from_)) is not None:

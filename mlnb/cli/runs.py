@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 import click
 
 from mlnb.cli.console import (
-    Group, json_option, local_time, new_table, number, open_in_lab, print_blocks, print_json, print_option, rich_escaped,
+    Group, json_option, load_settings, local_time, new_table, number, open_in_lab, print_blocks, print_json,
+    print_option, rich_escaped,
 )  # fmt: skip
 from ..project.text import count_of, duration, printable
 
@@ -31,11 +32,9 @@ if TYPE_CHECKING:
 # %% ../../nbs/cli/10_runs.ipynb #067714be
 @contextmanager
 def _open_records(to_write: bool = False) -> Iterator[tuple["Settings", "Records"]]:
-    "Settings and records of the project, including notes of earlier runs that are not stored yet"
     from mlnb.cli.reading import may_write, open_records
     from mlnb.pipelines.recorder import JOURNAL, replay
     from mlnb.project.errors import SettingError
-    from mlnb.project.settings import load_settings
 
     settings = load_settings()
     folder = settings.path(".mlnb/runs")
@@ -154,7 +153,6 @@ def _mlflow_run(run: dict, settings: "Settings") -> str:
 
 
 def _properties(run: dict, settings: "Settings") -> "Table":
-    "The properties of a run as a whole"
     from mlnb.pipelines.history import duration_seconds
 
     selection = {k: _value_text(v) for k, v in (run["selection"] or {}).items() if v not in (None, False, [], ())}
@@ -189,7 +187,6 @@ def _metrics(tasks: list[dict]) -> tuple["Table", str]:
 
 
 def _notebooks(tasks: list[dict]) -> str:
-    "The executed notebooks"
     width = max((len(t["name"]) for t in tasks), default=0)
     paths = [f"{t['name']:{width}}  {os.path.relpath(t['notebook'])}" for t in tasks if t["notebook"]]
     return "\n".join(["[bold]executed notebooks[/]", *map(rich_escaped, paths)]) if paths else ""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .console import bundle_option, json_option, print_json, spreadsheet_option, terminal
+from .console import bundle_option, json_option, load_settings, print_json, spreadsheet_option, terminal
 from ..project.text import duration, printable
 
 if TYPE_CHECKING:
@@ -30,13 +30,11 @@ LOG_INTERVAL_SECONDS = 30  # between two lines of a log
 
 
 def _speed(progress: "ScoringProgress") -> str:
-    "Rows, speed and remaining time"
     remaining = f", about {duration(progress.remaining)} left" if progress.remaining else ""
     return f"{progress.rows:,} rows, {progress.rows_per_second:,.0f}/s{remaining}"
 
 
 def _line_listener(console: "Console") -> "Listener":
-    "A listener that writes lines"
     last_printed = 0.0
 
     def listen(update):
@@ -116,7 +114,6 @@ def score(input, output, bundle, decision_time, log, strict, overwrite, safe, as
     """
     from mlnb.data.snapshot_store import SnapshotStore
     from mlnb.models.bundle import Bundle
-    from mlnb.project.settings import load_settings
     from mlnb.serving import scoring, server
     from mlnb.serving.predictions import PredictionLog
 
@@ -137,7 +134,6 @@ def score(input, output, bundle, decision_time, log, strict, overwrite, safe, as
 
 
 def _report(output: Path, model: "Bundle", result: "ScoringProgress", as_json: bool) -> None:
-    "Print the result"
     from mlnb.serving.scoring import rejected_file
 
     rejected_path = rejected_file(output) if result.rejected else None

@@ -8,6 +8,8 @@ __all__ = ['serve']
 # %% ../../nbs/cli/06_serve.ipynb #81478f32
 import click
 
+from .console import load_settings
+
 
 # %% ../../nbs/cli/06_serve.ipynb #dc7bb199
 @click.command()
@@ -28,7 +30,6 @@ def serve(host, port, bento, development, no_bento, workers):
       mlnb serve --no-bento --workers 2
       curl -s -H "X-API-Key: ${MLNB_KEYS#predict:}" localhost:3000        # shows what to send
     """
-    from mlnb.project.settings import load_settings
     from mlnb.serving import server
     from mlnb.serving.compactor import start_background_compactor
 

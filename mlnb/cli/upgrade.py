@@ -35,7 +35,8 @@ _TEXT_SUFFIXES = {
     ".sh", ".template", ".timer", ".tmpl", ".toml", ".txt", ".yaml", ".yml", ".zsh",
 }  # fmt: skip
 _TEXT_NAMES = (
-    ".env", ".envrc", "Containerfile", "Dockerfile", "Jenkinsfile", "Makefile", "Procfile", "README", "crontab", "justfile",
+    ".env", ".envrc", "Containerfile", "Dockerfile", "Jenkinsfile", "Makefile", "Procfile", "README", "crontab",
+    "justfile",
 )  # fmt: skip
 _MAX_BYTES = 5_000_000
 

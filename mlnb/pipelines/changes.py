@@ -49,19 +49,16 @@ def _parameters(old: dict, new: dict, defaults: dict) -> list[str]:
 
 
 def _files(old: dict, new: dict) -> list[str]:
-    "How declared inputs differ"
     removed = lambda n: f"input {n} does not exist any more"
     return _describe(old, new, lambda n: f"input {n} is new", lambda n: f"input {n} changed", removed)
 
 
 def _versions(old: dict, new: dict) -> list[str]:
-    "How packages differ"
     added, changed = (lambda n: f"{n} {new[n]} is imported now"), (lambda n: f"{n} {old[n]} is now {new[n]}")
     return _describe(old, new, added, changed, lambda n: f"{n} is not imported any more, or not installed")
 
 
 def _outputs(old: dict, new: dict) -> list[str]:
-    "How the products of upstream tasks differ"
     def changed(name: str) -> str:
         missing = [str(key) for key, value in new[name].items() if value is None]
         return f"output of {name} does not exist ({', '.join(missing)})" if missing else f"output of {name} changed"

@@ -48,7 +48,6 @@ def installed_distributions(
 
 # %% ../../nbs/pipelines/02_packages.ipynb #35635758
 def _top_level_modules(information: str) -> set[str]:
-    "The top-level modules of one distribution"
     if (listed := Path(information, "top_level.txt")).is_file():
         return set(listed.read_text(encoding="utf-8", errors="replace").split())
     record = Path(information, "RECORD")

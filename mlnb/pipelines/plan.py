@@ -35,7 +35,6 @@ FORMAT = 1
 
 
 def _with_checksum(record: dict) -> str:
-    "A record as JSON with a checksum"
     text = json.dumps(record, sort_keys=True, separators=(",", ":"))
     return json.dumps({"record": record, "checksum": fingerprint.digest(text)}, indent=1)
 
@@ -390,7 +389,6 @@ class Planner:
 
 # %% ../../nbs/pipelines/04_plan.ipynb #ca094a56
 def _is_unchanged_since_read(spec: PipelineSpec) -> bool:
-    "Whether neither the pipeline nor a notebook has changed since the specification was read"
     return all(file_signature(p) == s and is_reliable(s, spec.read_at) for p, s in spec.signatures.items())
 
 

@@ -112,7 +112,6 @@ class _Journal:
 
 # %% ../../nbs/pipelines/05_recorder.ipynb #87731571
 def _read(file: int) -> tuple[str | None, list[tuple], int]:  # store, changes, lines that are damaged
-    "The content of an open journal"
     with os.fdopen(os.dup(file), encoding="utf-8", errors="replace") as f:
         lines = [line for line in f.read().split("\n") if line.strip()]
     store, changes, damaged = None, [], 0

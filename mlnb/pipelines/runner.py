@@ -218,6 +218,26 @@ class _Attempts:
         hint = f"until {until}, mlnb kernels stop {checkpoint['pid']} frees its memory"
         return f"; fix it and mlnb run --resume {self.log.run_id} resumes after cell [{checkpoint['done']}] ({hint})"
 
+# %% ../../nbs/pipelines/10_runner.ipynb #3c2c68d1
+async def _run_with_retries(
+    attempts: _Attempts, interrupted: asyncio.Event, task: TaskSpec, reason: str, devices: list[str]
+) -> None:
+    "Execute a task, with exponential backoff between retries"
+    log = attempts.log
+    for attempt in range(1, task.retries + 2):
+        log.start(task.name, reason, attempt)
+        try:
+            return await attempts.run(task, devices, attempt)
+        except (MlnbError, OSError) as e:
+            if attempt > task.retries or interrupted.is_set():
+                raise
+            log.emit(task.name, "retry", error=str(e), seconds=log.seconds(task.name))
+        with suppress(TimeoutError):
+            await asyncio.wait_for(interrupted.wait(), task.retry_delay * 2 ** (attempt - 1))
+        if interrupted.is_set():
+            raise PipelineError("interrupted")
+    return None
+
 # %% ../../nbs/pipelines/10_runner.ipynb #6ebd83a1
 class _Run:
     "A run in progress, in a thread with an event loop"
@@ -285,23 +305,7 @@ class _Run:
         async with self.resources.lease(task) as devices:
             if self.stopping:
                 return self.log.end(task.name, "aborted")
-            return await self.run_with_retries(task, state.reasons[0], devices)
-
-    async def run_with_retries(self, task: TaskSpec, reason: str, devices: list[str]) -> None:
-        "Execute a task, with exponential backoff between retries"
-        for attempt in range(1, task.retries + 2):
-            self.log.start(task.name, reason, attempt)
-            try:
-                return await self.attempts.run(task, devices, attempt)
-            except (MlnbError, OSError) as e:
-                if attempt > task.retries or self.interrupted.is_set():
-                    raise
-                self.log.emit(task.name, "retry", error=str(e), seconds=self.log.seconds(task.name))
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self.interrupted.wait(), task.retry_delay * 2 ** (attempt - 1))
-            if self.interrupted.is_set():
-                raise PipelineError("interrupted")
-        return None
+            return await _run_with_retries(self.attempts, self.interrupted, task, state.reasons[0], devices)
 
     def interrupt(self, at_once: bool) -> None:
         "Stop all notebooks: kernels first, or everything at once"

@@ -256,7 +256,6 @@ def _is_number(value: Any, minimum: float = 0) -> bool:
 
 
 def _are_texts(value: Any) -> bool:
-    "Whether this is a text, or a list of texts"
     return all(map(_is_text, value if isinstance(value, list) else [value]))
 
 
@@ -341,7 +340,6 @@ def _resolved_path(root: Path, text: str, key: str, where: str) -> Path:
 
 # %% ../../nbs/pipelines/00_spec.ipynb #f382960f
 def _product(product: str | dict[str, str], root: Path, where: str) -> dict[str, Path] | Path:
-    "The products as absolute paths"
     texts = product if isinstance(product, dict) else {"nb": product}
     paths = {key: _resolved_path(root, text, "product", where) for key, text in texts.items()}
     if "nb" in paths and paths["nb"].suffix != ".ipynb":
@@ -493,7 +491,6 @@ def _case_folded_path(path: Path) -> str:
 
 
 def _with_parents(path: Path) -> list[str]:
-    "A path and all folders above it"
     return [str(path), *map(str, path.parents)]
 
 

@@ -75,7 +75,6 @@ def _listed(names: list[str]) -> str:
 
 
 def _quoted(names: Iterable[str]) -> str:
-    "The first names in quotes"
     return _listed([repr(shorten(name)) for name in names])
 
 

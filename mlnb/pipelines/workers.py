@@ -82,7 +82,6 @@ class WorkerPool:
         self.prestarted = asyncio.create_task(NotebookWorker.start(self.cwd, self.log_path))
 
     async def _acquire(self) -> NotebookWorker:
-        "An idle worker"
         if self.idle:
             return self.idle.pop()
         prestarted, self.prestarted = self.prestarted, None

@@ -88,7 +88,6 @@ def substitute_names(text: str, name: str, package: str) -> str:
 
 # %% ../../nbs/project/02_template.ipynb #619e217f
 def _export(project: Path) -> None:
-    "Export the notebooks of `project` to its package"
     command = [sys.executable, "-c", "from nbdev.doclinks import nbdev_export\nnbdev_export()"]
     environment = {**os.environ, "PYTHONPATH": str(project)}
     done = subprocess.run(command, cwd=project, capture_output=True, text=True, env=environment)

@@ -193,21 +193,19 @@ def parameters_cell(notebook: dict, path: str | Path) -> int:
     )
 
 # %% ../../nbs/notebooks/00_cells.ipynb #51d3b80d
-def _assigned(statement) -> tuple[str, ast.expr, str] | None:
-    "Name, value and annotation of `name = value` or `name: type = value`; None for other statements"
+def _declared(statement: ast.stmt) -> Parameter | None:
+    "The parameter that `name = value` or `name: type = value` declares; None for other statements"
     match statement:
         case ast.Assign(targets=[ast.Name(id=name)], value=value):
-            return name, value, ""
-        case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value, annotation=annotation):
-            return name, value, ast.unparse(annotation)
-    return None
-
-
-def _parameter(name: str, value: ast.expr, annotation: str) -> Parameter:
+            annotation = ""
+        case ast.AnnAssign(target=ast.Name(id=name), value=ast.expr() as value, annotation=kind):
+            annotation = ast.unparse(kind)
+        case _:
+            return None
     try:
         return Parameter(name, ast.literal_eval(value), annotation=annotation)
     except ValueError:
-        return Parameter(name, None, literal=False, annotation=annotation)
+        return Parameter(name, literal=False, annotation=annotation)
 
 # %% ../../nbs/notebooks/00_cells.ipynb #18526587
 _assignment = re.compile(r"^[ \t]*(?:\w+[ \t]+)*\$?(\w+)[ \t]*(?::[^=\n]*)?(?:<<?-|=(?!=))[ \t]*([^\n]*)", re.M)
@@ -239,7 +237,7 @@ def parameters(path: str | Path, notebook: dict | None = None) -> dict[str, Para
         statements = ast.parse(source).body
     except SyntaxError as e:
         raise NotebookError(f"{path}: the parameters cell has a syntax error in line {e.lineno}: {e.msg}") from None
-    return {assignment[0]: _parameter(*assignment) for assignment in map(_assigned, statements) if assignment}
+    return {parameter.name: parameter for parameter in map(_declared, statements) if parameter}
 
 # %% ../../nbs/notebooks/00_cells.ipynb #ae80c010
 _SCALARS: dict[str, type | tuple] = {"int": int, "float": (int, float), "str": str, "bool": bool}
@@ -445,12 +443,6 @@ def _python_in_magic_line(line: str) -> str:
     return code if any(isinstance(n, ast.Call | ast.Import | ast.ImportFrom) for n in ast.walk(ast.parse(code))) else ""
 
 
-def _code_run_by_magic(text: str) -> str:
-    "The Python that a magic runs, from its cell body or its line; empty if it is not Python"
-    code = replace_magics(text) if "\n" in text else _python_in_magic_line(text)
-    return code if is_python(code) else ""
-
-
 class _MagicTransformer(ast.NodeTransformer):
     "Replaces the transformer's calls by `__magic__` calls, each followed by the Python that the magic runs"
 
@@ -462,7 +454,9 @@ class _MagicTransformer(ast.NodeTransformer):
     def visit_Expr(self, node):
         if not (magic_call := _magic_call(node.value)):
             return self.generic_visit(node)
-        text, code = magic_call[0], _code_run_by_magic(magic_call[1])
+        text, body = magic_call
+        code = replace_magics(body) if "\n" in body else _python_in_magic_line(body)
+        code = code if is_python(code) else ""
         if code and re.match(r"%%(\w+)|", text)[1] in PYTHON_MAGICS:  # the body follows as code
             text = text.partition("\n")[0]
         return ast.parse(f"__magic__({text!r})\n{code}").body
@@ -479,7 +473,7 @@ def replace_magics(source: str) -> str:
     return ast.unparse(ast.fix_missing_locations(_MagicTransformer().visit(ast.parse(code))))
 
 # %% ../../nbs/notebooks/00_cells.ipynb #8dd72419
-def scrub_magics(cell) -> None:
+def scrub_magics(cell: Any) -> None:
     "Remove the magics of an exported cell, as an nbdev processor: `mlnb.notebooks.cells:scrub_magics`"
     if cell.cell_type != "code" or is_python(cell.source):
         return

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MIN_SAVE_INTERVAL', 'OnCell', 'MAX_STREAM_CHARACTERS', 'MAX_OUTPUT_CHARACTERS', 'SHUTDOWN_GRACE',
            'SHUTDOWN_GRACE_FAILED', 'POLL_INTERVAL', 'OUTPUT_TIMEOUT', 'log', 'LiveNotebook', 'CellOutputs',
-           'OutputBudget', 'KernelHung', 'KernelSession', 'MessageClient', 'CellClient', 'CheckpointClient',
-           'SnapshotProvisioner', 'Engine', 'run']
+           'OutputBudget', 'KernelHung', 'KernelLifecycle', 'KernelSession', 'MessageClient', 'PreparedClient',
+           'CellClient', 'CheckpointClient', 'SnapshotProvisioner', 'Engine', 'run']
 
 # %% ../../nbs/notebooks/10_engine.ipynb #cd2d5ce9
 from . import unattended
@@ -49,9 +49,11 @@ from functools import partial
 from inspect import unwrap
 from pathlib import Path
 from queue import Empty
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import zmq
+from jupyter_client import KernelClient, KernelManager
+from nbformat import NotebookNode
 from nbformat.v4 import new_output
 
 from .forkserver import send
@@ -66,7 +68,7 @@ OnCell = Callable[[int, int], object]  # called with (k, n) when cell k of n beg
 class LiveNotebook(NotebookExecutionManager):
     "A notebook that is being executed"
 
-    def __init__(self, nb: nbformat.NotebookNode, output_path: str | None, on_cell: OnCell | None = None):
+    def __init__(self, nb: NotebookNode, output_path: str | None, on_cell: OnCell | None = None):
         super().__init__(nb, output_path=output_path, progress_bar=False, autosave_cell_every=0)
         self.on_cell, self.next_save = on_cell, 0.0
         self.index: int | None = None  # of the running cell
@@ -79,7 +81,7 @@ class LiveNotebook(NotebookExecutionManager):
         self.first = restore_outputs(self.nb, checkpoint)
         self.nb.cells = [nbformat.from_dict(c) for c in self.nb.cells]
 
-    def cell_start(self, cell, cell_index=None, **options):
+    def cell_start(self, cell: NotebookNode, cell_index: int = 0, **options) -> None:
         if cell_index < self.first:
             return
         self.index = cell_index
@@ -90,11 +92,11 @@ class LiveNotebook(NotebookExecutionManager):
                 self.on_cell(self.numbers[cell_index], max(self.numbers.values()))
         super().cell_start(cell, cell_index, **options)
 
-    def cell_complete(self, cell, cell_index=None, **options):
+    def cell_complete(self, cell: NotebookNode, cell_index: int = 0, **options) -> None:
         if cell_index >= self.first:
             super().cell_complete(cell, cell_index, **options)
 
-    def save(self, **_):
+    def save(self, **_) -> None:
         started_at = time.monotonic()
         if not self.output_path or started_at < self.next_save:
             return
@@ -102,7 +104,7 @@ class LiveNotebook(NotebookExecutionManager):
         saved_at = time.monotonic()
         self.next_save = saved_at + max(MIN_SAVE_INTERVAL, 20 * (saved_at - started_at))
 
-    def notebook_complete(self, **options):
+    def notebook_complete(self, **options) -> None:
         self.next_save = 0.0
         super().notebook_complete(**options)
 
@@ -182,11 +184,6 @@ def _shortened(output):
     return output
 
 
-def _normalise_exit(output) -> None:
-    "Rewrite `sys.exit(None)` and `sys.exit(False)`, which are no failures, in the form that papermill knows"
-    if output["ename"] == "SystemExit" and output["evalue"] in ("None", "False"):
-        output["evalue"] = ""
-
 # %% ../../nbs/notebooks/10_engine.ipynb #c9f40447
 SHUTDOWN_GRACE = 45  # seconds for a kernel to exit after its cells; ipykernel may spend half of it on child processes
 SHUTDOWN_GRACE_FAILED = 5  # the same if a cell did not finish
@@ -204,12 +201,6 @@ def _failure(cell, name: str, text: str) -> CellExecutionError:
     cell.outputs.append(new_output("error", ename=name, evalue=text, traceback=[f"{name}: {text}"]))
     return CellExecutionError(text, name, text)
 
-
-def _output_lost() -> NotebookError:
-    "The failure of a notebook whose kernel had to be killed; it belongs to no cell"
-    error = NotebookError(f"its kernel did not end within {SHUTDOWN_GRACE} s; what it had not written is lost")
-    vars(error)["cell_index"] = None
-    return error
 
 # %% ../../nbs/notebooks/10_engine.ipynb #d267a923
 async def _shut_down(manager, grace: float) -> bool:
@@ -231,7 +222,7 @@ async def _shut_down(manager, grace: float) -> bool:
                 os.killpg(group, signal.SIGKILL)
 
 # %% ../../nbs/notebooks/10_engine.ipynb #4f4f5a26
-class KernelSession(PapermillNotebookClient):
+class KernelLifecycle(PapermillNotebookClient):
     "One kernel from start to shutdown"
 
     def __init__(
@@ -249,37 +240,20 @@ class KernelSession(PapermillNotebookClient):
         super().__init__(live, **options)
         self.started_at, self.cells_done, self.killed = time.monotonic(), False, False
 
-    def execute(self, **options):
-        self.reset_execution_trackers()
-        with self.setup_kernel(**options):
-            self.started_at = time.monotonic()
-            self.papermill_execute_cells()
-            self.set_widgets_metadata()
-            self.cells_done = True
-        if self.killed and not self._has_failed():
-            raise _output_lost()
-        return self.nb
-
-    def _has_failed(self) -> bool:
-        "Whether a cell has failed; `sys.exit()` is no failure"
-        errors = [o for c in self.nb.cells for o in c.get("outputs", []) if o.output_type == "error"]
-        has_exited = any(e.ename == "SystemExit" and e.evalue in ("", "0") for e in errors)
-        return self.nb.metadata.papermill["exception"] and not has_exited
-
-    def create_kernel_manager(self):
+    def create_kernel_manager(self) -> KernelManager:
         manager = super().create_kernel_manager()
         if os.name == "posix" and self.kernel_name != "mlnb" and 0 < len(self.sockets) < MAX_SOCKET_PATH:
             manager.transport, manager.ip = "ipc", self.sockets  # the provisioner of `mlnb` chooses its own
-        manager.context.setsockopt(zmq.RCVHWM, 0)  # receive without a limit: messages above it would be dropped
+        manager.context.setsockopt(zmq.SocketOption.RCVHWM, 0)  # receive without a limit: messages above it would be dropped
         return manager
 
-    async def async_start_new_kernel(self, **options):
+    async def async_start_new_kernel(self, **options) -> None:
         "Call what `start_kernel` wraps: the wrapper sleeps, for the sake of jupyter_client's own tests"
         await unwrap(type(self.km)._async_start_kernel)(self.km, extra_arguments=self.extra_arguments, **options)
 
     start_new_kernel = run_sync(async_start_new_kernel)
 
-    async def async_start_new_kernel_client(self):
+    async def async_start_new_kernel_client(self) -> KernelClient:
         self.kc = self.km.client()
         self.kc.start_channels(hb=False, stdin=False)
         self.kc.allow_stdin = False
@@ -325,11 +299,34 @@ class KernelSession(PapermillNotebookClient):
 
     _cleanup_kernel = run_sync(_async_cleanup_kernel)
 
+# %% ../../nbs/notebooks/10_engine.ipynb #46d3c41d
+class KernelSession(KernelLifecycle):
+    "Runs all cells in a kernel of their own"
+
+    def execute(self, **options) -> NotebookNode:
+        self.reset_execution_trackers()
+        with self.setup_kernel(**options):
+            self.started_at = time.monotonic()
+            self.papermill_execute_cells()
+            self.set_widgets_metadata()
+            self.cells_done = True
+        if self.killed and not self._has_failed():
+            error = NotebookError(f"its kernel did not end within {SHUTDOWN_GRACE} s; what it had not written is lost")
+            vars(error)["cell_index"] = None  # it belongs to no cell
+            raise error
+        return self.nb
+
+    def _has_failed(self) -> bool:
+        "Whether a cell has failed; `sys.exit()` is no failure"
+        errors = [o for c in self.nb.cells for o in c.get("outputs", []) if o.output_type == "error"]
+        has_exited = any(e.ename == "SystemExit" and e.evalue in ("", "0") for e in errors)
+        return self.nb.metadata.papermill["exception"] and not has_exited
+
 # %% ../../nbs/notebooks/10_engine.ipynb #14f3ed1f
 class MessageClient(KernelSession):
     "Reads what the kernel replies and publishes"
 
-    def reset_execution_trackers(self):
+    def reset_execution_trackers(self) -> None:
         super().reset_execution_trackers()
         self.last_message_at = time.monotonic()
         self.sent_requests: dict[str, tuple] = {}  # id of a request -> cell, its position
@@ -395,24 +392,6 @@ class MessageClient(KernelSession):
             reply = await ensure_async(self.kc.shell_channel.get_msg(timeout=1))
             self.budget.add_unsent(reply["content"].get("left_out", 0))
 
-    async def _drain_output(self, output_task: asyncio.Task, cell) -> None:
-        "Wait for the last of a cell's output; a long silence is a failure"
-        self.last_message_at = time.monotonic()
-        while not (await asyncio.wait({output_task}, timeout=POLL_INTERVAL))[0]:
-            await self._async_check_alive()
-            if time.monotonic() - self.last_message_at > OUTPUT_TIMEOUT:
-                reason = f"the end of the cell's output did not come within {OUTPUT_TIMEOUT} seconds"
-                raise _failure(cell, "OutputLost", reason)
-        output_task.result()
-
-    async def evaluate(self, expression: str, timeout: float):
-        "The literal value of a Python expression in the kernel; a `RuntimeError` if it raises"
-        request_id = self.kc.execute("", silent=True, store_history=False, user_expressions={"value": expression})
-        value = (await self._reply(request_id, timeout))["content"].get("user_expressions", {}).get("value", {})
-        if value.get("status") != "ok":
-            raise RuntimeError(f"{value.get('ename')}: {value.get('evalue')}")
-        return ast.literal_eval(value["data"]["text/plain"])
-
 # %% ../../nbs/notebooks/10_engine.ipynb #8833b07b
 _PREPARE = """
 import sys, types
@@ -428,10 +407,16 @@ result = module.prepare({limit}, {captured_may_fail})
 """
 
 
-class CellClient(MessageClient):
-    "Executes cells one after the other"
+class PreparedClient(MessageClient):
+    "Evaluates expressions in its kernel, and prepares it before the first cell"
 
-    seconds = 0.0  # execution time of cells since the last checkpoint
+    async def evaluate(self, expression: str, timeout: float) -> Any:
+        "The literal value of a Python expression in the kernel; a `RuntimeError` if it raises"
+        request_id = self.kc.execute("", silent=True, store_history=False, user_expressions={"value": expression})
+        value = (await self._reply(request_id, timeout))["content"].get("user_expressions", {}).get("value", {})
+        if value.get("status") != "ok":
+            raise RuntimeError(f"{value.get('ename')}: {value.get('evalue')}")
+        return ast.literal_eval(value["data"]["text/plain"])
 
     async def _prepare(self) -> None:
         if not is_python_language(self.nb.metadata["language_info"].get("name", "")):
@@ -449,6 +434,22 @@ class CellClient(MessageClient):
         if has_status and (pid := getattr(self.km.provisioner, "pid", None)):
             self.liveness = Liveness(self.kc, pid)
 
+# %% ../../nbs/notebooks/10_engine.ipynb #731b3bcf
+class CellClient(PreparedClient):
+    "Executes cells one after the other"
+
+    seconds = 0.0  # execution time of cells since the last checkpoint
+
+    async def _drain_output(self, output_task: asyncio.Task, cell) -> None:
+        "Wait for the last of a cell's output; a long silence is a failure"
+        self.last_message_at = time.monotonic()
+        while not (await asyncio.wait({output_task}, timeout=POLL_INTERVAL))[0]:
+            await self._async_check_alive()
+            if time.monotonic() - self.last_message_at > OUTPUT_TIMEOUT:
+                reason = f"the end of the cell's output did not come within {OUTPUT_TIMEOUT} seconds"
+                raise _failure(cell, "OutputLost", reason)
+        output_task.result()
+
     def _send(self, cell, store_history: bool, lenient: bool) -> str:
         content = {"code": cell.source, "silent": False, "store_history": store_history, "user_expressions": {}}
         content |= {"allow_stdin": False, "stop_on_error": not lenient}
@@ -457,7 +458,9 @@ class CellClient(MessageClient):
         self.kc.shell_channel.send(message)
         return message["header"]["msg_id"]
 
-    async def async_execute_cell(self, cell, cell_index, execution_count=None, store_history=True):
+    async def async_execute_cell(
+        self, cell: NotebookNode, cell_index: int, execution_count: int | None = None, store_history: bool = True
+    ) -> NotebookNode:
         if cell_index not in self.nb_man.numbers or cell_index < self.nb_man.first:
             return cell
         cell.outputs, cell.metadata["execution"], self.clear_before_next_output = [], {}, False
@@ -489,7 +492,7 @@ class CellClient(MessageClient):
         if remark := outputs.dropped():
             cell.outputs.append(new_output("stream", name="stderr", text=f"\n[{remark}]\n"))
 
-    def output(self, outs, msg, display_id, cell_index):
+    def output(self, outs: list, msg: dict, display_id: str, cell_index: int) -> NotebookNode | None:
         parent_id = msg["parent_header"].get("msg_id")
         if msg["msg_type"] != "stream" or self.output_hook_stack[parent_id] or self.clear_before_next_output:
             output = super().output(outs, msg, display_id, cell_index)
@@ -505,9 +508,9 @@ class CellClient(MessageClient):
             cell.outputs.append(new_output("error", **error))
         if reply["status"] == "ok" and errors:  # a script that failed in %run
             reply = {**errors[0], "status": "error"}
-        if reply["status"] == "error":
-            for error in [reply, *(o for o in cell.outputs if o.output_type == "error")]:
-                _normalise_exit(error)
+        for error in [reply, *(o for o in cell.outputs if o.output_type == "error")]:
+            if error.get("ename") == "SystemExit" and error["evalue"] in ("None", "False"):
+                error["evalue"] = ""  # no failure, in the form that papermill knows
         await self._check_raise_for_error(cell, cell_index, {"content": reply})
 
 # %% ../../nbs/notebooks/10_engine.ipynb #c8637619
@@ -520,7 +523,7 @@ class CheckpointClient(CellClient):
         if checkpoints:
             live.before_cell = partial(self.checkpoint, checkpoints)
 
-    def create_kernel_manager(self):
+    def create_kernel_manager(self) -> KernelManager:
         manager = super().create_kernel_manager()
         if self.resume:
             manager.provisioner = SnapshotProvisioner(kernel_id="", kernel_spec=manager.kernel_spec, parent=manager)
@@ -567,7 +570,7 @@ class SnapshotProvisioner(WarmProvisioner):
 
     checkpoint: dict
 
-    async def launch_kernel(self, cmd, **kwargs):
+    async def launch_kernel(self, cmd: list[str], **kwargs) -> dict:
         self.process = await asyncio.to_thread(self._resume, check_command(cmd, kwargs), kwargs)
         return self._set_process(kwargs)
 
@@ -587,8 +590,10 @@ class Engine(PapermillEngine):
     "The engine that papermill calls to execute a notebook"
 
     @classmethod
-    def execute_notebook(cls, nb, kernel_name, output_path=None, on_cell=None, **options):
-        live = LiveNotebook(nb, output_path, on_cell)
+    def execute_notebook(
+        cls, nb: NotebookNode, kernel_name: str, output_path: str | None = None, **options
+    ) -> NotebookNode:
+        live = LiveNotebook(nb, output_path, options.pop("on_cell", None))
         live.notebook_start()
         try:
             cls.execute_managed_notebook(live, kernel_name, **options)
@@ -613,7 +618,7 @@ class Engine(PapermillEngine):
         checkpoints: dict | None = None,  # arguments of `Checkpointer`; None: take no snapshots
         resume: dict | None = None,  # the checkpoint of an earlier execution
         **_,  # what papermill passes to every engine
-    ):
+    ) -> None:
         checkpointer = Checkpointer(**checkpoints) if checkpoints else None
         if resume:
             nb_man.resume_from(resume)

@@ -162,7 +162,7 @@ def _read_script(path: str) -> dict:
 def _read_notebook(path: str | Path) -> dict:
     return summary(NOTEBOOK, False, cells.python_source(cells.read(path)))
 
-
+# %% ../../nbs/notebooks/02_fingerprint.ipynb #e0037301
 class _SummaryCache:
     "Summaries of first-party modules and scripts"
     rewrite: Callable[[str], str] | None = None  # applied to the code of a module before it is read
@@ -249,10 +249,6 @@ class _Dependent:
             description += f", in {self.library.display_name(self.module)}"
         self.node.unresolved.add(description)
 
-# %% ../../nbs/notebooks/02_fingerprint.ipynb #cd4f9865
-class _NameFollower(_Dependent):
-    "Follows names from module to module"
-
     def import_module(self, name: str, is_module: bool) -> None:
         "An import statement was executed; `is_module`: `name` is a module for sure"
         if self.is_external(name):
@@ -261,6 +257,10 @@ class _NameFollower(_Dependent):
                 self.node.modules.add(name.split(".")[0])
         elif self.library.module(name):
             self.add_import_effects(name)
+
+# %% ../../nbs/notebooks/02_fingerprint.ipynb #cd4f9865
+class _NameFollower(_Dependent):
+    "Follows names from module to module"
 
     def name(self, chain: list[str], reason: str = "") -> None:
         "Follow a name of the module itself"

@@ -65,7 +65,7 @@ def _pause_openmp() -> None:
         if pause is not None and pause(_PAUSE_HARD):
             raise SnapshotUnavailable(f"{path} is in a parallel region")
 
-
+# %% ../../nbs/notebooks/08_kernel_snapshots.ipynb #1ddb815f
 def _native_threads() -> list[str]:
     "Names of the threads that were started by neither `threading` nor ZeroMQ"
     names, python_ids = [], {t.native_id for t in threading.enumerate()}
@@ -375,7 +375,7 @@ def _close_history(shell) -> None:
         sys.modules["tqdm"].tqdm.monitor = None
 
 
-def revived_stream(session, thread, name: str, **options) -> object:
+def revived_stream(session: object, thread: object, name: str, **options) -> object:
     "Called by ipykernel for a new stream `name`: reinitialises the old kernel's stream, which others may hold"
     import gc
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['log', 'SERVER_FILE', 'MAX_SOCKET_PATH', 'SERVER_TIMEOUT', 'LOADING_TIMEOUT', 'UNKNOWN_EXIT_CODE', 'WorkerProcess',
            'ColdStart', 'ServerEnded', 'KernelOptions', 'find_options', 'find_settings', 'import_time_variables',
-           'server_key', 'runtime_folder', 'server_socket', 'WarmProcess', 'descriptor', 'fork_kernel', 'ColdWorker',
-           'fork_worker', 'status', 'stop']
+           'server_key', 'runtime_folder', 'server_socket', 'ServedProcess', 'WarmProcess', 'descriptor', 'fork_kernel',
+           'ColdWorker', 'fork_worker', 'status', 'stop']
 
 # %% ../../nbs/notebooks/06_kernels.ipynb #32a62d51
 import hashlib
@@ -287,10 +287,8 @@ def _answer_timeout(path: Path) -> float:
 UNKNOWN_EXIT_CODE = 255  # of a child whose server was killed
 
 
-class WarmProcess:
-    "A child of the fork server, with the interface of `subprocess.Popen`; `how` is forked, pool or copy"
-
-    stdin = stdout = stderr = None
+class ServedProcess:
+    "Follows a child of the fork server to its end; `how` is forked, pool or copy"
 
     def __init__(self, pid: int, connection: socket.socket, how: str):  # closing the connection ends the child
         self.pid, self.how, self.ready = pid, how, False
@@ -333,6 +331,12 @@ class WarmProcess:
 
     exitcode = property(poll)
 
+    def _disconnect(self) -> None:
+        self._connection.close()
+        if self._process >= 0:
+            os.close(self._process)
+            self._process = -1
+
     def wait_ready(self, timeout: float) -> bool:
         "Wait up to `timeout` seconds until clients of a kernel can connect; ZeroMQ retries slowly if they try earlier"
         end = time.monotonic() + timeout
@@ -350,6 +354,12 @@ class WarmProcess:
             wait_for(self.fileno(), select.POLLIN, remaining)
         return code
 
+# %% ../../nbs/notebooks/06_kernels.ipynb #89471679
+class WarmProcess(ServedProcess):
+    "A child of the fork server, with the interface of `subprocess.Popen`"
+
+    stdin = stdout = stderr = None
+
     def send_signal(self, number: int) -> None:
         "Signal the child's process group; the child alone if it has no session of its own yet"
         for send in (os.killpg, os.kill):
@@ -363,12 +373,6 @@ class WarmProcess:
 
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
-
-    def _disconnect(self) -> None:
-        self._connection.close()
-        if self._process >= 0:
-            os.close(self._process)
-            self._process = -1
 
     def close(self) -> None:
         "Close the connections; the server ends a child that is still running"
@@ -443,7 +447,7 @@ class ColdWorker:
 
 WorkerProcess = WarmProcess | ColdWorker
 
-
+# %% ../../nbs/notebooks/06_kernels.ipynb #ce8c5885
 _COLD = """
 import pkgutil, socket, sys
 target, fd = sys.argv[1:]

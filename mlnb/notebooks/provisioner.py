@@ -96,7 +96,7 @@ class KernelLauncher(LocalProvisioner):
     _ending = False  # a shutdown was requested: someone is waiting for the end
     _exit_fd: int | None = None  # pidfd of a kernel started cold
 
-    async def pre_launch(self, **kwargs):
+    async def pre_launch(self, **kwargs) -> dict:
         "Choose Unix sockets if the transport is not configured"
         self._options = find_options(kwargs.get("cwd"))
         is_default = self.parent and has_default_transport(self.parent, kwargs.get("transport_encryption"))
@@ -106,14 +106,18 @@ class KernelLauncher(LocalProvisioner):
                 self.parent.transport, self.parent.ip = "ipc", str(self._folder / "s")
         return await super().pre_launch(**kwargs)
 
-    async def launch_kernel(self, cmd, **kwargs):
+    async def launch_kernel(self, cmd: list[str], **kwargs) -> dict:
         "Fork a kernel, or start it cold and say why"
         self._ending = False
         try:
             self.process = await asyncio.to_thread(self._fork, cmd, kwargs)
         except ColdStart as e:
             log.warning("kernel %s starts cold: %s", getattr(self.parent, "kernel_name", ""), e)
-            return await self._launch_cold(cmd, kwargs)
+            info = await super().launch_kernel(_cold_command(cmd), **kwargs)
+            self.how = "cold"
+            if hasattr(os, "pidfd_open"):
+                self._exit_fd = os.pidfd_open(self.pid)
+            return info
         return self._set_process(kwargs)
 
     def _set_process(self, launch: dict) -> dict:
@@ -132,13 +136,6 @@ class KernelLauncher(LocalProvisioner):
         process.wait_ready(_READY_TIMEOUT)
         return process
 
-    async def _launch_cold(self, cmd, launch):
-        info = await super().launch_kernel(_cold_command(cmd), **launch)
-        self.how = "cold"
-        if hasattr(os, "pidfd_open"):
-            self._exit_fd = os.pidfd_open(self.pid)
-        return info
-
 # %% ../../nbs/notebooks/07_provisioner.ipynb #03f3c1e8
 class WarmProvisioner(KernelLauncher):
     "Starts kernels through the fork server, follows them to their end, and removes their sockets"
@@ -149,13 +146,13 @@ class WarmProvisioner(KernelLauncher):
             return None
         return self.process.fileno() if isinstance(self.process, WarmProcess) else self._exit_fd
 
-    async def poll(self):
+    async def poll(self) -> int | None:
         "The exit code; None while the kernel is running. During a shutdown this waits up to a second"
         if self._ending and (end := self._end()) is not None:
             await _readable(end, 1)
         return await super().poll()
 
-    async def wait(self):
+    async def wait(self) -> int | None:
         while (end := self._end()) is not None:
             await _readable(end, None)
         if isinstance(self.process, WarmProcess):
@@ -169,25 +166,25 @@ class WarmProvisioner(KernelLauncher):
             self._exit_fd = None
         return code
 
-    async def shutdown_requested(self, restart=False):
+    async def shutdown_requested(self, restart: bool = False) -> None:
         self._ending = True
 
-    async def send_signal(self, signum):
+    async def send_signal(self, signum: int) -> None:
         "Signal the kernel's process group, never a process that reuses its id"
         if isinstance(self.process, WarmProcess):
             self.process.send_signal(signum)
         else:
             await super().send_signal(signum)
 
-    async def kill(self, restart=False):
+    async def kill(self, restart: bool = False) -> None:
         self._ending = True
         await super().kill(restart)
 
-    async def terminate(self, restart=False):
+    async def terminate(self, restart: bool = False) -> None:
         self._ending = True
         await super().terminate(restart)
 
-    async def cleanup(self, restart=False):
+    async def cleanup(self, restart: bool = False) -> None:
         "Remove the sockets, unless the kernel restarts"
         await super().cleanup(restart)
         if self._folder and not restart:

@@ -391,7 +391,7 @@ def _dynamic_import(visitor: _ReferenceVisitor, node: ast.Call, name: str) -> No
     else:
         visitor.references |= {f"w:{reason}", f"u:{reason}"}
 
-
+# %% ../../nbs/notebooks/01_static_analysis.ipynb #c3c8836c
 @_handles("globals")
 def _globals(visitor: _ReferenceVisitor, node: ast.Call, name: str) -> None:
     "`globals()` may be used to look up any name of the module"
@@ -530,9 +530,6 @@ def _ipython(visitor: _ReferenceVisitor, node: ast.Call, name: str) -> None:
         magic, _, line = magic.lstrip("%").partition(" ")
     _line_magic(visitor, magic, line)
 
-
-def _references_in(tree, module: str = "m", is_package: bool = False, module_body: list | None = None) -> set[str]:
-    return _ReferenceVisitor(module, is_package, tree, module_body).references
 
 # %% ../../nbs/notebooks/01_static_analysis.ipynb #11ebeca2
 _nested = (ast.If, ast.Try, ast.TryStar, ast.With, ast.For, ast.While, ast.Match)
@@ -703,7 +700,7 @@ def summary(name: str, is_package: bool, code: str) -> dict:
     body = _body(ast.parse(code))
     imports = _Imports(name, is_package, body)
     texts = [_text(s) for s in body]
-    references = [_references_in(s, name, is_package, body) for s in body]
+    references = [_ReferenceVisitor(name, is_package, s, body).references for s in body]
 
     def joined(positions: Iterable[int]) -> list:
         "Hash and references of some statements"

@@ -339,7 +339,7 @@ class RequestInterceptor:
         self.limit = OutputLimit(output_limit)
         self.send = kernel.iopub_thread.send_multipart
 
-    async def do_execute(self, code, silent, *args, **options):
+    async def do_execute(self, code: str, silent: bool, *args, **options) -> dict:
         "Execute a cell in the state that earlier cells have left"
         if silent:
             return await self.execute(code, silent, *args, **options)
@@ -354,7 +354,7 @@ class RequestInterceptor:
                 stream.flush()
         return _bounded(reply) | {"left_out": self.limit.dropped}
 
-    async def execute_request(self, stream, ident, parent):
+    async def execute_request(self, stream: object, ident: list[bytes], parent: dict) -> None:
         "Execute a request and reply in any case"
         self.running, self.tags = parent["header"]["msg_id"], parent["metadata"].get("tags", ())
         try:
@@ -366,11 +366,11 @@ class RequestInterceptor:
         finally:
             self.running = ""
 
-    async def status_request(self, stream, ident, parent):
+    async def status_request(self, stream: object, ident: list[bytes], parent: dict) -> None:
         content = {"running": self.running, "left_out": self.limit.dropped}
         self.kernel.session.send(stream, "mlnb_status_reply", content, parent, ident=ident)
 
-    def send_multipart(self, message, *args, **options):
+    def send_multipart(self, message: list[bytes], *args, **options) -> None:
         if self.limit.admits(message):
             self.send(message, *args, **options)
 

@@ -170,8 +170,8 @@ def test_sources_as_lists_of_lines(notebook):
     ],
 )
 def test_defaults(notebook, line, default, literal):
-    found = cells.parameters(notebook((line, "parameters")))["x"]
-    assert (found.default, found.literal) == (default, literal)
+    parameter = cells.parameters(notebook((line, "parameters")))["x"]
+    assert (parameter.default, parameter.literal) == (default, literal)
 
 
 def test_parameters_cell_must_be_one(notebook):

@@ -34,15 +34,12 @@ class Task:
 
     def run(self, output="out.ipynb", **options):
         "The code cells of the executed copy"
-        log, wanted = (
-            self.folder / "out.log",
-            {"folder": str(self.kernel_snapshots), "watched": [str(self.folder / "stage")]},
-        )
-        options = {"checkpoints": wanted} | options
+        log = self.folder / "out.log"
+        settings = {"folder": str(self.kernel_snapshots), "watched": [str(self.folder / "stage")]}
+        options = {"checkpoints": settings} | options
         with pytest.MonkeyPatch.context() as patch:
-            patch.delenv(
-                "PYTEST_CURRENT_TEST", raising=False
-            )  # ipykernel does not forward low-level output where it finds it
+            # ipykernel does not forward low-level output where it finds this variable
+            patch.delenv("PYTEST_CURRENT_TEST", raising=False)
             execute(self.path, self.folder / output, cwd=self.folder, log=log, **options)
         return [c for c in json.loads((self.folder / output).read_text())["cells"] if c["cell_type"] == "code"]
 
@@ -237,15 +234,15 @@ WHY_NOT = {
 def test_why_not(task, monkeypatch):
     with (
         socket.socket(socket.AF_UNIX) as listener,
-        forkserver.short_socket_path(str(task.folder / "listener")) as place,
+        forkserver.short_socket_path(str(task.folder / "listener")) as path,
     ):
-        listener.bind(place)
+        listener.bind(path)
         listener.listen()
-        monkeypatch.setenv("LISTENER", place.replace("self", str(os.getpid())))
-        said = take_in(task, *WHY_NOT.values(), ("", ""))
-    for sentence, answer in zip(WHY_NOT, said, strict=False):
+        monkeypatch.setenv("LISTENER", path.replace("self", str(os.getpid())))
+        answers = take_in(task, *WHY_NOT.values(), ("", ""))
+    for sentence, answer in zip(WHY_NOT, answers, strict=False):
         assert "why_not" in answer and sentence in answer
-    assert "'cell': 7" in said[-1]  # every state has ended
+    assert "'cell': 7" in answers[-1]  # every state has ended
 
 
 def test_it_is_not_a_kernel(tmp_path):
@@ -285,8 +282,8 @@ def test_a_copy_that_was_killed(task):
 
 
 def test_a_copy_does_not_wait_for_ever(task):
-    wanted = {"folder": str(task.kernel_snapshots), "lifetime": 3}
-    saved = task.write(SLOW, "1 / 0").fail(checkpoints=wanted).checkpoint
+    settings = {"folder": str(task.kernel_snapshots), "lifetime": 3}
+    saved = task.write(SLOW, "1 / 0").fail(checkpoints=settings).checkpoint
     assert until(lambda: not is_alive(saved["pid"])) and not Path(saved["socket"]).exists()
     assert checkpoints.check_resumable(saved, task.path) == "the copy of the kernel waited long enough and has ended"
 

@@ -218,8 +218,8 @@ def test_the_copy_can_be_read_while_it_is_made(tmp_path):
 
 def test_what_the_process_says_is_kept(task, tmp_path):
     task("import os\nos.write(2, b'from the depths\\n');", env={"MLNB_EXAMPLE": "1"})
-    said = "".join(p.read_text() for p in (tmp_path / "out.ipynb", tmp_path / "out.log") if p.exists())
-    assert "from the depths" in said
+    output = "".join(p.read_text() for p in (tmp_path / "out.ipynb", tmp_path / "out.log") if p.exists())
+    assert "from the depths" in output
 
 
 def test_variables_of_the_kernel(task):

@@ -317,7 +317,7 @@ def test_all_says_what_a_star_brings(project):
 
 
 @pytest.mark.parametrize(
-    ("code", "found"),
+    ("code", "names"),
     [
         ("import importlib\nimportlib.import_module('planes.work').outer(1)", {"planes.work"}),
         ("from importlib import import_module\nm = import_module('planes.work')", {"planes.work"}),
@@ -345,8 +345,8 @@ def test_all_says_what_a_star_brings(project):
         ("import subprocess, sys\nsubprocess.run([sys.executable, 'planes/work.py'])", {"planes.work"}),
     ],
 )
-def test_roundabout_ways(project, code, found):
-    assert set(survey(code, project(work=BASE)).code) >= found
+def test_roundabout_ways(project, code, names):
+    assert set(survey(code, project(work=BASE)).code) >= names
 
 
 @pytest.mark.parametrize(
@@ -369,10 +369,10 @@ def test_roundabout_ways(project, code, found):
 def test_what_counts_as_a_whole_is_said(project, code, why):
     late = "import importlib\ndef f(n): return globals()[n]\ndef g(t): return eval(t)\ndef h(n): return importlib.import_module(n)\n"
     root = project(work=BASE, late=late)
-    found = survey(code, root)
+    dependencies = survey(code, root)
     module = "late" if "late import" in code else "work"
-    assert f"module planes.{module} counts as a whole: {why}" in found.notes
-    assert found.code[f"planes.{module}"][0] == "module"
+    assert f"module planes.{module} counts as a whole: {why}" in dependencies.notes
+    assert dependencies.code[f"planes.{module}"][0] == "module"
 
 
 SCRIPT = {"scripts/clean.py", "scripts/helper.py", *OUTER}
@@ -412,7 +412,7 @@ def scripts(project):
 
 
 @pytest.mark.parametrize(
-    ("code", "found"),
+    ("code", "names"),
     [
         ("%run scripts/clean.py", SCRIPT),
         ("%run -i scripts/clean 3", SCRIPT),
@@ -460,9 +460,9 @@ def scripts(project):
         ),
     ],
 )
-def test_code_that_is_reached_by_its_path_is_watched(scripts, code, found):
+def test_code_that_is_reached_by_its_path_is_watched(scripts, code, names):
     dependencies = survey(code, scripts)
-    assert set(dependencies.code) == found and dependencies.unresolved == ()
+    assert set(dependencies.code) == names and dependencies.unresolved == ()
 
 
 @pytest.mark.parametrize(
@@ -565,8 +565,10 @@ LAZY += "def __getattr__(name):\n    return getattr(importlib.import_module(WHER
     ],
 )
 def test_modules_that_are_found_while_running(project, init, code):
-    found = survey(code, project(work=BASE, __init__=init))
-    assert "planes.work" in found.code and any("planes.work counts as a whole" in note for note in found.notes)
+    dependencies = survey(code, project(work=BASE, __init__=init))
+    assert "planes.work" in dependencies.code and any(
+        "planes.work counts as a whole" in note for note in dependencies.notes
+    )
 
 
 def test_a_star_brings_modules_that_all_names(project):
@@ -625,8 +627,8 @@ def test_odd_places(project):
 
 def test_a_name_in_globals_that_is_literal(project):
     root = project(work=BASE + "\n    def pick(): return globals()['alone']\n")
-    found = survey("from planes.work import pick", root)
-    assert set(found.code) == {"planes.work.pick", "planes.work.alone"} and not found.notes
+    dependencies = survey("from planes.work import pick", root)
+    assert set(dependencies.code) == {"planes.work.pick", "planes.work.alone"} and not dependencies.notes
 
 
 PATCHING = {
@@ -680,8 +682,8 @@ def test_an_import_that_changes_nothing_elsewhere(project):
 
 def test_settings_of_other_libraries_are_an_effect(project):
     root = project(work=BASE, plots="import matplotlib\nmatplotlib.use('Agg')\n", __init__="from . import plots\n")
-    found = survey("from planes.work import alone", root)
-    assert found.code["import planes.plots"][0] == "the effect of" and found.modules == ("matplotlib",)
+    dependencies = survey("from planes.work import alone", root)
+    assert dependencies.code["import planes.plots"][0] == "the effect of" and dependencies.modules == ("matplotlib",)
 
 
 def test_imported_packages(project):

@@ -20,8 +20,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="warm kernels ne
 
 @pytest.fixture
 def folder():
-    with private_folder() as found:
-        yield found
+    with private_folder() as folder:
+        yield folder
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ except forkserver.RequestRefused as e:
 
 
 @pytest.mark.parametrize(
-    ("state", "said"),
+    ("state", "reason"),
     [
         ("import numpy, torch", "fork"),  # the pools of both end at a fork by themselves
         (
@@ -137,9 +137,9 @@ except forkserver.RequestRefused as e:
         ),
     ],
 )
-def test_a_fork_is_refused_where_it_is_in_doubt(state, said):
+def test_a_fork_is_refused_where_it_is_in_doubt(state, reason):
     done = subprocess.run([sys.executable, "-c", CHECK.format(state)], capture_output=True, text=True, timeout=120)
-    assert done.stdout.strip() == said, done.stderr
+    assert done.stdout.strip() == reason, done.stderr
 
 
 def test_a_refusal_is_a_cold_start_with_its_reason(folder, project, monkeypatch, caplog):
@@ -176,9 +176,9 @@ def test_those_who_start_at_once_get_one_server(folder, project):
     """
     call = [sys.executable, "-c", textwrap.dedent(code)]
     started = [subprocess.Popen(call, cwd=project, stdout=subprocess.PIPE, text=True) for _ in range(6)]
-    said = {p.communicate(timeout=120)[0].strip() for p in started}
+    answers = {p.communicate(timeout=120)[0].strip() for p in started}
     (server,) = kernels.status()
-    assert said == {f"forked {server['pid']}"}
+    assert answers == {f"forked {server['pid']}"}
 
 
 def test_a_killed_server_is_replaced_and_its_children_live_on(folder, project):
@@ -374,7 +374,7 @@ def test_memory_is_shared(full):
 def test_status_is_one_document(full):
     (server,) = kernels.status()
     assert json.loads(json.dumps(server)) == server
-    wanted = {
+    modules = {
         "numpy",
         "pandas",
         "pyarrow",
@@ -384,7 +384,7 @@ def test_status_is_one_document(full):
         "papermill.execute",
         "ipykernel.debugger",
     }
-    assert wanted <= set(server["loaded"])
+    assert modules <= set(server["loaded"])
     assert server["skipped"] == {} and server["waiting"] == []
 
 

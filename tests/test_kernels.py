@@ -19,8 +19,8 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="warm kernels ne
 
 @pytest.fixture
 def folder():
-    with private_folder() as found:
-        yield found
+    with private_folder() as folder:
+        yield folder
 
 
 @pytest.fixture
@@ -98,23 +98,23 @@ def test_output_goes_where_it_should(start, project):
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "reason"),
     [
         ({"options": kernels.KernelOptions(warm=False)}, "warm_kernels is false in the settings"),
         ({"env": {**os.environ, "PYTHONPATH": "src"}}, "PYTHONPATH has a relative folder"),
     ],
 )
-def test_doubt_is_a_cold_start_with_one_line(folder, project, caplog, more, said):
+def test_doubt_is_a_cold_start_with_one_line(folder, project, caplog, more, reason):
     caplog.set_level(logging.INFO, "mlnb.kernels")
     worker = kernels.fork_worker("work:answer", cwd=project, **more)
     assert worker.how == "cold" and dismiss(worker) == 7
-    assert [r.getMessage() for r in caplog.records] == [f"worker work:answer starts cold: {said}"]
+    assert [r.getMessage() for r in caplog.records] == [f"worker work:answer starts cold: {reason}"]
     assert kernels.status() == []
 
 
 def test_a_server_that_forks_too_late_shares_no_socket_with_the_cold_worker(folder, project, monkeypatch, caplog):
-    mine, servers = socket.socketpair()
-    monkeypatch.setattr(kernels, "_connect", lambda *_: mine)
+    client_socket, servers = socket.socketpair()
+    monkeypatch.setattr(kernels, "_connect", lambda *_: client_socket)
     monkeypatch.setattr(kernels, "LOADING_TIMEOUT", 0.1)
     worker = kernels.fork_worker("work:answer", cwd=project, options=SMALL)
     assert worker.how == "cold" and "still importing" in caplog.text

@@ -51,7 +51,7 @@ def export(root, module, *sources, name=None):
     return notebook(root / "nbs" / f"{name or module}.ipynb", None, f"#| default_exp {module}", *cells)
 
 
-def found(root):
+def findings_of(root):
     before = {p: p.read_bytes() for p in root.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
     findings = {(f.check, f.path, f.message) for f in run_checks(load_settings(root)).findings}
     assert {p: p.read_bytes() for p in root.rglob("*") if p.is_file() and "__pycache__" not in p.parts} == before
@@ -59,7 +59,7 @@ def found(root):
 
 
 def only(root, check, path):
-    ((name, where, message),) = found(root)
+    ((name, where, message),) = findings_of(root)
     assert (name, where) == (check, path)
     return message
 
@@ -71,7 +71,7 @@ def change(path, edit):
 
 
 def test_all_is_well(project):
-    assert found(project) == set()
+    assert findings_of(project) == set()
     assert "from .work import scaled" in (project / "planes" / "tools.py").read_text()
 
 
@@ -82,7 +82,7 @@ def test_not_a_notebook(project):
 
 def test_against_the_format(project):
     change(project / "nbs" / "other.ipynb", lambda d: d["cells"][1].update(outputs=[{"output_type": "poem"}]))
-    assert "is not a valid notebook: cell 2: " in {c: m for c, _, m in found(project)}["valid"]
+    assert "is not a valid notebook: cell 2: " in {c: m for c, _, m in findings_of(project)}["valid"]
 
 
 @pytest.mark.parametrize(
@@ -135,14 +135,18 @@ def test_no_module_named(project):
 
 def test_a_renamed_module_leaves_the_old_one(project):
     export(project, "tool", "x = 1", name="tools")
-    assert {(c, p) for c, p, _ in found(project)} == {("stale", "planes/tools.py"), ("in_sync", "nbs/tools.ipynb")}
+    assert {(c, p) for c, p, _ in findings_of(project)} == {
+        ("stale", "planes/tools.py"),
+        ("in_sync", "nbs/tools.ipynb"),
+    }
 
 
 @pytest.mark.parametrize("cell", ["x = 1\n#| export", "x = 1", "#| exprot\nx = 1"])
 def test_a_module_that_is_still_named_is_not_to_be_deleted(project, cell):
     notebook(project / "nbs" / "tools.ipynb", None, "#| default_exp tools", cell)
     assert (
-        "nbs/tools.ipynb names this module and exports no cell to it" in {c: m for c, _, m in found(project)}["stale"]
+        "nbs/tools.ipynb names this module and exports no cell to it"
+        in {c: m for c, _, m in findings_of(project)}["stale"]
     )
 
 
@@ -171,12 +175,12 @@ def test_a_syntax_error_in_an_exported_cell(project):
 )
 def test_modules_that_cannot_be_imported(project, code, says):
     export(project, "fresh", code)
-    assert says in {c: m for c, _, m in found(project)}["syntax"]
+    assert says in {c: m for c, _, m in findings_of(project)}["syntax"]
 
 
 def test_every_cell_that_cannot_be_imported_is_reported(project):
     export(project, "fresh", "x = 1", "x?", "y = 2", "!ls", "return 3")
-    messages = [m.partition(" in line")[0] for c, _, m in found(project) if c == "syntax"]
+    messages = [m.partition(" in line")[0] for c, _, m in findings_of(project) if c == "syntax"]
     assert sorted(messages) == [
         "exported cell 3 is not Python",
         "exported cell 5 is not Python",
@@ -202,13 +206,13 @@ def test_every_cell_that_cannot_be_imported_is_reported(project):
 )
 def test_modules_that_can(project, code):
     export(project, "fresh", code)
-    assert {c for c, _, _ in found(project)} == {"in_sync"}  # it has not been exported
+    assert {c for c, _, _ in findings_of(project)} == {"in_sync"}  # it has not been exported
 
 
 def test_a_line_that_only_looks_like_a_magic(project):
     sources = ["x = 5 \\\n    % 3", "y = (x\n     % 3)"]
     export(project, "fresh", *sources)
-    messages = [m for c, _, m in found(project) if c == "syntax"]
+    messages = [m for c, _, m in findings_of(project) if c == "syntax"]
     assert sorted(m.partition(",")[0] for m in messages) == [
         "exported cell 2 loses `% 3`",
         "exported cell 3 loses `% 3)`",
@@ -216,7 +220,7 @@ def test_a_line_that_only_looks_like_a_magic(project):
     text = (project / "pyproject.toml").read_text()
     (project / "pyproject.toml").write_text(text.replace("nbdev.scrubmagics", "mlnb.notebooks.cells"))
     export(project, "tools", "%precision 3\nx = 1", "if x:\n    %time x\n    x = 7 \\\n      % 3")
-    assert {m for c, _, m in found(project) if c == "syntax"} == set()
+    assert {m for c, _, m in findings_of(project) if c == "syntax"} == set()
 
 
 @pytest.mark.parametrize(
@@ -234,7 +238,7 @@ def test_a_line_that_only_looks_like_a_magic(project):
 )
 def test_names_that_an_import_does_not_find(project, code, name):
     export(project, "fresh", code)
-    message = {c: m for c, _, m in found(project)}["names"]
+    message = {c: m for c, _, m in findings_of(project)}["names"]
     assert message.startswith(f"exported cell 2 uses '{name}' in line ") and "no exported cell defines it" in message
 
 
@@ -244,7 +248,7 @@ def exported_as(project, *sources):
     subprocess.run(
         [sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()"], cwd=project, check=True
     )
-    return found(project)
+    return findings_of(project)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +283,7 @@ def test_directives_in_the_metadata(project):
     subprocess.run(
         [sys.executable, "-c", "from nbdev.doclinks import nbdev_export; nbdev_export()"], cwd=project, check=True
     )
-    assert found(project) == set() and "x = 1" in (project / "planes" / "core.py").read_text()
+    assert findings_of(project) == set() and "x = 1" in (project / "planes" / "core.py").read_text()
     change(path, lambda d: d["cells"][1]["metadata"].update(nbdev={"export": True}))
     assert "values must be str" in only(project, "in_sync", "nbs/core.ipynb")
 
@@ -325,7 +329,7 @@ def test_a_module_that_is_named_twice(project):
 )
 def test_no_module_of_a_broken_notebook_is_to_be_deleted(project, text):
     (project / "nbs" / "tools.ipynb").write_text(text)
-    assert {(c, p) for c, p, _ in found(project)} == {("valid", "nbs/tools.ipynb")}
+    assert {(c, p) for c, p, _ in findings_of(project)} == {("valid", "nbs/tools.ipynb")}
 
 
 def test_every_broken_notebook_is_reported_and_the_others_are_checked(project, monkeypatch):
@@ -414,8 +418,8 @@ def test_notebooks_of_the_pipeline_are_checked_wherever_they_are(project, monkey
 def test_a_notebook_that_nbdev_does_not_look_at(project):
     (project / "nbs" / "tools.ipynb").rename(project / "tools.ipynb")
     (project / "pipeline.yaml").write_text("tasks:\n- {source: tools.ipynb, product: out/tools.ipynb}\n")
-    assert ("directives", "tools.ipynb") in {f[:2] for f in found(project)} and "stale" not in {
-        f[0] for f in found(project)
+    assert ("directives", "tools.ipynb") in {f[:2] for f in findings_of(project)} and "stale" not in {
+        f[0] for f in findings_of(project)
     }
 
 

@@ -32,8 +32,8 @@ def small(monkeypatch):
 
 @pytest.fixture
 def folder(small):
-    with private_folder() as found:
-        yield found
+    with private_folder() as folder:
+        yield folder
 
 
 @pytest.fixture(params=["pool", "forked", "cold"])
@@ -76,19 +76,19 @@ class Kernel:
 
     def run(self, code):
         "What the cell said, shown as one text"
-        said = []
+        texts = []
 
         def hear(message):
             content = message["content"]
             error = ": ".join(content.get(k, "") for k in ("ename", "evalue"))
-            said.append(content.get("text") or content.get("data", {}).get("text/plain") or error)
+            texts.append(content.get("text") or content.get("data", {}).get("text/plain") or error)
 
         def on(message):
             if message["msg_type"] in ("stream", "execute_result", "error"):
                 hear(message)
 
         self.client.execute_interactive(code, timeout=60, output_hook=on, allow_stdin=False)
-        return "".join(said)
+        return "".join(texts)
 
     def close(self, now=False):
         self.client.stop_channels()
@@ -134,17 +134,17 @@ print(json.dumps({
 def test_a_warm_kernel_is_what_a_cold_one_would_be(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("USER", "ada")
     environment = {**os.environ, "JPY_SESSION_NAME": "delays.ipynb", "TERM": "dumb"}
-    found = []
+    facts = []
     for how, variable, value in (("forked", "POOL", "0"), ("pool", "POOL", "1"), ("cold", None, None)):
         monkeypatch.setenv(*(f"MLNB_KERNEL_{variable}", value) if variable else ("MLNB_WARM_KERNELS", "false"))
         if how == "pool":
             ahead()
         kernel = Kernel(cwd=str(tmp_path), env=environment)
         assert kernel.how == how
-        found.append(json.loads(kernel.run(FACTS)))
+        facts.append(json.loads(kernel.run(FACTS)))
         kernel.close()
-    for name in found[2]:
-        assert found[0][name] == found[1][name] == found[2][name], name
+    for name in facts[2]:
+        assert facts[0][name] == facts[1][name] == facts[2][name], name
 
 
 def interrupt(kernel):
@@ -265,12 +265,12 @@ def test_the_debugger_attaches(folder):
 
 def drain(client):
     "Messages that have come on IOPub"
-    found = []
+    messages = []
     while True:
         try:
-            found.append(client.get_iopub_msg(timeout=0.2))
+            messages.append(client.get_iopub_msg(timeout=0.2))
         except queue.Empty:
-            return found
+            return messages
 
 
 def test_the_server_may_be_killed(folder):
@@ -351,18 +351,20 @@ def test_an_independent_kernel_lives_on(folder):
 
 
 @pytest.mark.parametrize(
-    ("launch", "said"),
+    ("launch", "reason"),
     [
         ({"stdout": subprocess.PIPE}, "its output goes to a pipe"),
         ({"pass_fds": ()}, "it was started with the options pass_fds"),
         ({"env": {**os.environ, "PYTHONPATH": "src"}}, "PYTHONPATH has a relative folder"),
     ],
 )
-def test_doubt_is_a_cold_start_with_one_line(folder, caplog, launch, said):
+def test_doubt_is_a_cold_start_with_one_line(folder, caplog, launch, reason):
     caplog.set_level(logging.INFO, "mlnb.kernels")
     kernel = Kernel(**launch)
     assert kernel.how == "cold"
-    assert [r.getMessage() for r in caplog.records if r.name == "mlnb.kernels"] == [f"kernel mlnb starts cold: {said}"]
+    assert [r.getMessage() for r in caplog.records if r.name == "mlnb.kernels"] == [
+        f"kernel mlnb starts cold: {reason}"
+    ]
     assert kernel.run("6 * 7") == "42"
     kernel.close()
 
@@ -374,9 +376,9 @@ def test_another_interpreter_is_left_to_itself(folder, tmp_path, monkeypatch, ca
     program = tmp_path / "python-of-another"
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
     program.chmod(0o755)
-    place = tmp_path / "kernels" / "other"
-    place.mkdir(parents=True)
-    (place / "kernel.json").write_text(json.dumps(spec | {"argv": [str(program), *spec["argv"][1:]]}))
+    path = tmp_path / "kernels" / "other"
+    path.mkdir(parents=True)
+    (path / "kernel.json").write_text(json.dumps(spec | {"argv": [str(program), *spec["argv"][1:]]}))
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
     kernel = Kernel("other")
     assert kernel.how == "cold" and kernel.run("6 * 7") == "42"
@@ -445,9 +447,9 @@ def test_the_manager_of_jupyter_server(how, tmp_path):
         client.stop_channels()
         await manager.shutdown_all()
 
-    said, hear = [], lambda message: said.append(message["content"].get("text"))
+    texts, hear = [], lambda message: texts.append(message["content"].get("text"))
     asyncio.run(live())
-    assert f"{tmp_path}\n" in said and "again\n" in said
+    assert f"{tmp_path}\n" in texts and "again\n" in texts
 
 
 def test_the_plain_command_of_the_kernelspec_starts_a_kernel(folder):

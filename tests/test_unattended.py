@@ -221,10 +221,10 @@ DOES = [
 
 @pytest.mark.parametrize("cell", DOES)
 def test_a_cell_cannot_break_the_kernel(run, cell):
-    begun = time.monotonic()
+    started_at = time.monotonic()
     copy = run(cell, "x = 2\nx + 3", timeout=60)
     assert copy["cells"][1]["outputs"][-1]["data"]["text/plain"] == ["5"]
-    assert time.monotonic() - begun < engine.SHUTDOWN_GRACE, "the kernel ended when it was asked to"
+    assert time.monotonic() - started_at < engine.SHUTDOWN_GRACE, "the kernel ended when it was asked to"
 
 
 def test_what_a_cell_has_changed_stays_for_the_next(run):
@@ -320,8 +320,8 @@ def test_memory_stays_bounded_where_a_cell_prints_for_ever(tmp_path):
     )
     env = {**os.environ, "MLNB_OUTPUT_LIMIT_MB": "2"}
     done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=env, capture_output=True, text=True)
-    said = done.stdout.splitlines()
-    assert "took longer than 4 seconds" in said[0] and int(said[-1]) < 200_000, done.stdout + done.stderr
+    lines = done.stdout.splitlines()
+    assert "took longer than 4 seconds" in lines[0] and int(lines[-1]) < 200_000, done.stdout + done.stderr
     assert "bytes of output are left out" in (tmp_path / "out.ipynb").read_text()
 
 

@@ -244,7 +244,8 @@ class KernelLifecycle(PapermillNotebookClient):
         manager = super().create_kernel_manager()
         if os.name == "posix" and self.kernel_name != "mlnb" and 0 < len(self.sockets) < MAX_SOCKET_PATH:
             manager.transport, manager.ip = "ipc", self.sockets  # the provisioner of `mlnb` chooses its own
-        manager.context.setsockopt(zmq.SocketOption.RCVHWM, 0)  # receive without a limit: messages above it would be dropped
+        # receive without a limit: messages above it would be dropped
+        manager.context.setsockopt(zmq.RCVHWM, 0)  # type: ignore[attr-defined]
         return manager
 
     async def async_start_new_kernel(self, **options) -> None:

@@ -23,7 +23,6 @@ from .drift_page import histogram, histogram_edges, value_shares
 from .drift_sources import DriftSource, RowFilter, read_windows
 from .drift_statistics import TOO_SMALL, bin_counts, column_drift, psi, reference_bins
 from .drift_thresholds import assign_bins
-from .html import ellipsis
 from .http_client import http_get
 from .performance import load_cost, measure_performance
 from .rules_drift import segment_reference
@@ -31,7 +30,7 @@ from .rules_freshness import FRESHNESS_SOURCES
 from .rules_performance import load_decisions
 from ..project.errors import MlnbError
 from ..project.settings import Settings
-from ..project.text import one_line, printable
+from ..project.text import one_line, printable, shorten
 from ..records import Records
 from ..serving.labels import LabelStore
 from ..serving.log_reader import LogQuery, LogReader
@@ -101,7 +100,7 @@ def compute_drift(requests: pd.DataFrame, reference: Profile, window_size: str =
 # %% ../../nbs/monitoring/23_alert_notebook.ipynb #c2914119
 def _axis_label(text: str, length: int = 60) -> str:
     "A text from a request for matplotlib: no mathematics between two `$`, no control characters, not too long"
-    return ellipsis(printable(text), length).replace("$", r"\$")
+    return shorten(printable(text), length).replace("$", r"\$")
 
 
 def _charts(rows: int, columns: int, width: float, height: float, **options) -> "np.ndarray":  # (rows, columns) of Axes

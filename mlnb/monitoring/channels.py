@@ -25,7 +25,7 @@ from .table_settings import VARIABLE, form, from_table, resolve_secret
 from ..project.errors import AlertError, SettingError, did_you_mean
 from ..project.permissions import make_folder, opener
 from ..project.settings import Settings
-from ..project.text import count_of, json_values, one_line
+from ..project.text import count_of, json_values, one_line, shorten
 from ..records import utc_now
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ class EmailChannel(Channel, frozen=True, kw_only=True):
         from email.utils import formatdate, make_msgid
 
         mail, title = EmailMessage(), notification.headline()
-        mail["Subject"] = f"[mlnb] {title if len(title) <= 150 else title[:149] + '…'}"
+        mail["Subject"] = f"[mlnb] {shorten(title, 150)}"
         mail["From"], mail["To"] = self.sender, ", ".join(self.to)
         mail["Date"], mail["Message-ID"] = formatdate(), make_msgid(domain=self.sender.partition("@")[2])
         mail.set_content("\n\n".join([title, *notification.lines()]) + "\n")

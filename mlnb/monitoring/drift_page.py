@@ -18,9 +18,9 @@ from .alarms import Alarm, HourlySeries, describe_alarms
 from .drift import DriftResult, WindowDrift, headline
 from .drift_statistics import LEVELS, NOT_COMPARED, TOO_SMALL, ColumnDrift, describe_levels
 from .drift_thresholds import STATISTIC_NAMES
-from .html import ellipsis, html_page, html_table, number_text, svg, svg_box, svg_path, svg_text
+from .html import html_page, html_table, number_text, svg, svg_box, svg_path, svg_text
 from ..project.files import write_atomic
-from ..project.text import html_text
+from ..project.text import html_text, shorten
 
 # %% ../../nbs/monitoring/07_drift_page.ipynb #e5b2ed7c
 _SHADES = {"none": "h0", "slight": "h1", "moderate": "h2", "large": "h3", TOO_SMALL: "hx", NOT_COMPARED: "hx"}
@@ -66,7 +66,7 @@ def _draw_map(rows: dict[str, list[_Cell]], windows: list[WindowDrift], title: s
         shapes.append(svg_text(_NAMES + i * width, 14, windows[i].window, "axis"))
     for row, (name, cells) in enumerate(rows.items()):
         x, y = float(_NAMES), _row_y(row)
-        shapes.append(svg_text(_NAMES - 8, y + 14.5, ellipsis(name, 26), "name", "end"))
+        shapes.append(svg_text(_NAMES - 8, y + 14.5, shorten(name, 26), "name", "end"))
         for (shade, tooltip, label), equal in groupby(cells):
             end = x + width * len(list(equal))
             shapes.append(svg_box(x, y, end - x - gap, _ROW - 2, shade, tooltip))
@@ -109,7 +109,7 @@ def psi_bars(window: WindowDrift, names: list[str]) -> str:
     for row, name in enumerate(names):
         y, column = _row_y(row), columns[name]
         length = scale(column.psi if column.psi is not None else end)
-        shapes.append(svg_text(_NAMES - 8, y + 14.5, ellipsis(name, 26), "name", "end"))
+        shapes.append(svg_text(_NAMES - 8, y + 14.5, shorten(name, 26), "name", "end"))
         shapes.append(svg_box(_NAMES, y + 2, length, _ROW - 6, _shade(column)))
         shapes.append(svg_text(_NAMES + length + 6, y + 14.5, number_text(column.psi), "name"))
     return svg(_NAMES + 480, height, shapes, f"PSI of {len(names)} columns", "map", _NAMES + 480)
@@ -271,7 +271,7 @@ def bar_pair(name: str, reference: ColumnProfile, current: ColumnProfile) -> str
     for i, (text, before, after) in enumerate(rows):
         y = 4 + i * 26
         is_new = text not in items and text != "other" and reference.exact
-        shapes.append(svg_text(104, y + 14, ellipsis(text or "(empty)", 15), "name", "end"))
+        shapes.append(svg_text(104, y + 14, shorten(text or "(empty)", 15), "name", "end"))
         for share, css_class, offset in ((before, "then", 0), (after, "nowbar", 10)):
             shapes.append(svg_box(112, y + offset, 240 * share / largest, 9, css_class, f"{text}: {share:.2%}"))
         shapes.append(svg_text(360, y + 14, f"new, {after:.1%}" if is_new else f"{before:.1%} → {after:.1%}", "axis"))

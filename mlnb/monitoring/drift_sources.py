@@ -339,16 +339,14 @@ class _LogSource:
 
     def hours(self) -> HourlyProfile:
         "The hourly profiles of the period, and of the day before and after"
-        day = self._period[: _LABEL_LENGTHS["day"]]  # of an hour
-        store = self._profiles()
-        if not day:
-            if store:
-                return store.hourly("", *self._key)
-            return hourly_from_table(answered_rows(self.settings, self.row_filter, None, None), "time")
-        begin, end = ((np.datetime64(day) + offset).astype("datetime64[D]") for offset in (0, 1))
-        if store:
-            return HourlyProfile.merged(store.hourly(each, *self._key) for each in (str(begin - 1), day, str(end)))
-        return hourly_from_table(answered_rows(self.settings, self.row_filter, begin - 1, end + 1), "time")
+        since = until = None
+        periods = [""]
+        if day := self._period[: _LABEL_LENGTHS["day"]]:  # of an hour
+            begin, end = ((np.datetime64(day) + offset).astype("datetime64[D]") for offset in (0, 1))
+            since, until, periods = begin - 1, end + 1, [str(begin - 1), day, str(end)]
+        if store := self._profiles():
+            return HourlyProfile.merged(store.hourly(period, *self._key) for period in periods)
+        return hourly_from_table(answered_rows(self.settings, self.row_filter, since, until), "time")
 
     @property
     def _period(self) -> str:

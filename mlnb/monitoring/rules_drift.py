@@ -9,21 +9,21 @@ __all__ = ['latest_closed_window', 'window_bounds', 'DriftRule', 'DriftedColumn'
 import datetime as dt
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
-
-from ..data.profiles import Profile
-from .alarms import assess_drift
-from .drift import WindowDrift, compare
-from .drift_sources import DriftSource, RowFilter, answered_rows, read_reference, read_windows
-from .drift_statistics import LEVELS, ColumnDrift
-from .drift_thresholds import DriftThresholds, load_thresholds
 from .rule_base import Name, NoDataError, Rule, RuleContext, RuleFinding, truncate_text
 from .table_settings import SEGMENT, form
 from ..project.errors import AlertError, ProfileError
 from ..project.settings import Settings
-from ..serving.log_reader import LogQuery, LogReader
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from mlnb.data.profiles import Profile
+    from mlnb.monitoring.drift import WindowDrift
+    from mlnb.monitoring.drift_sources import RowFilter
+    from mlnb.monitoring.drift_statistics import ColumnDrift
+    from mlnb.monitoring.drift_thresholds import DriftThresholds
 
 # %% ../../nbs/monitoring/14_rules_drift.ipynb #4669fee8
 _UNITS = {"hour": "h", "day": "D", "month": "M"}
@@ -31,15 +31,19 @@ _UNITS = {"hour": "h", "day": "D", "month": "M"}
 
 def latest_closed_window(
     settings: Settings, window_size: str, now: dt.datetime, version: str = ""
-) -> np.datetime64 | None:
+) -> "np.datetime64 | None":
     "The newest hour, day or month with predictions in the log that has ended at `now` (UTC); None if there is none"
+    import numpy as np
+
+    from mlnb.serving.log_reader import LogQuery, LogReader
+
     current = np.datetime64(now, "s").astype(f"datetime64[{_UNITS[window_size]}]")
     query = LogQuery(until=current.astype("datetime64[s]"), version=version or None)
     newest = LogReader.of(settings).newest(1, query)
     return newest["time"].iloc[0].to_datetime64().astype(current.dtype) if len(newest) else None
 
 
-def window_bounds(window: np.datetime64) -> dict[str, str]:
+def window_bounds(window: "np.datetime64") -> dict[str, str]:
     "When an hour, a day or a month begins (`since`) and ends (`until`), UTC"
     return {"since": str(window.astype("datetime64[s]")), "until": str((window + 1).astype("datetime64[s]"))}
 
@@ -75,6 +79,8 @@ class DriftRule(Rule, frozen=True, kw_only=True):
 
 def _check_version(settings: Settings, version: str) -> None:
     "Raise `AlertError` if the log has rows, but none of this version"
+    from mlnb.serving.log_reader import LogQuery, LogReader
+
     reader = LogReader.of(settings)
     if version and len(reader.newest(1)) and not len(reader.newest(1, LogQuery(version=version))):
         raise AlertError(f"no prediction in the log is of version {version!r}")
@@ -90,8 +96,12 @@ class DriftedColumn:
     figures: dict = field(default_factory=dict)  # statistic: name of `value`, see `STATISTIC_NAMES`; other effect sizes
 
 
-def _find_drift(settings: Settings, rule: DriftRule, window: np.datetime64) -> list[DriftedColumn]:
+def _find_drift(settings: Settings, rule: DriftRule, window: "np.datetime64") -> list[DriftedColumn]:
     "The columns that moved in a window: those with an alarm if the bundle has thresholds, else those above the level"
+    from mlnb.monitoring.alarms import assess_drift
+    from mlnb.monitoring.drift import compare
+    from mlnb.monitoring.drift_sources import DriftSource, RowFilter
+
     row_filter = RowFilter(rule.version or None, segment=rule.segment or None)
     profile, columns = _window_profile(settings, row_filter, window), list(rule.columns)
     reference, thresholds = segment_reference(settings, rule.segment)
@@ -105,8 +115,11 @@ def _find_drift(settings: Settings, rule: DriftRule, window: np.datetime64) -> l
     return drifted + _alarmed_columns(assess_drift(drift, thresholds, rule.window, columns, hourly).windows[0])
 
 
-def _window_profile(settings: Settings, row_filter: RowFilter, window: np.datetime64) -> Profile:
+def _window_profile(settings: Settings, row_filter: "RowFilter", window: "np.datetime64") -> "Profile":
     "The profile of the answered predictions of a window; raises `AlertError` if there are none"
+    from mlnb.data.profiles import Profile
+    from mlnb.monitoring.drift_sources import answered_rows, read_windows
+
     if not row_filter:
         return read_windows(f"log:{window}", settings)[f"log:{window}"]
     rows = answered_rows(settings, row_filter, window.astype("datetime64[s]"), (window + 1).astype("datetime64[s]"))
@@ -115,8 +128,11 @@ def _window_profile(settings: Settings, row_filter: RowFilter, window: np.dateti
     return Profile.of(rows)
 
 
-def segment_reference(settings: Settings, segment: str) -> tuple[Profile, DriftThresholds | None]:
+def segment_reference(settings: Settings, segment: str) -> "tuple[Profile, DriftThresholds | None]":
     "The reference of a segment such as `origin=JFK` and its thresholds; without one the whole reference, and None"
+    from mlnb.monitoring.drift_sources import read_reference
+    from mlnb.monitoring.drift_thresholds import load_thresholds
+
     try:
         return read_reference("bundle", settings, segment or None), load_thresholds("bundle", settings, segment or None)
     except ProfileError:
@@ -125,7 +141,7 @@ def segment_reference(settings: Settings, segment: str) -> tuple[Profile, DriftT
     return read_reference("bundle", settings), None
 
 # %% ../../nbs/monitoring/14_rules_drift.ipynb #7a050659
-def _alarmed_columns(window: WindowDrift) -> list[DriftedColumn]:
+def _alarmed_columns(window: "WindowDrift") -> list[DriftedColumn]:
     "The alarms of an assessed window; raises `AlertError` if it could not be assessed"
     if window.note:
         raise AlertError(f"{window.window} is {window.note}")
@@ -136,8 +152,10 @@ def _alarmed_columns(window: WindowDrift) -> list[DriftedColumn]:
     return drifted
 
 
-def _columns_at_level(window: WindowDrift, level: str) -> list[DriftedColumn]:
+def _columns_at_level(window: "WindowDrift", level: str) -> list[DriftedColumn]:
     "The columns of a window at a level or above; raises `AlertError` if no column has a level"
+    from mlnb.monitoring.drift_statistics import LEVELS
+
     if not any(column.level in LEVELS for column in window.columns):
         words = " or ".join(sorted({column.level for column in window.columns}))
         raise AlertError(f"{window.window} is not assessed: in its {window.rows:,} rows every column is {words}")
@@ -145,7 +163,7 @@ def _columns_at_level(window: WindowDrift, level: str) -> list[DriftedColumn]:
     return [_describe_drift(column, LEVELS[level]) for column in window.columns if column.level in reported]
 
 
-def _describe_drift(column: ColumnDrift, limit: float) -> DriftedColumn:
+def _describe_drift(column: "ColumnDrift", limit: float) -> DriftedColumn:
     "How far a column moved, in words and figures"
     changes = [column.note or f"PSI {column.psi:.2f}"]
     changes += [f"mean {column.shift:+.1f} sd"] if column.shift is not None else []

@@ -11,22 +11,20 @@ import math
 from collections.abc import Iterator
 from typing import Annotated
 
-import numpy as np
-import pyarrow.compute as pc
-
-from ..data.snapshot_store import SnapshotStore
 from .rule_base import Rule, RuleContext, RuleFinding
 from .table_settings import form
 from ..project.settings import Settings
 from ..project.text import rough_duration
-from ..serving.labels import LabelStore
-from ..serving.log_reader import LogQuery, LogReader
 
 # %% ../../nbs/monitoring/17_rules_freshness.ipynb #054fc8af
 _CLOCK_SKEW = dt.timedelta(minutes=5)  # by which another clock may be ahead; anything later says nothing about an age
 
 
 def _newest_snapshot(settings: Settings, now: dt.datetime) -> dt.datetime | None:
+    import numpy as np
+
+    from mlnb.data.snapshot_store import SnapshotStore
+
     as_of_times = SnapshotStore.of(settings).as_of_times()
     as_of_times = as_of_times[as_of_times <= np.datetime64(now + _CLOCK_SKEW)]
     return as_of_times[-1].item() if len(as_of_times) else None
@@ -34,12 +32,18 @@ def _newest_snapshot(settings: Settings, now: dt.datetime) -> dt.datetime | None
 
 def _newest_prediction(settings: Settings, now: dt.datetime) -> dt.datetime | None:
     "When the newest decision was logged, whatever time it was made for"
+    from mlnb.serving.log_reader import LogQuery, LogReader
+
     rows = LogReader.of(settings).newest(1, LogQuery(until=now + _CLOCK_SKEW))
     return rows["logged_at"].iloc[0].to_pydatetime() if len(rows) else None
 
 
 def _newest_label(settings: Settings, now: dt.datetime) -> dt.datetime | None:
     "When the newest label was received"
+    import pyarrow.compute as pc
+
+    from mlnb.serving.labels import LabelStore
+
     received = LabelStore.of(settings).read()["received_at"]
     newest = pc.max(received.filter(pc.less_equal(received, (now + _CLOCK_SKEW).replace(tzinfo=dt.UTC)))).as_py()
     return newest and newest.replace(tzinfo=None)

@@ -10,21 +10,14 @@ import datetime as dt
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from ..data.segments import segment_mask
-from .labels import read_decisions
-from .performance import closed_days, load_cost, measure_performance
 from .rule_base import NoDataError, Rule, RuleContext, RuleFinding
 from .table_settings import FINITE, SEGMENT, form
 from ..project.settings import Settings
-from ..serving.labels import LabelStore
-from ..serving.log_reader import LogQuery, LogReader
-from ..serving.messages import SHADOW
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # %% ../../nbs/monitoring/15_rules_performance.ipynb #3b0a84d3
 @dataclass(frozen=True)
@@ -85,6 +78,12 @@ def _violated_limit(rule: PerformanceRule, score: CohortMetric) -> tuple[str, fl
 # %% ../../nbs/monitoring/15_rules_performance.ipynb #1a423f77
 def _cohort_metric(settings: Settings, rule: PerformanceRule, now: dt.datetime) -> CohortMetric:
     "The metric of the newest closed days; raises `NoDataError` if no day is closed, or the metric is undefined"
+    import numpy as np
+    import pyarrow.compute as pc
+
+    from mlnb.monitoring.performance import SHADOW, closed_days, load_cost, measure_performance
+    from mlnb.serving.labels import LabelStore
+
     as_of, decisions = np.datetime64(now, "s"), load_decisions(settings, rule.version, rule.segment)
     answered = decisions.filter(pc.not_equal(decisions["arm"], SHADOW))
     days = np.unique(answered["time"].to_numpy().astype("datetime64[D]"))
@@ -105,8 +104,12 @@ def _cohort_metric(settings: Settings, rule: PerformanceRule, now: dt.datetime) 
     return CohortMetric(rule.metric, value, low, high, *bounds, group.expected.get(rule.metric))
 
 
-def load_decisions(settings: Settings, version: str = "", segment: str = "") -> pa.Table:
+def load_decisions(settings: Settings, version: str = "", segment: str = "") -> "pa.Table":
     "The decisions of a model version and of a segment such as `origin=JFK`, as `read_decisions` returns them"
+    from mlnb.data.segments import segment_mask
+    from mlnb.monitoring.labels import read_decisions
+    from mlnb.serving.log_reader import LogQuery, LogReader
+
     column, _, value = segment.partition("=")
     decisions = read_decisions(LogReader.of(settings), LogQuery(version=version or None), column or None)
     if not column:

@@ -34,7 +34,7 @@ from .chunked_scoring import ChunkedScorer, SnapshotReader
 from .column_validation import ARROW, to_arrow_stream
 from .guard import ROLES, ApiKeys, Guard, Limits, load_api_keys, parse_headers
 from .labels import LabelLog, parse_labels
-from .messages import Answer, HttpError, RequestRows
+from .messages import Answer, HttpError, RequestRows, report
 from .microbatcher import MicroBatcher
 from .openapi import index_page, openapi
 from .log_damage import quarantined
@@ -77,7 +77,7 @@ def _error_response(error: Exception) -> Response:
     if isinstance(error, HttpError):
         return _error(error.status, str(error), **error.details)
     token = os.urandom(8).hex()
-    print(f"mlnb: request {token} failed\n{''.join(traceback.format_exception(error))}", file=sys.stderr, flush=True)
+    report(f"request {token} failed\n{''.join(traceback.format_exception(error))}")
     return _error(500, "the service failed; its log has the details under this request id", request_id=token)
 
 # %% ../../nbs/serving/10_app.ipynb #ce5fd128
@@ -177,10 +177,10 @@ class RoutingHandler:
                 await asyncio.to_thread(self.routing_file.write, requested)
             routing, source = self.routing_file.read()
         except ServingError as e:
-            print(f"mlnb: {e}", file=sys.stderr, flush=True)
+            report(e)
             raise HttpError(503, "the routing cannot be read or written; the log of the service says why") from None
-        state = {"source": source, "said_by": source, "versions": self.predictor.versions, "problem": self.predictor.problem}
-        return _page(msgspec.structs.asdict(routing) | state)
+        state = {"source": source, "said_by": source, "versions": self.predictor.versions}
+        return _page(msgspec.structs.asdict(routing) | state | {"problem": self.predictor.problem})
 
 
 def _parse_routing(body: bytes) -> Routing:
@@ -249,15 +249,15 @@ class Pages:
 
     def _readiness(self) -> Response:
         "Whether predictions can be logged, hence answered"
-        p = self.predictor
         try:
-            p.log.check()
+            self.predictor.log.check()
         except ServingError as e:
-            print(f"mlnb: {e}", file=sys.stderr, flush=True)
+            report(e)
             raise HttpError(503, "predictions cannot be logged, so none is made; the log of the service says why") from None
+        version, versions = self.predictor.bundle.version, self.predictor.versions
         # This page is public, and a problem may name folders.
-        hint = "see the log of the service, or GET /routing with a key of the role admin"
-        return _page({"ready": True, "version": p.bundle.version, "versions": p.versions, "problem": p.problem and hint})
+        hint = self.predictor.problem and "see the log of the service, or GET /routing with a key of the role admin"
+        return _page({"ready": True, "version": version, "versions": versions, "problem": hint})
 
 # %% ../../nbs/serving/10_app.ipynb #afbb67f1
 class App:
@@ -312,7 +312,7 @@ class App:
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
     def _fallback_handler(self, scope: dict) -> Callable:
-        "The handler of a request whose path has a prefix, or whose method is not supported; raises `HttpError` if there is none"
+        "The handler of a path with a prefix, or of a method that is not supported; raises `HttpError` if there is none"
         path, method = scope["path"], scope["method"]
         handlers = self.handlers.get(path) or self._without_root_path(scope, path)
         if handlers is None:
@@ -338,7 +338,7 @@ async def _method_not_allowed(handlers: dict[str, Callable], scope: dict, header
 
 
 def _with_cors(app: Callable, origins: tuple[str, ...]) -> Callable:
-    "The application with CORS headers for pages of `origins`; keys are sent in headers, so credentials (cookies) are not allowed"
+    "The application with CORS headers for pages of `origins`; keys are sent in headers, so cookies are not allowed"
     from starlette.middleware.cors import CORSMiddleware
 
     allowed = {"allow_methods": ["GET", "POST", "PUT"], "allow_headers": ["Authorization", "Content-Type", "X-API-Key"]}
@@ -359,7 +359,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 
 
 def _keep_freed_memory() -> None:
-    "Let glibc keep up to 32 MB that a request frees for the next one; otherwise the kernel takes it back and clears each page again"
+    "Let glibc keep up to 32 MB that a request frees for the next one; otherwise the kernel clears each page again"
     mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda option, size: None)  # other C libraries have none
     for option in (_TRIM_THRESHOLD, _MMAP_THRESHOLD):
         mallopt(option, 32 << 20)

@@ -36,13 +36,13 @@ if SUPERVISOR_VARIABLE in os.environ:
 
 
 def bundle_folder(settings: Settings, source: Path) -> Path:
-    "The bundle to serve: the one packed in the Bento whose code is in `source`, or the project's own if there is no Bento"
+    "The bundle in the Bento whose code is in `source`, or the project's own if there is no Bento"
     in_bento = (source.parent / "bento.yaml").is_file()
     return source / BENTO_BUNDLE_FOLDER if in_bento else settings.path(settings.bundle)
 
 
 class _AppRouter:
-    "Sends every request to our application: BentoML's own pages need no key, and its middleware costs more than a prediction"
+    "Sends all requests to our application: BentoML's pages need no key, its middleware costs more than a prediction"
 
     app = None  # set as soon as a worker has created it
 
@@ -91,7 +91,7 @@ _PATTERNS = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "templat
 
 
 def _ignored_files(folder: str, names: list[str]) -> set[str]:
-    "What a Bento does not need, and what is neither a file nor a folder: editors leave broken links, programs leave sockets"
+    "What a Bento does not need, and what is neither file nor folder, such as broken links and sockets"
     special = {name for name in names if not os.path.isfile(path := os.path.join(folder, name)) and not os.path.isdir(path)}
     return _PATTERNS(folder, names) | special
 

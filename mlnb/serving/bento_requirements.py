@@ -25,7 +25,7 @@ from ..project.errors import ServingError
 
 # %% ../../nbs/serving/16_bento_requirements.ipynb #be9e8104
 SERVER_PACKAGES = ("bentoml", "httptools", "uvicorn", "uvloop")  # uvicorn uses the fast ones if they are installed
-_NOT_PINNED = {"mlnb", "pip", "setuptools", "wheel"}  # the code is in the Bento, and installers are in every environment
+_NOT_PINNED = {"mlnb", "pip", "setuptools", "wheel"}  # the Bento has the code, and every environment the others
 
 _LIST_IMPORTS = """
 import json, sys
@@ -43,7 +43,7 @@ print(json.dumps(sorted({name for module in {m.partition(".")[0] for m in sys.mo
 
 
 def imported_packages(source: Path) -> list[str]:
-    "The installed packages that a service of the bundle imports; raises `ServingError` if the bundle does not pass its self-test"
+    "The installed packages that a service of the bundle imports; raises `ServingError` if its self-test fails"
     done = subprocess.run([sys.executable, "-c", _LIST_IMPORTS], cwd=source, capture_output=True, text=True)
     if done.returncode:
         reason = (done.stderr.strip() or "no message").splitlines()[-1]
@@ -85,7 +85,7 @@ def parse_pins(lock: str) -> dict[str, str]:  # canonical name -> version
 
 
 def service_requirements(packages: Iterable[str], lock: str, project_package: str) -> str:
-    "A requirements file of `packages` and their dependencies; raises `ServingError` if the lock file has other versions"
+    "Requirements of `packages` and their dependencies; raises `ServingError` if the lock file has other versions"
     pins = parse_pins(lock)
     versions = resolve_versions([*SERVER_PACKAGES, *packages], without=_NOT_PINNED | {canonicalize_name(project_package)})
     for name, installed in versions.items():

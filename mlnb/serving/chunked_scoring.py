@@ -10,7 +10,6 @@ __all__ = ['LISTING_TIMEOUT_SECONDS', 'STORAGE_TIMEOUT_SECONDS', 'RETRY_DELAY_SE
 # %% ../../nbs/serving/20_chunked_scoring.ipynb #26b8f4d2
 import asyncio
 import math
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence, Sized
@@ -24,7 +23,7 @@ import numpy as np
 from ..data.snapshot_store import NotCached, SnapshotStore
 from ..project.text import printable
 from .guard import Limits, overloaded, queue_timeout
-from .messages import HttpError, PendingAnswers, RequestRows, request_ids
+from .messages import HttpError, PendingAnswers, RequestRows, request_ids, report
 
 # %% ../../nbs/serving/20_chunked_scoring.ipynb #652f94f8
 LISTING_TIMEOUT_SECONDS = 1.0  # for a listing that is due; then the previous one is used again
@@ -48,7 +47,7 @@ class SnapshotReader:
             except OSError as e:
                 self._failed_at = time.monotonic()
                 problem = printable(str(e) or repr(e))
-                print(f"mlnb: feature snapshots cannot be read from {self.store.url}: {problem}", file=sys.stderr, flush=True)
+                report(f"feature snapshots cannot be read from {self.store.url}: {problem}")
         try:
             return self.store.read_cached(as_of_times)
         except NotCached:
@@ -112,7 +111,7 @@ class ChunkedScorer:
         score: Callable[[RequestRows, list[str]], PendingAnswers],  # of some of the rows and their ids
         received_at: float,  # of time.perf_counter
     ) -> list[PendingAnswers]:  # in the order of the rows
-        "The chunks of a request; raises what `score` raises, or `HttpError` if the service is overloaded or the request times out"
+        "The chunks of a request, in order; raises what `score` raises, or `HttpError` if it is overloaded or times out"
         if self._pending >= self.limits.max_queued_requests:
             raise overloaded()
         self._pending += 1

@@ -135,7 +135,7 @@ def is_valid_text(texts: "pa.Array") -> "pa.Array":  # of booleans; null where t
 
 
 def _decode_valid_texts(texts) -> np.ndarray | None:
-    "The texts if a check of their bytes shows that all are valid (a character has at least one); None if some may be invalid"
+    "The texts if their bytes show that all are valid (a character has at least one); None if some may be invalid"
     if texts.null_count or not len(texts):
         return None
     _, offsets, data = texts.buffers()
@@ -230,7 +230,7 @@ def _flatbuffer_field(data: bytes, table: int, number: int) -> int:
     return table + offset if offset else 0
 
 
-_HEADER, _DICTIONARY_BATCH, _COMPRESSION = 2, 1, 3  # field of a message, of a dictionary header, and of a record batch header
+_HEADER, _DICTIONARY_BATCH, _COMPRESSION = 2, 1, 3  # fields of a message, a dictionary and a record batch
 
 
 def _is_compressed(message) -> bool:
@@ -273,7 +273,7 @@ def _byte_lengths(texts) -> np.ndarray:  # (n,) or (d,)
 
 
 def _oversized_texts(field: Field, array) -> np.ndarray | None:  # (n,) bool
-    "Which texts are certainly too long; None if none is; raises `RequestError` if all together exceed what a column can hold"
+    "Which texts are certainly too long; None if none is; raises `RequestError` if a column cannot hold all"
     import pyarrow as pa
 
     if pa.types.is_large_string(array.type):

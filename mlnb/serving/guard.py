@@ -87,7 +87,7 @@ def _is_local(value: bytes) -> bool:
 
 
 def load_api_keys(settings: Settings, host: str = "127.0.0.1") -> ApiKeys | None:  # host: where the service will listen
-    "The keys in MLNB_KEYS, or in the file that MLNB_KEYS_FILE names; raises `ServingError` if there are none but keys are required"
+    "The keys in MLNB_KEYS, or in the file at MLNB_KEYS_FILE; raises `ServingError` if there are none but some required"
     text, path = os.environ.get("MLNB_KEYS"), os.environ.get("MLNB_KEYS_FILE")
     if text is not None:
         return ApiKeys(text)

@@ -162,7 +162,7 @@ def _drop_repetitions(table, codes: np.ndarray):
 
 
 def current_labels(table: "pa.Table", as_of: np.datetime64 | None = None) -> "pa.Table":
-    """The current label of each entity, of those known `as_of` (UTC, default: now), and when its first one was observed.
+    """The current label of each entity, of those known `as_of` (UTC; default: now), and when its first was observed.
 
     It is the label that was observed last, and of those received last. Columns: entity, value, observed_at, first_observed."""
     import pyarrow as pa

@@ -43,7 +43,7 @@ def parse_time(name: str, value: object) -> np.datetime64 | None:
 @dataclass(frozen=True)
 class LogQuery:
     "Which predictions to read; None: any"
-    since: Any = None  # first decision time, inclusive: anything that pandas parses as a time; without an offset it is UTC
+    since: Any = None  # first decision time, inclusive, as for `parse_time`
     until: Any = None  # last decision time, exclusive
     version: str | None = None  # of the model
     entity: str | None = None
@@ -192,7 +192,7 @@ class LogReader:
         return self.with_retries(read)
 
     def hours(self, snapshot: LogSnapshot, requested_hours: list[str]) -> Iterator[tuple[str, dict]]:
-        "The rows of hours such as 2013-07-01T05, ascending, as (hour, {model version: DataFrame}); one hour is read at a time"
+        "Rows of hours such as 2013-07-01T05, ascending, as (hour, {version: DataFrame}); one hour is read at a time"
         if not requested_hours:
             return
         lines: dict[str, list] = {hour: [] for hour in requested_hours}

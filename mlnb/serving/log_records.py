@@ -81,7 +81,7 @@ def to_record_batch(
     features: dict,  # name -> (n,) array that the model received
     **fields,  # the other fields of a `Prediction`: (n,) arrays, or one value for all rows; times are datetime64 in UTC
 ):  # pyarrow.RecordBatch
-    "The predictions of n rows for `PredictionLog.append_table`; a feature that is the same array object as an input is stored once"
+    "The predictions of n rows, to be logged; a feature that is the same array object as an input is stored once"
     import pyarrow as pa
 
     rows, inputs = len(fields["request_id"]), {id(values): INPUT_PREFIX + name for name, values in input.items()}
@@ -207,7 +207,7 @@ def _to_table(records: list[_LoggedLine]):
 
 # %% ../../nbs/serving/01a_log_records.ipynb #8501a3b8
 def read_tables(path: Path, damaged: list[bytes]) -> Iterator["pa.Table"]:
-    "The tables in a file of the log, some megabytes at a time; a table of lines has one version. What is unreadable goes to `damaged`"
+    "The tables in a file of the log, some megabytes at a time; what is unreadable goes to `damaged`"
     with path.open("rb") as file:
         yield from read_batches(file, damaged) if path.suffix == ".arrows" else _read_lines(file, damaged)
 
@@ -267,7 +267,7 @@ def read_batches(file: BinaryIO, damaged: list[bytes]) -> Iterator["pa.Table"]:
         yield _expand_columns(pa.Table.from_batches(batches))
 
 # %% ../../nbs/serving/01a_log_records.ipynb #dcb49598
-SORT_KEY = ("entity", "time", "request_id", "arm")  # of the rows of a part; rows that are equal in all of them are duplicates
+SORT_KEY = ("entity", "time", "request_id", "arm")  # rows that are equal in all of them are duplicates
 
 
 def sort_rows(table: "pa.Table") -> "pa.Table":

@@ -33,7 +33,7 @@ class MicroBatcher:
         self.queue: list[PendingRequest] = []
 
     async def __call__(self, rows: Sequence, received_at: float) -> list:  # n answers
-        "The answers to one request; raises what `predict` raises, or `HttpError` if the queue is full or the request times out"
+        "The answers to one request; raises what `predict` raises, or `HttpError` if the queue is full or it times out"
         if len(self.queue) >= self.limits.max_queued_requests:
             raise overloaded()
         loop = asyncio.get_running_loop()

@@ -7,9 +7,10 @@ __all__ = ['preallocate', 'enable_multiprocess_metrics', 'NullMetric']
 
 # %% ../../nbs/serving/20_multiprocess_metrics.ipynb #1bb7ddf7
 import os
-import sys
 from contextlib import suppress
 from pathlib import Path
+
+from .messages import report
 
 # %% ../../nbs/serving/20_multiprocess_metrics.ipynb #1ac4708a
 _VARIABLES = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
@@ -41,7 +42,7 @@ def enable_multiprocess_metrics() -> bool:
         for file in files:
             preallocate(file, _SIZE)
     except OSError as e:
-        print(f"mlnb: metrics cannot be kept in {folder} ({e.strerror}); each worker reports only its own", file=sys.stderr, flush=True)
+        report(f"metrics cannot be kept in {folder} ({e.strerror}); each worker reports only its own")
         for file in files:
             with suppress(OSError):
                 file.unlink(missing_ok=True)

@@ -97,7 +97,7 @@ _Result = TypeVar("_Result")
 def retry_on_change(
     read: Callable[[], _Result], error: Callable[[FileNotFoundError], Exception], attempts: int = _MAX_ATTEMPTS
 ) -> _Result:
-    "Read files that others may remove meanwhile; if one is not found, read all again, from nothing; at last raise `error`"
+    "Read files that others may remove meanwhile; if one is missing, read all again, from nothing; at last raise `error`"
     for attempt in range(attempts):
         try:
             return read()
@@ -175,7 +175,7 @@ class LogPartStore(PartStore):
         return ds.dataset(part.path, format="parquet", filesystem=self.files).to_table(filter=condition)
 
     def write_part(self, table: "pa.Table", version: str, hour: str, name: str, replaces: Iterable[str] = ()) -> None:
-        "Write rows of one version and hour as <log>-<stamp>-<number>; it replaces other parts of that folder, given by name"
+        "Write rows of a version and hour as <log>-<stamp>-<number>, which replaces other parts of that folder"
         path = f"{self.folder}/version={quote(version, safe='')}/hour={hour}/{name}.parquet"
         self.write_table(path, table, {_REPLACES: "\n".join(replaces)}, _ROW_GROUP_ROWS)
 
@@ -211,7 +211,7 @@ _log = logging.getLogger(__name__)
 
 
 def expired(parts: list[LogPart], end: datetime) -> tuple[list[LogPart], int]:
-    """The parts before `end` (UTC) to remove in this pass, the oldest first, and how many days remain although they are too old.
+    """The parts before `end` (UTC) to remove in this pass, the oldest first, and how many old days remain.
 
     A pass removes at most a tenth of the days, at least one, and never the newest day."""
     day_of = lambda part: (part.hour[:10], part.stamp[:8])

@@ -8,7 +8,6 @@ __all__ = ['RELEASE_BYTES', 'PAGE_BYTES', 'SYNC_SECONDS', 'SYNC_MODES', 'FAILURE
 
 # %% ../../nbs/serving/02_predictions.ipynb #6d72a04c
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +23,7 @@ from ..project.errors import ServingError, SettingError
 from ..project.files import lock_file
 from ..project.settings import Settings
 from .log_records import Prediction
+from .messages import report
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -157,10 +157,6 @@ class _Syncer:
             file.close()
 
 # %% ../../nbs/serving/02_predictions.ipynb #3f5a6274
-def _print_stderr(text: str):
-    print(f"mlnb: {text}", file=sys.stderr, flush=True)
-
-
 class _CurrentFiles:
     "The open files of one process, by the kind of data: a suffix, and the bytes at the beginning of the file"
 
@@ -265,7 +261,7 @@ class PredictionLog:
         return cls(settings.path(settings.predictions), settings.log_sync, settings.log_on_failure, settings.log_rotate_mb)
 
     def append(self, records: list[Prediction]) -> None:
-        "Write records; they survive the process once this returns. Raises `ServingError` if that fails and `on_failure` is refuse"
+        "Write records; they survive the process once this returns. Raises `ServingError` if `on_failure` is refuse"
         self._append(len(records), self._files.write, (_LINES, self._encode(records)))
 
     def append_table(self, batch: "pa.RecordBatch") -> None:
@@ -290,7 +286,7 @@ class PredictionLog:
             if self._write_failing:
                 self._write_failing = False
                 unlogged = f"{self.unlogged_predictions} predictions so far have no record"
-                _print_stderr(f"the prediction log in {self.folder} is written again; {unlogged}")
+                report(f"the prediction log in {self.folder} is written again; {unlogged}")
 
     def _on_write_error(self, e: OSError, rows: int):
         message = f"the prediction log in {self.folder} cannot be written: {e.strerror or e}"
@@ -299,7 +295,7 @@ class PredictionLog:
         self.unlogged_predictions += rows
         if not self._write_failing:
             self._write_failing = True
-            _print_stderr(f"{message}; until it can, predictions are served without a record")
+            report(f"{message}; until it can, predictions are served without a record")
 
     def check(self) -> None:
         "Raise `ServingError` if nothing can be written now and `on_failure` is refuse"

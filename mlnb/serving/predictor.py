@@ -7,7 +7,6 @@ __all__ = ['log_before_answering', 'log_rows', 'log_tables', 'answers_to_arrow',
            'Predictor', 'open_stores']
 
 # %% ../../nbs/serving/05_predictor.ipynb #b6d02a51
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -26,7 +25,7 @@ from ..models.bundle import Bundle, are_all_probabilities, are_probabilities
 from ..project.errors import ServingError
 from ..project.settings import Settings
 from .messages import ANSWER_FIELDS, CHAMPION, Answer, HttpError, PendingAnswers, RequestRows, RowScores
-from .messages import ScoringBatch
+from .messages import ScoringBatch, report
 from .log_records import RECORD_FIELDS, to_arrow_array, to_record_batch
 from .predictions import Prediction, PredictionLog
 
@@ -35,11 +34,11 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/serving/05_predictor.ipynb #adf2fc55
 def log_before_answering(append: Callable, predictions: list) -> None:
-    "Log what is about to be answered. If that fails, raise an `HttpError`: a prediction without a record must not be answered"
+    "Log what is about to be answered; if that fails, raise an `HttpError`, so that it is not answered"
     try:
         append(predictions)
     except ServingError as e:
-        print(f"mlnb: {e}", file=sys.stderr, flush=True)
+        report(e)
         raise HttpError(503, "the prediction could not be logged, so it is not answered; try again") from None
 
 
@@ -181,7 +180,7 @@ class Predictor:
         return features, probability, as_of_times, ages
 
     def _point_in_time(self, rows: RequestRows) -> tuple[Columns, np.ndarray | None, np.ndarray | None]:
-        "The features of each row, their as-of time and age in seconds; raises `HttpError` if there are none or they are too old"
+        "The features of each row, their as-of times and ages in seconds; raises `HttpError` if one has none or is too old"
         if not self.bundle.needs_point_in_time:
             return {}, None, None
         newest = rows.newest or self.store.newest
@@ -210,7 +209,7 @@ class Predictor:
         ]  # fmt: skip
 
     def _split_features(self, features: Columns, request: Columns) -> tuple[Columns, tuple[str, ...] | None]:
-        "The features that are not a request field of the same name; the fields that are no feature, or None if no field is one"
+        "The features that are no request field of that name; the fields that are no feature, or None if none is one"
         same = {name for name, field in _unchanged_features(features, request).items() if name == field}
         sent = same - self._times  # a time is written in another format
         if not sent:

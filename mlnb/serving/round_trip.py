@@ -23,7 +23,7 @@ from .request_decoder import JSON, RequestDecoder
 
 # %% ../../nbs/serving/21_round_trip.ipynb #b40199df
 def verify_round_trip(bundle: Bundle) -> int:
-    "The number of samples that pass the self-test and are read back from a log as answered; raises `BundleError` for the first that is not"
+    "The number of samples, all of which are read back from a log as answered; raises `BundleError`"
     tested = bundle.self_test()
     with TemporaryDirectory() as folder:
         log = PredictionLog(folder)
@@ -61,7 +61,7 @@ def _compare(bundle: Bundle, answers: list[Answer], folder: Path) -> None:
 
 
 def main(folder: str) -> None:
-    "Verify the bundle in a folder, for a process that runs the code of a Bento; exits with a message if it cannot be served"
+    "Verify the bundle in a folder, in a process that runs the code of a Bento; exits with a message if that fails"
     try:
         verify_round_trip(Bundle.load(folder))
     except MlnbError as e:

@@ -10,7 +10,6 @@ __all__ = ['FAILURE_THRESHOLD', 'WARMUP_REQUESTS', 'EVENT_COUNTERS', 'POLL_SECON
 
 # %% ../../nbs/serving/07_routing.ipynb #ff8933da
 import math
-import sys
 import threading
 import time
 import traceback
@@ -38,9 +37,10 @@ from ..project.errors import ServingError, SettingError
 from ..project.files import write_atomic
 from ..project.settings import Settings
 from .messages import CHALLENGER, CHAMPION, Answer, HttpError, PendingAnswers, RequestRows, RowScores
-from .messages import Positions, ScoringBatch, count_rows_by_arm, request_ids
+from .messages import Positions, ScoringBatch, count_rows_by_arm, report, request_ids
 from .predictions import PredictionLog
-from .predictor import Predictor, answer_and_log_batches, log_rows, log_tables, open_stores, scoring_batch
+from .predictor import Predictor, answer_and_log_batches, log_rows, log_tables, open_stores
+from .predictor import scoring_batch
 from .shadow import Shadow
 
 if TYPE_CHECKING:
@@ -129,13 +129,13 @@ class CircuitBreaker:
         self._consecutive_failures = 0
 
     def record_failure(self, error: Exception) -> None:
-        "Record a row that failed; the first failure and the one that opens the breaker are printed with their traceback"
+        "Record a row that failed; the first one and the one that opens the breaker are printed with their traceback"
         self._counts["challenger_failed"] += 1
         self._consecutive_failures += 1
         if self.problem is None or self.is_open:
             consequence = "; it answers nothing more until its alias moves" if self.is_open else ""
             self.problem = f"challenger {self.version} fails ({type(error).__name__}), the champion answers instead{consequence}"
-            print(f"mlnb: {self.problem}\n{''.join(traceback.format_exception(error))}", file=sys.stderr, flush=True)
+            report(f"{self.problem}\n{''.join(traceback.format_exception(error))}")
 
 # %% ../../nbs/serving/07_routing.ipynb #3792e77b
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def _score_rows(arms: Arms, batch: ScoringBatch) -> tuple[list, list]:
 
 # %% ../../nbs/serving/07_routing.ipynb #9da1e32e
 def _score_table(arms: Arms, batch: ScoringBatch) -> tuple:
-    "The answers to a table in the order of its rows, the batches to be logged, and the Counter of rows by (version, arm)"
+    "The answers to a table in the order of its rows, the batches to be logged, and the rows by (version, arm)"
     started, parts = time.perf_counter(), _score_by_arm(arms, batch, Predictor.score_columns)
     scores = parts[0][1] if len(parts) == 1 else RowScores.merge(parts, batch.rows.request)
     if scores:
@@ -366,7 +366,7 @@ class Router(LoggedScorer):
         if self._problems.get(arm) != reason:
             self._problems[arm] = reason
             self._counts["refused"] += 1
-            print(f"mlnb: {reason}; the active version goes on answering", file=sys.stderr, flush=True)
+            report(f"{reason}; the active version goes on answering")
 
     def _swap(self, champion: Bundle, challenger: Bundle | None, routing: Routing) -> None:
         "Replace the arms, unless nothing would change"
@@ -376,7 +376,7 @@ class Router(LoggedScorer):
             return
         self.arms, self.routing = self._build_arms(champion, challenger, routing), routing
         self._counts["swaps"] += not unchanged
-        print(f"mlnb: active versions: {self._describe()}, before: {before}", file=sys.stderr, flush=True)
+        report(f"active versions: {self._describe()}, before: {before}")
         if old.shadow is not self.arms.shadow:
             self._retire(old.shadow)
 
@@ -457,7 +457,7 @@ class FollowingRouter(Router):
             routing, _ = self._routing_file.read()
         except ServingError as e:
             if "routing" not in self._problems:
-                print(f"mlnb: {e}", file=sys.stderr, flush=True)
+                report(e)
             self._problems["routing"] = "the requested routing cannot be read; rewrite it with PUT /routing"
             return self.routing
         self._problems.pop("routing", None)
@@ -497,7 +497,7 @@ def _wait_for_releases(settings: Settings, watcher: Popen | None) -> Releases:
 
 
 def load_router(settings: Settings, folder: str | Path | None = None) -> Router:  # folder: of the bundle
-    "The router of what the settings serve; raises `SettingError`, `BundleError` or `ServingError` if nothing can be served"
+    "The router of what the settings serve; raises `SettingError`, `BundleError` or `ServingError`"
     Routing.of(settings)  # a wrong setting is reported before anything is started
     if (model := followed_model(settings.serve_from)) is None:
         return Router(settings, load_servable(folder or settings.path(settings.bundle)))
@@ -507,7 +507,7 @@ def load_router(settings: Settings, folder: str | Path | None = None) -> Router:
         releases = _wait_for_releases(settings, watcher)
     except OSError as e:  # what was fetched before can be served, and the router keeps trying
         watcher, releases = None, read_releases(releases_folder(settings))
-        print(f"mlnb: the registry cannot be followed for now: {e}", file=sys.stderr, flush=True)
+        report(f"the registry cannot be followed for now: {e}")
     if releases.champion is None:
         reason = releases.problem or "the registry could not be reached, or the version not be stored; see the messages above"
         raise ServingError(f"no version of {model!r} can be served: {reason}; set the alias champion, or write serve_from = \"bundle\"")

@@ -32,7 +32,7 @@ MAX_TEXT_LENGTH, MAX_KEY_LENGTH = 100, 1000  # characters
 MAX_EXACT_INTEGER = 2**53
 YEAR_RANGE = (1900, 2200)
 CLOCK_SKEW = timedelta(minutes=5)  # by which another clock may be ahead
-_SAFE_YEARS = range(YEAR_RANGE[0] + 1, YEAR_RANGE[1] - 1)  # years that are within `YEAR_RANGE` whatever the time's offset
+_SAFE_YEARS = range(YEAR_RANGE[0] + 1, YEAR_RANGE[1] - 1)  # within `YEAR_RANGE` whatever the time's offset
 OUT_OF_RANGE = f"is not between the years {YEAR_RANGE[0]} and {YEAR_RANGE[1]}"
 _PRINTABLE_TEXT = r"^[^\x00-\x1f\x7f]+\Z"
 
@@ -81,7 +81,7 @@ MAX_PROBLEMS = 50  # in one answer
 
 
 def request_error(problems: list[dict], reason: object) -> RequestError:
-    "The error that names the first `MAX_PROBLEMS` of `problems`, and whether there are more; `reason` if there are none"
+    "The error that names the first `MAX_PROBLEMS` problems, and whether there are more; the `reason` if there are none"
     if not problems:
         return RequestError(f"the body is not a valid request: {reason}")
     first = problems[:MAX_PROBLEMS]
@@ -154,7 +154,7 @@ MAX_RAW_BYTES_PER_FIELD = 128  # of a body that is logged as it is: its whitespa
 
 
 class BodyValidator:
-    "What all validators share: the fields, of which the last is `optional`, and the error that explains an invalid body"
+    "What all validators share: the fields, of which the last is optional, and the error that explains a body"
 
     def __init__(self, fields: Sequence[Field], optional: Field = DECISION_TIME):
         self._by_name, self._optional = {f.name: f for f in (*fields, optional)}, optional

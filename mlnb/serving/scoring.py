@@ -46,7 +46,7 @@ def _select_rows(columns: Columns, rows: np.ndarray | slice) -> Columns:
 def _fresh_features(
     request: Columns, decisions: np.ndarray, newest: Callable, max_age_seconds: int
 ) -> tuple[Columns, np.ndarray, np.ndarray]:
-    "The features of the rows whose snapshot is at most `max_age_seconds` old; which rows those are; the as-of time of all"
+    "The features of rows with a snapshot that is not too old; which rows those are; the as-of time of all"
     point_in_time, as_of_times = point_in_time_columns(request, decisions, newest)
     fresh = ~np.isnat(as_of_times) & ((decisions - as_of_times).astype(np.int64) <= max_age_seconds)
     if not fresh.any():
@@ -277,7 +277,7 @@ def _safe_texts(column: pa.ChunkedArray) -> pa.Array:
 
 
 def write_output(files: list[Path], schema: pa.Schema, target: Path, folder: Path, safe: bool = False) -> None:
-    "Write Parquet files as one, atomically; `folder` is on the disk of `target`, `safe` escapes what a spreadsheet would run"
+    "Write Parquet files as one, atomically, with a draft in `folder`; `safe` escapes what a spreadsheet would run"
     draft, prepare = folder / "draft", _spreadsheet_safe if safe else lambda table: table
     with _writer(draft, file_format(target), prepare(schema.empty_table()).schema) as writer:
         for file in files:
@@ -386,7 +386,7 @@ class ScoringRun:
         return progress, count
 
     def _score_batch(self, number: int, batch: RowBatch):
-        "Score, log and commit one batch; logging comes last, so that a kill rarely leaves a batch logged and not committed"
+        "Score, log and commit one batch; a kill rarely hits between the last two"
         started = time.monotonic()
         scored, problems = self.scorer(batch)
         seconds = time.monotonic() - started

@@ -15,6 +15,7 @@ import sys
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..models.bundle import Bundle
 from ..models.manifest import bundle_version
@@ -107,26 +108,18 @@ def _free_port(port: int) -> int:
 FORWARDED_SETTINGS = (  # settings of the project that hold wherever its service runs
     *("serve_from", "registry_poll_milliseconds", "challenger_percent", "shadow"),
     *("keys_required", "body_limit_kb", "request_timeout_seconds", "max_queued_requests", "root_path", "cors_origins"),
-    *("log_sync", "log_on_failure", "log_rotate_mb", "trusted_packages"),
+    *("log_sync", "log_on_failure", "log_rotate_mb", "trusted_packages", "snapshot_max_age_minutes"),
 )
 
 
 def process_environment(settings: Settings, workers: int = 1) -> dict[str, str]:
     "The environment variables of a server's processes, with absolute paths"
-    variables = {
-        "MLNB_STORAGE": settings.url(settings.storage),
-        "MLNB_PREDICTIONS": str(settings.path(settings.predictions)),
-        "MLNB_LABELS": str(settings.path(settings.labels)),
-        "MLNB_SNAPSHOT_MAX_AGE_MINUTES": str(settings.snapshot_max_age_minutes),
-        "MLNB_WORKERS": str(workers),
-        "MLNB_TRACKING": settings.url(settings.tracking),
-        "MLNB_MODEL_CACHE": str(settings.path(settings.model_cache)),
-    }
-    for name in FORWARDED_SETTINGS:
-        if (value := getattr(settings, name)) not in ("", ()):
-            variables[f"MLNB_{name.upper()}"] = ",".join(value) if isinstance(value, tuple) else str(value)
-    if settings.bundle_signers:
-        variables["MLNB_BUNDLE_SIGNERS"] = str(settings.path(settings.bundle_signers))
+    values: dict[str, Any] = {name: settings.url(getattr(settings, name)) for name in ("storage", "tracking")}
+    paths = ("predictions", "labels", "model_cache", *(["bundle_signers"] if settings.bundle_signers else []))
+    values |= {name: settings.path(getattr(settings, name)) for name in paths}
+    values |= {name: value for name in FORWARDED_SETTINGS if (value := getattr(settings, name)) not in ("", ())}
+    text = lambda value: ",".join(value) if isinstance(value, tuple) else str(value)
+    variables = {f"MLNB_{name.upper()}": text(value) for name, value in (values | {"workers": workers}).items()}
     if file := os.environ.get("MLNB_KEYS_FILE"):
         variables["MLNB_KEYS_FILE"] = os.path.abspath(file)
     inherited = {k: v for k, v in os.environ.items() if k not in ("MLNB_ROOT", "MLNB_BUNDLE")}
@@ -214,7 +207,7 @@ def launch_project(
 
 
 def _metrics_folder(settings: Settings, port: int) -> Path:
-    "The emptied folder in which the workers at `port` keep their metrics; a worker that cannot write there keeps its own in memory"
+    "The emptied folder of the workers' metrics; a worker that cannot write there keeps its own in memory"
     folder = settings.path(f".mlnb/metrics/{port}")
     shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError):

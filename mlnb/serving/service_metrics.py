@@ -6,12 +6,11 @@
 __all__ = ['count_answers_by_arm', 'ServiceMetrics']
 
 # %% ../../nbs/serving/20_service_metrics.ipynb #7a3c1f23
-import sys
 from collections import Counter
 from operator import attrgetter
 from types import SimpleNamespace
 
-from .messages import Answer
+from .messages import Answer, report
 from .multiprocess_metrics import NullMetric, enable_multiprocess_metrics
 from .routing import LoggedScorer
 
@@ -89,7 +88,7 @@ class ServiceMetrics:
     def _warn_once(self, problem: str) -> None:
         if problem != self._problem:
             self._problem = problem
-            print(f"mlnb: {problem}", file=sys.stderr, flush=True)
+            report(problem)
 
     def count(self, status: int, validity: str) -> None:
         "Count one request"

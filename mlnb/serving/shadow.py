@@ -25,7 +25,7 @@ from ..models.watcher import child_environment
 from ..project.errors import ServingError
 from ..project.processes import end_with_parent
 from ..project.settings import Settings
-from .messages import SHADOW, HttpError, RequestRows, ScoringBatch
+from .messages import SHADOW, HttpError, RequestRows, ScoringBatch, report
 from .predictions import PredictionLog
 from .predictor import Predictor, open_stores
 
@@ -140,7 +140,7 @@ class Shadow:
         self.counts["shadow_failed"] += failed
         self.counts["shadow_scored"] += n - failed
         if reason and reason != self.problem:
-            print(f"mlnb: the shadow of {self.folder} cannot score some rows: {reason}", file=sys.stderr, flush=True)
+            report(f"the shadow of {self.folder} cannot score some rows: {reason}")
         self.problem = reason or self.problem
 
     def _start(self) -> Connection:

@@ -10,6 +10,7 @@ __all__ = ['MAX_BATCH_ROWS', 'MAX_BATCH_BYTES', 'READERS', 'COLUMN_FIXES', 'PROB
 # %% ../../nbs/serving/14_table_files.ipynb #42eb5951
 import csv
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -105,7 +106,7 @@ class CsvReader:
 
 
 def _number_rows(first: int, count: int, malformed: dict[int, str]) -> tuple[np.ndarray, tuple]:
-    "The numbers of the next `count` rows from `first` on, and the malformed lines among them, which are removed from `malformed`"
+    "The numbers of the next `count` rows, and the malformed lines among them, which are removed from `malformed`"
     numbers, wrong = np.arange(first, first + count), []
     for row in sorted(malformed):
         if not len(numbers) or row > numbers[-1]:
@@ -140,20 +141,15 @@ def open_reader(path: Path) -> ParquetReader | CsvReader:
     return reader
 
 # %% ../../nbs/serving/14_table_files.ipynb #4612d361
-class reading:
-    "A context manager that turns errors while `path` is read into a `ServingError`"
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, kind, error, _):
-        if isinstance(error, UnicodeDecodeError):
-            raise ServingError(f"{self.path} is not UTF-8 from byte {error.start} on; write it in UTF-8") from None
-        if isinstance(error, (pa.ArrowException, csv.Error, OSError)):
-            raise ServingError(f"{self.path} cannot be read: {str(error).splitlines()[0]}") from None
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    "Turn errors while `path` is read into a `ServingError`"
+    try:
+        yield
+    except UnicodeDecodeError as e:
+        raise ServingError(f"{path} is not UTF-8 from byte {e.start} on; write it in UTF-8") from None
+    except (pa.ArrowException, csv.Error, OSError) as e:
+        raise ServingError(f"{path} cannot be read: {str(e).splitlines()[0]}") from None
 
 # %% ../../nbs/serving/14_table_files.ipynb #720db79c
 def read_batches(source: ParquetReader | CsvReader, path: Path) -> Iterator[RowBatch]:

@@ -23,6 +23,7 @@ from ..project.files import open_url
 from ..project.processes import end_forks_with_this_process
 from ..project.settings import Settings, load_settings
 from .guard import load_api_keys
+from .messages import report
 
 # %% ../../nbs/serving/11_worker.ipynb #8e5f6a74
 SUPERVISOR_VARIABLE = "MLNB_SUPERVISOR"  # process id of the parent of the workers
@@ -41,7 +42,7 @@ def add_to_import_path(settings: Settings) -> None:
 
 def exit_worker(error: Exception) -> None:
     "Report why a worker cannot start, and end it after a delay; its supervisor starts another one"
-    print(f"mlnb: a worker cannot start and is restarted: {error}", file=sys.stderr, flush=True)
+    report(f"a worker cannot start and is restarted: {error}")
     time.sleep(RESTART_DELAY_SECONDS)
     os._exit(1)
 
@@ -69,7 +70,7 @@ def check_temporary_folder() -> None:
 
 
 def check_storage(settings: Settings) -> None:
-    "Raise an error if the storage has an unknown scheme, or if no version of the registry is here and none can be fetched"
+    "Raise an error if the storage has an unknown scheme, or if no version of the registry can be served or fetched"
     open_url(settings.url(settings.storage))
     if followed_model(settings.serve_from) is not None:
         check_versions(settings)

@@ -85,5 +85,8 @@ def records_of(fields: Sequence[Field], columns: Columns) -> list[dict]:
 # %% ../../nbs/data/07_fields.ipynb #b243a12c
 def entity_keys(fields: Sequence[Field], request: Columns) -> list[str]:
     "The entity key of each row, as one text, from the fields of the entity in order"
-    columns = [list(map(str, FIELD_TYPES[f.type].values(request[f.name]))) for f in fields]
+    columns = []
+    for f in fields:
+        values = FIELD_TYPES[f.type].values(request[f.name])
+        columns.append(values if f.type in ("string", "time") else list(map(str, values)))
     return columns[0] if len(columns) == 1 else list(map("/".join, zip(*columns, strict=True)))

@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 
 def _file_name(as_of: np.datetime64) -> str:
-    t: datetime = as_of.astype("datetime64[s]").item()  # strftime takes ten times as long
+    t: datetime = np.datetime64(as_of, "s").item()  # type: ignore[call-overload]  # strftime takes ten times as long
     return f"{t.year:04}{t.month:02}{t.day:02}T{t.hour:02}{t.minute:02}{t.second:02}Z.arrow"
 
 

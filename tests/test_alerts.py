@@ -15,7 +15,9 @@ import sqlalchemy as sa
 from listener import Listener
 
 from mlnb.monitoring.alerts import CLAIM_LEASE, EVALUATION_FAILED, AlertChanges, AlertStore
+from mlnb.monitoring.notify import CheckResult, Delivery
 from mlnb.monitoring.rules import RULE_KINDS, RuleResult, from_table
+from mlnb.project.renames import RenamedWarning
 from mlnb.records import Records
 from mlnb.records import utc_now as now
 
@@ -273,3 +275,12 @@ def test_odd_texts_and_many_subjects(project):
     assert len(look(alerts, *names).fired) == len(names) and look(alerts, *names) == AlertChanges([], [])
     assert len(alerts.select()) == len(names) and time.process_time() - began < 60
     alerts.close()
+
+
+def test_members_of_release_0_1_work_with_a_warning():
+    alerts = AlertStore(Records("sqlite:///:memory:"), "p")
+    with pytest.warns(RenamedWarning, match="AlertStore.note is called 'record'"):
+        assert alerts.note([], []) == AlertChanges([], [])
+    result = CheckResult([], AlertChanges([], []), {"ops": Delivery(1)}, [])
+    with pytest.warns(RenamedWarning, match="CheckResult.told is called 'deliveries'"):
+        assert result.told == result.deliveries

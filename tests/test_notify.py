@@ -36,7 +36,8 @@ def settings(tmp_path):
 
 
 def sent(channels, settings, patience=TIMEOUT_SECONDS):
-    return {name: deliveries.error for name, deliveries in send_all([(c, MESSAGE) for c in channels], settings, patience).items()}
+    deliveries = send_all([(channel, MESSAGE) for channel in channels], settings, patience)
+    return {name: delivery.error for name, delivery in deliveries.items()}
 
 
 def test_webhooks(settings, monkeypatch):
@@ -55,7 +56,8 @@ def test_webhooks(settings, monkeypatch):
 def test_a_dead_channel_is_in_nobodys_way_and_tells_no_secret(settings, monkeypatch):
     with Listener() as good, Listener(500) as broken, Listener(302) as moved, Listener("drip") as drips:
         urls = {"GOOD": good.url, "BROKEN": broken.url, "MOVED": moved.url, "DRIPS": drips.url}
-        urls |= {"NOBODY": "http://127.0.0.1:9/secret", "NO_URL": "secret", "ODD": "http://host\nsecret/", "NO_HOST": "http://[secret"}
+        urls |= {"NOBODY": "http://127.0.0.1:9/secret", "NO_URL": "secret"}
+        urls |= {"ODD": "http://host\nsecret/", "NO_HOST": "http://[secret"}
         for name, url in urls.items():
             monkeypatch.setenv(name, url)
         hook = lambda name: WebhookChannel(name=name, url=f"${name}")
@@ -230,7 +232,8 @@ def deliveries(settings, hour):
 
 
 def test_quiet_hours(tmp_path):
-    table = '[tool.mlnb.channels.ops]\nkind = "log"\nfile = "log.jsonl"\nquiet_hours = "22:00-07:00"\ntime_zone = "Europe/Vienna"\n'
+    table = '[tool.mlnb.channels.ops]\nkind = "log"\nfile = "log.jsonl"\n'
+    table += 'quiet_hours = "22:00-07:00"\ntime_zone = "Europe/Vienna"\n'
     (tmp_path / "pyproject.toml").write_text(table)
     settings, alerts = load_settings(tmp_path), AlertStore(Records(f"sqlite:///{tmp_path}/records.db"), "p")
     alerts.record([rule_result("a", "b")], ["ops"])

@@ -175,7 +175,8 @@ def test_two_do_not_gather_at_once(tmp_path):
     store, log = LabelStore(tmp_path / "lines", str(tmp_path / "parts")), LabelLog(tmp_path / "lines")
     log.append([label("a", 1, 5)])
     log.close()
-    code = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); print('held', flush=True); sys.stdin.read()"
+    code = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); "
+    code += "print('held', flush=True); sys.stdin.read()"
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(store.folder / "gather")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -228,5 +229,6 @@ def test_lines_are_json_that_others_can_read(tmp_path):
     LabelLog(tmp_path).append([label("a", 1, 5)])
     (file,) = tmp_path.glob("*.jsonl")
     assert json.loads(file.read_text()) == {
-        "entity": "a", "value": 1, "observed_at": "2013-07-01T05:00:00Z", "received_at": "2013-07-01T05:00:00Z", "source": "test",
+        "entity": "a", "value": 1, "source": "test",
+        "observed_at": "2013-07-01T05:00:00Z", "received_at": "2013-07-01T05:00:00Z",
     }  # fmt: skip

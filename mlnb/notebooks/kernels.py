@@ -293,7 +293,7 @@ class ServedProcess:
     def __init__(self, pid: int, connection: socket.socket, how: str):  # closing the connection ends the child
         self.pid, self.how, self.ready = pid, how, False
         self.returncode: int | None = None
-        self.socket: socket.socket | None = None  # a worker's: the other end of its connection
+        self.socket: Any = None  # a worker's: the other end of its connection
         self._connection, self._text, self._server_lives = connection, b"", True
         connection.setblocking(False)
         self._process = -1  # the pidfd; -1 if the process has ended

@@ -8,6 +8,7 @@ __all__ = ['NameTable', 'rename_cells', 'rename_code']
 # %% ../../nbs/notebooks/16_renamed_code.ipynb #6f6d0df0
 import ast
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -77,7 +78,7 @@ class _Scope:
     "The names that a module, function, class or comprehension binds"
     imports: dict[str, str] = field(default_factory=dict)  # name -> dotted path in mlnb
     others: set[str] = field(default_factory=set)  # bound by anything else
-    values: dict[str, list] = field(default_factory=dict)  # name -> what is assigned to it, or its annotation
+    values: defaultdict[str, list] = field(default_factory=lambda: defaultdict(list))  # name -> values, types
     is_class: bool = False  # whose names no function inside it sees
     through: set[str] = field(default_factory=set)  # names that are used in it, or inside it, and bound outside
     hidden: dict[str, set[str]] = field(default_factory=dict)  # name -> what the scopes around its uses bind
@@ -128,7 +129,7 @@ def _scope(body: Sequence[ast.AST], table: NameTable, arguments: ast.arguments |
     for argument in ast.walk(arguments) if arguments else ():
         if isinstance(argument, ast.arg):
             scope.others.add(argument.arg)
-            scope.values.setdefault(argument.arg, []).append(argument.annotation)
+            scope.values[argument.arg].append(argument.annotation)
     for node in _in_scope(body):
         if isinstance(node, ast.Import | ast.ImportFrom):
             ours = {local: path for local, path, _ in _imported(node)}
@@ -138,11 +139,9 @@ def _scope(body: Sequence[ast.AST], table: NameTable, arguments: ast.arguments |
             scope.others |= {a.asname or a.name.partition(".")[0] for a in node.names} - ours.keys()
         elif isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
             scope.others.add(node.id)
-            scope.values.setdefault(node.id, []).append(None)
         elif isinstance(node, _NAMED) and node.name:
             scope.others.add(node.name)
-    for node in _in_scope(body):
-        if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
+        elif isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], ast.Name):
             scope.values[node.targets[0].id].append(node.value)
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             scope.values[node.target.id].append(node.annotation)

@@ -12,8 +12,34 @@ from pathlib import Path
 import pytest
 import warm_cli
 
-HEAVY = {"torch", "pandas", "mlflow", "ploomber", "papermill", "whylogs", "bentoml", "sklearn", "matplotlib", "sqlalchemy", "pandera"}
-COMMANDS = ["new", "doctor", "check", "plan", "run", "runs", "kernels", "build", "serve", "predictions", "compact", "drift", "performance"]
+HEAVY = {
+    "torch",
+    "pandas",
+    "mlflow",
+    "ploomber",
+    "papermill",
+    "whylogs",
+    "bentoml",
+    "sklearn",
+    "matplotlib",
+    "sqlalchemy",
+    "pandera",
+}
+COMMANDS = [
+    "new",
+    "doctor",
+    "check",
+    "plan",
+    "run",
+    "runs",
+    "kernels",
+    "build",
+    "serve",
+    "predictions",
+    "compact",
+    "drift",
+    "performance",
+]
 
 
 def mlnb(*words, cwd=None, **variables):
@@ -112,7 +138,9 @@ def test_doctor_reads_the_files_of_records_and_tracking(tmp_path, spoil):
     with closing(sqlite3.connect(file := tmp_path / "it.db")) as connection:
         connection.executescript("CREATE TABLE t (x); CREATE TABLE u (x); INSERT INTO t VALUES (1)")
     (tmp_path / "pyproject.toml").write_text('[tool.mlnb]\nrecords = "sqlite:///it.db"\ntracking = "sqlite:///it.db"\n')
-    found = lambda: {f.item: (f.state, f.detail) for f in stores(load_settings(tmp_path)) if f.item in ("Records", "Tracking")}
+    found = lambda: {
+        f.item: (f.state, f.detail) for f in stores(load_settings(tmp_path)) if f.item in ("Records", "Tracking")
+    }
     assert {state for state, _ in found().values()} == {"good"}
     spoil(file)
     for state, words in found().values():

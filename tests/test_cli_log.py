@@ -45,19 +45,30 @@ def test_a_question_before_and_after_compacting(project):
     assert mlnb(project, "compact").stdout == "30 rows of 1 file in 3 parts, 3 hours profiled\n"
     assert before == json.loads(mlnb(project, *ask).stdout)
     (row,) = before
-    assert (row["request_id"], row["time"], row["distance"], row["probability"]) == ("r000007", "2013-07-01T01:07:00Z", 1400, 0.1 + 0.2)
+    assert (row["request_id"], row["time"], row["distance"], row["probability"]) == (
+        "r000007",
+        "2013-07-01T01:07:00Z",
+        1400,
+        0.1 + 0.2,
+    )
     assert json.loads(mlnb(project, "compact", "--json").stdout)["rows"] == 0
     assert "nothing to compact" in mlnb(project, "compact").stdout
 
 
 def test_the_table_shows_the_newest(project):
     shown = mlnb(project, "predictions", "--limit", "3").stdout.splitlines()
-    assert shown[0].split()[:3] == ["time", "entity", "model_version"] and len(shown) == 4 and "2013-07-01 02:29:00" in shown[3]
+    assert (
+        shown[0].split()[:3] == ["time", "entity", "model_version"]
+        and len(shown) == 4
+        and "2013-07-01 02:29:00" in shown[3]
+    )
     assert "No such prediction" in mlnb(project, "predictions", "--version", "v9").stdout
 
 
 def test_files(project):
-    said = mlnb(project, "predictions", "--since", "2013-07-01T01:00", "--until", "2013-07-01T02:00", "--output", "hour.parquet").stdout
+    said = mlnb(
+        project, "predictions", "--since", "2013-07-01T01:00", "--until", "2013-07-01T02:00", "--output", "hour.parquet"
+    ).stdout
     assert said == "10 predictions in hour.parquet\n" and len(pd.read_parquet(project / "hour.parquet")) == 10
     mlnb(project, "predictions", "--version", "v2", "--arm", "champion", "--limit", "4", "--output", "four.csv")
     assert (pd.read_csv(project / "four.csv")["model_version"] == "v2").tolist() == [True] * 4
@@ -100,7 +111,9 @@ def test_a_setting_with_a_wrong_word(project):
 
 
 def test_watching_until_ctrl_c(project):
-    process = subprocess.Popen(command("compact", "--watch", "1"), cwd=project, env=environment(), stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command("compact", "--watch", "1"), cwd=project, env=environment(), stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "30 rows of 1 file in 3 parts, 3 hours profiled\n"
     log = PredictionLog.of(load_settings(project))
     log.append([prediction(30)])
@@ -111,7 +124,9 @@ def test_watching_until_ctrl_c(project):
 
 
 def test_watching_goes_on_after_what_nobody_foresaw(project):
-    odd = project / ".mlnb/storage/predictions/version=v1/hour=2013-07-01T05/00000000-20130701T050000000000-00000.parquet"
+    odd = (
+        project / ".mlnb/storage/predictions/version=v1/hour=2013-07-01T05/00000000-20130701T050000000000-00000.parquet"
+    )
     odd.parent.mkdir(parents=True)
     odd.write_bytes(b"no Parquet")
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -134,10 +149,14 @@ def test_damaged_columns_end_no_command(project, fixed_clock):
     for _ in range(2):  # before and after the compactor has set it aside
         shown = mlnb(project, "predictions", "--limit", "90", "--json")
         assert len(json.loads(shown.stdout)) == 50 and (shown.returncode, said in shown.stderr) == (1, True)
-        (finding,) = (f for f in json.loads(mlnb(project, "doctor", "--json").stdout)["findings"] if f["item"] == "Prediction log")
+        (finding,) = (
+            f for f in json.loads(mlnb(project, "doctor", "--json").stdout)["findings"] if f["item"] == "Prediction log"
+        )
         assert finding["state"] == "missing" and said in finding["detail"] and "damaged away" in finding["fix"]
         done = mlnb(project, "compact")
-        assert ("1 damaged piece quarantined" in done.stdout, said in done.stderr) == ((True, True) if done.returncode else (False, False))
+        assert ("1 damaged piece quarantined" in done.stdout, said in done.stderr) == (
+            (True, True) if done.returncode else (False, False)
+        )
     shutil.rmtree(project / ".mlnb/predictions/damaged")
     assert mlnb(project, "predictions").returncode == 0
 
@@ -160,7 +179,9 @@ time.sleep(3600)
 
 
 def test_beside_a_service_it_ends_with_it(project):
-    service = subprocess.Popen([sys.executable, "-c", BESIDE], cwd=project, env=environment(), stdout=subprocess.PIPE, text=True)
+    service = subprocess.Popen(
+        [sys.executable, "-c", BESIDE], cwd=project, env=environment(), stdout=subprocess.PIPE, text=True
+    )
     pid = int(service.stdout.readline())
     until(lambda: len(ids_in_parquet(project / ".mlnb/storage/predictions")) == 30)
     service.kill()
@@ -180,12 +201,21 @@ def test_a_misspelt_filter_is_told_as_one(project, compacted):
     if compacted:
         mlnb(project, "compact")
     assert "it has v1, v2" in mlnb(project, "predictions", "--version", "v9").stdout
-    assert mlnb(project, "predictions", "--version", "v2", "--entity", "none").stdout == "No such prediction is in the log.\n"
+    assert (
+        mlnb(project, "predictions", "--version", "v2", "--entity", "none").stdout
+        == "No such prediction is in the log.\n"
+    )
     wrong = {
         ("predictions", "--arm", "champoin"): (2, "'champoin' is not one of 'champion', 'challenger', 'shadow'"),
-        ("predictions", "--since", "2013-08-01", "--until", "2013-07-01"): (1, "since 2013-08-01T00:00:00 is after until 2013-07-01"),
+        ("predictions", "--since", "2013-08-01", "--until", "2013-07-01"): (
+            1,
+            "since 2013-08-01T00:00:00 is after until 2013-07-01",
+        ),
         ("drift", "log", "--arm", "nope", "--reference", "log"): (1, "has no rows of arm nope; it has arms champion"),
-        ("drift", "log", "--version", "nope", "--reference", "log"): (1, "has no rows of version nope; it has versions v1, v2"),
+        ("drift", "log", "--version", "nope", "--reference", "log"): (
+            1,
+            "has no rows of version nope; it has versions v1, v2",
+        ),
     }
     for words, (code, says) in wrong.items():
         done = mlnb(project, *words)
@@ -197,4 +227,8 @@ def test_a_segment_that_no_prediction_has_is_named(toy, tmp_path):
     file = root / "pyproject.toml"
     file.write_text(file.read_text() + 'profile_segments = ["orign", "origin", "hour", "arm"]\n')
     done = mlnb(root, "compact")
-    assert done.returncode == 0 and done.stderr.count("profile_segments") == 1 and "'orign' (did you mean 'origin'?)" in done.stderr
+    assert (
+        done.returncode == 0
+        and done.stderr.count("profile_segments") == 1
+        and "'orign' (did you mean 'origin'?)" in done.stderr
+    )

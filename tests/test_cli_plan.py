@@ -44,9 +44,16 @@ def test_nothing_to_do_from_anywhere_in_the_project(project):
     for folder in (project, project / "nbs"):
         shown = mlnb(folder, "plan")
         assert shown.returncode == 0 and shown.stdout.endswith("Nothing to do: 3 tasks are current\n")
-    assert [t["name"] for t in json.loads(mlnb(project, "plan", "second", "--json").stdout)["tasks"]] == ["first", "second"]
-    assert [t["name"] for t in json.loads(mlnb(project, "plan", "--from", "second", "--json").stdout)["tasks"]] == ["second"]
-    assert [t["name"] for t in json.loads(mlnb(project, "plan", "--to", "other", "--json").stdout)["tasks"]] == ["other"]
+    assert [t["name"] for t in json.loads(mlnb(project, "plan", "second", "--json").stdout)["tasks"]] == [
+        "first",
+        "second",
+    ]
+    assert [t["name"] for t in json.loads(mlnb(project, "plan", "--from", "second", "--json").stdout)["tasks"]] == [
+        "second"
+    ]
+    assert [t["name"] for t in json.loads(mlnb(project, "plan", "--to", "other", "--json").stdout)["tasks"]] == [
+        "other"
+    ]
 
 
 def test_a_parameter(project):
@@ -67,7 +74,12 @@ def test_a_parameter(project):
 )
 def test_mistakes(project, words, says):
     finished = mlnb(project, "plan", *words)
-    assert finished.returncode == 1 and says in finished.stderr and finished.stdout == "" and "Traceback" not in finished.stderr
+    assert (
+        finished.returncode == 1
+        and says in finished.stderr
+        and finished.stdout == ""
+        and "Traceback" not in finished.stderr
+    )
 
 
 def test_without_a_place_to_remember(tmp_path):

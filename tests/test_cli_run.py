@@ -24,7 +24,10 @@ def test_json_is_alone_on_standard_output(project):
     assert set(report) == {"run", "pipeline", "status", "seconds", "tasks", "notes"}
     assert (report["pipeline"], report["status"]) == ("planes", "succeeded")
     (task,) = report["tasks"]
-    assert set(task) == {"name", "status", "seconds", "attempts", "reason", "notebook", "error", "notes"} and task["status"] == "executed"
+    assert (
+        set(task) == {"name", "status", "seconds", "attempts", "reason", "notebook", "error", "notes"}
+        and task["status"] == "executed"
+    )
     assert "other: executed" in done.stderr
     shown = mlnb(project / "nbs", "run", "other")
     assert shown.returncode == 0 and shown.stdout == "Nothing to do: 1 task is current\n"

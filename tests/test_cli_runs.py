@@ -24,9 +24,17 @@ def project(tmp_path):
     records = Records(f"sqlite:///{root}/.mlnb/records.db")
     for run_id, seed, auc in ((OLD, 0, 0.75), (NEW, 1, 0.76)):
         month = run_id[4:6]
-        row = {"pipeline": "planes", "parameters": {"seed": seed, "device": "cpu"}, "status": "succeeded" if seed else "failed"}
+        row = {
+            "pipeline": "planes",
+            "parameters": {"seed": seed, "device": "cpu"},
+            "status": "succeeded" if seed else "failed",
+        }
         row |= {"started": f"2026-{month}-01T12:00:00", "ended": f"2026-{month}-01T12:01:40", "process": "7@elsewhere"}
-        row |= {"code": {"commit": f"{seed}" * 40, "dirty": bool(seed)}, "resumed": OLD if seed else None, "selection": {"force": True}}
+        row |= {
+            "code": {"commit": f"{seed}" * 40, "dirty": bool(seed)},
+            "resumed": OLD if seed else None,
+            "selection": {"force": True},
+        }
         records.put([("run", {"id": run_id}, row)])
         notebook = root / ".mlnb" / "runs" / run_id / "train.ipynb"
         notebook.parent.mkdir(parents=True)
@@ -39,7 +47,9 @@ def project(tmp_path):
             metrics={"auc": auc, "rows": 7.0}, notebook=notebook, fingerprint=part,
         )  # fmt: skip
         if not seed:
-            records.put_task(run_id, "register", status="failed", seconds=0.5, error="KeyError: '[bold]gone[/]'", cell=4)
+            records.put_task(
+                run_id, "register", status="failed", seconds=0.5, error="KeyError: '[bold]gone[/]'", cell=4
+            )
     records.close()
     return root
 
@@ -66,7 +76,9 @@ def test_the_list(project):
     assert new.split() == ["bbbb02", "2026-03-01", "12:00", "1", "min", "40", "s", "succeeded", "1", "1", "seed=1"]
     assert old.split()[-4:] == ["failed", "1", "1", "1"]
     newest, oldest = document(project)
-    assert (newest["changed"], oldest["changed"]) == ({"seed": [0, 1]}, {}) and newest["started"] == "2026-03-01T12:00:00+00:00"
+    assert (newest["changed"], oldest["changed"]) == ({"seed": [0, 1]}, {}) and newest[
+        "started"
+    ] == "2026-03-01T12:00:00+00:00"
     assert newest["tasks"] == {"executed": 1, "skipped": 1} and newest["seconds"] == 100
     assert [r["id"] for r in document(project, "--status", "failed")] == [OLD]
     assert document(project, "--limit", "1")[0]["changed"] == {"seed": [0, 1]}
@@ -81,7 +93,15 @@ def test_eighty_columns_are_enough(project):
 
 def test_one_run(project):
     shown = mlnb(project, "show", "aaaa01").stdout
-    for words in ("Run " + OLD, "failed", "seed=0, device=cpu", "0000000000", "force: true", "function planes.work.scaled changed", "0.75"):
+    for words in (
+        "Run " + OLD,
+        "failed",
+        "seed=0, device=cpu",
+        "0000000000",
+        "force: true",
+        "function planes.work.scaled changed",
+        "0.75",
+    ):
         assert words in shown
     assert "Task register failed in cell 4: KeyError: '[bold]gone[/]'" in shown
     assert f"train     .mlnb/runs/{OLD}/train.ipynb" in shown
@@ -95,7 +115,14 @@ def test_two_runs(project):
     shown = mlnb(project, "compare", "last~1", "last").stdout
     same = "1 more metric without a difference"
     assert "class planes.work.Planes changed" in shown and "['class'" not in shown
-    for words in ("train: its notebook changed", "train: pandas 3.0.0 is now 3.0.1", "+0.01", "+1.0", same, "not in this run"):
+    for words in (
+        "train: its notebook changed",
+        "train: pandas 3.0.0 is now 3.0.1",
+        "+0.01",
+        "+1.0",
+        same,
+        "not in this run",
+    ):
         assert words in shown, shown
     assert "rows" not in shown and "rows" in mlnb(project, "compare", "--all").stdout
     found = document(project, "compare")
@@ -109,7 +136,11 @@ def test_metrics_of_a_task_that_one_run_did_not_run_are_a_line(project):
     records.put_task(OLD, "evaluate", status="executed", seconds=3, metrics={f"cost_{i}": 0.5 + i for i in range(200)})
     records.close()
     shown = mlnb(project, "compare").stdout
-    assert "evaluate: 200 metrics in aaaa01 only; --all shows them." in shown and "cost_7" not in shown and "+0.01" in shown
+    assert (
+        "evaluate: 200 metrics in aaaa01 only; --all shows them." in shown
+        and "cost_7" not in shown
+        and "+0.01" in shown
+    )
     assert "cost_199" in mlnb(project, "compare", "--all").stdout
 
 
@@ -138,7 +169,9 @@ def test_mistakes(project):
     }
     for words, (code, says) in wrong.items():
         done = mlnb(project, *words)
-        assert done.returncode == code and says in done.stderr and done.stdout == "" and "Traceback" not in done.stderr, (words, done)
+        assert (
+            done.returncode == code and says in done.stderr and done.stdout == "" and "Traceback" not in done.stderr
+        ), (words, done)
 
 
 def test_old_runs_go_when_asked(project):
@@ -153,7 +186,15 @@ def test_old_runs_go_when_asked(project):
 
 def test_what_is_never_removed(project):
     records = Records(f"sqlite:///{project}/.mlnb/records.db")
-    records.put([("run", {"id": "20250101T000000-cccc03"}, {"pipeline": "other", "started": "2025-01-01T00:00:00", "status": "failed"})])
+    records.put(
+        [
+            (
+                "run",
+                {"id": "20250101T000000-cccc03"},
+                {"pipeline": "other", "started": "2025-01-01T00:00:00", "status": "failed"},
+            )
+        ]
+    )
     running = records.start_run("planes", {})
     assert sorted(document(project, "prune", "--older-than", "0", "--yes")["removed"]) == [OLD, NEW]
     assert {r["id"] for r in records.runs()} == {running, "20250101T000000-cccc03"}

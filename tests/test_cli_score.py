@@ -30,7 +30,9 @@ def test_scoring_a_file(project):
     assert "1 of 30 rows were quarantined; the reasons are in scores/out.rejected.parquet" in done.stdout
     assert done.stdout.endswith("the first is row 29, field 'distance': is missing\n")
     assert pq.read_metadata(project / "scores/out.parquet").num_rows == 29
-    refused(mlnb(project, "score", "in.parquet", "scores/out.parquet"), "scores/out.parquet exists already", "--overwrite")
+    refused(
+        mlnb(project, "score", "in.parquet", "scores/out.parquet"), "scores/out.parquet exists already", "--overwrite"
+    )
     assert mlnb(project, "score", "in.csv", "scores/out.parquet", "--overwrite").returncode == 0
     assert [p.name for p in (project / "scores").iterdir()] == ["out.parquet"]
 
@@ -38,7 +40,12 @@ def test_scoring_a_file(project):
 def test_a_document_for_a_program(project):
     done = mlnb(project, "score", "in.parquet", "out.csv", "--json", "--log")
     told = json.loads(done.stdout)
-    assert (told["rows"], told["rejected"], told["rejected_file"], told["model_version"]) == (30, 1, "out.rejected.csv", "v1")
+    assert (told["rows"], told["rejected"], told["rejected_file"], told["model_version"]) == (
+        30,
+        1,
+        "out.rejected.csv",
+        "v1",
+    )
     assert len(read_predictions(project / ".mlnb/predictions")) == 29
 
 
@@ -59,18 +66,33 @@ def test_strict(project):
 
 def test_a_context_that_cannot_be_read(project):
     environment = toy_project.environment(project) | {"MLNB_STORAGE": str(project / "in.csv")}
-    done = subprocess.run([*MLNB, "score", "in.csv", "out.csv"], cwd=project, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [*MLNB, "score", "in.csv", "out.csv"], cwd=project, env=environment, capture_output=True, text=True
+    )
     refused(done, "the point-in-time features cannot be read: ", "Not a directory", "in.csv/context", "or MLNB_STORAGE")
     assert not (project / "out.csv").exists()
 
 
 def test_wrong_calls(project, tmp_path):
     refused(mlnb(project, "score", "none.csv", "out.csv"), "there is no file none.csv")
-    refused(mlnb(project, "score", "in.csv", "out.json"), "out.json cannot be written; its name must end in .parquet or .csv")
-    refused(mlnb(project, "score", "in.xlsx", "out.csv"), "in.xlsx cannot be read; its name must end in .parquet or .csv")
-    refused(mlnb(project, "score", "in.csv", "out.csv", "--decision-time", "yesterday"), "'yesterday' is not a time with an offset")
-    refused(mlnb(project, "score", "in.csv", "out.csv", "--decision-time", "2013-07-01T05:00:00Z"), "has a column 'decision_time'")
+    refused(
+        mlnb(project, "score", "in.csv", "out.json"),
+        "out.json cannot be written; its name must end in .parquet or .csv",
+    )
+    refused(
+        mlnb(project, "score", "in.xlsx", "out.csv"), "in.xlsx cannot be read; its name must end in .parquet or .csv"
+    )
+    refused(
+        mlnb(project, "score", "in.csv", "out.csv", "--decision-time", "yesterday"),
+        "'yesterday' is not a time with an offset",
+    )
+    refused(
+        mlnb(project, "score", "in.csv", "out.csv", "--decision-time", "2013-07-01T05:00:00Z"),
+        "has a column 'decision_time'",
+    )
     refused(mlnb(project, "score", "in.csv", "out.csv", "--bundle", str(tmp_path)), "no model bundle in")
     refused(mlnb(tmp_path, "score", "in.csv", "out.csv"), "no project at or above")
     (project / "in.csv").write_text("carrier;flight\nUA;1\n")
-    refused(mlnb(project, "score", "in.csv", "out.csv"), "in.csv has no column 'carrier'", "the model needs carrier, flight")
+    refused(
+        mlnb(project, "score", "in.csv", "out.csv"), "in.csv has no column 'carrier'", "the model needs carrier, flight"
+    )

@@ -26,10 +26,17 @@ def test_a_port_in_use_is_named_before_anything_starts(project):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        refused(mlnb(project, "serve", "--port", str(port)), f"port {port} of 127.0.0.1 cannot be used", "in use", "mlnb serve --port")
+        refused(
+            mlnb(project, "serve", "--port", str(port)),
+            f"port {port} of 127.0.0.1 cannot be used",
+            "in use",
+            "mlnb serve --port",
+        )
 
 
-@pytest.mark.parametrize(("arguments", "says"), [((), "run: mlnb run, then mlnb build"), (("--development",), "make one with: mlnb run")])
+@pytest.mark.parametrize(
+    ("arguments", "says"), [((), "run: mlnb run, then mlnb build"), (("--development",), "make one with: mlnb run")]
+)
 def test_no_bundle(project, arguments, says):
     shutil.rmtree(project / "products")
     refused(mlnb(project, "serve", *arguments), says)
@@ -52,9 +59,14 @@ def test_a_bento_that_is_not_complete_is_none(project, tmp_path, number):
     (tmp_path / "sitecustomize.py").write_text("import os, time\nif '/bentos/' in os.getcwd():\n    time.sleep(3600)\n")
     env = toy_project.environment(project) | {"PYTHONPATH": str(tmp_path)}
     bundle = ".mlnb/bentoml/bentos/*/*/src/bundle/bundle.json"
-    building = subprocess.Popen([*MLNB, "build"], cwd=project, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    building = subprocess.Popen(
+        [*MLNB, "build"], cwd=project, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
-        until(lambda: building.poll() is not None or (len(family(building.pid)) > 1 and list(project.glob(bundle))), "the Bento")
+        until(
+            lambda: building.poll() is not None or (len(family(building.pid)) > 1 and list(project.glob(bundle))),
+            "the Bento",
+        )
         assert building.poll() is None
         no_bento(project)
     finally:
@@ -95,7 +107,9 @@ def test_code_changed_since_training(project):
     source = project / "toy/features.py"
     source.write_text(source.read_text().replace("np.log1p", "np.sqrt"))
     for command in (("build",), ("serve", "--development")):
-        refused(mlnb(project, *command), "trained with another toy.features.request_features", "train again with: mlnb run")
+        refused(
+            mlnb(project, *command), "trained with another toy.features.request_features", "train again with: mlnb run"
+        )
 
 
 def test_wrong_calls(project):

@@ -26,7 +26,9 @@ def test_status_build_and_upstream(project):
     assert (project / "out" / "sum.txt").read_text() == "11"
     again = load(load_settings(project))
     again.render()
-    assert {name: again[name].exec_status.name for name in again} == dict.fromkeys(["first", "second", "other"], "Skipped")
+    assert {name: again[name].exec_status.name for name in again} == dict.fromkeys(
+        ["first", "second", "other"], "Skipped"
+    )
 
 
 def test_a_failure_is_ploombers_error(project):

@@ -8,7 +8,9 @@ from mlnb.pipelines.history import changed_values
 
 
 def _class(root, size):
-    (root / "planes" / "work.py").write_text(f"class Planes:\n    size = {size}\n\n    def __len__(self):\n        return self.size\n")
+    (root / "planes" / "work.py").write_text(
+        f"class Planes:\n    size = {size}\n\n    def __len__(self):\n        return self.size\n"
+    )
 
 
 def _library(old, new):

@@ -8,7 +8,24 @@ from mlnb.models.registry import Tracking, log_pipeline_run
 from mlnb.pipelines.task_metrics import mlflow_names, mlflow_notes, read_task_metrics
 from mlnb.records import utc_now as now
 
-ODD_NAMES = ["", " ", ".", "..", "../up", "/root", "a//b", "a/", "./a", "tab\tand\nline", "50 %", "x" * 300, "é/∆", "a\x00b", "a=b", "{c}"]
+ODD_NAMES = [
+    "",
+    " ",
+    ".",
+    "..",
+    "../up",
+    "/root",
+    "a//b",
+    "a/",
+    "./a",
+    "tab\tand\nline",
+    "50 %",
+    "x" * 300,
+    "é/∆",
+    "a\x00b",
+    "a=b",
+    "{c}",
+]
 
 
 @pytest.fixture
@@ -78,7 +95,9 @@ def test_beyond_the_limit_the_user_chooses_and_what_is_left_out_is_said(product)
     found = read_task_metrics({"scores": product(document)}, first=("test.auc", "*.auc"), limit=200)
     assert list(found.values)[:3] == ["test.auc", "valid.auc", "m0"] and len(found.values) == 200
     (note,) = found.notes
-    assert note.startswith("200 of 303 metrics are recorded, 'm198', 'm199', 'm200', 'm201', 'm202' and 98 more are not; raise")
+    assert note.startswith(
+        "200 of 303 metrics are recorded, 'm198', 'm199', 'm200', 'm201', 'm202' and 98 more are not; raise"
+    )
 
 
 @pytest.mark.parametrize(
@@ -104,7 +123,13 @@ def test_no_name_costs_mlflow_a_value(tmp_path):
         {"name": "train", "status": "executed", "seconds": 1.0, "notebook": None, "metrics": dict.fromkeys(names, 0.5)},
         {"name": "odd task %", "status": "executed", "seconds": 2.0, "metrics": odd},
     ]
-    run = {"id": "20260301T120000-ab12cd", "pipeline": "a project/../x", "status": "succeeded", "started": now(), "ended": now()}
+    run = {
+        "id": "20260301T120000-ab12cd",
+        "pipeline": "a project/../x",
+        "status": "succeeded",
+        "started": now(),
+        "ended": now(),
+    }
     run["parameters"] = {name: name for name in names} | {"long": "x" * 9000, "none": None, "deep": {"a": [1]}}
     run_id = log_pipeline_run(url := f"sqlite:///{tmp_path}/mlflow.db", run, tasks)
     kept = Tracking(url).client.get_run(run_id)

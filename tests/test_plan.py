@@ -47,7 +47,11 @@ def test_a_new_project_runs_whole(tmp_path):
 
 def test_nothing_to_do(project):
     assert states(project) == CURRENT
-    assert known(project) == ALL and known(project, to=["second"]) == ["first", "second"] and known(project, only=["other"]) == ["other"]
+    assert (
+        known(project) == ALL
+        and known(project, to=["second"]) == ["first", "second"]
+        and known(project, only=["other"]) == ["other"]
+    )
     with pytest.raises(PipelineError, match=r"there is no task 'othre' \(did you mean 'other'\?\)"):
         known(project, only=["othre"])
 
@@ -56,7 +60,11 @@ def test_what_changes_nothing(project):
     edit(project / "planes" / "work.py", "    return n * FACTOR", "    # by a factor\n    return n * FACTOR")
     edit(project / "planes" / "work.py", "return n\n", "return -n\n")  # another function
     edit(project / "nbs" / "first.ipynb", "write_text(str(scaled(n)))", "write_text( str(scaled(n)) )  # text")
-    edit(project / "nbs" / "second.ipynb", '"outputs": []', '"outputs": [{"output_type": "stream", "name": "stdout", "text": "3"}]')
+    edit(
+        project / "nbs" / "second.ipynb",
+        '"outputs": []',
+        '"outputs": [{"output_type": "stream", "name": "stdout", "text": "3"}]',
+    )
     os.utime(project / "out" / "data.txt")
     (project / "planes" / "more.py").write_text("x = 1")
     assert states(project) == CURRENT
@@ -73,8 +81,14 @@ def replaced(name, text):
 CHANGES = {
     "function": (work("return n * FACTOR", "return n + FACTOR"), {"first": ["function planes.work.scaled changed"]}),
     "global": (work("FACTOR = 10", "FACTOR = 20"), {"first": ["global planes.work.FACTOR changed"]}),
-    "notebook": (lambda root: edit(root / "nbs" / "other.ipynb", "1 + 1", "1 + 2"), {"other": ["its notebook changed"]}),
-    "parameter": (lambda root: (root / "env.yaml").write_text("n: 2\n"), {"first": ["parameter n changed from 1 to 2"]}),
+    "notebook": (
+        lambda root: edit(root / "nbs" / "other.ipynb", "1 + 1", "1 + 2"),
+        {"other": ["its notebook changed"]},
+    ),
+    "parameter": (
+        lambda root: (root / "env.yaml").write_text("n: 2\n"),
+        {"first": ["parameter n changed from 1 to 2"]},
+    ),
     "form": (lambda root: edit(root / "pipeline.yaml", '"{{n}}"', "1"), {}),
     "default": (
         lambda root: edit(root / "pipeline.yaml", '    params: {n: "{{n}}"}\n', ""),
@@ -108,7 +122,9 @@ def test_what_changed_is_named(project, change, why):
         why = why | {"second": ["upstream first will run"]}
     assert known(project) is None
     assert reasons(project) == why
-    assert states(project) == {n: "current" if n not in why else "waiting" if "upstream" in why[n][0] else "outdated" for n in ALL}
+    assert states(project) == {
+        n: "current" if n not in why else "waiting" if "upstream" in why[n][0] else "outdated" for n in ALL
+    }
 
 
 def test_an_equal_result_stops_there(project):
@@ -153,7 +169,10 @@ def test_a_notebook_edited_after_the_pipeline_was_read(project):
 
 
 def test_parameters_from_the_command_line(project):
-    assert reasons(project, "n=3") == {"first": ["parameter n changed from 1 to 3"], "second": ["upstream first will run"]}
+    assert reasons(project, "n=3") == {
+        "first": ["parameter n changed from 1 to 3"],
+        "second": ["upstream first will run"],
+    }
     assert reasons(project, "extra=2") == {"second": ["parameter extra changed from 1 to 2"]}
     plan = planner(project, "extra=2")
     finish(plan, "second")
@@ -175,7 +194,11 @@ def test_variables_and_environments_have_their_own_plan(project, monkeypatch):
 
 
 def with_inputs(root):
-    edit(root / "pipeline.yaml", "    product: out/other.ipynb", "    product: out/other.ipynb\n    inputs: [data/*.csv, limits.json, raw]")
+    edit(
+        root / "pipeline.yaml",
+        "    product: out/other.ipynb",
+        "    product: out/other.ipynb\n    inputs: [data/*.csv, limits.json, raw]",
+    )
     (root / "data").mkdir()
     (root / "raw").mkdir()
     (root / "data" / "a.csv").write_text("1")
@@ -217,7 +240,9 @@ def test_some_tasks_and_force(project):
     work("FACTOR = 10", "FACTOR = 20")(project)
     plan = planner(project)
     assert [s.name for s in plan.plan(["second"])] == ["first", "second"]
-    assert [(s.name, s.state) for s in plan.plan(from_="second")] == [("second", "current")]  # what it needs is taken as it lies
+    assert [(s.name, s.state) for s in plan.plan(from_="second")] == [
+        ("second", "current")
+    ]  # what it needs is taken as it lies
     forced = {s.name: s.reasons[:1] for s in plan.plan(["second"], force=True)}
     assert forced == {"first": ("global planes.work.FACTOR changed",), "second": ("it was forced",)}
     assert all("it was forced" in s.reasons for s in plan.plan(force=True))
@@ -263,7 +288,9 @@ def test_a_damaged_record_runs_again(project, damage):
 
 
 @pytest.mark.parametrize("name", ["@manifest", "@memory.json"])
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"3", b"\xff\0", b'{"key": 1}', b'{"format": 1, "parts": {"sources": {"x": 3}}}'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"3", b"\xff\0", b'{"key": 1}', b'{"format": 1, "parts": {"sources": {"x": 3}}}']
+)
 def test_a_damaged_manifest_is_made_anew(project, name, content):
     path = project / ".mlnb/tasks/pipeline" / name
     path.write_bytes(content)
@@ -277,7 +304,13 @@ def test_half_a_manifest(project):
     path = project / ".mlnb/tasks/pipeline/@manifest"
     whole = path.read_bytes()
     assert known(project) == ALL
-    for damaged in (whole[:-1], whole[: len(whole) // 2], whole.replace(b"second", b"sekond", 1), whole[1:], whole + b" "):
+    for damaged in (
+        whole[:-1],
+        whole[: len(whole) // 2],
+        whole.replace(b"second", b"sekond", 1),
+        whole[1:],
+        whole + b" ",
+    ):
         path.write_bytes(damaged)
         assert known(project) is None
 
@@ -316,7 +349,10 @@ def test_an_edit_of_the_same_size_and_time(project):
         path.write_text(text or path.read_text().replace("FACTOR = 10", "FACTOR = 90"))
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
         assert os.stat(path).st_size == before.st_size and known(project) is None
-    assert set(reasons(project)["first"]) == {"data.txt was modified after the run", "global planes.work.FACTOR changed"}
+    assert set(reasons(project)["first"]) == {
+        "data.txt was modified after the run",
+        "global planes.work.FACTOR changed",
+    }
 
 
 def test_edits_in_the_tick_of_the_plan(project):

@@ -24,7 +24,10 @@ if os.environ.get("STALLED"):
 """
 SETTINGS = "from dataclasses import replace; from mlnb.project.settings import load_settings; s = load_settings();"
 HELPERS = {  # name: what its parent runs, and the import at which the helper stands still
-    "compactor": ("from mlnb.serving.compactor import start_background_compactor; start_background_compactor(s)", "mlnb.serving.labels"),
+    "compactor": (
+        "from mlnb.serving.compactor import start_background_compactor; start_background_compactor(s)",
+        "mlnb.serving.labels",
+    ),
     "shadow": ("from mlnb.serving.shadow import Shadow; Shadow(s, 'products/bundle')._start()", "toy.model"),
 }
 
@@ -43,7 +46,9 @@ def killed(parent: subprocess.Popen, ready) -> list[psutil.Process]:
 
 def started(toy, code: str, **variables) -> subprocess.Popen:
     env = toy_project.environment(toy) | variables
-    return subprocess.Popen([sys.executable, "-c", f"{SETTINGS} {code}; import time; time.sleep(3600)"], cwd=toy, env=env)
+    return subprocess.Popen(
+        [sys.executable, "-c", f"{SETTINGS} {code}; import time; time.sleep(3600)"], cwd=toy, env=env
+    )
 
 
 @pytest.mark.parametrize("helper", HELPERS)
@@ -60,7 +65,9 @@ def test_a_watcher_that_waits_for_a_server_ends_with_its_parent(toy, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and never answers
         silent.setblocking(False)
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        code = "from mlnb.models.watcher import ensure_watcher; p = ensure_watcher(replace(s, serve_from='models:/toy'))"
+        code = (
+            "from mlnb.models.watcher import ensure_watcher; p = ensure_watcher(replace(s, serve_from='models:/toy'))"
+        )
         parent = started(toy, code, MLNB_MODEL_CACHE=str(tmp_path), MLNB_TRACKING=url)
         connections = []
 
@@ -92,7 +99,9 @@ def orphan(code: str, name="end_with_parent", call="", preexec="None") -> int:
 
 @pytest.mark.parametrize("handler", ["", "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); "])
 def test_a_child_whose_parent_is_gone_when_it_begins_ends_although_it_hangs(handler):
-    code = "import os; parent = os.getppid(); import mlnb.project.processes as p; p.KILL_DELAY_SECONDS = 0.5; " + handler
+    code = (
+        "import os; parent = os.getppid(); import mlnb.project.processes as p; p.KILL_DELAY_SECONDS = 0.5; " + handler
+    )
     child = orphan(code + "p.end_with_parent(parent + 1); import time; time.sleep(3600)")
     until(lambda: not is_alive(child), "the end of the child")
 

@@ -53,10 +53,22 @@ BEFORE = {
     "a hard link": lambda place: os.link(place.parent.parent / "versions" / "v1.txt", place),
 }
 WRITTEN = {
-    "a file": (lambda place: place.write_text("new"), lambda place: place.read_text() == "new" and not place.is_symlink()),
-    "a folder": (lambda place: (place.mkdir(), (place / "a").write_text("new")), lambda place: (place / "a").read_text() == "new"),
-    "a link": (lambda place: place.symlink_to(place.parents[2] / "versions" / "v1.txt"), lambda place: place.read_text() == "precious"),
-    "a link to a folder": (lambda place: place.symlink_to(place.parents[2] / "big"), lambda place: (place / "part").exists()),
+    "a file": (
+        lambda place: place.write_text("new"),
+        lambda place: place.read_text() == "new" and not place.is_symlink(),
+    ),
+    "a folder": (
+        lambda place: (place.mkdir(), (place / "a").write_text("new")),
+        lambda place: (place / "a").read_text() == "new",
+    ),
+    "a link": (
+        lambda place: place.symlink_to(place.parents[2] / "versions" / "v1.txt"),
+        lambda place: place.read_text() == "precious",
+    ),
+    "a link to a folder": (
+        lambda place: place.symlink_to(place.parents[2] / "big"),
+        lambda place: (place / "part").exists(),
+    ),
     "a hard link": (
         lambda place: os.link(place.parents[2] / "versions" / "v1.txt", place),
         lambda place: place.read_text() == "precious",
@@ -70,14 +82,26 @@ def test_what_stands_in_the_place_of_a_product_is_replaced_and_never_followed(ro
     (root / "out" / "data.txt").write_text("data")
     before(root / "out" / "latest")
     assert right(publish(root, write))
-    assert mine(root) == {"v1.txt": "precious", "part": "precious too"} and (root / "out" / "data.txt").read_text() == "data"
+    assert (
+        mine(root) == {"v1.txt": "precious", "part": "precious too"}
+        and (root / "out" / "data.txt").read_text() == "data"
+    )
     assert not list((root / "out").glob(".*"))
 
 
 LINKS = {  # what a task writes as a link, and the text of the link in its place
-    "an absolute path": (lambda latest, data: latest.symlink_to(latest.parents[2] / "versions" / "v1.txt"), "{root}/versions/v1.txt"),
-    "a relative path from where it is written": (lambda latest, data: latest.symlink_to("../../versions/v1.txt"), "../versions/v1.txt"),
-    "a relative path from where it belongs": (lambda latest, data: latest.symlink_to("../versions/v1.txt"), "../versions/v1.txt"),
+    "an absolute path": (
+        lambda latest, data: latest.symlink_to(latest.parents[2] / "versions" / "v1.txt"),
+        "{root}/versions/v1.txt",
+    ),
+    "a relative path from where it is written": (
+        lambda latest, data: latest.symlink_to("../../versions/v1.txt"),
+        "../versions/v1.txt",
+    ),
+    "a relative path from where it belongs": (
+        lambda latest, data: latest.symlink_to("../versions/v1.txt"),
+        "../versions/v1.txt",
+    ),
     "another product": (lambda latest, data: latest.symlink_to(data), "{root}/out/data"),
     "another product by its name": (lambda latest, data: latest.symlink_to("data"), "data"),
     "a file inside another product": (lambda latest, data: latest.symlink_to(data / "a"), "{root}/out/data/a"),
@@ -101,25 +125,49 @@ def test_links_inside_a_folder_are_moved_as_links(root):
         model.mkdir()
         (model / "ckpt-3").mkdir()
         (model / "ckpt-3" / "w").write_text("1")
-        links = {"best": model / "ckpt-3", "last": "ckpt-3", "here": "../../../big", "there": "../../big", "gone": "nowhere", "up": "."}
+        links = {
+            "best": model / "ckpt-3",
+            "last": "ckpt-3",
+            "here": "../../../big",
+            "there": "../../big",
+            "gone": "nowhere",
+            "up": ".",
+        }
         for name, text in links.items():
             (model / name).symlink_to(text)
 
     model = publish(root, task)
     texts = {p.name: os.readlink(p) for p in model.iterdir() if p.is_symlink()}
-    ends = {"best": f"{root}/out/latest/ckpt-3", "last": "ckpt-3", "here": "../../big", "there": "../../big", "gone": "nowhere", "up": "."}
+    ends = {
+        "best": f"{root}/out/latest/ckpt-3",
+        "last": "ckpt-3",
+        "here": "../../big",
+        "there": "../../big",
+        "gone": "nowhere",
+        "up": ".",
+    }
     assert texts == ends
-    assert (model / "best" / "w").read_text() == "1" and (model / "here" / "part").exists() and mine(root)["part"] == "precious too"
+    assert (
+        (model / "best" / "w").read_text() == "1"
+        and (model / "here" / "part").exists()
+        and mine(root)["part"] == "precious too"
+    )
 
 
 WRONG = {
     "itself": (lambda place: place.symlink_to(place.parents[1] / "latest"), "is a link that leads back to itself"),
     "itself by its name": (lambda place: place.symlink_to("latest"), "is a link that leads back to itself"),
-    "nowhere": (lambda place: place.symlink_to("/nowhere/at/all"), "is a link to /nowhere/at/all, which does not exist"),
+    "nowhere": (
+        lambda place: place.symlink_to("/nowhere/at/all"),
+        "is a link to /nowhere/at/all, which does not exist",
+    ),
     "a device": (lambda place: place.symlink_to("/dev/null"), "is a link to /dev/null, a device"),
     "a FIFO": (os.mkfifo, "is a FIFO; a product is a file, a folder, or a link to one"),
     "a FIFO in a folder": (lambda place: (place.mkdir(), os.mkfifo(place / "pipe")), "contains pipe, which is a FIFO"),
-    "a FIFO behind a link": (lambda place: (os.mkfifo(place.parent / "p"), place.symlink_to(place.parent / "p")), "which does not exist"),
+    "a FIFO behind a link": (
+        lambda place: (os.mkfifo(place.parent / "p"), place.symlink_to(place.parent / "p")),
+        "which does not exist",
+    ),
     "nothing": (lambda place: None, "ended without writing latest"),
 }
 
@@ -151,7 +199,9 @@ CHANGES = {
     "the content": lambda root: (root / "versions" / "v1.txt").write_text("changed"),
     "a folder behind it": lambda root: (root / "big" / "part").write_text("changed"),
     "a folder behind it has more": lambda root: (root / "big" / "more").touch(),
-    "a link inside": lambda root: (root / "out" / "f" / "in").unlink() or (root / "out" / "f" / "in").symlink_to("../../versions/same.txt"),
+    "a link inside": lambda root: (
+        (root / "out" / "f" / "in").unlink() or (root / "out" / "f" / "in").symlink_to("../../versions/same.txt")
+    ),
     "it became a file": lambda root: (root / "out" / "l").unlink() or (root / "out" / "l").write_text("precious"),
 }
 
@@ -203,7 +253,10 @@ BROKEN = {
     "a loop": (lambda place: place.symlink_to("latest"), "latest cannot be read: Too many levels of symbolic links"),
     "nowhere": (lambda place: place.symlink_to("nowhere"), "latest does not exist"),
     "a FIFO": (os.mkfifo, "latest cannot be read: it is a FIFO, not a file or a folder"),
-    "a device": (lambda place: place.symlink_to("/dev/null"), "latest cannot be read: it is a device, not a file or a folder"),
+    "a device": (
+        lambda place: place.symlink_to("/dev/null"),
+        "latest cannot be read: it is a device, not a file or a folder",
+    ),
     "another file": (lambda place: place.symlink_to("sum.txt"), "latest was modified after the run"),
 }
 
@@ -221,8 +274,14 @@ def test_an_input_that_cannot_be_read_is_named(project, kind, monkeypatch):
     edit(project / "pipeline.yaml", "latest: out/latest}", "latest: out/latest}\n    inputs: [in.csv]")
     with socket.socket(socket.AF_UNIX) as listener:
         place = Path("in.csv")
-        {"a FIFO": os.mkfifo, "a device": lambda p: p.symlink_to("/dev/zero"), "a socket": lambda p: listener.bind(str(p))}[kind](place)
-        with pytest.raises(PipelineError, match=rf"task 'other': {project}/in.csv cannot be read: it is {kind}, not a file or a folder"):
+        {
+            "a FIFO": os.mkfifo,
+            "a device": lambda p: p.symlink_to("/dev/zero"),
+            "a socket": lambda p: listener.bind(str(p)),
+        }[kind](place)
+        with pytest.raises(
+            PipelineError, match=rf"task 'other': {project}/in.csv cannot be read: it is {kind}, not a file or a folder"
+        ):
             planner(project).plan()
 
 

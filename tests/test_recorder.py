@@ -61,7 +61,9 @@ def is_whole(url, run, seed=0):
         records.close()
     assert (found["parameters"], found["status"], found["selection"]) == ({"seed": seed}, "succeeded", {"tasks": ["b"]})
     assert [(t["name"], t["status"]) for t in tasks] == [("a", "skipped"), ("b", "executed")]
-    assert (tasks[1]["reason"], tasks[1]["metrics"]) == ("b.txt is not there", {"auc": 0.5}) and found["ended"] >= found["started"]
+    assert (tasks[1]["reason"], tasks[1]["metrics"]) == ("b.txt is not there", {"auc": 0.5}) and found[
+        "ended"
+    ] >= found["started"]
     return True
 
 
@@ -95,11 +97,17 @@ recorder.end_run(run, "succeeded")
 recorder.close(wait=False)
 print(run, "sqlalchemy" in sys.modules)
 """
-    run, imported = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    run, imported = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert imported == "False" and (runs / run / JOURNAL).exists()
     later = whole_run(Recorder(url, runs))
     records = Records(url)
-    assert {r["id"] for r in records.runs()} == {run, later} and len(records.tasks(run)) == 50 and not (runs / run).exists()
+    assert (
+        {r["id"] for r in records.runs()} == {run, later}
+        and len(records.tasks(run)) == 50
+        and not (runs / run).exists()
+    )
     records.close()
 
 
@@ -121,7 +129,9 @@ def test_values_of_numpy_and_paths(url, runs, tmp_path):
 
     with Recorder(url, runs) as recorder:
         run = recorder.start_run("demo", {"n": np.int64(3), "where": tmp_path})
-        recorder.put_task(run, "a", metrics={"auc": np.float32(0.5)}, notebook=tmp_path / "a.ipynb", seconds=np.float64(0.25))
+        recorder.put_task(
+            run, "a", metrics={"auc": np.float32(0.5)}, notebook=tmp_path / "a.ipynb", seconds=np.float64(0.25)
+        )
         with pytest.raises(TypeError, match="no column 'secs'"):
             recorder.put_task(run, "a", secs=1)
     records = Records(url)
@@ -298,7 +308,9 @@ time.sleep(600)
         run = process.stdout.readline().strip()
         os.kill(process.pid, signal.SIGKILL)
     records = Records(url)
-    until(lambda: replay(records, runs) == [run])  # a git that it was just starting may hold the journal a moment longer
+    until(
+        lambda: replay(records, runs) == [run]
+    )  # a git that it was just starting may hold the journal a moment longer
     assert replay(records, runs) == []
     assert records.run(run)["status"] == "lost"
     assert [(t["name"], t["status"]) for t in records.tasks(run)] == [("a", "executed"), ("b", "running")]
@@ -308,7 +320,9 @@ time.sleep(600)
 def test_a_journal_that_was_cut_off(url, runs, caplog):
     run = whole_run(Recorder(url, runs), wait=False)
     journal = runs / run / JOURNAL
-    journal.write_bytes(b"\xff\xfe garbage\n[1, 2]\n[1]\n" + journal.read_bytes() + b'["task", {"run_id": "' + run.encode())
+    journal.write_bytes(
+        b"\xff\xfe garbage\n[1, 2]\n[1]\n" + journal.read_bytes() + b'["task", {"run_id": "' + run.encode()
+    )
     caplog.clear()
     records = Records(url)
     assert replay(records, runs) == [run]
@@ -338,7 +352,9 @@ def test_a_folder_that_cannot_be_written(url, runs, tmp_path, caplog):
     assert f"run {lost} is not recorded" in said and str(runs) in said
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux") or os.geteuid() != 0 or not shutil.which("mount"), reason="needs root on Linux")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux") or os.geteuid() != 0 or not shutil.which("mount"), reason="needs root on Linux"
+)
 def test_a_disk_that_is_full(tmp_path, quick):
     (disk := tmp_path / "disk").mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)], capture_output=True)
@@ -387,5 +403,7 @@ for i in range(10):
         assert w.wait() == 0 and w.communicate()[1] == ""
     replay(records, runs)
     assert [r["status"] for r in records.runs(100)] == ["succeeded"] * 30
-    assert all(records.tasks(r["id"])[0]["status"] == "executed" for r in records.runs(100)) and not list(runs.iterdir())
+    assert all(records.tasks(r["id"])[0]["status"] == "executed" for r in records.runs(100)) and not list(
+        runs.iterdir()
+    )
     records.close()

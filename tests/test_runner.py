@@ -117,7 +117,9 @@ def test_half_of_the_products(project):
 
 def test_a_raising_notebook_and_the_way_back(project):
     before = (project / "nbs" / "first.ipynb").read_text()
-    edit(project / "nbs" / "first.ipynb", "write_text(str(scaled(n)))", "write_text('bad'); raise ValueError('no rows')")
+    edit(
+        project / "nbs" / "first.ipynb", "write_text(str(scaled(n)))", "write_text('bad'); raise ValueError('no rows')"
+    )
     report = run(project)
     assert "first.ipynb, cell [3]: ValueError: no rows; the executed copy is" in report.tasks[0].error
     assert "no rows" in Path(report.tasks[0].notebook).read_text()

@@ -118,7 +118,12 @@ def test_killed_at_any_stage(project, stage, again):
     succeeds(project)
     n = 3 if again else 1
     notebooks = dict.fromkeys(("out/first.ipynb", "out/second.ipynb", "out/other.ipynb"), "notebook")
-    assert contents(project) == {"out/data.txt": str(10 * n), "out/folder/part": "part", "out/sum.txt": str(10 * n + 1), **notebooks}
+    assert contents(project) == {
+        "out/data.txt": str(10 * n),
+        "out/folder/part": "part",
+        "out/sum.txt": str(10 * n + 1),
+        **notebooks,
+    }
     assert set(statuses(run(project)).values()) == {"skipped"}
     assert not list((project / "out").glob(".*"))
 
@@ -196,7 +201,9 @@ def test_a_run_answers_signals_while_it_reads_a_product_without_end(project, num
     body += "\nos.mkdir(product['big'])\nos.rename(product['nb'] + '.part', product['big'] + '/part')"
     edit(project / "pipeline.yaml", "product: out/other.ipynb", "product: {nb: out/other.ipynb, big: out/big}")
     notebook(project / "nbs" / "other.ipynb", "upstream = None\nproduct = None", body)
-    process = subprocess.Popen([sys.executable, "-m", "mlnb.cli.main", "run", "other"], cwd=project, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlnb.cli.main", "run", "other"], cwd=project, stderr=subprocess.PIPE, text=True
+    )
     until((project / "out" / "big").exists, "its product")
     process.send_signal(number)
     _, errors = process.communicate(timeout=30)
@@ -227,7 +234,9 @@ def test_what_a_killed_run_leaves_is_removed_by_the_next_command(project):
     done(project)
     before = contents(project)
     notebook(project / "nbs" / "other.ipynb", "upstream = None\nproduct = None", WAIT)
-    process = subprocess.Popen([sys.executable, "-m", "mlnb.cli.main", "run", "other"], cwd=project, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "mlnb.cli.main", "run", "other"], cwd=project, stderr=subprocess.DEVNULL
+    )
     wait_for(project / "pid")
     plan = [sys.executable, "-m", "mlnb.cli.main", "plan", "first"]
     subprocess.run(plan, cwd=project, check=True, stdout=subprocess.DEVNULL)
@@ -255,7 +264,11 @@ def test_retries(project):
 def test_keep_going_or_stop(project):
     notebook(project / "nbs" / "first.ipynb", "upstream = None\nproduct = None\nn = 1", "1 / 0")
     assert statuses(run(project, jobs=1)) == {"first": "failed", "second": "aborted", "other": "aborted"}
-    assert statuses(run(project, jobs=1, keep_going=True)) == {"first": "failed", "second": "aborted", "other": "executed"}
+    assert statuses(run(project, jobs=1, keep_going=True)) == {
+        "first": "failed",
+        "second": "aborted",
+        "other": "executed",
+    }
 
 
 def test_side_by_side(project):
@@ -263,20 +276,26 @@ def test_side_by_side(project):
     meet = "import time\nfrom pathlib import Path\nPath('{}').touch()\nwhile not Path('{}').exists():\n    time.sleep(0.02)"
     notebook(project / "nbs" / "other.ipynb", "upstream = None\nproduct = None", meet.format("a", "b"))
     text = (project / "nbs" / "first.ipynb").read_text()
-    (project / "nbs" / "first.ipynb").write_text(text.replace("from pathlib import Path", meet.format("b", "a").replace("\n", "\\n"), 1))
+    (project / "nbs" / "first.ipynb").write_text(
+        text.replace("from pathlib import Path", meet.format("b", "a").replace("\n", "\\n"), 1)
+    )
     assert set(statuses(run(project, jobs=2)).values()) == {"executed"}
 
 
 def test_what_the_machine_does_not_have(project):
     text = (project / "pipeline.yaml").read_text()
-    (project / "pipeline.yaml").write_text(text.replace("product: out/other.ipynb", "product: out/other.ipynb\n    gpu: 99"))
+    (project / "pipeline.yaml").write_text(
+        text.replace("product: out/other.ipynb", "product: out/other.ipynb\n    gpu: 99")
+    )
     assert "it needs gpu: 99, this machine has" in error_of(run(project, ["other"]))
 
 
 def test_a_task_that_never_ends(project):
     notebook(project / "nbs" / "other.ipynb", "upstream = None\nproduct = None", WAIT)
     text = (project / "pipeline.yaml").read_text()
-    (project / "pipeline.yaml").write_text(text.replace("product: out/other.ipynb", "product: out/other.ipynb\n    timeout: 1.5"))
+    (project / "pipeline.yaml").write_text(
+        text.replace("product: out/other.ipynb", "product: out/other.ipynb\n    timeout: 1.5")
+    )
     assert "cell [3]: the notebook took longer than 1.5 seconds" in error_of(run(project, ["other"]))
 
 
@@ -307,13 +326,17 @@ def test_a_disk_that_is_full(project, small_disk):
     (project / "out").symlink_to(small_disk)
     succeeds(project)
     before = contents(project)
-    body = "from pathlib import Path\nPath(product['folder']).mkdir()\nPath(product['data']).write_text('x' * 5_000_000)"
+    body = (
+        "from pathlib import Path\nPath(product['folder']).mkdir()\nPath(product['data']).write_text('x' * 5_000_000)"
+    )
     notebook(project / "nbs" / "first.ipynb", "upstream = None\nproduct = None\nn = 1", body)
     error = error_of(run(project))
     assert "No space left on device" in error
     (small_disk / "filler").write_bytes(b"x" * 900_000)
     notebook(project / "nbs" / "first.ipynb", "upstream = None\nproduct = None\nn = 1", f"'{'y' * 400_000}'; 1")
-    (project / "pipeline.yaml").write_text("tasks: [{name: first, source: nbs/first.ipynb, product: {nb: out/first.ipynb}}]\n")
+    (project / "pipeline.yaml").write_text(
+        "tasks: [{name: first, source: nbs/first.ipynb, product: {nb: out/first.ipynb}}]\n"
+    )
     assert f"No space left on device: {small_disk}/.stage-pipeline-first" in error_of(run(project))
     (small_disk / "filler").unlink()
     assert contents(project) == before, "earlier products are whole"
@@ -441,7 +464,9 @@ def suspended(project):
     (project / "pipeline.yaml").write_text(LONG_PIPELINE)
     write_long(project, SLOW, "1 / 0")
     report = run(project)
-    assert "ZeroDivisionError" in error_of(report) and f"mlnb run --resume {report.run} resumes after cell [" in error_of(report)
+    assert "ZeroDivisionError" in error_of(
+        report
+    ) and f"mlnb run --resume {report.run} resumes after cell [" in error_of(report)
     assert "mlnb kernels stop" in error_of(report)
     yield project, report.run
     from mlnb.notebooks import checkpoints
@@ -460,7 +485,9 @@ def test_resume_goes_on_inside_the_notebook(suspended):
     copy = json.loads((project / "out" / "long.ipynb").read_text())
     assert [c["execution_count"] is not None for c in copy["cells"] if c["cell_type"] == "code"] == [True] * 5
     assert set(statuses(run(project)).values()) == {"skipped"}
-    assert not list((project / "out").glob(".*")) and not list((project / ".mlnb" / "checkpoints" / "pipeline" / "long").glob("*.copy"))
+    assert not list((project / "out").glob(".*")) and not list(
+        (project / ".mlnb" / "checkpoints" / "pipeline" / "long").glob("*.copy")
+    )
 
 
 def use_another(root):
@@ -472,9 +499,17 @@ def use_another(root):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda p: (p / "planes" / "work.py").write_text((p / "planes" / "work.py").read_text().replace("= 10", "= 30")), "FACTOR changed"),
+        (
+            lambda p: (p / "planes" / "work.py").write_text(
+                (p / "planes" / "work.py").read_text().replace("= 10", "= 30")
+            ),
+            "FACTOR changed",
+        ),
         (use_another, "module planes.work changed after its checkpoint"),
-        (lambda p: (p / "out" / ".stage-pipeline-long" / "long.txt").write_text("touched"), "long.txt has been changed since"),
+        (
+            lambda p: (p / "out" / ".stage-pipeline-long" / "long.txt").write_text("touched"),
+            "long.txt has been changed since",
+        ),
         (lambda p: write_long(p, SLOW + "value = 3", "1 / 1"), "has changed"),
     ],
     ids=["library", "another function", "product", "earlier cell"],

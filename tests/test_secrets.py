@@ -59,7 +59,9 @@ def content(path: Path) -> bytes:
 
 def planted(*folders: Path) -> list[str]:
     "Files that hold a secret"
-    below = (Path(root, name) for folder in folders for root, _, names in os.walk(folder) for name in names)  # files may go meanwhile
+    below = (
+        Path(root, name) for folder in folders for root, _, names in os.walk(folder) for name in names
+    )  # files may go meanwhile
     files = [path for path in below if path.is_file() and not path.is_symlink()]
     return [str(p) for p in files if PLANT.encode() in content(p)]
 
@@ -136,16 +138,30 @@ def test_a_service_keeps_no_key_and_its_data_follow_the_setting(toy, tmp_path):
         with run_server(root, root / ".mlnb/predictions", **variables) as (process, url):
             for key in (KEY, f"{PLANT}-wrong"):
                 for headers in ({"Authorization": f"Bearer {key}"}, {"X-API-Key": key}, {}):
-                    httpx.post(f"{url}/predict?key={key}&token={key}", json=toy_project.example(root), headers=headers, timeout=60)
+                    httpx.post(
+                        f"{url}/predict?key={key}&token={key}",
+                        json=toy_project.example(root),
+                        headers=headers,
+                        timeout=60,
+                    )
             httpx.post(f"{url}/predict", json={"carrier": KEY}, headers={"Authorization": f"Bearer {KEY}"}, timeout=60)
             everyone = [process.pid, *(p.pid for p in psutil.Process(process.pid).children(recursive=True))]
-            arguments = [b"".join(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")) for pid in everyone if psutil.pid_exists(pid)]
-            assert arguments and not any(PLANT.encode() in line for line in arguments), "anybody can read the arguments of a process"
+            arguments = [
+                b"".join(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0"))
+                for pid in everyone
+                if psutil.pid_exists(pid)
+            ]
+            assert arguments and not any(PLANT.encode() in line for line in arguments), (
+                "anybody can read the arguments of a process"
+            )
     finally:
         os.umask(mask)
     assert planted(root) == []
     assert [p for p in open_to_others(root / ".mlnb") if not p.startswith("storage/")] == []
-    assert list((root / ".mlnb/predictions").glob("*.jsonl")) and stat.S_IMODE((root / ".mlnb/storage").stat().st_mode) == 0o700
+    assert (
+        list((root / ".mlnb/predictions").glob("*.jsonl"))
+        and stat.S_IMODE((root / ".mlnb/storage").stat().st_mode) == 0o700
+    )
 
 
 @pytest.mark.parametrize("mode", ["private", "group", "umask"])
@@ -172,7 +188,14 @@ write_atomic(".mlnb/tasks/pipeline/a.json", "{}")
 
 def test_what_an_earlier_version_left_open_is_closed(tmp_path):
     (tmp_path / "pyproject.toml").write_text("[tool.mlnb]\n")
-    for name in ("runs/1/train.ipynb", "tasks/pipeline/@manifest", "versions/v1/bundle.json", "records.db", "records.db-wal", "storage/a"):
+    for name in (
+        "runs/1/train.ipynb",
+        "tasks/pipeline/@manifest",
+        "versions/v1/bundle.json",
+        "records.db",
+        "records.db-wal",
+        "storage/a",
+    ):
         (path := tmp_path / ".mlnb" / name).parent.mkdir(parents=True, exist_ok=True)
         path.write_text("x")
     outside = tmp_path / "outside"
@@ -183,7 +206,9 @@ def test_what_an_earlier_version_left_open_is_closed(tmp_path):
     apply_file_permissions(load_settings(tmp_path))
     assert [p for p in open_to_others(tmp_path / ".mlnb") if not p.startswith("storage")] == []
     assert outside.stat().st_mode & 0o777 == 0o777, "links are not followed"
-    assert (tmp_path / ".mlnb").stat().st_mode & 0o777 == 0o755 and (tmp_path / ".mlnb/storage/a").stat().st_mode & 0o777 == 0o777
+    assert (tmp_path / ".mlnb").stat().st_mode & 0o777 == 0o755 and (
+        tmp_path / ".mlnb/storage/a"
+    ).stat().st_mode & 0o777 == 0o777
 
 
 def test_a_manifest_of_an_earlier_version_goes(tmp_path):
@@ -201,7 +226,9 @@ def test_a_manifest_can_be_compared_and_not_guessed(tmp_path, monkeypatch):
     monkeypatch.setenv("MLNB_KEYS", "predict:another")
     assert plan_cache.key(one, ()) == key, "new keys of the service change no task"
     assert plan_cache.key(Settings(tmp_path / "a", "planes", records=DATABASE + "2"), ()) != key
-    assert plan_cache.key(other, ()).isalnum() and stat.S_IMODE((tmp_path / "a/.mlnb/tasks/@salt").stat().st_mode) == 0o600
+    assert (
+        plan_cache.key(other, ()).isalnum() and stat.S_IMODE((tmp_path / "a/.mlnb/tasks/@salt").stat().st_mode) == 0o600
+    )
 
 
 @pytest.mark.parametrize(
@@ -244,7 +271,11 @@ def test_ordinary_sentences_stay_as_they_are(text):
 @pytest.mark.parametrize("planted_by", ["another user", "a link", "wide modes", "a file"])
 @pytest.mark.parametrize("variable", ["MLNB_RUNTIME_DIR", "XDG_RUNTIME_DIR", "TMPDIR"])
 def test_a_folder_for_sockets_that_somebody_planted_is_not_used(tmp_path, planted_by, variable):
-    folder = {"MLNB_RUNTIME_DIR": tmp_path, "XDG_RUNTIME_DIR": tmp_path / "mlnb", "TMPDIR": tmp_path / f"mlnb-{os.getuid()}"}[variable]
+    folder = {
+        "MLNB_RUNTIME_DIR": tmp_path,
+        "XDG_RUNTIME_DIR": tmp_path / "mlnb",
+        "TMPDIR": tmp_path / f"mlnb-{os.getuid()}",
+    }[variable]
     folder = folder / "sockets" if variable == "MLNB_RUNTIME_DIR" else folder
     environment = {variable: str(folder if variable == "MLNB_RUNTIME_DIR" else tmp_path)}
     if planted_by == "a link":
@@ -266,7 +297,9 @@ def test_a_folder_for_sockets_that_somebody_planted_is_not_used(tmp_path, plante
 @pytest.mark.parametrize("error", [PermissionError, FileNotFoundError])
 def test_what_belongs_to_another_user_is_explained(error):
     text = _os_error_text(error(13 if error is PermissionError else 2, "Refused", "/p/.mlnb/locks/pipeline.lock"))
-    assert text.startswith("Refused: /p/.mlnb/locks/pipeline.lock") and ("run mlnb as that user" in text) == (error is PermissionError)
+    assert text.startswith("Refused: /p/.mlnb/locks/pipeline.lock") and ("run mlnb as that user" in text) == (
+        error is PermissionError
+    )
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")

@@ -44,17 +44,30 @@ def test_later_words_win(project, monkeypatch):
         ('port = "many"', "setting 'port' has value 'many'; write port = 3000"),
         ("port = true", "setting 'port' has value True"),
         ('records = ""', "setting 'records' has value ''; write records ="),
-        ('log_on_failure = "ignore"', """setting 'log_on_failure' has value 'ignore'; write log_on_failure = "refuse" or "serve\""""),
+        (
+            'log_on_failure = "ignore"',
+            """setting 'log_on_failure' has value 'ignore'; write log_on_failure = "refuse" or "serve\"""",
+        ),
         ("log_rotate_mb = 0", "setting 'log_rotate_mb' has value 0; write log_rotate_mb = 64"),
-        ("challenger_percent = 150", "setting 'challenger_percent' has value 150; write challenger_percent = 10, a whole number"),
+        (
+            "challenger_percent = 150",
+            "setting 'challenger_percent' has value 150; write challenger_percent = 10, a whole number",
+        ),
         ("jobs = -1", "setting 'jobs' has value -1; write jobs = 2"),
         ('tracking = "nope"', "setting 'tracking' has value 'nope'; write tracking ="),
         ('records = "nope"', "setting 'records' has value 'nope'; write records ="),
-        ('predictions = "s3://bucket/log"', "setting 'predictions' has value 's3://bucket/log'; write predictions = \".mlnb"),
+        (
+            'predictions = "s3://bucket/log"',
+            "setting 'predictions' has value 's3://bucket/log'; write predictions = \".mlnb",
+        ),
         ('package = "my-flights"', "setting 'package' has value 'my-flights'; write package = \"flights\""),
         ("port = 0", "setting 'port' has value 0; write port = 3000, a free TCP port from 1 to 65535"),
         ("port = 65536", "setting 'port' has value 65536"),
-        *((f"{name} = {value}", f"setting '{name}' has value {value}; write {name} = ") for name in FROM_ONE_ON for value in (0, -1)),
+        *(
+            (f"{name} = {value}", f"setting '{name}' has value {value}; write {name} = ")
+            for name in FROM_ONE_ON
+            for value in (0, -1)
+        ),
         ("port = = 1", "is not valid TOML"),
     ],
 )

@@ -53,19 +53,31 @@ LAST = "product: out/other.ipynb"
         ("name: second", "name: first", "two tasks have the name 'first'"),
         ("source: nbs/other.ipynb", "source: nbs/absent.ipynb", "task 'other': there is no notebook"),
         ("source: nbs/other.ipynb", "source: other.py", "task 'other' has source 'other.py'; a task is a notebook"),
-        ("    source: nbs/other.ipynb\n", "", "task 'other': 'source' is missing; write for example: source: nbs/train.ipynb"),
+        (
+            "    source: nbs/other.ipynb\n",
+            "",
+            "task 'other': 'source' is missing; write for example: source: nbs/train.ipynb",
+        ),
         ("    product: out/other.ipynb\n", "", "task 'other': 'product' is missing"),
         ("product: out/other.ipynb", "product: [a]", "'product' has value ['a']"),
         ("product: out/other.ipynb", "product: {nb: 3}", "'product' has value {'nb': 3}"),
         ("product: out/other.ipynb", "product: out/other.html", "must end with .ipynb"),
         ("product: out/other.ipynb", "product: out/second.ipynb", "tasks 'second' and 'other' both write"),
         ("product: out/other.ipynb", "prodct: out/other.ipynb", "unknown key 'prodct' (did you mean 'product'?)"),
-        ("product: out/other.ipynb", "product: out/other.ipynb\n    executor_params: {timeout: 9}", "write for example: executor_params"),
+        (
+            "product: out/other.ipynb",
+            "product: out/other.ipynb\n    executor_params: {timeout: 9}",
+            "write for example: executor_params",
+        ),
         ("tasks:", "meta: {extract_product: true}\ntasks:", "'meta' has value {'extract_product': True}; leave it out"),
         ("tasks:", "tusks:", "needs a list of tasks"),
         ("tasks:", "executor: parallel\ntasks:", "unknown key 'executor'"),
         ('"{{n}}"', '"{{m}}"', "names 'm', which env.yaml does not define"),
-        ('"{{n}}"', "{{n}}", 'is not valid YAML in line 6: found unhashable key; write a placeholder in quotes: "{{name}}"'),
+        (
+            '"{{n}}"',
+            "{{n}}",
+            'is not valid YAML in line 6: found unhashable key; write a placeholder in quotes: "{{name}}"',
+        ),
         ('{n: "{{n}}"}', "{k: 1}", "first.ipynb declares no parameter 'k'"),
         ('{n: "{{n}}"}', "{n: one}", "parameter 'n' has value 'one' of type str; write a value of type int"),
         ('{n: "{{n}}"}', "{n: 1, product: x}", "'product' is set by the pipeline"),
@@ -92,7 +104,11 @@ LAST = "product: out/other.ipynb"
                 ("timeout", "1h", "'1h'", "example: timeout: 3600"),
             ]
         ),
-        ("product: out/other.ipynb", "product: out/other.ipynb\n    retry: 2", "unknown key 'retry' (did you mean 'retries'?)"),
+        (
+            "product: out/other.ipynb",
+            "product: out/other.ipynb\n    retry: 2",
+            "unknown key 'retry' (did you mean 'retries'?)",
+        ),
     ],
 )
 def test_mistakes_in_the_pipeline(project, old, new, says):
@@ -105,7 +121,10 @@ def test_mistakes_in_the_pipeline(project, old, new, says):
 @pytest.mark.parametrize(
     ("parameters", "says"),
     [
-        ('upstream = ["frist"]\nproduct = None', "names the upstream task 'frist', which does not exist (did you mean 'first'?)"),
+        (
+            'upstream = ["frist"]\nproduct = None',
+            "names the upstream task 'frist', which does not exist (did you mean 'first'?)",
+        ),
         ('upstream = ["second"]\nproduct = None', "depend on each other in a circle: second -> second"),
         ('upstream = ["fi" + "rst"]\nproduct = None', "must name upstream tasks literally"),
         ("upstream = [1]\nproduct = None", 'upstream is [1]; write for example: upstream = ["ingest"]'),
@@ -143,8 +162,12 @@ def test_overrides(project):
     assert spec(project, n=5).tasks["first"].params == {"n": 5}
     assert spec(project, extra=2).tasks["second"].params == {"extra": 2}
     assert spec(project, extra=2).parameters == {"n": 1, "extra": 2}
-    assert "neither env.yaml nor any notebook declares a parameter 'extr' (did you mean 'extra'?)" in sentence(project, extr=2)
-    assert "parameter 'n' has value 'five' of type str; write a value of type int, such as 1" in sentence(project, n="five")
+    assert "neither env.yaml nor any notebook declares a parameter 'extr' (did you mean 'extra'?)" in sentence(
+        project, extr=2
+    )
+    assert "parameter 'n' has value 'five' of type str; write a value of type int, such as 1" in sentence(
+        project, n="five"
+    )
     assert "parameter 'extra' has value 0.5 of type float" in sentence(project, extra=0.5)
 
 
@@ -154,12 +177,19 @@ def test_an_override_reaches_a_task_or_is_refused(project):
     rewrite(project, "params: {n: 3}", "params: {}")
     assert spec(project, n=5).tasks["first"].params == {"n": 5}
     (project / "env.yaml").write_text("n: 1\nspare: 1\n")
-    assert "parameter 'spare' would change nothing, since no task uses it; write {{spare}} in pipeline.yaml" in sentence(project, spare=2)
+    assert (
+        "parameter 'spare' would change nothing, since no task uses it; write {{spare}} in pipeline.yaml"
+        in sentence(project, spare=2)
+    )
 
 
 def test_types_and_dates_survive(project):
     notebook(project / "nbs" / "other.ipynb", "upstream = None\nproduct = None\na = None\nb = None", "1")
-    rewrite(project, "product: out/other.ipynb", 'product: "out/{{tag}}.ipynb"\n    params: {a: "{{tag}}", b: ["{{day}}", "{{here}}/x"]}')
+    rewrite(
+        project,
+        "product: out/other.ipynb",
+        'product: "out/{{tag}}.ipynb"\n    params: {a: "{{tag}}", b: ["{{day}}", "{{here}}/x"]}',
+    )
     (project / "env.yaml").write_text('n: 1\ntag: "007"\nday: 2013-05-31\n')
     found = spec(project).tasks["other"]
     assert found.params == {"a": "007", "b": ["2013-05-31", f"{project}/x"]}
@@ -178,7 +208,14 @@ def test_parameters_from_a_command_line(project):
 
 def test_what_a_task_needs(project):
     other = spec(project).tasks["other"]
-    assert (other.inputs, other.cpu, other.gpu, other.memory, other.retries, other.retry_delay) == ((), 1, 0, None, 0, 1)
+    assert (other.inputs, other.cpu, other.gpu, other.memory, other.retries, other.retry_delay) == (
+        (),
+        1,
+        0,
+        None,
+        0,
+        1,
+    )
     assert (other.timeout, other.task_timeout) == (None, None)
     keys = """
     inputs: [data/*.csv, "{{here}}/x"]
@@ -202,11 +239,18 @@ def test_ends(project):
     found = spec(project)
     assert found.selected() == ["first", "second", "other"]
     assert found.selected(["second"]) == found.selected(to="second") == ["first", "second"]
-    assert found.selected(from_="first") == ["first", "second"] and found.selected(from_=["second", "other"]) == ["second", "other"]
-    assert found.selected(["second"], from_="first") == ["first", "second"] and found.selected(to="second", from_="second") == ["second"]
+    assert found.selected(from_="first") == ["first", "second"] and found.selected(from_=["second", "other"]) == [
+        "second",
+        "other",
+    ]
+    assert found.selected(["second"], from_="first") == ["first", "second"] and found.selected(
+        to="second", from_="second"
+    ) == ["second"]
     with pytest.raises(PipelineError, match=r"there is no task 'secund' \(did you mean 'second'\?\)"):
         found.selected(from_="secund")
-    with pytest.raises(PipelineError, match="no task lies between second and other; --from must name a task upstream of --to"):
+    with pytest.raises(
+        PipelineError, match="no task lies between second and other; --from must name a task upstream of --to"
+    ):
         found.selected(to="other", from_="second")
 
 
@@ -215,14 +259,19 @@ def test_a_long_pipeline_is_ordered_as_it_is_written(tmp_path):
     from mlnb.pipelines.spec import TaskSpec, _ordered, _resolved_upstream
 
     n = 3000
-    tasks = {f"t{i}": TaskSpec(f"t{i}", tmp_path, tmp_path, upstream=(f"t{i + 1}",) if i % 3 == 0 and i < n - 1 else ()) for i in range(n)}
+    tasks = {
+        f"t{i}": TaskSpec(f"t{i}", tmp_path, tmp_path, upstream=(f"t{i + 1}",) if i % 3 == 0 and i < n - 1 else ())
+        for i in range(n)
+    }
     order = list(_ordered(tasks, _resolved_upstream(tasks)))
     assert order[:6] == ["t1", "t0", "t2", "t4", "t3", "t5"] and len(order) == n
 
 
 def test_what_was_read_is_said(project):
     found = spec(project)
-    assert set(found.signatures) == {str(project / n) for n in ("pipeline.yaml", "env.yaml", *(f"nbs/{t}.ipynb" for t in found.tasks))}
+    assert set(found.signatures) == {
+        str(project / n) for n in ("pipeline.yaml", "env.yaml", *(f"nbs/{t}.ipynb" for t in found.tasks))
+    }
     assert not found.volatile
     rewrite(project, '"{{n}}"', '"{{n}} {{now}}"')
     notebook(project / "nbs" / "first.ipynb", "upstream = None\nproduct = None\nn = ''", "1")
@@ -304,7 +353,14 @@ def test_keys_that_are_merged_may_be_overridden(project):
 
 
 def test_annotations_decide_what_a_value_is(project):
-    cell = ["upstream = None", "product = None", "x: float = 0", "rates: list[float] = ()", "t: str = 0", "label: str | None = None"]
+    cell = [
+        "upstream = None",
+        "product = None",
+        "x: float = 0",
+        "rates: list[float] = ()",
+        "t: str = 0",
+        "label: str | None = None",
+    ]
     notebook(project / "nbs" / "other.ipynb", "\n".join([*cell, "k: int = 0", "home: Path = None"]), "1")
     texts = ["x=1", "rates=[1, 5e-1]", "t=012", "label=12:30", "k=3", "home="]
     given = parse_parameters(load_settings(project), texts)
@@ -312,7 +368,10 @@ def test_annotations_decide_what_a_value_is(project):
     params = spec(project, **given).tasks["other"].params
     assert params["x"] == 1.0 and type(params["x"]) is float and list(map(type, params["rates"])) == [float, float]
     assert parse_parameters(load_settings(project), ["label=", "t=null", "label=null"]) == {"label": None, "t": None}
-    for wrong, says in {"x=a": "write a value of type float, such as 0", "k=0.5": "write a value of type int, such as 0"}.items():
+    for wrong, says in {
+        "x=a": "write a value of type float, such as 0",
+        "k=0.5": "write a value of type int, such as 0",
+    }.items():
         with pytest.raises(PipelineError, match=says):
             spec(project, **parse_parameters(load_settings(project), [wrong]))
     with pytest.raises(PipelineError, match="parameter 'k' has no value; write for example: k=0"):
@@ -322,7 +381,9 @@ def test_annotations_decide_what_a_value_is(project):
 def test_no_value_is_refused_where_nothing_says_what_it_is(project):
     notebook(project / "nbs" / "other.ipynb", "upstream = None\nproduct = None\na = None", "1")
     for text in ("a=", "a=  "):
-        with pytest.raises(PipelineError, match="parameter 'a' has no value; write a=null for None, or a='\"\"' for an empty text"):
+        with pytest.raises(
+            PipelineError, match="parameter 'a' has no value; write a=null for None, or a='\"\"' for an empty text"
+        ):
             parse_parameters(load_settings(project), [text])
     assert parse_parameters(load_settings(project), ["a=null"]) == {"a": None}
 
@@ -372,10 +433,21 @@ def test_what_looks_like_a_placeholder_is_a_value_or_an_error(project, place, te
 def test_placeholders_reach_into_mappings_and_braces_can_be_written(project):
     loose(project)
     rewrite(
-        project, "[A]", """["{{m.rate}}", "{{ m.deep.x }}", "{{a-b}}", "{{c.d}}", "{{ '{{' }}x}}", '{"a": {"b": 1}}', "{x}", "100%}"]"""
+        project,
+        "[A]",
+        """["{{m.rate}}", "{{ m.deep.x }}", "{{a-b}}", "{{c.d}}", "{{ '{{' }}x}}", '{"a": {"b": 1}}', "{x}", "100%}"]""",
     )
     (project / "env.yaml").write_text('n: 1\nm: {rate: 0.5, deep: {x: [1]}}\na-b: 2\n"c.d": 3\n')
-    assert spec(project).tasks["other"].params["a"][1]["b"] == [0.5, [1], 2, 3, "{{x}}", '{"a": {"b": 1}}', "{x}", "100%}"]
+    assert spec(project).tasks["other"].params["a"][1]["b"] == [
+        0.5,
+        [1],
+        2,
+        3,
+        "{{x}}",
+        '{"a": {"b": 1}}',
+        "{x}",
+        "100%}",
+    ]
     rewrite(project, LAST, 'product: "out/{{m}}.ipynb"')
     assert "puts 'm' into a longer text, but its value is {'rate': 0.5" in sentence(project)
 
@@ -450,4 +522,6 @@ def test_a_product_never_replaces_a_link_to_a_notebook_or_its_own_input(project,
         assert "product 'nb' would replace" in sentence(project)
         rewrite(project, f"product: {product}", LAST)
     rewrite(project, LAST, "product: {nb: out/other.ipynb, data: data}\n    inputs: [data/raw.csv]")
-    assert f"product 'data' would replace {project}/data, which is or contains its own input data/raw.csv" in sentence(project)
+    assert f"product 'data' would replace {project}/data, which is or contains its own input data/raw.csv" in sentence(
+        project
+    )

@@ -40,7 +40,11 @@ def source_copy(to: Path) -> Path:
 
 
 def text_files(project: Path):
-    return [p for p in project.rglob("*") if p.is_file() and p.suffix in {".ipynb", ".py", ".toml", ".yaml", ".yml", ".md", ".lock"}]
+    return [
+        p
+        for p in project.rglob("*")
+        if p.is_file() and p.suffix in {".ipynb", ".py", ".toml", ".yaml", ".yml", ".md", ".lock"}
+    ]
 
 
 def test_the_copy_speaks_of_itself_alone(tmp_path):
@@ -55,10 +59,14 @@ def test_the_copy_speaks_of_itself_alone(tmp_path):
         json.loads(notebook.read_text())
     assert "model_name: flight-delays #" in (project / "env.yaml").read_text()
     assert 'model_name = \\"flight-delays\\"' in (project / "nbs" / "06_register.ipynb").read_text()
-    assert all(f"mlnb {word}" in (project / "README.md").read_text() for word in ("labels add", "performance", "alerts check"))
+    assert all(
+        f"mlnb {word}" in (project / "README.md").read_text() for word in ("labels add", "performance", "alerts check")
+    )
 
 
-@pytest.mark.parametrize("name", ["class", "json", "2fast", "Upper", "tests", "alerts", "dist", "build", "docs", "numpy", "a b", "../up"])
+@pytest.mark.parametrize(
+    "name", ["class", "json", "2fast", "Upper", "tests", "alerts", "dist", "build", "docs", "numpy", "a b", "../up"]
+)
 def test_a_name_that_will_not_do(name, tmp_path):
     with pytest.raises(SettingError, match="choose a new word"):
         new_project(name, tmp_path)
@@ -92,7 +100,9 @@ def test_the_workflow_runs_what_is_pinned_and_may_do_nothing_else(tmp_path):
     used = re.findall(r"uses: (\S+)", text)
     assert used and all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", action) for action in used)
     assert job["steps"][0]["with"] == {"persist-credentials": False}
-    install = "pip install -r requirements.lock && pip install --no-deps vendor/mlnb-*.whl && pip install --no-deps -e ."
+    install = (
+        "pip install -r requirements.lock && pip install --no-deps vendor/mlnb-*.whl && pip install --no-deps -e ."
+    )
     assert install in text and install in (project / "README.md").read_text()
     assert tomllib.loads((project / "pyproject.toml").read_text())["project"]["dependencies"] == []
     by_name = re.compile(r"pip install[^&\n]* mlnb(\s|$)|^mlnb\b", re.MULTILINE)
@@ -118,20 +128,34 @@ def test_make_test_is_green_only_for_what_was_tested(tmp_path, test, code, said)
     if test:
         (tmp_path / "tests/test_it.py").write_text(test)
     path = os.pathsep.join([str(tmp_path / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]])
-    done = subprocess.run(["make", "test"], cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True)
+    done = subprocess.run(
+        ["make", "test"], cwd=tmp_path, env=os.environ | {"PATH": path}, capture_output=True, text=True
+    )
     assert done.returncode == code and said in done.stdout + done.stderr, done
 
 
 @pytest.mark.long
 def test_a_wheel_makes_a_project_that_runs_and_passes_its_tests(tmp_path):
-    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", str(tmp_path)]
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "--wheel-dir",
+        str(tmp_path),
+    ]
     run(*pip, str(source_copy(tmp_path / "source")), cwd=tmp_path)
     site = tmp_path / "site"
     (wheel,) = tmp_path.glob("mlnb-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
     carried = site / "mlnb" / "template"
-    assert {str(p.relative_to(carried)) for p in carried.rglob("*") if p.is_file()} == set(template_files(template_root()))
+    assert {str(p.relative_to(carried)) for p in carried.rglob("*") if p.is_file()} == set(
+        template_files(template_root())
+    )
     mlnb = [sys.executable, "-c", "from mlnb.cli.main import main; main()"]
     where = run(sys.executable, "-c", "import mlnb; print(mlnb.__file__)", cwd=tmp_path, path=[site])
     assert where.strip() == str(site / "mlnb" / "__init__.py")

@@ -42,7 +42,12 @@ def project(tmp_path_factory):
     log = PredictionLog(root / ".mlnb/predictions")
     t = f"{datetime.now(UTC):%Y-%m-%dT00:00:00Z}"
     said = ("v1", "champion", "", 1.0, 0.5, True)
-    log.append([Prediction(f"r{i}{text[:900]}", text[:900], t, t, *said, {}, {"c": text}) for i, text in enumerate(HOSTILE * 20)])
+    log.append(
+        [
+            Prediction(f"r{i}{text[:900]}", text[:900], t, t, *said, {}, {"c": text})
+            for i, text in enumerate(HOSTILE * 20)
+        ]
+    )
     log.close()
     Profile.of(pd.DataFrame({"c": np.array(["a", "b"])[np.arange(5000) % 2]})).write(root / "reference.profile")
     code = "from plain.bundle import build; build('products/bundle', reference=open('reference.profile', 'rb').read())"
@@ -85,11 +90,15 @@ def test_terminals_show_it_as_text(shown):
     ):  # fmt: skip
         shown(*command)
     assert shown("predictions", "--json").isascii()
-    assert {row["entity"] for row in json.loads(shown("predictions", "--json", "--limit", "1000"))} == {text[:900] for text in HOSTILE}
+    assert {row["entity"] for row in json.loads(shown("predictions", "--json", "--limit", "1000"))} == {
+        text[:900] for text in HOSTILE
+    }
 
 
 def test_outcomes_that_are_shown(shown, project):
-    rows = [{"entity": text, "value": "=1" if text else "", "observed_at": "2026-01-01T00:00:00Z"} for text in HOSTILE[:20]]
+    rows = [
+        {"entity": text, "value": "=1" if text else "", "observed_at": "2026-01-01T00:00:00Z"} for text in HOSTILE[:20]
+    ]
     with (project / "y\u202e.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
@@ -98,7 +107,9 @@ def test_outcomes_that_are_shown(shown, project):
 
 
 def drifted(values, reference=("a", "b")):
-    frames = [pd.DataFrame({"c": np.array(column, object)[np.arange(5000) % len(column)]}) for column in (reference, values)]
+    frames = [
+        pd.DataFrame({"c": np.array(column, object)[np.arange(5000) % len(column)]}) for column in (reference, values)
+    ]
     profiles = [Profile.of(frame) for frame in frames]
     return frames[1], profiles[0], compare(profiles[0], {"w": profiles[1]}, [], None, "the reference")
 
@@ -127,9 +138,28 @@ def test_drawings_show_it_as_text(text, monkeypatch):
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_notebooks_and_messages_say_it_as_text(text):
-    alert = {"id": 1, "rule": "r", "kind": "drift", "words": f"{text} moved", "severity": "warning", "what": "firing", "seen": 1}
-    alert |= {"value": 1.0, "bound": 0.1, "subject": text, "first_seen": datetime(2026, 1, 1), "last_seen": datetime(2026, 1, 1)}
-    alert["details"] = {"column": text, "segment": f"c={text}", "since": "2026-01-01T00:00", "until": "2026-01-02T00:00"}
+    alert = {
+        "id": 1,
+        "rule": "r",
+        "kind": "drift",
+        "words": f"{text} moved",
+        "severity": "warning",
+        "what": "firing",
+        "seen": 1,
+    }
+    alert |= {
+        "value": 1.0,
+        "bound": 0.1,
+        "subject": text,
+        "first_seen": datetime(2026, 1, 1),
+        "last_seen": datetime(2026, 1, 1),
+    }
+    alert["details"] = {
+        "column": text,
+        "segment": f"c={text}",
+        "since": "2026-01-01T00:00",
+        "until": "2026-01-02T00:00",
+    }
     made = alert_opener.build_notebook(alert)
     head = made["cells"][0]["source"]
     plain = re.sub(r"</?span>|&#\d+;", "", markdown_text(text))
@@ -140,7 +170,11 @@ def test_notebooks_and_messages_say_it_as_text(text):
     message = Notification(project="p", alerts=[alert])
     mail = EmailChannel(name="m", server="h:25", sender="a@x.example", to=("b@x.example",)).mail(message)
     again = message_from_bytes(mail.as_bytes(), policy=policy.default)
-    assert again["Bcc"] is None and again["To"] == "b@x.example" and not set(ACTS) & set(again["Subject"] + again.get_content())
+    assert (
+        again["Bcc"] is None
+        and again["To"] == "b@x.example"
+        and not set(ACTS) & set(again["Subject"] + again.get_content())
+    )
     said = SlackChannel(name="s", url="$S").body(message)["text"]
     assert "<" not in said and "@all" not in said and "](http" not in said and not set(ACTS) & (set(said) - {"\u200b"})
 
@@ -149,7 +183,12 @@ def test_notebooks_and_messages_say_it_as_text(text):
 def test_metrics_can_be_read(text):
     _, _, drift = drifted(["a", "c"])
     drift = replace(drift, windows=[replace(drift.windows[0], window=text)], profiles={text: drift.profiles["w"]})
-    labels = [s.labels["window"] for f in text_string_to_metric_families(prometheus_text(drift, 1.0)) for s in f.samples if s.labels]
+    labels = [
+        s.labels["window"]
+        for f in text_string_to_metric_families(prometheus_text(drift, 1.0))
+        for s in f.samples
+        if s.labels
+    ]
     assert labels and set(labels) == {printable(text)}
 
 
@@ -163,13 +202,17 @@ def test_scores_for_a_spreadsheet(shown, project):
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    assert "Scored" in shown("score", "in.csv", "out.csv") and "Scored" in shown("score", "in.csv", "safe.csv", "--spreadsheet-safe")
+    assert "Scored" in shown("score", "in.csv", "out.csv") and "Scored" in shown(
+        "score", "in.csv", "safe.csv", "--spreadsheet-safe"
+    )
     written = {name: list(csv.reader((project / name).open(newline=""))) for name in ("in.csv", "out.csv", "safe.csv")}
     assert [row[:4] for row in written["out.csv"]] == written["in.csv"]
     assert written["safe.csv"][0][:2] == ["'=name", "customer"]
     assert [row[0] for row in written["safe.csv"][1:]] == [*("'" + text for text in FORMULAS), *PLAIN]
     assert [row[1:] for row in written["safe.csv"]] == [row[1:] for row in written["out.csv"]]
-    assert "is not a CSV file" in str(CliRunner().invoke(cli, ["score", "in.csv", "out.parquet", "--spreadsheet-safe"]).exception)
+    assert "is not a CSV file" in str(
+        CliRunner().invoke(cli, ["score", "in.csv", "out.parquet", "--spreadsheet-safe"]).exception
+    )
 
 
 def test_predictions_for_a_spreadsheet(shown, project):

@@ -40,7 +40,8 @@ def _snapshot_row(snapshot: dict) -> tuple[str, ...]:
 
     age = duration(max(0, time.time() - snapshot["until"] + LIFETIME))
     task, until = Path(snapshot["socket"]).parent.name, f"{datetime.fromtimestamp(snapshot['until']):%H:%M}"
-    return str(snapshot["pid"]), "snapshot", age, _size(memory(snapshot["pid"])["uss"]), f"of task {task}, until {until}"
+    own_memory = _size(memory(snapshot["pid"])["uss"])
+    return str(snapshot["pid"]), "snapshot", age, own_memory, f"of task {task}, until {until}"
 
 
 def _kernel_snapshots() -> list[dict]:

@@ -179,9 +179,10 @@ MAX_METRICS = 20  # shown of a task
 
 def _metrics(tasks: list[dict]) -> tuple["Table", str]:
     "A table of the first metrics of each task, and a note on the others"
-    metrics = [(t["name"], name, value) for t in tasks for name, value in list((t["metrics"] or {}).items())[:MAX_METRICS]]
-    hidden = sum(max(0, len(t["metrics"] or {}) - MAX_METRICS) for t in tasks)
-    rows = [(rich_escaped(task), rich_escaped(name), number(value)) for task, name, value in metrics]
+    metrics_of = {t["name"]: list((t["metrics"] or {}).items()) for t in tasks}
+    shown = [(task, *metric) for task, metrics in metrics_of.items() for metric in metrics[:MAX_METRICS]]
+    hidden = sum(map(len, metrics_of.values())) - len(shown)
+    rows = [(rich_escaped(task), rich_escaped(name), number(value)) for task, name, value in shown]
     note = f"[dim]and {hidden} more, see: mlnb runs show --json[/]" if hidden else ""
     return _table("task", "metric", "value", rows=rows, right=("value",)), note
 

@@ -27,8 +27,8 @@ from ..project.text import count_of, printable
 
 # %% ../../nbs/cli/20_upgrade.ipynb #963f506d
 _SKIPPED_FOLDERS = {
-    ".git", ".ipynb_checkpoints", ".mlnb", ".venv", "__pycache__", "node_modules", "products", "site-packages", "vendor",
-    "venv",
+    ".git", ".ipynb_checkpoints", ".mlnb", ".venv", "__pycache__", "node_modules", "products", "site-packages",
+    "vendor", "venv",
 }  # fmt: skip
 _TEXT_SUFFIXES = {
     ".bash", ".cfg", ".conf", ".env", ".ini", ".j2", ".json", ".jsonnet", ".md", ".mk", ".rst", ".rules", ".service",
@@ -90,7 +90,8 @@ def _upgrade_notebook(text: str) -> str:
     for cell, source in zip(cells, new, strict=True):
         cell["source"] = source.splitlines(keepends=True) if isinstance(cell["source"], list) else source
     (indent,) = re.findall(r"\A{?\r?\n?( *)", text)
-    return json.dumps(notebook, indent=len(indent) or None, ensure_ascii=text.isascii()) + ("\n" if text.endswith("\n") else "")
+    upgraded = json.dumps(notebook, indent=len(indent) or None, ensure_ascii=text.isascii())
+    return f"{upgraded}\n" if text.endswith("\n") else upgraded
 
 
 def _upgraded(path: Path, text: str) -> str:
@@ -151,9 +152,9 @@ def _coloured(line: str) -> str:
 def upgrade(yes, check):
     """Rewrite the project to the names of this release.
 
-    Renames settings, rules and channels in pyproject.toml, imports and names in notebooks and modules, commands, options and
-    MLNB_ variables in CI files, scripts and documents, and metrics in files of Prometheus and Grafana. Shows the changes first.
-    Only names change. You can run it again.
+    Renames settings, rules and channels in pyproject.toml, imports and names in notebooks and modules, commands,
+    options and MLNB_ variables in CI files, scripts and documents, and metrics in files of Prometheus and Grafana.
+    Shows the changes first. Only names change. You can run it again.
 
     \b
     Example:

@@ -257,7 +257,7 @@ def _check_link(stage: Staging, key: str) -> None:
 
 # %% ../../nbs/pipelines/01_products.ipynb #1e18ef30
 def remove_orphaned_stages(notes: Path, is_resumable: Callable[[str], bool]) -> None:
-    "Remove the staging folders of killed runs, except those of tasks that can be resumed; errors wait for the next call"
+    "Remove the staging folders of killed runs, except those of tasks to resume; errors wait for the next call"
     for note in sorted(notes.glob("*")):
         with suppress(OSError):
             if (lock_fd := lock_file(note, flags=os.O_RDONLY)) is None:

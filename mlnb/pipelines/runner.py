@@ -391,8 +391,9 @@ class Pipeline:
     ) -> RunReport:  # also if a task failed, see its `status`
         "Run outdated tasks; raises an `MlnbError` if the pipeline is running already, and sets `run` of an interrupt"
         settings = self.settings
-        options = {"tasks": as_list(only), "to": as_list(to), "from": as_list(from_), "force": force, "resumed": resumed}
-        options |= {"jobs": jobs or settings.jobs or cores(), "keep_going": keep_going, "on_event": on_event}
+        options = {"tasks": as_list(only), "to": as_list(to), "from": as_list(from_), "force": force}
+        options |= {"jobs": jobs or settings.jobs or cores(), "keep_going": keep_going}
+        options |= {"resumed": resumed, "on_event": on_event}
         with hold_lock(settings.path(f".mlnb/locks/{self.spec.path.stem}.lock"), f"pipeline {self.spec.path}"):
             remove_orphaned_pipeline_stages(settings)
             planner = self.planner()

@@ -285,8 +285,8 @@ _KEYS: dict[str, tuple[Callable[[Any], Any], str]] = {  # key of a task -> wheth
     "retry_delay": (_is_number, "5"),
     "timeout": (lambda value: _is_number(value, 0.001), "3600"),
 }
-_DEFAULTS: dict[str, Any] = {"params": {}, "upstream": None, "executor_params": {}, "inputs": [], "memory": None, "timeout": None}
-_DEFAULTS |= {"cpu": 1, "gpu": 0, "retries": 0, "retry_delay": 1}
+_DEFAULTS: dict[str, Any] = {"params": {}, "executor_params": {}, "inputs": [], "cpu": 1, "gpu": 0, "retries": 0}
+_DEFAULTS |= {"upstream": None, "memory": None, "retry_delay": 1, "timeout": None}
 
 
 def _check_keys(item: dict, allowed: Iterable[str], where: str) -> None:
@@ -382,7 +382,8 @@ def _task(item, number: int, env: dict, root: Path) -> TaskSpec:
         name, path, _product(values["product"], root, where), values["params"],
         _upstream(values["upstream"], declared, where), declared, values["executor_params"].get("execution_timeout"),
         tuple(dict.fromkeys(_local_path(text, "inputs", where) for text in as_list(values["inputs"]))),
-        values["cpu"], values["gpu"], _bytes(values["memory"]), values["retries"], values["retry_delay"], values["timeout"],
+        values["cpu"], values["gpu"], _bytes(values["memory"]), values["retries"], values["retry_delay"],
+        values["timeout"],
     )  # fmt: skip
 
 # %% ../../nbs/pipelines/00_spec.ipynb #0f8a85c8

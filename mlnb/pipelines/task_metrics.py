@@ -106,7 +106,7 @@ def _disambiguated(numbers: list[tuple]) -> tuple[dict[str, float | None], list[
 
 
 def read_task_metrics(products: dict[str, Path], first: tuple[str, ...] = (), limit: int = 2000) -> TaskMetrics:
-    "The metrics in a task's products `metrics` and `scores`, if they are .json files; patterns of those that come `first`"
+    "The metrics in a task's .json products `metrics` and `scores`; names that match a pattern in `first` come first"
     files = {key: Path(products[key]) for key in METRIC_PRODUCTS if key in products}
     documents = {key: _document(key, path) for key, path in files.items() if path.suffix == ".json"}
     document = documents if len(documents) > 1 else next(iter(documents.values()), {})

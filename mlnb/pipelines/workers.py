@@ -37,8 +37,8 @@ class NotebookWorker:
         make_folder(log_path.parent)
         env = {name: value for name, value in os.environ.items() if name != "MLNB_KEYS"}  # a notebook could print them
         with open(log_path, "ab", opener=opener) as file:
-            start = partial(kernels.fork_worker, "mlnb.notebooks.worker:serve", cwd=cwd, env=env, stdout=file, stderr=file)
-            process = await asyncio.to_thread(start)
+            start = partial(kernels.fork_worker, "mlnb.notebooks.worker:serve", cwd=cwd, env=env)
+            process = await asyncio.to_thread(partial(start, stdout=file, stderr=file))
         process.socket.setblocking(False)
         return cls(process, *await asyncio.open_connection(sock=process.socket, limit=MAX_MESSAGE_BYTES))
 
@@ -68,7 +68,7 @@ class NotebookWorker:
 
 # %% ../../nbs/pipelines/09_workers.ipynb #5a982c7d
 class WorkerPool:
-    "The workers of a run, in the folder `cwd`; `log_path` gets their own output, and is removed at the end if it is empty"
+    "The workers of a run, in the folder `cwd`; `log_path` gets their own output, and is removed if it is empty"
 
     def __init__(self, cwd: Path, log_path: Path):
         self.cwd, self.log_path = cwd, log_path

@@ -34,7 +34,7 @@ def renames() -> dict[str, dict]:
 
 
 def warn_renamed(old: str, new: str, stacklevel: int = 2) -> None:
-    "Warn that a name has changed: `old` with its kind, as in `setting 'outcomes'`; `stacklevel` is of the code that uses it"
+    "Warn about a name, with its kind, such as `setting 'outcomes'`; `stacklevel` is that of the code that uses it"
     warnings.warn(f"{old} is called {new!r} now; `mlnb upgrade` rewrites a project", RenamedWarning, stacklevel + 1)
 
 # %% ../../nbs/project/10_renames.ipynb #ea43930b

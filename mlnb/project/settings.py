@@ -253,7 +253,7 @@ def _read_toml(path: Path) -> dict:
 
 
 def find_root(start: str | Path | None = None) -> Path:
-    "The nearest folder at or above `start`, MLNB_ROOT or the working folder whose pyproject.toml has a [tool.mlnb] table"
+    "The nearest folder with a [tool.mlnb] table at or above `start`, by default MLNB_ROOT or the working folder"
     start = Path(start or os.environ.get("MLNB_ROOT") or Path.cwd()).resolve()
     for folder in (start, *start.parents):
         file = folder / "pyproject.toml"

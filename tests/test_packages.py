@@ -36,7 +36,8 @@ def test_names_and_lists(site):
     site("google_b", "2", RECORD="google/b/__init__.py,,\n")
     found = PackageIndex().versions(["pandas", "sklearn", "yaml", "six", "tool", "google", "json", "os", "absent"])
     assert found == {
-        "google-a": "1", "google-b": "2", "old-tool": "2.0", "pandas": "3.1.1", "pyyaml": "6.0", "scikit-learn": "1.6", "six": "1.17",
+        "google-a": "1", "google-b": "2", "old-tool": "2.0", "pandas": "3.1.1", "pyyaml": "6.0", "scikit-learn": "1.6",
+        "six": "1.17",
     }  # fmt: skip
 
 

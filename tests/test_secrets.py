@@ -1,4 +1,4 @@
-"""Secrets are planted where users have them; then everything that was shown or written is searched, and its modes are read."""
+"""Secrets are planted where users have them; then everything shown or written is searched, and its modes are read."""
 
 import os
 import shutil

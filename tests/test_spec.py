@@ -279,7 +279,8 @@ def test_what_was_read_is_said(project):
 
 
 AMBIGUOUS = {
-    "yes": "true", "No": "false", "on": "true", "OFF": "false", "None": "null", "012": "12", "08": "8", "-007": "-7", "1_000": "1000",
+    "yes": "true", "No": "false", "on": "true", "OFF": "false", "None": "null", "012": "12", "08": "8", "-007": "-7",
+    "1_000": "1000",
     "1_0.5": "10.5", "0b101": "5", "-0x1F": "-31", "2013_05": "201305",
 }  # fmt: skip
 NUMBERS = {

@@ -73,8 +73,8 @@ class Model:
 
     @bentoml.on_deployment
     @staticmethod
-    def before_workers():
-        before_workers(Path(Model.working_dir))
+    def before_workers() -> None:
+        before_workers(Path(Model.working_dir))  # type: ignore[attr-defined]  # BentoML adds it
 
     def __init__(self):
         from mlnb.serving.app import load_app

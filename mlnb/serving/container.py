@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from ..project.errors import ServingError, did_you_mean
 from ..project.files import write_atomic
@@ -72,7 +73,7 @@ class BuiltImage:
     engine: str
 
 
-def find_containerizable_bento(settings: Settings, tag: str | None = None):
+def find_containerizable_bento(settings: Settings, tag: str | None = None) -> Any:
     "A Bento that can be built into an image; raises `ServingError` if there is none"
     bento = find_bento(settings, tag)
     if not Path(bento.path_of("env/docker/Dockerfile.template")).is_file():

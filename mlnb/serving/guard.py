@@ -13,6 +13,7 @@ import hmac
 import os
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_address
@@ -163,7 +164,7 @@ class Guard:
         if ROLES.index(key_role) < ROLES.index(role):
             raise HttpError(403, f"this needs a key with the role {role!r}; the one sent has {key_role!r}")
 
-    async def body(self, headers: dict[bytes, bytes], receive) -> bytes:
+    async def body(self, headers: dict[bytes, bytes], receive: Callable) -> bytes:
         "The complete body, within the limits of size and time"
         length = headers.get(b"content-length", b"")
         if length.isdigit() and int(length[:20]) > self.limits.max_body_bytes:

@@ -44,7 +44,7 @@ class Label(msgspec.Struct, gc=False):
     source: str  # "service", or the name of a file
 
 
-def schema():  # pyarrow.Schema
+def schema() -> "pa.Schema":
     "The columns of labels"
     import pyarrow as pa
 
@@ -225,7 +225,7 @@ class LabelStore:
         self.part_store.sync()
 
     @storage_errors()
-    def read_part(self, path: str):  # pyarrow.Table
+    def read_part(self, path: str) -> "pa.Table":
         "The labels in a part; raises `FileNotFoundError` if it was removed"
         import pyarrow.parquet as pq
 
@@ -245,14 +245,14 @@ class LabelStore:
         except OSError as e:
             raise ServingError(f"labels in {self.folder} and {self.url} cannot be read: {e}; fix that and try again") from None
 
-    def read(self):  # pyarrow.Table, columns of `schema`
+    def read(self) -> "pa.Table":
         "All labels, including repetitions"
         import pyarrow as pa
 
         return self.with_retries(lambda tables: pa.concat_tables([schema().empty_table(), *tables]))
 
-    def history(self, entity: str):  # pyarrow.Table, in the order of observation
-        "All labels of one entity; the last one is current"
+    def history(self, entity: str) -> "pa.Table":
+        "All labels of one entity, in the order of observation; the last one is current"
         import pyarrow.compute as pc
 
         table = self.read()

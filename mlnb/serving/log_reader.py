@@ -177,8 +177,8 @@ class LogReader:
 
         return self.with_retries(read)
 
-    def newest(self, limit: int, query: LogQuery = LogQuery()):  # pandas.DataFrame, ordered by decision time
-        "The newest predictions; older hours are not read"
+    def newest(self, limit: int, query: LogQuery = LogQuery()) -> pd.DataFrame:
+        "The newest predictions, ordered by decision time; older hours are not read"
 
         def read(snapshot: LogSnapshot):
             fetch = limit
@@ -241,7 +241,7 @@ def _has_enough(tables: list, limit: int, hour: str) -> bool:
 
 
 def read_predictions(
-    folder: str | Path, since=None, until=None, version: str | None = None, parts: str | Path | None = None
+    folder: str | Path, since: Any = None, until: Any = None, version: str | None = None, parts: str | Path | None = None
 ) -> pd.DataFrame:
     "What `LogReader.frame` returns for a `LogQuery`; `parts` is the folder or fsspec URL of the compacted part"
     return LogReader(folder, parts).frame(LogQuery(since, until, version))

@@ -13,7 +13,7 @@ from contextlib import suppress
 from datetime import datetime
 from functools import cache, reduce
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import msgspec
 import numpy as np
@@ -57,7 +57,7 @@ def _record_types() -> dict:
     return dict.fromkeys(RECORD_FIELDS, pa.string()) | times | others
 
 
-def to_arrow_array(values, rows: int, kind: "pa.DataType | None" = None) -> "pa.Array":
+def to_arrow_array(values: Any, rows: int, kind: "pa.DataType | None" = None) -> "pa.Array":
     "The form in which values, or one value for all `rows`, are logged: NaN is a missing number"
     import pyarrow as pa
 
@@ -76,12 +76,12 @@ def time_scalar(time: np.datetime64) -> "pa.Scalar":
     return pa.scalar(int(time.astype("datetime64[us]").astype(np.int64)), pa.timestamp("us", "UTC"))
 
 
-def to_record_batch(
-    input: dict,  # name -> (n,) array of raw inputs: numpy, Arrow or a list
-    features: dict,  # name -> (n,) array that the model received
-    **fields,  # the other fields of a `Prediction`: (n,) arrays, or one value for all rows; times are datetime64 in UTC
-):  # pyarrow.RecordBatch
-    "The predictions of n rows, to be logged; a feature that is the same array object as an input is stored once"
+def to_record_batch(input: dict[str, Any], features: dict[str, Any], **fields) -> "pa.RecordBatch":
+    """The predictions of n rows, to be logged; a feature that is the same array object as an input is stored once.
+
+    Inputs are numpy or Arrow arrays or lists (n,), features arrays (n,). The other fields of a `Prediction` are arrays (n,),
+    or one value for all rows; times are datetime64 in UTC.
+    """
     import pyarrow as pa
 
     rows, inputs = len(fields["request_id"]), {id(values): INPUT_PREFIX + name for name, values in input.items()}

@@ -63,8 +63,8 @@ def build(settings: Settings, folder: str | Path | None = None) -> BuildResult:
     return BuildResult(str(bento.tag), str(bento.path), bundle.name, bundle.version, samples, round(size / 1e6, 2))
 
 
-def find_bento(settings: Settings, tag: str | None = None):  # tag: or a name; default: the newest
-    "A Bento that `build` has completed; raises `ServingError` if there is none"
+def find_bento(settings: Settings, tag: str | None = None) -> Any:
+    "A Bento that `build` has completed, by tag or name or the newest; raises `ServingError` if there is none"
     store = use_bento_store(settings)
     from mlnb.serving.bento import list_bentos
 

@@ -11,6 +11,7 @@ __all__ = ['MAX_CONNECTIONS', 'MAX_HEAD_BYTES', 'CHUNK_OVERHEAD_FACTOR', 'MAX_HE
 import json
 import multiprocessing
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser, parse_url
@@ -33,7 +34,7 @@ HEAD_TIMEOUT_SECONDS = 10.0  # for the head of a request to arrive, and for an a
 _EXAMPLE = "write for example: POST /predict HTTP/1.1"
 
 # %% ../../nbs/serving/11_uvicorn_server.ipynb #04808687
-def _cancel_timer(timer) -> None:
+def _cancel_timer(timer: Any) -> Any:  # None, which is the timer from now on
     if timer is not None:
         timer.cancel()
 
@@ -45,6 +46,7 @@ class SizeLimitedProtocol(HttpToolsProtocol):
     _in_head, _head_bytes, _body_bytes = True, 0, 0  # whether a head is expected or arriving; bytes of the current request
     _head_timer = _write_timer = _rejection = None
     parser: HttpRequestParser
+    headers: list[tuple[bytes, bytes]]
 
     def _parse(self, data: bytes) -> tuple[int, str] | None:
         "Parse what was received; returns the status and message of a rejection if it is wrong or too much"
@@ -75,7 +77,7 @@ class SizeLimitedProtocol(HttpToolsProtocol):
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
         return line + b"".join(b"%b: %b\r\n" % pair for pair in headers) + b"\r\n"
 
-    def on_headers_complete(self):
+    def on_headers_complete(self) -> None:
         self._in_head, self._head_timer = False, _cancel_timer(self._head_timer)
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
@@ -115,14 +117,14 @@ class LimitedHttpProtocol(SizeLimitedProtocol):
         "Apply the limits of the settings"
         cls.head_timeout_seconds, cls.body_limit = settings.request_timeout_seconds, settings.body_limit_kb << 10
 
-    def connection_made(self, transport):
+    def connection_made(self, transport) -> None:
         super().connection_made(transport)
         if len(self.connections) > self.connection_limit:
             self._hang_up(503, "too many connections; try again a little later", b"retry-after: 1\r\n")
         else:
             self._head_timer = self.loop.call_later(self.head_timeout_seconds, self._on_head_timeout)
 
-    def data_received(self, data):
+    def data_received(self, data) -> None:
         self._unset_keepalive_if_required()
         self._head_bytes += len(data)
         if rejection := self._parse(data):
@@ -132,15 +134,15 @@ class LimitedHttpProtocol(SizeLimitedProtocol):
         if self._head_timer is None and (self._in_head or answered) and not self.transport.is_closing():
             self._head_timer = self.loop.call_later(self.head_timeout_seconds, self._on_head_timeout)
 
-    def pause_writing(self):
+    def pause_writing(self) -> None:
         super().pause_writing()
         self._write_timer = self.loop.call_later(self.head_timeout_seconds, self.transport.abort)
 
-    def resume_writing(self):
+    def resume_writing(self) -> None:
         self._write_timer = _cancel_timer(self._write_timer)
         super().resume_writing()
 
-    def connection_lost(self, exc):
+    def connection_lost(self, exc) -> None:
         self._head_timer, self._write_timer = _cancel_timer(self._head_timer), _cancel_timer(self._write_timer)
         super().connection_lost(exc)
 
@@ -158,27 +160,28 @@ class LimitedHttpProtocol(SizeLimitedProtocol):
             self.transport.write(STATUS_LINE[status] + head + body)
         self.transport.close()
 
-    def on_message_begin(self):
+    def on_message_begin(self) -> None:
         super().on_message_begin()
         self._in_head = True
 
-    def on_body(self, body):
+    def on_body(self, body) -> None:
         size = len(body)
         self._head_bytes -= size
         self._body_bytes += size
         super().on_body(body)
 
-    def on_message_complete(self):
+    def on_message_complete(self) -> None:
         self._head_bytes = self._body_bytes = 0
         if not self.parser.should_upgrade():
             super().on_message_complete()
 
 # %% ../../nbs/serving/11_uvicorn_server.ipynb #acb22ec5
-def application():
+def application() -> Any:
     "The application of the project in the working folder, for a uvicorn worker"
     from mlnb.serving.app import load_app
 
-    end_with_parent(multiprocessing.parent_process().pid)
+    parent: Any = multiprocessing.parent_process()
+    end_with_parent(parent.pid)
     try:
         settings = load_settings(Path.cwd())
         add_to_import_path(settings)

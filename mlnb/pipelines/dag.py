@@ -34,8 +34,10 @@ def _notebook_task() -> type:
 
         primitive = loc = property(lambda self: self.spec.source)  # type: ignore[attr-defined]
         name = property(lambda self: self.spec.name)  # type: ignore[attr-defined]
-        __str__ = lambda self: self.spec.source.read_text(encoding="utf-8")
         render = _post_render_validation = _post_init_validation = lambda self, *_: None
+
+        def __str__(self):
+            return self.spec.source.read_text(encoding="utf-8")
 
     class Product(File):
         "A product that is outdated if the plan says so"

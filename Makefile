@@ -29,10 +29,11 @@ $(READY): requirements.lock pyproject.toml setup.py $(wildcard jupyter/*/*/*)
 	@cp -R jupyter/share/. .venv/share/jupyter/
 	@touch $@
 
-check: $(READY)  ## notebooks exported, clean and valid; style; import directions
+check: $(READY)  ## notebooks exported, clean and valid; style; import directions; types
 	mlnb check
 	ruff check .
 	lint-imports --no-cache
+	mypy
 
 notebooks: $(READY)  ## the tests inside the notebooks
 	MLNB_KERNEL_IDLE_MINUTES=1 nbdev-test --n-workers $(WORKERS)
@@ -65,4 +66,4 @@ wheel: $(READY)  ## dist/mlnb-*.whl, templates included
 	python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 clean:  ## remove everything that can be rebuilt, except .venv
-	rm -rf products build dist .mlnb .pytest_cache .ruff_cache *.egg-info
+	rm -rf products build dist .mlnb .mypy_cache .pytest_cache .ruff_cache *.egg-info

@@ -1,4 +1,5 @@
-"""The whole path on real flights of 2013, with the project's own settings: pipeline, Bento, service, later flights, drift, alerts.
+"""The whole path on real flights of 2013, with the project's own settings: pipeline, Bento, service, later flights,
+drift, alerts.
 
 Run it with `make demo`. It creates products/ and .mlnb/ and leaves no process behind.
 """
@@ -135,7 +136,16 @@ def publish_snapshots(as_of_times: np.ndarray):
 
 def send(url: str, flights: pd.DataFrame) -> list[dict]:
     """The service's answers to one request for each decision time."""
-    fields = ["carrier", "flight", "origin", "dest", "distance", "scheduled_departure", "scheduled_arrival", "decision_time"]
+    fields = [
+        "carrier",
+        "flight",
+        "origin",
+        "dest",
+        "distance",
+        "scheduled_departure",
+        "scheduled_arrival",
+        "decision_time",
+    ]
     answers = []
     for _, group in flights[["moment", *fields]].groupby("moment"):
         rows = group[fields].copy()
@@ -159,10 +169,15 @@ def show_answers(flights: pd.DataFrame, answers: list[dict]):
         age = f"{row.answer['context_age_seconds'] // 60} min"
         route = f"{row.carrier} {row.flight} {row.origin}-{row.dest}"
         positive = "yes" if row.answer["decision"] else "no"
-        table.add_row(route, f"{row.scheduled_departure:%d %b %H:%M}", f"{row.answer['probability']:.2f}", positive, happened, age)
+        table.add_row(
+            route, f"{row.scheduled_departure:%d %b %H:%M}", f"{row.answer['probability']:.2f}", positive, happened, age
+        )
     console.print(table)
     positives, disrupted = sum(a["decision"] for a in answers), int(flights.disrupted.sum())
-    console.print(f"{len(answers):,} flights answered, {positives:,} positive decisions, {disrupted:,} were disrupted; all are in the log.")
+    console.print(
+        f"{len(answers):,} flights answered, {positives:,} positive decisions, {disrupted:,} were disrupted; "
+        f"all are in the log."
+    )
 
 
 @contextmanager
@@ -172,7 +187,9 @@ def no_process_left():
     try:
         yield
     finally:
-        subprocess.run([sys.executable, "-m", "mlnb.cli.main", "kernels", "stop", "--kill"], cwd=ROOT, capture_output=True)
+        subprocess.run(
+            [sys.executable, "-m", "mlnb.cli.main", "kernels", "stop", "--kill"], cwd=ROOT, capture_output=True
+        )
         shutil.rmtree(folder, ignore_errors=True)
         (ROOT / ".mlnb" / "locks").mkdir(parents=True, exist_ok=True)
         with (ROOT / ".mlnb" / "locks" / "tracker.lock").open("a") as lock:
@@ -209,7 +226,9 @@ def walk_through():
     mlnb("labels", "add", labels_file(flights))
     mlnb("performance", "--group-by", "origin", "--html", str(FLIGHTS.relative_to(ROOT) / "performance.html"))
     heading("7  Evaluate the alert rules, as cron would")
-    console.print("Rules need recent traffic, and the flights of 2013 are old: some rules may report that they have no data.")
+    console.print(
+        "Rules need recent traffic, and the flights of 2013 are old: some rules may report that they have no data."
+    )
     mlnb("alerts", "check", accepted_codes=(0, 1))
     heading("Where to look next")
     for description, where in {

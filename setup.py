@@ -1,4 +1,5 @@
-"""The wheel carries the pieces of the reference project, so that `mlnb new` works without a checkout; all else is in pyproject.toml."""
+"""The wheel carries the pieces of the reference project, so that `mlnb new` works without a checkout; all else is in
+pyproject.toml."""
 
 import shutil
 import sys

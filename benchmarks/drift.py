@@ -1,12 +1,13 @@
-"""The drift alarm on the flights of 2013: what a report costs against Evidently, how often it cries wolf, and what it finds.
+"""The drift alarm on the flights of 2013: what a report costs against Evidently, how often it cries wolf, and what it
+finds.
 
-The reference is January to May, as in the bundle. False alarms of days and weeks are counted out of sample: the null is learnt from four
-fifths of the weeks and judged on the others, which are dealt anew for each seed, from 8 January on (in the first week the rates of three
-weeks are not known yet). Months are four weeks drawn from the reference and held against it; beside them stand those of unseen weeks.
-Faults are put into days of June to December, one column at a time; a fault counts as found when its column is the first of the alarms
-of that one day. For weather, which differs from day to day, the days that it takes are counted from midnight (UTC) of ten days, with the
-day before for the hours to go on from. Evidently reads the raw frames in an environment of its own, where `make bench-peers` has
-installed it.
+The reference is January to May, as in the bundle. False alarms of days and weeks are counted out of sample: the null
+is learnt from four fifths of the weeks and judged on the others, which are dealt anew for each seed, from 8 January
+on (in the first week the rates of three weeks are not known yet). Months are four weeks drawn from the reference and
+held against it; beside them stand those of unseen weeks. Faults are put into days of June to December, one column at
+a time; a fault counts as found when its column is the first of the alarms of that one day. For weather, which differs
+from day to day, the days that it takes are counted from midnight (UTC) of ten days, with the day before for the hours
+to go on from. Evidently reads the raw frames in an environment of its own, where `make bench-peers` has installed it.
 """
 
 import needs
@@ -39,7 +40,11 @@ from mlnb.monitoring.drift_thresholds import DriftThresholds, calibrate, thresho
 
 ROOT = Path(__file__).parents[1]
 FLIGHTS = ROOT / "products" / "flights"
-COLUMNS = list(dict.fromkeys([*(n for n in REQUEST if n != "flight"), *CATEGORICAL, *NUMERIC, "decision_time", "probability", "decision"]))
+COLUMNS = list(
+    dict.fromkeys(
+        [*(n for n in REQUEST if n != "flight"), *CATEGORICAL, *NUMERIC, "decision_time", "probability", "decision"]
+    )
+)
 NAMES = {"request": REQUEST, "label_rates": ("*_disrupted_*",)}
 WEATHER = ("temperature", "humidity", "wind_speed", "pressure", "visibility")
 FOLDS, SEEDS = 5, 4
@@ -61,7 +66,7 @@ def share(part: float) -> str:
     return f"{part:.1%}"
 
 
-# --- what a report costs ----------------------------------------------------------------------------------------------------------
+# --- what a report costs ----------------------------------------------------------------------------------------------
 
 
 def evidently(before: pd.DataFrame, now: pd.DataFrame, times: int) -> float:
@@ -72,7 +77,9 @@ def evidently(before: pd.DataFrame, now: pd.DataFrame, times: int) -> float:
         for file, frame in zip(files, (before, now), strict=True):
             frame.to_csv(file, index=False)
         program = Path(__file__).parent / "peers" / "evidently_report.py"
-        done = subprocess.run([str(python), str(program), *files, str(times)], stdout=subprocess.PIPE, text=True, check=True, timeout=600)
+        done = subprocess.run(
+            [str(python), str(program), *files, str(times)], stdout=subprocess.PIPE, text=True, check=True, timeout=600
+        )
     return json.loads(done.stdout)
 
 
@@ -92,10 +99,14 @@ def cost(table: pd.DataFrame, thresholds: DriftThresholds, times: int) -> list[d
     with_profile = median_seconds(lambda: (Profile.of(now), report()), times)
     size = f"{len(before):,} and {len(now):,} rows"
     name = f"drift report, 30 features, CPU s, against Evidently on the raw frames ({size})"
-    return [*rows, faster(name, ours, peer, 10), faster("the same, the profile of July made first", with_profile, peer, 10)]
+    return [
+        *rows,
+        faster(name, ours, peer, 10),
+        faster("the same, the profile of July made first", with_profile, peer, 10),
+    ]
 
 
-# --- how often it cries wolf ------------------------------------------------------------------------------------------------------
+# --- how often it cries wolf ------------------------------------------------------------------------------------------
 
 
 def false_alarm_rates(known: pd.DataFrame, thresholds: DriftThresholds, draws: int) -> list[dict]:
@@ -111,9 +122,11 @@ def false_alarm_rates(known: pd.DataFrame, thresholds: DriftThresholds, draws: i
     drawn = [drawn_months(days, hourly, weeks, reference, thresholds, draws, seed) for seed in range(SEEDS)]
     summary = f"1 day {share(of_days.mean())}, 7 days {share(of_weeks.mean())}; seeds {', '.join(map(share, seeds))}"
     months = ", ".join(share(np.mean(found)) for found in drawn)
-    name = f"false alarms, {len(blocks)} blocks of days of weeks the null has not seen, mean of {SEEDS} seeds ({summary}), share of reports"
+    name = f"false alarms, {len(blocks)} blocks of days of weeks the null has not seen"
+    name += f", mean of {SEEDS} seeds ({summary}), share of reports"
     rows = [row(name, float(blocks.mean()), "<= 0.05", blocks.mean() <= 0.05)]
-    name = f"false alarms, {np.size(drawn)} months of four weeks of the reference, mean of {SEEDS} seeds ({months}), share of reports"
+    name = f"false alarms, {np.size(drawn)} months of four weeks of the reference"
+    name += f", mean of {SEEDS} seeds ({months}), share of reports"
     rows.append(row(name, float(np.mean(drawn)), "<= 0.05", np.mean(drawn) <= 0.05))
     name = f"false alarms, {len(of_months)} months of four weeks the null has not seen, share of reports"
     return [*rows, row(name, float(of_months.mean()), "", True)]
@@ -141,7 +154,10 @@ def unseen_blocks(
 def without(hourly: HourlyProfile, days: list[str]) -> HourlyProfile:
     """The hours of all other days."""
     remaining = ~np.isin(day_of(hourly.hours), days)
-    columns = {name: HourlyStats(*(values[remaining] for values in vars(figures).values())) for name, figures in hourly.columns.items()}
+    columns = {
+        name: HourlyStats(*(values[remaining] for values in vars(figures).values()))
+        for name, figures in hourly.columns.items()
+    }
     return HourlyProfile(hourly.hours[remaining], hourly.rows[remaining], columns)
 
 
@@ -160,14 +176,23 @@ def drawn_months(
     seed: int,
 ) -> list[bool]:
     """Whether reports of months of four weeks, drawn with replacement from the reference, have alarms."""
-    chosen, residuals = np.random.default_rng(seed).integers(len(weeks), size=(draws, 4)), thresholds.consistency.residuals(hourly)
-    return [alarmed(days, [day for at in four for day in weeks[at]], reference, thresholds, residuals) for four in chosen]
+    chosen, residuals = (
+        np.random.default_rng(seed).integers(len(weeks), size=(draws, 4)),
+        thresholds.consistency.residuals(hourly),
+    )
+    return [
+        alarmed(days, [day for at in four for day in weeks[at]], reference, thresholds, residuals) for four in chosen
+    ]
 
 
-def alarmed(days: dict[str, Profile], window: list[str], reference: Profile, thresholds: DriftThresholds, residuals: Residuals) -> bool:
+def alarmed(
+    days: dict[str, Profile], window: list[str], reference: Profile, thresholds: DriftThresholds, residuals: Residuals
+) -> bool:
     """Whether a report of these days has an alarm."""
     merged = Profile.merged([days[day] for day in window]).columns
-    timeless = Profile({name: column for name, column in merged.items() if not is_timestamp(column)})  # drawn days span what they like
+    timeless = Profile(
+        {name: column for name, column in merged.items() if not is_timestamp(column)}
+    )  # drawn days span what they like
     return bool(
         assess_window(
             reference, timeless, thresholds, "day" if len(window) == 1 else None, hours=of_days(residuals, window)
@@ -182,7 +207,7 @@ def of_days(residuals: Residuals, window: list[str]) -> dict[str, dict[str, floa
     return {name: {statistic: values[0] for statistic, values in of.items()} for name, of in found.items()}
 
 
-# --- what it finds ----------------------------------------------------------------------------------------------------------------
+# --- what it finds ----------------------------------------------------------------------------------------------------
 
 
 def months(table: pd.DataFrame, reference: Profile, thresholds: DriftThresholds) -> list[dict]:
@@ -195,7 +220,8 @@ def months(table: pd.DataFrame, reference: Profile, thresholds: DriftThresholds)
         family_excess = {
             alarm.family: alarm.times_threshold for alarm in reversed(alarms) if alarm.family in OUTPUTS
         }  # the most unusual of each family
-        summary.append(f"{name} {' and '.join(f'{family} {over:.2f}x' for family, over in sorted(family_excess.items())) or 'none'}")
+        alarmed = " and ".join(f"{family} {over:.2f}x" for family, over in sorted(family_excess.items()))
+        summary.append(f"{name} {alarmed or 'none'}")
         holds &= bool(family_excess) == (month != 8)
     name = f"alarms of score, decision or label rates, and how many times the threshold: {', '.join(summary)}"
     return [row(name, "as it must be" if holds else "wrong", "all but August", holds)]
@@ -209,8 +235,16 @@ def faults(spread: dict[str, float], seed: int = 0) -> dict[str, tuple[str, obje
         found[f"{name} shifted by 0.5 sd"] = name, lambda f, n=name: f.assign(**{n: f[n] + 0.5 * spread[n]})
         found[f"{name} x1.6"] = name, lambda f, n=name: f.assign(**{n: f[n] * 1.6})
     hours = [f"{hour:02}" for hour in range(24)]
-    found["hour shifted by 2"] = "hour", lambda f: f.assign(hour=f["hour"].map(lambda hour: hours[(int(hour) + 2) % 24]))
-    for name, old, new in (("carrier", "UA", "ua"), ("carrier", "WN", "SWA"), ("origin", "JFK", "KJFK"), ("hour", "08", "8")):
+    found["hour shifted by 2"] = (
+        "hour",
+        lambda f: f.assign(hour=f["hour"].map(lambda hour: hours[(int(hour) + 2) % 24])),
+    )
+    for name, old, new in (
+        ("carrier", "UA", "ua"),
+        ("carrier", "WN", "SWA"),
+        ("origin", "JFK", "KJFK"),
+        ("hour", "08", "8"),
+    ):
         found[f"{name} {old} renamed"] = name, lambda f, n=name, a=old, b=new: f.assign(**{n: f[n].replace({a: b})})
     for name in ("distance", AS_NUMBER, "hour", "carrier", "origin"):
         found[f"{name} 5% missing"] = name, lambda f, n=name: f.assign(**{n: f[n].mask(rng.random(len(f)) < 0.05)})
@@ -232,13 +266,18 @@ def steady(table: pd.DataFrame, reference: Profile, thresholds: DriftThresholds,
     for name, (column, change) in faults(spread).items():
         for label, whole in sound.items():
             changed = change(days[label])
-            found = assess_window(reference, with_fault(whole, changed, column), thresholds, "day", hours=hours(label, changed))
+            found = assess_window(
+                reference, with_fault(whole, changed, column), thresholds, "day", hours=hours(label, changed)
+            )
             alarms = [alarm.column for alarm in found.alarms]
             named[AS_NUMBER if column == AS_NUMBER else ""].append(alarms[:1] == [column])
             caught += [column in alarms] if column != AS_NUMBER else []
             if alarms[:1] != [column]:
                 missed[name] = missed.get(name, 0) + 1
-    judged = [assess_window(reference, whole, thresholds, "day", hours=hours(label, days[label])) for label, whole in sound.items()]
+    judged = [
+        assess_window(reference, whole, thresholds, "day", hours=hours(label, days[label]))
+        for label, whole in sound.items()
+    ]
     loud = [[alarm.column for alarm in found.alarms] for found in judged]
     causes = ", ".join(f"{name} {n}" for name, n in Counter(name for alarms in loud for name in alarms).most_common(3))
     summary = f"; not: {', '.join(f'{name} {n}' for name, n in missed.items())}" if missed else ""
@@ -247,8 +286,18 @@ def steady(table: pd.DataFrame, reference: Profile, thresholds: DriftThresholds,
     return [
         row(f"{prefix}: caught within that day, share", float(np.mean(caught)), "1", all(caught)),
         row(f"{prefix}: and named first, share{summary}", float(first), "1", first == 1),
-        row("the scheduled hour as a number (minute_of_day): named first, share", float(np.mean(named[AS_NUMBER])), "", True),
-        row(f"the same {len(labels)} days without a fault: no alarm, share; alarms: {causes}", np.mean([not a for a in loud]), "", True),
+        row(
+            "the scheduled hour as a number (minute_of_day): named first, share",
+            float(np.mean(named[AS_NUMBER])),
+            "",
+            True,
+        ),
+        row(
+            f"the same {len(labels)} days without a fault: no alarm, share; alarms: {causes}",
+            np.mean([not a for a in loud]),
+            "",
+            True,
+        ),
     ]
 
 
@@ -272,7 +321,8 @@ def days_of_table(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def weather(table: pd.DataFrame, reference: Profile, thresholds: DriftThresholds) -> list[dict]:
-    """Days of faulty weather until its column alarms, where it does not without the fault; the median of several starts."""
+    """Days of faulty weather until its column alarms, where it does not without the fault; the median of several
+    starts."""
     days, spread = days_of_table(table[table.month >= 6]), table.loc[table.month <= 5, list(WEATHER)].std()
     rng, labels, rows = np.random.default_rng(1), list(days), []
     changes = {
@@ -288,24 +338,32 @@ def weather(table: pd.DataFrame, reference: Profile, thresholds: DriftThresholds
         }
         known = {name: [days for days in found if days] for name, found in taken.items()}
         summary = [
-            f"{name} {statistics.median_high(d)} days ({len(d)} of {len(STARTS)})" if d else f"{name} never" for name, d in known.items()
+            f"{name} {statistics.median_high(d)} days ({len(d)} of {len(STARTS)})" if d else f"{name} never"
+            for name, d in known.items()
         ]
         holds = all(len(found) > len(STARTS) / 2 for found in known.values())
         rows.append(row(f"weather {word}: days until caught: {', '.join(summary)}", None, "caught, reported", holds))
     return rows
 
 
-def until_caught(days: dict, labels: list[str], name: str, change, reference: Profile, thresholds: DriftThresholds) -> int | None:
-    """1, 7 or 30: the first length of window whose column alarms with the fault and not without; the fault begins on the second day."""
+def until_caught(
+    days: dict, labels: list[str], name: str, change, reference: Profile, thresholds: DriftThresholds
+) -> int | None:
+    """1, 7 or 30: the first length of window whose column alarms with the fault and not without; the fault begins on
+    the second day."""
     whole = pd.concat([days[label].assign(day=i) for i, label in enumerate(labels)])
     faulty = whole.assign(**{name: whole[name].where(whole["day"] == 0, change(whole[name], name))})
-    residuals_of_sides = [thresholds.consistency.residuals(hourly_from_table(side[COLUMNS], TIME)) for side in (faulty, whole)]
+    residuals_of_sides = [
+        thresholds.consistency.residuals(hourly_from_table(side[COLUMNS], TIME)) for side in (faulty, whole)
+    ]
     for length in (1, 7, 30):
         alarms = []
         for side, residuals in zip((faulty, whole), residuals_of_sides, strict=True):
             now = Profile.of(side.loc[side["day"].between(1, length), [TIME, name]])
             hours = of_days(residuals, labels[1 : length + 1])
-            alarms.append(bool(assess_window(reference, now, thresholds, "day" if length == 1 else "month", [name], hours).alarms))
+            alarms.append(
+                bool(assess_window(reference, now, thresholds, "day" if length == 1 else "month", [name], hours).alarms)
+            )
         if alarms == [True, False]:
             return length
     return None

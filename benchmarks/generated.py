@@ -1,4 +1,5 @@
-"""Generated projects for the benchmarks: as many tasks, cells and functions as asked for, fit for mlnb and for stock Ploomber."""
+"""Generated projects for the benchmarks: as many tasks, cells and functions as asked for, fit for mlnb and for stock
+Ploomber."""
 
 import json
 from pathlib import Path
@@ -10,11 +11,20 @@ def notebook(path: Path, parameters: str, cells: list[str]) -> None:
     """Write a task notebook."""
     sources = [(parameters, {"tags": ["parameters"]}), *((cell, {}) for cell in cells)]
     cell_list = [
-        {"cell_type": "code", "id": f"c{i}", "source": source, "metadata": metadata, "outputs": [], "execution_count": None}
+        {
+            "cell_type": "code",
+            "id": f"c{i}",
+            "source": source,
+            "metadata": metadata,
+            "outputs": [],
+            "execution_count": None,
+        }
         for i, (source, metadata) in enumerate(sources)
     ]
     metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
-    path.write_text(json.dumps({"cells": cell_list, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}, indent=1))
+    path.write_text(
+        json.dumps({"cells": cell_list, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}, indent=1)
+    )
 
 
 def library(functions: int) -> str:
@@ -22,7 +32,9 @@ def library(functions: int) -> str:
     lines = ["SCALE = 3\n"]
     for i in range(functions):
         before = f"f{i - 10:03}(x)" if i >= 10 and i // 10 % 20 else "x"
-        lines.append(f'\ndef f{i:03}(x):\n    """Step {i}"""\n    y = {before} + {i}\n    return y * SCALE if y % 2 else y - 1\n')
+        lines.append(
+            f'\ndef f{i:03}(x):\n    """Step {i}"""\n    y = {before} + {i}\n    return y * SCALE if y % 2 else y - 1\n'
+        )
     return "\n".join(lines)
 
 
@@ -45,7 +57,10 @@ def make(
     for i in range(tasks):
         name, before = f"t{i:04}", f"t{i - 1:04}" if chain and i else None
         used = [f"f{(4 * i + k) % functions:03}" for k in range(4)]
-        start = "".join(f"import {m}\n" for m in imports) + f"from pathlib import Path\nfrom {PACKAGE}.work import {', '.join(used)}"
+        start = (
+            "".join(f"import {m}\n" for m in imports)
+            + f"from pathlib import Path\nfrom {PACKAGE}.work import {', '.join(used)}"
+        )
         middle = [f"value_{k} = {used[k % 4]}(seed + {k})  # step {k}" for k in range(cells - 2)]
         if before:
             start += f'\nbefore = Path(upstream["{before}"]["data"]).read_text()'
@@ -53,7 +68,8 @@ def make(
         parameters = f"upstream = {[before] if before else None}\nproduct = None\nseed = 0"
         notebook(root / "nbs" / f"{name}.ipynb", parameters, [start, *middle, end])
         lines += [
-            f"  - source: nbs/{name}.ipynb", f"    name: {name}", f"    product: {{nb: out/{name}.ipynb, data: out/{name}.txt}}",
+            f"  - source: nbs/{name}.ipynb", f"    name: {name}",
+            f"    product: {{nb: out/{name}.ipynb, data: out/{name}.txt}}",
             '    params: {seed: "{{seed}}"}',
         ]  # fmt: skip
     (root / "pipeline.yaml").write_text("\n".join(lines) + "\n")

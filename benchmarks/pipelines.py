@@ -1,12 +1,14 @@
 """Pipelines against `ploomber build`, on generated projects, each command a process of its own from start to end.
 
-Both run the same 30 notebooks, each of which imports pandas and torch: in a chain, and side by side on two jobs. Beyond the cells' own
-time is what is left once the time is taken off that the same cells take in one process that has imported both. Kernels are warm: the
-process that holds the libraries ready has been started by a run that does not count.
+Both run the same 30 notebooks, each of which imports pandas and torch: in a chain, and side by side on two jobs.
+Beyond the cells' own time is what is left once the time is taken off that the same cells take in one process that has
+imported both. Kernels are warm: the process that holds the libraries ready has been started by a run that does not
+count.
 
-Both are asked about the same project when nothing has changed. Before the clock counts for anything, both must say that nothing is to do.
-The times of a plan after one function of 200 has changed, and of 1,000 tasks that nobody has planned before, have no peer: Ploomber
-does not see the function, and hashes no inputs. The time of a run of many trivial tasks is compared with that of a quarter of them.
+Both are asked about the same project when nothing has changed. Before the clock counts for anything, both must say
+that nothing is to do. The times of a plan after one function of 200 has changed, and of 1,000 tasks that nobody has
+planned before, have no peer: Ploomber does not see the function, and hashes no inputs. The time of a run of many
+trivial tasks is compared with that of a quarter of them.
 """
 
 import needs
@@ -35,7 +37,8 @@ from ploomber.spec import DAGSpec
 dag = DAGSpec("pipeline.yaml").to_dag().render()
 for name in dag:
     task = dag[name]
-    task.product.metadata.update(source_code=str(task.source), params=task.params.to_json_serializable(params_only=True))
+    parameters = task.params.to_json_serializable(params_only=True)
+    task.product.metadata.update(source_code=str(task.source), params=parameters)
 """
 
 
@@ -78,7 +81,8 @@ codes = []
 for task in yaml.safe_load(open("pipeline.yaml"))["tasks"]:
     cells = json.load(open(task["source"]))["cells"]
     data = task["product"]["data"]
-    given = f"product = {{'data': {data!r}}}\\nupstream = upstream and {{upstream[0]: {{'data': f'out/{{upstream[0]}}.txt'}}}}"
+    given = f"product = {{'data': {data!r}}}\\n"
+    given += "upstream = upstream and {upstream[0]: {'data': f'out/{upstream[0]}.txt'}}"
     codes.append([compile("".join(c["source"]), "cell", "exec") for c in cells[:1]] + [compile(given, "given", "exec")]
                  + [compile("".join(c["source"]), "cell", "exec") for c in cells[1:]])
 os.makedirs("out", exist_ok=True)
@@ -117,7 +121,10 @@ def notebooks(folder: Path, chain: bool, count: int = 30) -> list[dict]:
     cell_seconds = own_time(root)
     ours = statistics.median(mlnb_run(root, "--jobs", "1" if chain else "2") for _ in range(ROUNDS)) - cell_seconds
     if not chain:
-        text = "executor: {dotted_path: ploomber.executors.Parallel, processes: 2}\n" + (root / "pipeline.yaml").read_text()
+        text = (
+            "executor: {dotted_path: ploomber.executors.Parallel, processes: 2}\n"
+            + (root / "pipeline.yaml").read_text()
+        )
         (root / "pipeline.yaml").write_text(text)
     peer = statistics.median(ploomber_run(root) for _ in range(ROUNDS)) - cell_seconds
     how = "in a chain" if chain else "side by side, 2 jobs"
@@ -129,7 +136,8 @@ def many_runs(folder: Path) -> list[dict]:
     """1,000 trivial tasks against 250, and the memory of the process that runs them."""
     elapsed = {n: mlnb_run(generated.make(folder / f"run{n}", n, chain=False), "--jobs", "2") for n in (250, 1000)}
     root = generated.make(folder / "memory", 1000, chain=False)
-    script = "import resource, sys; sys.argv = ['mlnb', 'run', '--json', '--jobs', '2']; from mlnb.cli.main import cli\ntry: cli()\n"
+    script = "import resource, sys; from mlnb.cli.main import cli; "
+    script += "sys.argv = ['mlnb', 'run', '--json', '--jobs', '2']\ntry: cli()\n"
     script += "except SystemExit: print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
     peak = float(timed([sys.executable, "-c", script], root)[1].rsplit("PEAK", 1)[1])
     name = "run of 1,000 trivial tasks against 4 runs of 250: it grows linearly, s"
@@ -145,7 +153,10 @@ def nothing_changed(folder: Path) -> list[dict]:
     subprocess.run([sys.executable, "-c", UP_TO_DATE], cwd=root, check=True, capture_output=True)
     assert not outdated(plan(root)[1])
     ploomber_build(root)
-    ours, peer = (statistics.median(column) for column in zip(*((plan(root)[0], ploomber_build(root)) for _ in range(ROUNDS)), strict=True))
+    ours, peer = (
+        statistics.median(column)
+        for column in zip(*((plan(root)[0], ploomber_build(root)) for _ in range(ROUNDS)), strict=True)
+    )
     name = f"nothing changed, {TASKS} tasks, whole process, s"
     return [faster(f"{name}, against ploomber build", ours, peer, 20), at_most(name, ours, 0.2, "s")]
 
@@ -164,7 +175,14 @@ def one_function_changed(folder: Path) -> list[dict]:
         assert outdated(tasks) == sorted({f"t{f // 4:04}" for f in callers}), outdated(tasks)
         module.write_text(before)
         plan(root)
-    return [at_most(f"one function changed of {4 * TASKS}, {TASKS} tasks, whole mlnb plan, s", statistics.median(elapsed), 0.5, "s")]
+    return [
+        at_most(
+            f"one function changed of {4 * TASKS}, {TASKS} tasks, whole mlnb plan, s",
+            statistics.median(elapsed),
+            0.5,
+            "s",
+        )
+    ]
 
 
 def many_tasks(folder: Path) -> list[dict]:
@@ -172,10 +190,14 @@ def many_tasks(folder: Path) -> list[dict]:
     elapsed = {}
     for n in (250, 1000):
         root = generated.make(folder / f"many{n}", n)
-        elapsed[n] = statistics.median(plan(root)[0] for _ in range(ROUNDS) if not subprocess.run(["rm", "-rf", root / ".mlnb"]).returncode)
+        elapsed[n] = statistics.median(
+            plan(root)[0] for _ in range(ROUNDS) if not subprocess.run(["rm", "-rf", root / ".mlnb"]).returncode
+        )
     return [
         at_most("plan of 1,000 tasks, cold, whole process, s", elapsed[1000], 2, "s"),
-        faster("plan of 1,000 tasks against 4 plans of 250: it grows linearly, s", elapsed[1000], 4 * elapsed[250], 0.75),
+        faster(
+            "plan of 1,000 tasks against 4 plans of 250: it grows linearly, s", elapsed[1000], 4 * elapsed[250], 0.75
+        ),
     ]
 
 
@@ -194,7 +216,12 @@ def main():
     parser.add_argument("--only", choices=BENCHMARKS, action="append", help="measure this part; default: all of them")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        results = [row for name, measure in BENCHMARKS.items() if name in (options.only or BENCHMARKS) for row in measure(Path(folder))]
+        results = [
+            row
+            for name, measure in BENCHMARKS.items()
+            if name in (options.only or BENCHMARKS)
+            for row in measure(Path(folder))
+        ]
     finish(results, options.json)
 
 

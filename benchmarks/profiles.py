@@ -50,17 +50,29 @@ def figures(stock, name: str) -> dict:
     """All that stock says of a column and that must be the same."""
     counts, types, spread = (stock.get_column(name).get_metric(part) for part in ("counts", "types", "distribution"))
     whole = {part: getattr(counts, part).value for part in ("n", "null", "nan", "inf", "true")}
-    whole |= {part: getattr(types, part).value for part in ("integral", "fractional", "boolean", "string", "object", "tensor")}
-    return whole | ({"min": spread.min, "max": spread.max, "mean": spread.avg, "std": spread.stddev} if spread.n else {})
+    whole |= {
+        part: getattr(types, part).value for part in ("integral", "fractional", "boolean", "string", "object", "tensor")
+    }
+    return whole | (
+        {"min": spread.min, "max": spread.max, "mean": spread.avg, "std": spread.stddev} if spread.n else {}
+    )
 
 
 def differences(stock, ours: Profile) -> list[str]:
     """The figures that stock has otherwise; sums of floats in another order may differ in the last digits."""
     found = []
     for name, column in ours.columns.items():
-        own = {"min": column.min, "max": column.max, "mean": column.mean, "std": column.std} | column.counts | column.types
+        own = (
+            {"min": column.min, "max": column.max, "mean": column.mean, "std": column.std}
+            | column.counts
+            | column.types
+        )
         theirs = figures(stock, name)
-        found += [f"{name}.{part}" for part, value in theirs.items() if not np.isclose(own.get(part, 0), value, rtol=1e-12, atol=0)]
+        found += [
+            f"{name}.{part}"
+            for part, value in theirs.items()
+            if not np.isclose(own.get(part, 0), value, rtol=1e-12, atol=0)
+        ]
     return found
 
 
@@ -79,15 +91,30 @@ def equality(frames: list[pd.DataFrame]) -> list[dict]:
     ranks = max(rank_error(values.to_numpy(float), column) for values, column in columns if column.numbers)
     errors = np.array([column.distinct / values.nunique() - 1 for values, column in columns])
     both = [
-        (c.distinct, stock.get_column(n).get_metric("cardinality").estimate) for _, ours, stock in made for n, c in ours.columns.items()
+        (c.distinct, stock.get_column(n).get_metric("cardinality").estimate)
+        for _, ours, stock in made
+        for n, c in ours.columns.items()
     ]
     largest_difference = max(abs(own / theirs - 1) for own, theirs in both)
     return [
         row("counts, types, nulls, min, max, mean, std that differ from whylogs", len(odd), "0", not odd),
         row("largest error of a rank", ranks, "<= 0.003", ranks <= 0.003),
-        row("largest difference of distinct values (HLL) from whylogs', %", 100 * largest_difference, "<= 2", largest_difference <= 0.02),
-        row("error of distinct values (HLL) against the rows, root mean square, %", float(100 * np.sqrt((errors**2).mean())), "reported"),
-        row("error of distinct values (HLL) against the rows, largest of 39 columns, %", float(100 * np.abs(errors).max()), "reported"),
+        row(
+            "largest difference of distinct values (HLL) from whylogs', %",
+            100 * largest_difference,
+            "<= 2",
+            largest_difference <= 0.02,
+        ),
+        row(
+            "error of distinct values (HLL) against the rows, root mean square, %",
+            float(100 * np.sqrt((errors**2).mean())),
+            "reported",
+        ),
+        row(
+            "error of distinct values (HLL) against the rows, largest of 39 columns, %",
+            float(100 * np.abs(errors).max()),
+            "reported",
+        ),
     ]
 
 
@@ -95,11 +122,22 @@ def logged(folder: Path, table: pd.DataFrame, hours: int):
     """A prediction log of a table's rows, spread over so many hours, with ten features a row."""
     log, rng, n = PredictionLog(folder), np.random.default_rng(0), len(table)
     times = np.datetime64("2013-07-01T05", "s") + np.arange(n) * (hours * 3600) // n
-    raw = {name: table[name].to_numpy() for name in ("carrier", "origin", "dest", "flight", "distance", "sched_dep_time")}
+    raw = {
+        name: table[name].to_numpy() for name in ("carrier", "origin", "dest", "flight", "distance", "sched_dep_time")
+    }
     raw = {name: values.astype(str) if values.dtype == object else values for name, values in raw.items()}
     features = {f"f{i}": rng.normal(size=n).round(2) for i in range(10)}
-    own = {"request_id": np.array([f"{i:032x}" for i in range(n)]), "entity": np.array([f"UA|{i}" for i in range(n)]), "time": times}
-    own |= {"logged_at": times, "context_moment": times, "probability": rng.random(n).round(9), "decision": rng.random(n) > 0.5}
+    own = {
+        "request_id": np.array([f"{i:032x}" for i in range(n)]),
+        "entity": np.array([f"UA|{i}" for i in range(n)]),
+        "time": times,
+    }
+    own |= {
+        "logged_at": times,
+        "context_moment": times,
+        "probability": rng.random(n).round(9),
+        "decision": rng.random(n) > 0.5,
+    }
     same = {"model_version": "v1", "arm": "champion", "latency_ms": 0.5}
     for part in (slice(at, at + 1000) for at in range(0, n, 1000)):
         columns = [{name: values[part] for name, values in group.items()} for group in (raw, features, own)]
@@ -116,7 +154,9 @@ def served(table: pd.DataFrame, hours: int = 4) -> dict:
         start = time.process_time()
         profile_log(log, profiles, parts, lines=False)
         cost = (time.process_time() - start) / len(table) * 1e6
-    return row(f"profile of the prediction log, {len(table):,} rows in {hours} hours, CPU us a row", cost, "<= 8", cost <= 8)
+    return row(
+        f"profile of the prediction log, {len(table):,} rows in {hours} hours, CPU us a row", cost, "<= 8", cost <= 8
+    )
 
 
 def batches(rows: int) -> dict:
@@ -125,7 +165,11 @@ def batches(rows: int) -> dict:
     Profile.of({"x": [1.5], "y": ["text"]})  # what is imported once
     for start in range(0, rows, BATCH):
         n = min(BATCH, rows - start)
-        batch = {"delay": rng.normal(size=n), "hour": rng.integers(0, 24, n), "origin": rng.choice(["EWR", "JFK", "LGA"], n)}
+        batch = {
+            "delay": rng.normal(size=n),
+            "hour": rng.integers(0, 24, n),
+            "origin": rng.choice(["EWR", "JFK", "LGA"], n),
+        }
         begin = time.process_time()
         profiler.add(batch)
         elapsed += time.process_time() - begin
@@ -142,9 +186,13 @@ def growth() -> list[dict]:
     each = {name: one["seconds"] / ROWS[name] * 1e6 for name, one in found.items()}
     min_memory, max_memory = min(one["memory"] for one in found.values()), max(one["memory"] for one in found.values())
     time_holds, memory_holds = max(each.values()) <= 1.25 * each["1M"], max_memory <= 1.1 * min_memory
-    rows = [row(f"{name} rows x 3 by merged batches, CPU us a row", cost, "within 25%", time_holds) for name, cost in each.items()]
+    rows = [
+        row(f"{name} rows x 3 by merged batches, CPU us a row", cost, "within 25%", time_holds)
+        for name, cost in each.items()
+    ]
     return rows + [
-        row(f"{name} rows x 3 by merged batches, peak MB", one["memory"], "within 10%", memory_holds) for name, one in found.items()
+        row(f"{name} rows x 3 by merged batches, peak MB", one["memory"], "within 10%", memory_holds)
+        for name, one in found.items()
     ]
 
 
@@ -166,7 +214,9 @@ def main():
         return
     table, different = flights(), continuous(336_776)
     rows = [
-        measure(f"profile of flights, {len(table):,} x {table.shape[1]}, CPU s, against whylogs", table, 20, chosen.times),
+        measure(
+            f"profile of flights, {len(table):,} x {table.shape[1]}, CPU s, against whylogs", table, 20, chosen.times
+        ),
         measure(f"profile of {len(table):,} x 20 continuous, CPU s, against whylogs", different, 15, chosen.times),
         *equality([table, different]),
         served(table[:100_000]),

@@ -1,8 +1,8 @@
 """Run every benchmark in this folder and write README.md from what was measured.
 
-Each program times mlnb and a peer in one run and prints, with `--json`, a list of
-{"name", "ours", "peer", "ratio", "bar", "holds"}; where there is no peer, peer and ratio are null and the bar is a text.
-It ends with 1 where a bar does not hold, and with 2 where it cannot run. So does this one, and then it leaves README.md as it is.
+Each program times mlnb and a peer in one run and prints, with `--json`, a list of {"name", "ours", "peer", "ratio",
+"bar", "holds"}; where there is no peer, peer and ratio are null and the bar is a text. It ends with 1 where a bar
+does not hold, and with 2 where it cannot run. So does this one, and then it leaves README.md as it is.
 """
 
 import datetime as dt
@@ -19,8 +19,8 @@ from report import arguments, formatted
 BENCHMARK_FOLDER = Path(__file__).parent
 TEXT = """# Benchmarks
 
-Each program times mlnb and a peer in one run and prints the ratio of their medians; a bar is what must hold: the least ratio,
-or the figure that is written there.
+Each program times mlnb and a peer in one run and prints the ratio of their medians; a bar is what must hold: the least
+ratio, or the figure that is written there.
 Absolute figures belong to the machine, ratios travel better. `make bench` runs all of them and writes this page.
 
 Measured on {date}: {machine}.
@@ -36,7 +36,9 @@ def machine() -> str:
     """The processor, cores, versions and, where there is one, the CUDA device."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    processor = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    processor = next(
+        (line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor()
+    )
     import torch
 
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
@@ -45,7 +47,9 @@ def machine() -> str:
 
 def measure(program: Path) -> tuple[str, list[dict]]:
     """Headline and rows of one benchmark; one that cannot run, or measures nothing, ends the whole run with 2."""
-    done = subprocess.run([sys.executable, str(program), "--json"], stdout=subprocess.PIPE, text=True, cwd=BENCHMARK_FOLDER.parent)
+    done = subprocess.run(
+        [sys.executable, str(program), "--json"], stdout=subprocess.PIPE, text=True, cwd=BENCHMARK_FOLDER.parent
+    )
     try:
         rows = json.loads(done.stdout)
     except json.JSONDecodeError:

@@ -1,4 +1,5 @@
-"""Servers to be compared: each a process of its own on a free port, ready, proved to answer rightly, and ended by its pid."""
+"""Servers to be compared: each a process of its own on a free port, ready, proved to answer rightly, and ended by its
+pid."""
 
 import contextlib
 import json
@@ -69,7 +70,9 @@ class Running:
 
     def probability(self, row: dict) -> float:
         """What it predicts for a row."""
-        return self.server.to_probability(json.loads(self.ask(self.server.path, json.dumps(self.server.to_request(row)).encode())))
+        return self.server.to_probability(
+            json.loads(self.ask(self.server.path, json.dumps(self.server.to_request(row)).encode()))
+        )
 
 
 def free_port() -> int:
@@ -81,8 +84,18 @@ def free_port() -> int:
 def environment(**more: str) -> dict[str, str]:
     """Variables of a server: none of the caller's settings, one thread for numpy, the model's package to import."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("MLNB_", "BENTOML_", "PROMETHEUS_", "MLFLOW_"))}
-    quiet = {"BENTOML_DO_NOT_TRACK": "true", "DO_NOT_TRACK": "true", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    return kept | quiet | {"PYTHONPATH": f"{BENCHMARK_FOLDER}:{BENCHMARK_FOLDER / 'peers'}", "PYTHONUNBUFFERED": "1"} | more
+    quiet = {
+        "BENTOML_DO_NOT_TRACK": "true",
+        "DO_NOT_TRACK": "true",
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
+    return (
+        kept
+        | quiet
+        | {"PYTHONPATH": f"{BENCHMARK_FOLDER}:{BENCHMARK_FOLDER / 'peers'}", "PYTHONUNBUFFERED": "1"}
+        | more
+    )
 
 
 @contextlib.contextmanager
@@ -166,7 +179,11 @@ def registry(root: Path):
 
 def of_ours(root: Path, **variables: str) -> dict[str, str]:
     """Variables of a process in the project: its package and this mlnb are imported."""
-    return environment(PYTHONPATH=f"{root}:{BENCHMARK_FOLDER.parent}", MLNB_PREDICTIONS=str(root / "log" / str(free_port())), **variables)
+    return environment(
+        PYTHONPATH=f"{root}:{BENCHMARK_FOLDER.parent}",
+        MLNB_PREDICTIONS=str(root / "log" / str(free_port())),
+        **variables,
+    )
 
 
 def under_uvicorn(root: Path, **variables: str) -> Server:
@@ -183,7 +200,17 @@ def under_bentoml(root: Path) -> Server:
 
 def as_factory(root: Path, name: str) -> Server:
     """One of the applications in speed/apps.py under uvicorn."""
-    command = python("-m", "uvicorn", "--factory", f"speed.apps:{name}", "--no-access-log", "--log-level", "warning", "--port", "{port}")
+    command = python(
+        "-m",
+        "uvicorn",
+        "--factory",
+        f"speed.apps:{name}",
+        "--no-access-log",
+        "--log-level",
+        "warning",
+        "--port",
+        "{port}",
+    )
     return Server(name, command, root, of_ours(root, **EVERYTHING), headers=WITH_KEY)
 
 
@@ -195,7 +222,9 @@ def with_model(root: Path, **more: str) -> dict[str, str]:
 
 
 def fastapi(root: Path) -> Server:
-    command = python("-m", "uvicorn", "fastapi_app:app", "--no-access-log", "--log-level", "warning", "--port", "{port}")
+    command = python(
+        "-m", "uvicorn", "fastapi_app:app", "--no-access-log", "--log-level", "warning", "--port", "{port}"
+    )
     return Server("FastAPI", command, root, with_model(root))
 
 
@@ -213,7 +242,12 @@ def litserve(root: Path) -> Server:
 def mlserver(root: Path) -> Server:
     (folder := root / "mlserver").mkdir(exist_ok=True)
     (folder / "model-settings.json").write_text('{"name": "speed", "implementation": "mlserver_model.Peer"}')
-    settings = {"HTTP_PORT": "{port}", "GRPC_PORT": str(free_port()), "METRICS_PORT": str(free_port()), "HOST": "127.0.0.1"}
+    settings = {
+        "HTTP_PORT": "{port}",
+        "GRPC_PORT": str(free_port()),
+        "METRICS_PORT": str(free_port()),
+        "HOST": "127.0.0.1",
+    }
     settings |= {"PARALLEL_WORKERS": "0", "DEBUG": "false"}
     variables = with_model(root, **{f"MLSERVER_{name}": value for name, value in settings.items()})
     command = [str(needs.peer("mlserver")), "start", "."]
@@ -242,7 +276,9 @@ def mlflow(root: Path) -> Server:
     if not (folder := root / "mlflow").exists():
         command = python(str(BENCHMARK_FOLDER / "peers/mlflow_model.py"), str(folder))
         subprocess.run(command, cwd=root, env=with_model(root), check=True, stdout=sys.stderr)
-    command = python("-m", "mlflow", "models", "serve", "--model-uri", str(folder), "--env-manager", "local", "--port", "{port}")
+    command = python(
+        "-m", "mlflow", "models", "serve", "--model-uri", str(folder), "--env-manager", "local", "--port", "{port}"
+    )
     to_probability = lambda answer: answer["predictions"][0]["probability"]
     to_request = lambda row: {"dataframe_records": [row]}
     return Server(

@@ -1,10 +1,12 @@
-"""The service against FastAPI, BentoML, LitServe, MLServer and `mlflow models serve`: the same small network, rows and load.
+"""The service against FastAPI, BentoML, LitServe, MLServer and `mlflow models serve`: the same small network, rows
+and load.
 
-Every server is one process or one worker, on one core; the load comes from `wrk` on another (where there are two, and `taskset`).
-Ours has everything on: validation, keys, log, split, metrics; the peers have nothing on, and are set up as their own documentation
-advises. Before the clock counts for anything, each must answer some rows with the probabilities of the network.
-Both of a comparison run at once and take turns under load; a figure is the median of the rounds. A request holds one row, unless said.
-CPU seconds are those of all processes of a server. Peers that are not installed are passed over: `make bench-peers` installs them.
+Every server is one process or one worker, on one core; the load comes from `wrk` on another (where there are two, and
+`taskset`). Ours has everything on: validation, keys, log, split, metrics; the peers have nothing on, and are set up
+as their own documentation advises. Before the clock counts for anything, each must answer some rows with the
+probabilities of the network. Both of a comparison run at once and take turns under load; a figure is the median of
+the rounds. A request holds one row, unless said. CPU seconds are those of all processes of a server. Peers that are
+not installed are passed over: `make bench-peers` installs them.
 """
 
 import needs
@@ -60,9 +62,19 @@ class Load:
     pause: int = 0  # ms of each connection between an answer and its next request
 
     def run(self, seconds: int) -> dict:
-        """Requests, seconds, errors, p50 and p99 (ms) and CPU seconds of the server; an answer that is not 2xx ends the program."""
+        """Requests, seconds, errors, p50 and p99 (ms) and CPU seconds of the server; an answer that is not 2xx ends
+        the program."""
         headers = [f"{k}: {v}" for k, v in (self.headers or self.to.server.headers).items()]
-        form = ["--threads", "1", "--connections", str(self.connections), "--duration", f"{seconds}s", "--timeout", "10s"]
+        form = [
+            "--threads",
+            "1",
+            "--connections",
+            str(self.connections),
+            "--duration",
+            f"{seconds}s",
+            "--timeout",
+            "10s",
+        ]
         script = ["--script", str(servers.BENCHMARK_FOLDER / "load.lua"), self.to.url + self.path, "--"]
         what = [str(self.bodies), self.each, str(self.pause), *headers]
         before = self.to.cpu()
@@ -71,14 +83,19 @@ class Load:
             sys.exit(f"wrk failed: {done.stdout}{done.stderr}")
         results = json.loads(done.stdout.splitlines()[-1])
         if results["errors"] or not results["requests"]:
-            sys.exit(f"{self.to.server.name} answered {results['requests']} requests, {results['errors']} of them with errors")
+            sys.exit(
+                f"{self.to.server.name} answered {results['requests']} requests, {results['errors']} of them "
+                f"with errors"
+            )
         return results | {"rate": results["requests"] / results["seconds"], "cpu": self.to.cpu() - before}
 
 
 def one_row(bench: Bench, to: Running) -> Load:
     """A thousand requests of one row each, in turn, after a few that must be answered rightly."""
     rows = requests(ROWS)
-    expected = Mlp.load(bench.root / "products/v1/model").probability(np.array([[row[n] for n in NAMES] for row in rows[:5]]))
+    expected = Mlp.load(bench.root / "products/v1/model").probability(
+        np.array([[row[n] for n in NAMES] for row in rows[:5]])
+    )
     answered = [to.probability(row) for row in rows[:5]]
     if not np.allclose(answered, expected, atol=1e-6):
         sys.exit(f"{to.server.name} answers {answered}, the model gives {expected.tolist()}")
@@ -92,7 +109,9 @@ def take_turns(bench: Bench, *loads: Load) -> list[dict]:
     for load in loads:
         load.run(1)
     rounds = [[load.run(bench.seconds) for load in loads] for _ in range(bench.rounds)]
-    results = [{key: statistics.median(r[key] for r in of_one) for key in of_one[0]} for of_one in zip(*rounds, strict=True)]
+    results = [
+        {key: statistics.median(r[key] for r in of_one) for key in of_one[0]} for of_one in zip(*rounds, strict=True)
+    ]
     for load, f in zip(loads, results, strict=True):
         cost = f"CPU {1e6 * f['cpu'] / f['requests']:,.0f} us a request"
         summary = f"{f['rate']:,.0f} requests/s, p50 {f['p50']:.2f} ms, p99 {f['p99']:.2f} ms, {cost}"
@@ -106,7 +125,9 @@ def compare(bench: Bench, *several: Server) -> list[dict]:
         return take_turns(bench, *(one_row(bench, stack.enter_context(running(s))) for s in several))
 
 
-def against(bench: Bench, peer: Callable, bar: float, ours: Callable = servers.under_uvicorn, slowest: float | None = None) -> list[dict]:
+def against(
+    bench: Bench, peer: Callable, bar: float, ours: Callable = servers.under_uvicorn, slowest: float | None = None
+) -> list[dict]:
     """Requests a second against a peer, and the bar of our own p99."""
     mine, theirs = ours(bench.root), peer(bench.root)
     a, b = compare(bench, mine, theirs)
@@ -125,27 +146,45 @@ def tables(bench: Bench) -> list[dict]:
     with running(servers.under_uvicorn(bench.root)) as ours, running(servers.fastapi(bench.root)) as peer:
         arrow = Load(ours, servers.TABLES, path.with_suffix(".arrow"), "whole", servers.ARROW, 4)
         one, many, theirs = take_turns(
-            bench, one_row(bench, ours), arrow, Load(peer, "/predict_rows", path.with_suffix(".json"), "whole", connections=4)
+            bench,
+            one_row(bench, ours),
+            arrow,
+            Load(peer, "/predict_rows", path.with_suffix(".json"), "whole", connections=4),
         )
     what = f"Arrow bodies of {ROWS:,} rows, everything on"
     by_cpu = [ROWS * many["requests"] / many["cpu"], one["requests"] / one["cpu"]]
     return [
         at_least(f"{what}, rows a CPU second, against requests of one row", *by_cpu, 10),
-        at_least(f"{what}, 4 connections, rows/s, against JSON rows to FastAPI", ROWS * many["rate"], ROWS * theirs["rate"], 5),
+        at_least(
+            f"{what}, 4 connections, rows/s, against JSON rows to FastAPI",
+            ROWS * many["rate"],
+            ROWS * theirs["rate"],
+            5,
+        ),
     ]
 
 
 def shadow(bench: Bench) -> list[dict]:
     """Half-way time with a challenger in the shadow and without."""
-    on, off = compare(bench, servers.under_uvicorn(bench.root, **servers.SHADOW), servers.under_uvicorn(bench.root, **servers.ALONE))
+    on, off = compare(
+        bench, servers.under_uvicorn(bench.root, **servers.SHADOW), servers.under_uvicorn(bench.root, **servers.ALONE)
+    )
     return [no_more_than(f"shadow on, {CONNECTIONS} connections, p50, ms, against off", on["p50"], off["p50"], 1.3)]
 
 
 def log(bench: Bench) -> list[dict]:
-    """Requests a second with the log and with one whose append does nothing: a small difference, so in many short turns."""
+    """Requests a second with the log and with one whose append does nothing: a small difference, so in many short
+    turns."""
     turns = replace(bench, seconds=1, rounds=bench.seconds * bench.rounds)
     on, off = compare(turns, *(servers.as_factory(bench.root, name) for name in ("logged", "unlogged")))
-    return [at_least(f"log on, {CONNECTIONS} connections, requests/s, against a log that writes nothing", on["rate"], off["rate"], 0.93)]
+    return [
+        at_least(
+            f"log on, {CONNECTIONS} connections, requests/s, against a log that writes nothing",
+            on["rate"],
+            off["rate"],
+            0.93,
+        )
+    ]
 
 
 def memory(bench: Bench) -> list[dict]:
@@ -170,7 +209,10 @@ def swap(bench: Bench) -> list[dict]:
         waits = [seconds_until(registry, ours, number) for number in (2, 1)]
         results = under_load.result()
     what = f"swap under {results['rate']:.0f} requests/s"
-    return [at_most(f"{what}, errors", results["errors"], 0, ""), at_most(f"{what}, until the new version answers, s", max(waits), 1, "s")]
+    return [
+        at_most(f"{what}, errors", results["errors"], 0, ""),
+        at_most(f"{what}, until the new version answers, s", max(waits), 1, "s"),
+    ]
 
 
 def seconds_until(registry, ours: Running, number: int) -> float:

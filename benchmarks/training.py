@@ -1,8 +1,8 @@
 """Training end to end against a plain DataLoader loop: the same network, batch size, rows and epochs in one run.
 
-Ours keeps the table on the device, shuffles there, has constant shapes, a cheap dropout mask and a fused optimiser; the peer is what a
-PyTorch tutorial shows: TensorDataset, DataLoader, nn.Dropout, AdamW, `loss.item()` after every step. On a CPU both have one thread.
-Where there is a CUDA device, both run there too.
+Ours keeps the table on the device, shuffles there, has constant shapes, a cheap dropout mask and a fused optimiser;
+the peer is what a PyTorch tutorial shows: TensorDataset, DataLoader, nn.Dropout, AdamW, `loss.item()` after every
+step. On a CPU both have one thread. Where there is a CUDA device, both run there too.
 """
 
 import needs
@@ -45,21 +45,29 @@ def rows() -> tuple[str, dict, np.ndarray, tuple, tuple]:
     return "made-up rows", made, random.integers(0, 2, n), CATEGORICAL, NUMERIC
 
 
-def ours(encoder: Encoder, columns: dict, labels: np.ndarray, config: TrainingConfig, device: torch.device, epochs: int) -> float:
+def ours(
+    encoder: Encoder, columns: dict, labels: np.ndarray, config: TrainingConfig, device: torch.device, epochs: int
+) -> float:
     """Rows a second from columns in memory to a trained network."""
     started = time.perf_counter()
     table = to_device(encoder, columns, labels, device)
-    trainer = Trainer(encoder, table, to_device(encoder, {k: v[:1] for k, v in columns.items()}, labels[:1], device), config)
+    trainer = Trainer(
+        encoder, table, to_device(encoder, {k: v[:1] for k, v in columns.items()}, labels[:1], device), config
+    )
     for _ in range(epochs):
         trainer.run_epoch()
     return epochs * trainer.steps * trainer.batch / (time.perf_counter() - started)
 
 
-def peer(encoder: Encoder, columns: dict, labels: np.ndarray, config: TrainingConfig, device: torch.device, epochs: int) -> float:
+def peer(
+    encoder: Encoder, columns: dict, labels: np.ndarray, config: TrainingConfig, device: torch.device, epochs: int
+) -> float:
     """Rows a second of the plain loop, from the same columns."""
     started = time.perf_counter()
     codes, numbers = encoder.encode(columns)
-    data = TensorDataset(torch.from_numpy(codes), torch.from_numpy(numbers).float(), torch.tensor(labels, dtype=torch.float32))
+    data = TensorDataset(
+        torch.from_numpy(codes), torch.from_numpy(numbers).float(), torch.tensor(labels, dtype=torch.float32)
+    )
     loader = DataLoader(data, batch_size=config.batch, shuffle=True, drop_last=True, pin_memory=device.type == "cuda")
     torch.manual_seed(config.seed)
     network, loss_function = TabularNetwork(encoder, config), nn.BCEWithLogitsLoss()

@@ -1,4 +1,5 @@
-"""A storage that can be made to fail or to hang while a service uses it: fsspec's protocol `away`, over a folder of the disk."""
+"""A storage that can be made to fail or to hang while a service uses it: fsspec's protocol `away`, over a folder of
+the disk."""
 
 import os
 import time
@@ -24,7 +25,9 @@ class NoCredentialsError(ValueError):
 
 
 ERRORS = {e.__name__: e for e in (EndpointConnectionError, ClientError, HttpError, NoCredentialsError)}
-ERRORS |= {e.__name__: e for e in (PermissionError, TimeoutError, ConnectionResetError, ImportError, RuntimeError, EOFError)}
+ERRORS |= {
+    e.__name__: e for e in (PermissionError, TimeoutError, ConnectionResetError, ImportError, RuntimeError, EOFError)
+}
 
 
 class Away(AbstractFileSystem):

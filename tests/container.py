@@ -1,7 +1,8 @@
 """A real image, without a container engine: made by buildah, run as an unprivileged user, asked for predictions.
 
-`make test-container` runs it. It takes minutes, root, and the Debian packages buildah and mmdebstrap. The base image is made of Debian's
-packages, the Python packages come from wherever pip finds them here, so that no registry of images is needed.
+`make test-container` runs it. It takes minutes, root, and the Debian packages buildah and mmdebstrap. The base image
+is made of Debian's packages, the Python packages come from wherever pip finds them here, so that no registry of
+images is needed.
 """
 
 import json
@@ -58,7 +59,14 @@ def build_image(folder: Path) -> Path:
     requirements = Path(built["path"]) / "env/python/requirements.txt"
     run(sys.executable, "-m", "pip", "download", "-qq", "--no-deps", "--dest", folder / "wheels", "-r", requirements)
     log_line(f"the image, with {len(requirements.read_text().splitlines())} packages")
-    where = ("--build-arg", "PIP_NO_INDEX=1", "--build-arg", "PIP_FIND_LINKS=/wheels", "--build-opt", f"volume={folder}/wheels:/wheels:ro")
+    where = (
+        "--build-arg",
+        "PIP_NO_INDEX=1",
+        "--build-arg",
+        "PIP_FIND_LINKS=/wheels",
+        "--build-opt",
+        f"volume={folder}/wheels:/wheels:ro",
+    )
     how = ("--engine", "buildah", "--base", BASE, "--image", IMAGE, "--build-opt", "isolation=chroot")
     print(run(*MLNB, "containerize", *how, *where, cwd=root, env=environment))
     return root
@@ -80,14 +88,20 @@ def check_rights(container: str):
     "The service's user may write to /data and /tmp and to nothing else"
     places = ("/", "/app/.venv", "/home/bentoml/bento", "/data", "/tmp")
     tried = "; ".join(f"touch {place}/x 2>/dev/null && echo {place}" for place in places)
-    inside = run("buildah", "run", "--isolation", "chroot", container, "--", "sh", "-c", f"id -u; {tried}; true").split()
+    inside = run(
+        "buildah", "run", "--isolation", "chroot", container, "--", "sh", "-c", f"id -u; {tried}; true"
+    ).split()
     assert inside == ["1034", "/data", "/tmp"], inside
     log_line("the user is 1034 and can write to /data and /tmp alone")
 
 
 def end(process: subprocess.Popen):
     "Ask the service to end, as an engine does, and see that it does so in order"
-    (service,) = [p for p in psutil.Process(process.pid).children(recursive=True) if "serve" in p.cmdline() and p.uids().real == 1034]
+    (service,) = [
+        p
+        for p in psutil.Process(process.pid).children(recursive=True)
+        if "serve" in p.cmdline() and p.uids().real == 1034
+    ]
     service.terminate()
     assert process.wait(60) == 0, process.returncode
     log_line("it ended in order when it was asked to")
@@ -100,14 +114,28 @@ def serve(root: Path, folder: Path):
     shutil.copytree(root / ".mlnb/storage/context", data / "storage/context")
     run("chown", "-R", "1034:1034", data)
     run("buildah", "config", "--volume", "/data-", container)  # its own empty volume would hide ours from `buildah run`
-    command = ["buildah", "run", "--isolation", "chroot", "--volume", f"{data}:/data", "--env", f"PORT={port}", container, "--", PROGRAM]
+    command = [
+        "buildah",
+        "run",
+        "--isolation",
+        "chroot",
+        "--volume",
+        f"{data}:/data",
+        "--env",
+        f"PORT={port}",
+        container,
+        "--",
+        PROGRAM,
+    ]
     process = subprocess.Popen(command)
     try:
         started = time.monotonic()
         url = wait_until_ready(process, f"http://127.0.0.1:{port}")
         log_line(f"ready after {time.monotonic() - started:.1f} s")
         ask(url, root, data)
-        health = json.loads(run("buildah", "inspect", "--type", "image", IMAGE))["Docker"]["config"]["Healthcheck"]["Test"]
+        health = json.loads(run("buildah", "inspect", "--type", "image", IMAGE))["Docker"]["config"]["Healthcheck"][
+            "Test"
+        ]
         run("buildah", "run", "--isolation", "chroot", "--env", f"PORT={port}", container, "--", *health[1:])
         log_line("the health check of the image is content")
         end(process)

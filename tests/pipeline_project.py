@@ -59,7 +59,9 @@ def notebook(path: Path, parameters: str | None, *cells: str) -> Path:
     body = [{**empty, "id": f"c{i}", "source": s, "metadata": m} for i, (s, m) in enumerate(cell_sources)]
     metadata = {"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"cells": body, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}, indent=1) + "\n")
+    path.write_text(
+        json.dumps({"cells": body, "metadata": metadata, "nbformat": 4, "nbformat_minor": 5}, indent=1) + "\n"
+    )
     return path
 
 

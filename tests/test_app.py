@@ -35,7 +35,9 @@ def serving(toy, predictions, **variables):
     "A uvicorn process that serves the toy project, and its URL"
     port = free_port()
     env = toy_project.environment(toy) | {"MLNB_PREDICTIONS": str(predictions), **variables}
-    process = subprocess.Popen([sys.executable, "-c", SERVER, str(port)], cwd=toy, env=env, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVER, str(port)], cwd=toy, env=env, stderr=subprocess.PIPE, text=True
+    )
     try:
         yield process, wait_until_ready(process, f"http://127.0.0.1:{port}")
     finally:
@@ -67,7 +69,15 @@ def test_the_samples_are_answered_to_the_bit(server, toy):
 
 def test_an_answer_says_what_it_rests_on(server, row):
     answer = server[0].post("/predict", json=row | {"decision_time": "2013-07-01T05:07:30+02:00"}).json()
-    assert list(answer) == ["request_id", "probability", "decision", "model_version", "arm", "context_moment", "context_age_seconds"]
+    assert list(answer) == [
+        "request_id",
+        "probability",
+        "decision",
+        "model_version",
+        "arm",
+        "context_moment",
+        "context_age_seconds",
+    ]
     assert answer["model_version"] == "v1"
     assert (answer["context_moment"], answer["context_age_seconds"]) == ("2013-07-01T03:00:00Z", 450)
 
@@ -85,7 +95,11 @@ def test_every_answer_is_in_the_log(server, row):
     answers = server[0].post("/predict", json=rows).json()
     table = read_predictions(server[1]).set_index("request_id").loc[[a["request_id"] for a in answers]]
     assert table["probability"].tolist() == [a["probability"] for a in answers]
-    assert table["flight"].tolist() == list(range(1000)) and table["hour"].notna().all() and (table["arm"] == "champion").all()
+    assert (
+        table["flight"].tolist() == list(range(1000))
+        and table["hour"].notna().all()
+        and (table["arm"] == "champion").all()
+    )
     assert table["entity"].iloc[7] == "UA/7/JFK/2013-07-01T05:00:00Z"
     assert str(table["time"].iloc[0]) == row["decision_time"][:-1].replace("T", " ")
 
@@ -105,7 +119,8 @@ def test_missing_and_extra_fields_are_400_and_named(server, row):
 
 
 @pytest.mark.parametrize(
-    ("body", "says"), [(b"", "no body"), (b"[]", "empty"), (b"{", "not JSON"), (b"\xff", "UTF-8"), (b"[" * 90_000, "nested")]
+    ("body", "says"),
+    [(b"", "no body"), (b"[]", "empty"), (b"{", "not JSON"), (b"\xff", "UTF-8"), (b"[" * 90_000, "nested")],
 )
 def test_a_body_that_is_no_request_is_400(server, body, says):
     answer = server[0].post("/predict", content=body, headers={"content-type": "application/json"})
@@ -144,7 +159,9 @@ def test_unknown_paths_and_methods(server):
     ],
 )
 def test_an_old_context_is_refused(server, row, decision_time, says):
-    row = {k: v for k, v in row.items() if k != "decision_time"} | ({"decision_time": decision_time} if decision_time else {})
+    row = {k: v for k, v in row.items() if k != "decision_time"} | (
+        {"decision_time": decision_time} if decision_time else {}
+    )
     answer = server[0].post("/predict", json=row)
     assert answer.status_code == 503 and says in answer.json()["error"] and answer.json()["context_limit_minutes"] == 60
     assert ("context_age_seconds" in answer.json()) is ("old" in says)
@@ -171,7 +188,9 @@ def test_metrics(server, row):
         validity = {200: "valid", 400: "invalid"}[status]
         assert f'mlnb_requests_total{{status="{status}",validity="{validity}"}}' in text
     assert 'mlnb_request_duration_seconds_bucket{arm="champion",le="0.0005",version="v1"}' in text
-    assert 'mlnb_predictions_total{arm="champion",version="v1"}' in text and "mlnb_feature_snapshot_age_seconds 60" in text
+    assert (
+        'mlnb_predictions_total{arm="champion",version="v1"}' in text and "mlnb_feature_snapshot_age_seconds 60" in text
+    )
 
 
 def test_the_context_limit_is_a_setting(toy, tmp_path, row):
@@ -234,7 +253,8 @@ from collections import Counter
 from types import SimpleNamespace
 from mlnb.serving.service_metrics import ServiceMetrics
 metrics = ServiceMetrics()
-metrics.record_predictions(Counter(), int(sys.argv[1]), SimpleNamespace(log=SimpleNamespace(unlogged_predictions=0), counts={}))
+scorer = SimpleNamespace(log=SimpleNamespace(unlogged_predictions=0), counts={})
+metrics.record_predictions(Counter(), int(sys.argv[1]), scorer)
 print(metrics.text().decode())
 """
 
@@ -242,7 +262,9 @@ print(metrics.text().decode())
 def test_the_age_of_the_context_is_not_that_which_a_dead_worker_noted(tmp_path):
     env = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
     for seconds in (3600, 60):
-        text = subprocess.run([sys.executable, "-c", NOTED, str(seconds)], env=env, capture_output=True, text=True, check=True).stdout
+        text = subprocess.run(
+            [sys.executable, "-c", NOTED, str(seconds)], env=env, capture_output=True, text=True, check=True
+        ).stdout
         assert f"mlnb_feature_snapshot_age_seconds {seconds}.0" in text
 
 

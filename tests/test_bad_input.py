@@ -1,4 +1,5 @@
-"""What users get wrong, through the real command and the real service: one clear sentence, a non-zero exit, nothing lost."""
+"""What users get wrong, through the real command and the real service: one clear sentence, a non-zero exit, nothing
+lost."""
 
 import hashlib
 import json
@@ -41,11 +42,15 @@ def said(done) -> str:
 
 def contents(folder: Path) -> dict[str, str]:
     "The digest of every file below a folder"
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file()
+    }
 
 
 def refused(root, words, *expected, code=1, **variables):
-    "Assert that the command ends with one sentence that holds every expected text, and leaves products and notebooks as they were"
+    "Assert that the command ends with one sentence that holds every expected text, and changes no product or notebook"
     kept = {name: contents(root / name) for name in ("out", "nbs", "products")}
     done = mlnb(root, *words.split(), **variables)
     assert done.returncode == code, done.stderr
@@ -92,7 +97,9 @@ def test_no_parameters_cell(project):
 
 
 def test_a_parameter_that_no_notebook_declares(project):
-    refused(project, "run --param nn=1", "neither env.yaml nor any notebook declares a parameter 'nn' (did you mean 'n'?)")
+    refused(
+        project, "run --param nn=1", "neither env.yaml nor any notebook declares a parameter 'nn' (did you mean 'n'?)"
+    )
     edit(project / "pipeline.yaml", 'params: {n: "{{n}}"}', "params: {n: 1, m: 2}")
     refused(project, "run", "task 'first'", "no parameter 'm'")
 
@@ -109,12 +116,16 @@ def test_a_wrong_type(project, value):
 
 def test_a_circle(project):
     notebook(project / "nbs/first.ipynb", 'upstream = ["second"]\nproduct = None\nn = 1', FIRST)
-    refused(project, "run", "the tasks depend on each other in a circle: first -> second -> first; remove one upstream name")
+    refused(
+        project, "run", "the tasks depend on each other in a circle: first -> second -> first; remove one upstream name"
+    )
 
 
 def test_an_unknown_upstream_task(project):
     notebook(project / "nbs/second.ipynb", 'upstream = ["frist"]\nproduct = None\nextra = 1', "1")
-    refused(project, "run", "task 'second' names the upstream task 'frist', which does not exist (did you mean 'first'?)")
+    refused(
+        project, "run", "task 'second' names the upstream task 'frist', which does not exist (did you mean 'first'?)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -123,14 +134,32 @@ def test_an_unknown_upstream_task(project):
         ("", "needs a list of tasks; write for example: tasks:"),
         ("tasks:\n", "needs a list of tasks"),
         ("task:\n- source: nbs/first.ipynb\n", "needs a list of tasks"),
-        ("tasks:\n\t- source: nbs/first.ipynb\n", "pipeline.yaml is not valid YAML in line 2: a tab; indent with spaces"),
+        (
+            "tasks:\n\t- source: nbs/first.ipynb\n",
+            "pipeline.yaml is not valid YAML in line 2: a tab; indent with spaces",
+        ),
         ("tasks:\n- source: nbs/frist.ipynb\n  product: out/first.ipynb\n", "there is no notebook"),
-        ("tasks:\n- source: nbs/first.py\n  product: out/first.ipynb\n", "a task is a notebook, write for example: source:"),
+        (
+            "tasks:\n- source: nbs/first.py\n  product: out/first.ipynb\n",
+            "a task is a notebook, write for example: source:",
+        ),
         ("tasks:\n- source: nbs/first.ipynb\n", "'product' is missing; write for example: product:"),
-        ("tasks:\n- source: nbs/first.ipynb\n  prodct: out/first.ipynb\n", "unknown key 'prodct' (did you mean 'product'?)"),
-        ("tasks:\n- {source: nbs/other.ipynb, product: {nb: out/a.ipynb, n: {{n}}}}\n", 'write a placeholder in quotes: "{{name}}"'),
-        ("tasks:\n- {source: nbs/other.ipynb, product: out/a.ipynb, params: {w: {0: 1.0}}}\n", "pipeline.yaml: key 0 has type int"),
-        ("tasks:\n- {source: nbs/other.ipynb, product: out/a.ipynb, params: {w: !!set {a}}}\n", "value {'a'} has type set; write a text"),
+        (
+            "tasks:\n- source: nbs/first.ipynb\n  prodct: out/first.ipynb\n",
+            "unknown key 'prodct' (did you mean 'product'?)",
+        ),
+        (
+            "tasks:\n- {source: nbs/other.ipynb, product: {nb: out/a.ipynb, n: {{n}}}}\n",
+            'write a placeholder in quotes: "{{name}}"',
+        ),
+        (
+            "tasks:\n- {source: nbs/other.ipynb, product: out/a.ipynb, params: {w: {0: 1.0}}}\n",
+            "pipeline.yaml: key 0 has type int",
+        ),
+        (
+            "tasks:\n- {source: nbs/other.ipynb, product: out/a.ipynb, params: {w: !!set {a}}}\n",
+            "value {'a'} has type set; write a text",
+        ),
     ],
 )
 def test_a_pipeline_that_is_none(project, text, says):
@@ -169,7 +198,9 @@ def executed_copy(done) -> nbformat.NotebookNode:
 def test_a_notebook_that_raises(project):
     body = 'from pathlib import Path\nPath(product["data"]).write_text("bad")\nraise ValueError("no rows")'
     notebook(project / "nbs/first.ipynb", f"{DECLARED}\nn = 1", body)
-    done = refused(project, "run", "Task first failed", "nbs/first.ipynb, cell [3]: ValueError: no rows", "the executed copy is")
+    done = refused(
+        project, "run", "Task first failed", "nbs/first.ipynb, cell [3]: ValueError: no rows", "the executed copy is"
+    )
     outputs = [o for cell in executed_copy(done)["cells"] for o in cell.get("outputs", [])]
     assert any(o["output_type"] == "error" and o["evalue"] == "no rows" for o in outputs)
 
@@ -186,14 +217,21 @@ CONTRACT = """
     import pandera.pandas as pa
     from mlnb.data.contracts import validate
     rows = pd.DataFrame({"miles": [100.0, -5.0, -6.0], "month": [1, 2, 13]})
-    validate(rows, pa.DataFrameSchema({"miles": pa.Column(float, pa.Check.ge(0)), "month": pa.Column(int, pa.Check.isin(range(1, 13)))},
+    columns = {"miles": pa.Column(float, pa.Check.ge(0)), "month": pa.Column(int, pa.Check.isin(range(1, 13)))}
+    validate(rows, pa.DataFrameSchema(columns,
              name="flights"), "rejected/flights.parquet")
 """
 
 
 def test_data_that_break_their_contract(project):
     notebook(project / "nbs/other.ipynb", DECLARED, CONTRACT)
-    says = ("ContractError: flights, 3 rows, breaks its contract", "column 'miles'", "fails in 2 rows", "column 'month'", "fails in 1 row")
+    says = (
+        "ContractError: flights, 3 rows, breaks its contract",
+        "column 'miles'",
+        "fails in 2 rows",
+        "column 'month'",
+        "fails in 1 row",
+    )
     refused(project, "run other", *says, "The 2 offending rows are in rejected/flights.parquet")
     assert pd.read_parquet(project / "rejected/flights.parquet")["month"].tolist() == [2, 13]
 
@@ -229,7 +267,11 @@ def test_an_unknown_setting_is_found_by_the_doctor(project):
         f.write('recrods = "x"\n')
     done = mlnb(project, "doctor", "--json")
     findings = {f["item"]: f for f in json.loads(done.stdout)["findings"]}
-    assert done.returncode == 1 and "unknown setting 'recrods'" in findings["Settings"]["detail"] and "Project" not in findings
+    assert (
+        done.returncode == 1
+        and "unknown setting 'recrods'" in findings["Settings"]["detail"]
+        and "Project" not in findings
+    )
 
 
 @pytest.mark.parametrize(
@@ -238,7 +280,10 @@ def test_an_unknown_setting_is_found_by_the_doctor(project):
         ('port = "3000"', "setting 'port' has value '3000'; write port = 3000"),
         ("port = 70000", "setting 'port' has value 70000; write port = 3000, a free TCP port from 1 to 65535"),
         ("port = ", "pyproject.toml is not valid TOML: Invalid value (at line 6"),
-        ('records = "postgres://localhost:1/x"', "setting 'records' has value 'postgres://localhost:1/x', which cannot be opened"),
+        (
+            'records = "postgres://localhost:1/x"',
+            "setting 'records' has value 'postgres://localhost:1/x', which cannot be opened",
+        ),
     ],
 )
 def test_a_setting_with_a_wrong_value(project, line, says):
@@ -272,7 +317,11 @@ TABLES = {"table.csv": "a,b\n1,2\n", "semicolons.csv": "a;b\n1;2\n"}
         ("drift heads.csv --reference heads.csv", 1, "heads.csv has no rows"),
         ("drift nbs", 1, "is not a model bundle with a reference: it has no reference.profile"),
         ("drift semicolons.csv", 1, "has one column, 'a;b'; separate columns with commas"),
-        ("drift table.csv --reference table.csv --html env.yaml/drift.html", 2, "env.yaml/drift.html cannot be written"),
+        (
+            "drift table.csv --reference table.csv --html env.yaml/drift.html",
+            2,
+            "env.yaml/drift.html cannot be written",
+        ),
     ],
 )
 def test_a_slip_of_the_first_hour(project, words, code, says):
@@ -290,7 +339,9 @@ def test_ctrl_c(project):
     body = "from pathlib import Path\nPath('started').touch()\nimport time\ntime.sleep(300)"
     notebook(project / "nbs/first.ipynb", f"{DECLARED}\nn = 1", body)
     kept = contents(project / "out")
-    process = subprocess.Popen([*PROGRAM, "run"], cwd=project, env=PLAIN, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*PROGRAM, "run"], cwd=project, env=PLAIN, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     while not (project / "started").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
@@ -335,7 +386,13 @@ def test_a_port_in_use(model):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        refused(model, f"serve --development --port {port}", f"port {port} of 127.0.0.1 cannot be used", "in use", "mlnb serve --port")
+        refused(
+            model,
+            f"serve --development --port {port}",
+            f"port {port} of 127.0.0.1 cannot be used",
+            "in use",
+            "mlnb serve --port",
+        )
 
 
 def test_a_port_that_is_none():
@@ -357,7 +414,9 @@ def service(toy, tmp_path_factory):
     "A client of `mlnb serve`, and a request that is right"
     root = shutil.copytree(toy, tmp_path_factory.mktemp("service") / "project")
     port = free_port()
-    process = subprocess.Popen([*PROGRAM, "serve", "--development", "--port", str(port)], cwd=root, env=PLAIN | {"PYTHONPATH": str(root)})
+    process = subprocess.Popen(
+        [*PROGRAM, "serve", "--development", "--port", str(port)], cwd=root, env=PLAIN | {"PYTHONPATH": str(root)}
+    )
     try:
         with httpx.Client(base_url=wait_until_ready(process, f"http://127.0.0.1:{port}")) as client:
             yield client, toy_project.example(root)
@@ -401,7 +460,9 @@ def test_a_wrong_field_is_400_and_named(service, field, value):
 def test_a_product_that_would_replace_what_a_person_wrote(project, place):
     body = 'from pathlib import Path\nPath(product["data"]).mkdir()'
     notebook(project / "nbs/other.ipynb", DECLARED, body)
-    (project / "pipeline.yaml").write_text(f"tasks:\n- {{source: nbs/other.ipynb, product: {{nb: out/other.ipynb, data: {place}}}}}\n")
+    (project / "pipeline.yaml").write_text(
+        f"tasks:\n- {{source: nbs/other.ipynb, product: {{nb: out/other.ipynb, data: {place}}}}}\n"
+    )
     refused(project, "run", "task 'other': product 'data' would replace", "which is or contains")
 
 

@@ -39,7 +39,9 @@ def test_a_program_prints_a_list_and_ends_with_1_where_a_bar_does_not_hold(name,
     row = {"name": "made up", "ours": 1.0, "peer": 3.0, "ratio": 3.0, "bar": 2.0, "holds": holds}
     monkeypatch.setattr(module, "measure", lambda *a, **k: row)
     for other in ("served", "equality", "growth"):  # of profiles
-        monkeypatch.setattr(module, other, lambda *a, other=other, **k: row if other == "served" else [row], raising=False)
+        monkeypatch.setattr(
+            module, other, lambda *a, other=other, **k: row if other == "served" else [row], raising=False
+        )
     monkeypatch.setattr(sys, "argv", [name, "--json"])
     with pytest.raises(SystemExit) as ended:
         module.main()
@@ -55,7 +57,9 @@ def test_what_is_measured_has_that_form(monkeypatch):
     assert list(profiles.served(profiles.flights()[:500])) == FORM and profiles.batches(1000)["memory"] > 0
     random = np.random.default_rng(0)
     columns = {"carrier": random.choice(["UA", "B6"], 5000), "wind": random.normal(size=5000)}
-    monkeypatch.setattr(training, "rows", lambda: ("few", columns, random.integers(0, 2, 5000), ("carrier",), ("wind",)))
+    monkeypatch.setattr(
+        training, "rows", lambda: ("few", columns, random.integers(0, 2, 5000), ("carrier",), ("wind",))
+    )
     monkeypatch.setattr(training, "ROUNDS", 1)
     assert list(training.measure(training.torch.device("cpu"), epochs=1)) == FORM
 
@@ -114,7 +118,9 @@ def test_answers_that_are_errors_are_not_timed(serving, tmp_path):
 
 
 def test_a_server_that_cannot_start_says_why(serving, tmp_path, capsys):
-    broken = serving.Server("broken", [sys.executable, "-c", "raise SystemExit('no model here')"], tmp_path, serving.servers.environment())
+    broken = serving.Server(
+        "broken", [sys.executable, "-c", "raise SystemExit('no model here')"], tmp_path, serving.servers.environment()
+    )
     with pytest.raises(SystemExit) as ended, serving.running(broken):
         pass
     assert ended.value.code == 2 and "broken did not become ready; it said:\nno model here" in capsys.readouterr().err
@@ -154,11 +160,15 @@ def test_a_benchmark_that_cannot_run_says_what_to_install(bare, tmp_path):
     cannot_run(bare("drift"), "evidently is not installed", "make bench-peers")
 
 
-@pytest.mark.parametrize("name", ["drift", "notebooks", "outcomes", "pipelines", "profiles", "run", "serving", "training"])
+@pytest.mark.parametrize(
+    "name", ["drift", "notebooks", "outcomes", "pipelines", "profiles", "run", "serving", "training"]
+)
 def test_a_package_that_is_missing_is_named(bare, tmp_path, name):
     needs = tmp_path / "benchmarks/needs.py"
     needs.write_text(needs.read_text().replace('"whylogs"', '"no_such_package"'))
-    cannot_run(bare(name), f"{name}.py cannot run: no_such_package is not installed", "pip install -r requirements.lock")
+    cannot_run(
+        bare(name), f"{name}.py cannot run: no_such_package is not installed", "pip install -r requirements.lock"
+    )
 
 
 HOLES = ["print([])", "import sys; print('[]'); sys.exit(2)", "raise ValueError", "print('[1')"]
@@ -187,7 +197,9 @@ def test_a_bar_from_above(serving, ours, holds):
 def test_the_service_is_measured_with_everything_on(tmp_path):
     short = ["--seconds", "1", "--rounds", "1", "--requests", "2000"]
     parts = ["--only", "memory", "--only", "swap"]
-    done = subprocess.run([sys.executable, FOLDER / "serving.py", "--json", *short, *parts], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, FOLDER / "serving.py", "--json", *short, *parts], capture_output=True, text=True
+    )
     rows = json.loads(done.stdout)
     assert [list(row) for row in rows] == 3 * [FORM] and done.returncode == (not all(r["holds"] for r in rows))
     assert rows[-2]["name"].endswith("errors") and rows[-2]["ours"] == 0

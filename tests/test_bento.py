@@ -108,14 +108,23 @@ def test_a_bento_answers_as_the_pipeline_did_with_two_workers(built, serve):
     samples = Bundle.load(root / "products/bundle").samples
     process, url, everyone = serve("--workers", "2")
     assert len(everyone) >= 3
-    assert [a["probability"] for a in toy_project.post(f"{url}/predict", json=samples["requests"]).json()] == samples["probability"]
+    assert [a["probability"] for a in toy_project.post(f"{url}/predict", json=samples["requests"]).json()] == samples[
+        "probability"
+    ]
     answers = [toy_project.post(f"{url}/predict", json=samples["requests"][i % 12]).json() for i in range(60)]
     logged = read_predictions(root / ".mlnb/predictions").set_index("request_id")
     assert [logged.loc[a["request_id"], "probability"] for a in answers] == [a["probability"] for a in answers]
     wrong = toy_project.post(f"{url}/predict", json=samples["requests"][0] | {"distance": None})
     assert wrong.status_code == 400 and wrong.json()["fields"][0]["field"] == "distance"
-    assert toy_project.get(f"{url}/docs.json").json()["info"]["title"] == "toy" and toy_project.get(f"{url}/livez").status_code == 200
-    counted = [line for line in toy_project.get(f"{url}/metrics").text.splitlines() if line.startswith('mlnb_requests_total{status="200"')]
+    assert (
+        toy_project.get(f"{url}/docs.json").json()["info"]["title"] == "toy"
+        and toy_project.get(f"{url}/livez").status_code == 200
+    )
+    counted = [
+        line
+        for line in toy_project.get(f"{url}/metrics").text.splitlines()
+        if line.startswith('mlnb_requests_total{status="200"')
+    ]
     assert counted == ['mlnb_requests_total{status="200",validity="valid"} 61.0']
     process.send_signal(signal.SIGTERM)
     process.wait(60)
@@ -123,7 +132,7 @@ def test_a_bento_answers_as_the_pipeline_did_with_two_workers(built, serve):
 
 
 def by_hand(root: Path, *arguments, cwd: Path, **variables) -> tuple[subprocess.Popen, str]:
-    "The program `bentoml serve`, as somebody starts it who does not know `mlnb serve`, and the URL at which it will answer"
+    "The program `bentoml serve`, started without `mlnb serve`, and the URL at which it will answer"
     port = free_port()
     env = toy_project.environment(root) | {"BENTOML_HOME": str(root / ".mlnb/bentoml")} | variables
     del env["PYTHONPATH"]
@@ -163,8 +172,14 @@ def test_bentoml_serve_does_not_start_where_it_would_write_into_the_bento(built,
     elsewhere = shutil.copytree(told["path"], tmp_path / "another machine")
     places = {"MLNB_STORAGE": "s3://team/toy", "MLNB_PREDICTIONS": "predictions", "MLNB_LABELS": str(tmp_path)}
     said = ended_by_hand(root, elsewhere, cwd=tmp_path, **places)
-    assert "predictions is relative to the Bento in" in said and "set MLNB_PREDICTIONS to absolute" in said and str(root) not in said
-    said = ended_by_hand(root, elsewhere, cwd=tmp_path, **places | {"MLNB_PREDICTIONS": "/x", "MLNB_SERVE_FROM": "models:/toy"})
+    assert (
+        "predictions is relative to the Bento in" in said
+        and "set MLNB_PREDICTIONS to absolute" in said
+        and str(root) not in said
+    )
+    said = ended_by_hand(
+        root, elsewhere, cwd=tmp_path, **places | {"MLNB_PREDICTIONS": "/x", "MLNB_SERVE_FROM": "models:/toy"}
+    )
     assert "set MLNB_TRACKING, MLNB_MODEL_CACHE to absolute" in said
     assert not [p for p in (elsewhere / "src").iterdir() if p.name == ".mlnb"]
 
@@ -192,12 +207,16 @@ def test_a_bento_on_another_machine_writes_where_its_variables_say(built, tmp_pa
     elsewhere = shutil.copytree(told["path"], tmp_path / "bento")
     places = {f"MLNB_{name.upper()}": str(tmp_path / name) for name in ("storage", "predictions", "labels")}
     shutil.copytree(root / ".mlnb/storage", tmp_path / "storage")
-    assert answered_by_hand(root, elsewhere, cwd=tmp_path, **places) in set(read_predictions(tmp_path / "predictions")["request_id"])
+    assert answered_by_hand(root, elsewhere, cwd=tmp_path, **places) in set(
+        read_predictions(tmp_path / "predictions")["request_id"]
+    )
     assert not (elsewhere / "src/.mlnb").exists()
 
 
 def test_servers_of_one_store_count_apart(built, serve):
-    counts = lambda url: toy_project.get(f"{url}/metrics").text.count('mlnb_requests_total{status="200",validity="valid"} 1.0')
+    counts = lambda url: toy_project.get(f"{url}/metrics").text.count(
+        'mlnb_requests_total{status="200",validity="valid"} 1.0'
+    )
     _, first, _ = serve()
     assert toy_project.post(f"{first}/predict", json=toy_project.example(built[0])).status_code == 200
     _, second, _ = serve()
@@ -245,7 +264,9 @@ def test_the_project_as_it_lies_there(built, serve):
 def test_the_guard_stands_under_bentoml_too(built, serve):
     _, url, _ = serve(MLNB_KEYS="predict:correct-horse-battery", MLNB_BODY_LIMIT_KB="16")
     row, key = toy_project.example(built[0]), {"x-api-key": "correct-horse-battery"}
-    assert all(toy_project.post(f"{url}{path}", json=row).status_code == 401 for path in ("/predict", "/predict/columns"))
+    assert all(
+        toy_project.post(f"{url}{path}", json=row).status_code == 401 for path in ("/predict", "/predict/columns")
+    )
     assert toy_project.post(f"{url}/predict", json=row, headers=key).status_code == 200
     table = {name: [value] * 3 for name, value in row.items()}
     assert len(toy_project.post(f"{url}/predict/columns", json=table, headers=key).json()["probability"]) == 3
@@ -255,7 +276,16 @@ def test_the_guard_stands_under_bentoml_too(built, serve):
     assert toy_project.get(f"{url}/metrics").status_code == toy_project.get(f"{url}/docs.json").status_code == 401
     counts = toy_project.get(f"{url}/metrics", headers=key)
     assert counts.status_code == 200 and 'mlnb_requests_total{status="200",validity="valid"}' in counts.text
-    for path in ("/", "/schema.json", "/docs.json", "/openapi.json", "/healthz", "/invocations", "/static_content/index.html", "/nothing"):
+    for path in (
+        "/",
+        "/schema.json",
+        "/docs.json",
+        "/openapi.json",
+        "/healthz",
+        "/invocations",
+        "/static_content/index.html",
+        "/nothing",
+    ):
         found = toy_project.get(f"{url}{path}")  # BentoML answers some of these itself, to anybody
         assert found.status_code in (401, 404) and list(found.json()) == ["error"]
     for path in ("/livez", "/readyz"):
@@ -272,7 +302,9 @@ def test_bentoml_cuts_off_no_slow_body(serve):
     _, url, _ = serve(MLNB_REQUEST_TIMEOUT_SECONDS="60")
     body = b'{"entity": "UA/1", "value": 1}'
     with socket.create_connection((urlsplit(url).hostname, urlsplit(url).port), timeout=60) as caller:
-        caller.sendall(b"POST /outcomes HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:10])
+        caller.sendall(
+            b"POST /outcomes HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:10]
+        )
         time.sleep(4)  # longer than BentoML waits
         caller.sendall(body[10:])
         assert caller.recv(65536).startswith(b"HTTP/1.1 200")
@@ -282,7 +314,12 @@ def test_bentoml_cuts_off_no_slow_body(serve):
 def test_callers_who_stall_are_cut_off_under_bentoml_too(serve, built):
     _, url, _ = serve(MLNB_REQUEST_TIMEOUT_SECONDS="10")
     row, where = toy_project.example(built[0]), urlsplit(url)
-    heads = (b"", b"POST /pre", b"POST /predict HTTP/1.1\r\nHost: localhost\r\n", b"GET /livez HTTP/1.1\r\nHost: x\r\nX: ")
+    heads = (
+        b"",
+        b"POST /pre",
+        b"POST /predict HTTP/1.1\r\nHost: localhost\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: x\r\nX: ",
+    )
     stalled = [socket.create_connection((where.hostname, where.port), timeout=60) for _ in range(200)]
     for number, caller in enumerate(stalled):
         caller.sendall(heads[number % len(heads)])
@@ -316,7 +353,11 @@ def test_what_the_registry_releases_is_served_although_the_bundle_in_the_bento_i
     with tracking.run("toy") as run:
         number = tracking.register("toy", build(tmp_path / "v7", "v7").folder, run)
     tracking.set_alias("toy", "champion", number)
-    follow = {"MLNB_SERVE_FROM": "models:/toy", "MLNB_TRACKING": tracking.url, "MLNB_MODEL_CACHE": str(tmp_path / "versions")}
+    follow = {
+        "MLNB_SERVE_FROM": "models:/toy",
+        "MLNB_TRACKING": tracking.url,
+        "MLNB_MODEL_CACHE": str(tmp_path / "versions"),
+    }
     root, told = built
     samples = root / ".mlnb/bentoml/bentos" / told["tag"].replace(":", "/") / "src/bundle/samples.json"
     kept = samples.read_bytes()
@@ -326,7 +367,12 @@ def test_what_the_registry_releases_is_served_although_the_bundle_in_the_bento_i
         assert toy_project.post(f"{url}/predict", json=toy_project.example(root)).json()["model_version"] == "v7"
         wanted = {"challenger_percent": 5, "shadow": True}
         answer = toy_project.put(f"{url}/routing", json=wanted).json()
-        assert answer == wanted | {"source": "request", "said_by": "request", "versions": {"champion": "v7"}, "problem": None}
+        assert answer == wanted | {
+            "source": "request",
+            "said_by": "request",
+            "versions": {"champion": "v7"},
+            "problem": None,
+        }
     finally:
         samples.write_bytes(kept)
     with run_server(root, tmp_path / "log", MLNB_BUNDLE="no/such/folder", **follow) as (_, url):
@@ -354,14 +400,19 @@ def test_a_bento_that_changed_is_not_served(built):
     samples.write_bytes(kept + b" ")
     done = mlnb(root, "serve", "--bento", told["tag"], "--port", str(free_port()))
     samples.write_bytes(kept)
-    assert done.returncode == 1 and "cannot be served" in done.stderr and "samples.json has changed since it was written" in done.stderr
+    assert (
+        done.returncode == 1
+        and "cannot be served" in done.stderr
+        and "samples.json has changed since it was written" in done.stderr
+    )
 
 
 def test_a_bento_of_release_0_1_is_verified_and_served_by_its_own_names(tmp_path):
     source = tmp_path / "src"
     for module, code in {
         "models/bundle.py": "class Bundle:\n    load = str.upper\n",
-        "serving/proof.py": "def prove(bundle):\n    assert bundle == 'BUNDLE' and not open('wrong').read(), 'it is wrong'\n",
+        "serving/proof.py": "def prove(bundle):\n"
+        "    assert bundle == 'BUNDLE' and not open('wrong').read(), 'it is wrong'\n",
     }.items():
         (file := source / "mlnb" / module).parent.mkdir(parents=True, exist_ok=True)
         file.write_text(code)

@@ -118,7 +118,8 @@ def test_what_a_notebook_uses(task):
         + SLOW
     )
     uses = (
-        "offset = 10\nf(1), pickle.loads(pickle.dumps(a)).__class__ is A, os.environ['MINE'], os.path.basename(os.getcwd())",
+        "offset = 10\nf(1), pickle.loads(pickle.dumps(a)).__class__ is A, os.environ['MINE'], "
+        "os.path.basename(os.getcwd())",
         "print('one'); logging.info('two'); print('three', file=old); os.system('echo four'); time.sleep(0.5)",
         "plt.plot([1, 2]);",
         "pd.read_parquet('t.parquet').a.sum(), (np.ones((800, 800)) @ np.ones((800, 800))).sum()",
@@ -167,11 +168,14 @@ def test_threads_of_libraries_come_back(task):
         "def threads(): return set(os.listdir('/proc/self/task'))\n"
         "def work():\n"
         "    before = threads(); product = (x @ x).sum(); begun = threads() - before\n"  # others may end meanwhile
-        "    fitted = HistGradientBoostingRegressor(max_iter=5, random_state=0).fit(a, a[:, 0] * a[:, 1]).predict(a).sum()\n"
+        "    fitted = HistGradientBoostingRegressor(max_iter=5, random_state=0).fit(a, a[:, 0] * a[:, "
+        "1]).predict(a).sum()\n"
         "    return len(begun), float(product), float(fitted), float((a.T @ a).sum())\n"
         "first = work()\nimport pyarrow as pa, pyarrow.compute as pc, pyarrow.csv\n"
-        "table = pa.table({'k': [i % 7 for i in range(100_000)], 'v': range(100_000)})\npyarrow.csv.write_csv(table, 't.csv')\n"
-        "def arrow(): return pyarrow.csv.read_csv('t.csv').group_by('k', use_threads=True).aggregate([('v', 'sum')]).sort_by('k')\n"
+        "table = pa.table({'k': [i % 7 for i in range(100_000)], 'v': range(100_000)})\n"
+        "pyarrow.csv.write_csv(table, 't.csv')\n"
+        "def arrow(): return pyarrow.csv.read_csv('t.csv').group_by('k', use_threads=True).aggregate([('v', "
+        "'sum')]).sort_by('k')\n"
         "grouped = arrow()"
     )
     saved = task.write(setup, SLOW, "1 / 0").fail().checkpoint
@@ -204,15 +208,20 @@ WHY_NOT = {
         "torch.cuda.is_initialized = real",
     ),
     "a coroutine is still running": (
-        "import asyncio\nasync def mine(): await asyncio.sleep(60)\nt = asyncio.create_task(mine())", "t.cancel(); await asyncio.sleep(0)",
+        "import asyncio\nasync def mine(): await asyncio.sleep(60)\nt = asyncio.create_task(mine())",
+        "t.cancel(); await asyncio.sleep(0)",
     ),
-    "a temporary folder is removed when the kernel ends": ("import tempfile\nd = tempfile.TemporaryDirectory()", "d.cleanup()"),
+    "a temporary folder is removed when the kernel ends": (
+        "import tempfile\nd = tempfile.TemporaryDirectory()", "d.cleanup()"
+    ),
     "memory is short: 1 MiB are left": (
         "real = kernel_snapshots.available_memory\nkernel_snapshots.available_memory = lambda: 1 << 20",
         "kernel_snapshots.available_memory = real",
     ),
     "a file is open for writing: ": ("f = open('written.txt', 'w')", "f.close()"),
-    "a file is mapped into memory to be written": ("import torch\nm = torch.from_file('mapped', shared=True, size=10)", "del m"),
+    "a file is mapped into memory to be written": (
+        "import torch\nm = torch.from_file('mapped', shared=True, size=10)", "del m"
+    ),
     "a network connection is open: ": ("import socket\ns = socket.create_server(('127.0.0.1', 0))", "s.close()"),
     "a connection is open: ": ("s = socket.socket(socket.AF_UNIX); s.connect(os.environ['LISTENER'])", "s.close()"),
     "2 threads run Python code and are unknown to threading": (
@@ -374,7 +383,8 @@ def test_a_kernel_ends_with_its_owner(task):
     task.write(SLOW, "open('began', 'w').close()\nimport time; time.sleep(600)")
     program = (
         "import json, sys\nfrom mlnb.notebooks.execute import execute\n"
-        "execute('task.ipynb', 'out.ipynb', cwd='.', checkpoints={'folder': sys.argv[2]}, resume=json.loads(sys.argv[1]))"
+        "execute('task.ipynb', 'out.ipynb', cwd='.', checkpoints={'folder': sys.argv[2]}, "
+        "resume=json.loads(sys.argv[1]))"
     )
     owner = subprocess.Popen(
         [sys.executable, "-c", program, json.dumps(saved), str(task.kernel_snapshots)], cwd=task.folder

@@ -43,7 +43,8 @@ def project(tmp_path):
         part |= {"code": {"planes.work.Planes": ["class", f"44444{seed}"]}}
         records.put_task(run_id, "ingest", status="skipped", fingerprint=PRINT)
         records.put_task(
-            run_id, "train", status="executed", seconds=10 + seed, attempts=1 + seed, reason="function planes.work.scaled changed",
+            run_id, "train", status="executed", seconds=10 + seed, attempts=1 + seed,
+            reason="function planes.work.scaled changed",
             metrics={"auc": auc, "rows": 7.0}, notebook=notebook, fingerprint=part,
         )  # fmt: skip
         if not seed:

@@ -30,20 +30,29 @@ def prediction(number, version="v1", hour=None):
     at = f"2013-07-01T{number % 3 if hour is None else hour:02}:{number % 60:02}:00Z"
     raw = {"carrier": "UA", "distance": 1400, "departure": "2013-07-01T20:00:00-04:00"}
     seen = {"carrier": "UA", "wind": None if number % 2 else 3.5}
-    return Prediction(f"r{number:06}", f"UA/{number}", at, at, version, "champion", at, 0.5, 0.1 + 0.2, number % 2 == 0, raw, seen)
+    return Prediction(
+        f"r{number:06}", f"UA/{number}", at, at, version, "champion", at, 0.5, 0.1 + 0.2, number % 2 == 0, raw, seen
+    )
 
 
 def columns(numbers, version="v1", arm="champion"):
     "The same predictions as columns"
     rows = [prediction(n) for n in numbers]
     times = np.array([r.time[:-1] for r in rows], "datetime64[s]")
-    own = {"request_id": [r.request_id for r in rows], "entity": [r.entity for r in rows], "time": times, "logged_at": times}
+    own = {
+        "request_id": [r.request_id for r in rows],
+        "entity": [r.entity for r in rows],
+        "time": times,
+        "logged_at": times,
+    }
     own |= {"model_version": version, "arm": arm, "context_moment": times, "latency_ms": 0.5}
     own |= {"probability": np.full(len(rows), 0.1 + 0.2), "decision": np.array([r.decision for r in rows])}
     raw = {"carrier": np.full(len(rows), "UA"), "distance": np.full(len(rows), 1400)}
     raw["departure"] = np.full(len(rows), np.datetime64("2013-07-02T00:00:00"))
     wind = np.where(np.array(numbers) % 2, np.nan, 3.5)
-    return to_record_batch(raw, {"carrier": raw["carrier"], "wind": wind}, **own)  # a feature that is an input, and one of its own
+    return to_record_batch(
+        raw, {"carrier": raw["carrier"], "wind": wind}, **own
+    )  # a feature that is an input, and one of its own
 
 
 def log_files(folder, files, rows=10, start=0, hour=None):
@@ -70,7 +79,10 @@ def place(tmp_path):
 
 
 def test_rows_in_columns_are_the_same_rows(tmp_path):
-    for name, append in (("a", lambda log, n: log.append([prediction(i) for i in n])), ("b", lambda log, n: log.append_table(columns(n)))):
+    for name, append in (
+        ("a", lambda log, n: log.append([prediction(i) for i in n])),
+        ("b", lambda log, n: log.append_table(columns(n))),
+    ):
         log = PredictionLog(tmp_path / name)
         append(log, range(50))
         append(log, range(50, 70))
@@ -141,7 +153,9 @@ DAMAGES = {
     "no version": lambda data: in_the_second(data, OFFSETS, bytes(len(OFFSETS))),
     "far away": lambda data: in_the_second(data, OFFSETS, OFFSETS[:20] + (2**31 - 9).to_bytes(4, "little") * 16),
     "no text": lambda data: in_the_second(data, b"UA/39", b"UA/\xff\xfe"),
-    "no time": lambda data: in_the_second(data, np.array("2013-07-01T00:39", "datetime64[us]").tobytes(), b"\xff" * 7 + b"\x7f"),
+    "no time": lambda data: in_the_second(
+        data, np.array("2013-07-01T00:39", "datetime64[us]").tobytes(), b"\xff" * 7 + b"\x7f"
+    ),
     "torn": lambda data: data[:-9],
 }
 
@@ -153,7 +167,9 @@ def test_a_damaged_batch_of_columns_is_set_aside(place, damage, fixed_clock):
     file.write_bytes(DAMAGES[damage](good))
     assert len(LogReader(*place).frame()) == len(LogReader(*place).newest(40)) == 20
     done = c.Compactor(*place).run()
-    assert (done.rows, done.damaged, done.lost) == (20, 1, damage != "torn") and ids_in_parquet(place[1]) == expected(20)
+    assert (done.rows, done.damaged, done.lost) == (20, 1, damage != "torn") and ids_in_parquet(place[1]) == expected(
+        20
+    )
     assert count_unreadable(place[0]) == quarantined(place[0]) == done.lost
     aside = (place[0] / "damaged" / file.name).read_bytes()
     assert DAMAGES[damage](good).endswith(aside)
@@ -259,11 +275,21 @@ NOW = "20261230"  # when all of a replay was compacted
     ("parts", "gone", "later"),
     [
         pytest.param([part(f"{day}T05") for day in YEAR], YEAR[:36], 328, id="a year of traffic"),
-        pytest.param([part(f"{day}T05", NOW) for day in YEAR], YEAR[:36], 328, id="a year of decisions compacted on one day"),
         pytest.param(
-            [*(part(f"{day}T05") for day in YEAR), part("2028-01-01T05")], YEAR[:36], 329, id="the service goes on under the wrong clock"
+            [part(f"{day}T05", NOW) for day in YEAR], YEAR[:36], 328, id="a year of decisions compacted on one day"
         ),
-        pytest.param([*(part(f"{day}T05") for day in YEAR), part("2199-01-01T05", NOW)], YEAR[:36], 328, id="a decision far ahead"),
+        pytest.param(
+            [*(part(f"{day}T05") for day in YEAR), part("2028-01-01T05")],
+            YEAR[:36],
+            329,
+            id="the service goes on under the wrong clock",
+        ),
+        pytest.param(
+            [*(part(f"{day}T05") for day in YEAR), part("2199-01-01T05", NOW)],
+            YEAR[:36],
+            328,
+            id="a decision far ahead",
+        ),
         pytest.param([part(f"{day}T05") for day in YEAR[:3]], YEAR[:1], 1, id="three days"),
         pytest.param([part(f"{YEAR[0]}T{hour:02}") for hour in range(24)], [], 0, id="one day"),
         pytest.param([], [], 0, id="nothing"),
@@ -293,7 +319,9 @@ def test_a_pass_by_a_wrong_clock_is_logged(place, monkeypatch, caplog, ahead):
     assert ids_in_parquet(place[1]) == expected(23)[4 if ahead > 0 else 0 :]
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == (2 if ahead > 0 else 0)
-    assert all("2 parts of 2 days were removed; this clock says" in text and "more days follow" in text for text in said)
+    assert all(
+        "2 parts of 2 days were removed; this clock says" in text and "more days follow" in text for text in said
+    )
 
 
 def test_parts_may_be_in_any_file_system(place):
@@ -354,7 +382,12 @@ def test_a_reader_that_looks_again_gives_the_compactor_time(place, monkeypatch):
             raise FileNotFoundError
         return "read"
 
-    assert LogReader(*place).with_retries(work) == "read" and len(waits) == 8 and waits == sorted(waits) and waits[0] < waits[-1]
+    assert (
+        LogReader(*place).with_retries(work) == "read"
+        and len(waits) == 8
+        and waits == sorted(waits)
+        and waits[0] < waits[-1]
+    )
     left[0] = 1000
     with pytest.raises(ServingError, match="changes faster than it can be read"):
         LogReader(*place).with_retries(work)
@@ -504,7 +537,9 @@ print(len(LogReader(*sys.argv[1:3]).frame()))
         arguments = [str(log), f"{folder}/parts", str(Path(__file__).parent)]
         done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
         log.chmod(0o755)
-    assert "cannot be compacted by this process" in done.stdout and done.stdout.endswith("\n10\n"), done.stdout + done.stderr
+    assert "cannot be compacted by this process" in done.stdout and done.stdout.endswith("\n10\n"), (
+        done.stdout + done.stderr
+    )
 
 
 def fails_at(name, monkeypatch):

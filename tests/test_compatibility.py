@@ -75,7 +75,10 @@ def project(request, tmp_path, monkeypatch):
 def settings(project):
     "Of the copy, in which profiles and versions are moved to where this machine and folder have them"
     settings = load_settings(project)
-    moves = {".mlnb/storage/profiles/*": Path(profiles_url(settings)), ".mlnb/versions/*": releases_folder(replace(settings, **FOLLOWED))}
+    moves = {
+        ".mlnb/storage/profiles/*": Path(profiles_url(settings)),
+        ".mlnb/versions/*": releases_folder(replace(settings, **FOLLOWED)),
+    }
     for pattern, target in moves.items():
         (folder,) = project.glob(pattern)
         folder.rename(target)
@@ -98,7 +101,7 @@ def document(*words: str, code: int = 0):
 projects = lambda *names: pytest.mark.parametrize("project", names, indirect=True)
 
 
-# --- bundles ---------------------------------------------------------------------------------------------------------------------------
+# --- bundles ----------------------------------------------------------------------------------------------------------
 
 
 @projects("service", "scorecard")
@@ -141,7 +144,9 @@ def test_a_bundle_whose_code_was_upgraded_is_served(project, monkeypatch):
     ],
 )
 def test_a_bundle_whose_code_was_changed_is_refused(project, monkeypatch, old, new):
-    upgrade_features(project, monkeypatch, lambda code: code.replace("import PointIn", "import Columns, PointIn").replace(old, new))
+    upgrade_features(
+        project, monkeypatch, lambda code: code.replace("import PointIn", "import Columns, PointIn").replace(old, new)
+    )
     with pytest.raises(BundleError, match="was trained with another shipped"):
         Bundle.load(project / "products/bundle")
 
@@ -176,13 +181,17 @@ def test_a_bundle_is_served(project):
     assert [answer["decision"] for answer in answers] == samples["decision"]
 
 
-# --- log, profiles and outcomes --------------------------------------------------------------------------------------------------------
+# --- log, profiles and outcomes ---------------------------------------------------------------------------------------
 
 
 def test_predictions_are_read_and_compacted(project, settings):
     before = document("predictions", "--limit", "1000", code=1)  # a line is damaged
     assert len(before) == 12 + 4 + 10 + 4
-    assert {(row["model_version"], row["arm"]) for row in before} == {("v1", "champion"), ("v1", "batch"), ("v2", "challenger")}
+    assert {(row["model_version"], row["arm"]) for row in before} == {
+        ("v1", "champion"),
+        ("v1", "batch"),
+        ("v2", "challenger"),
+    }
     row = next(row for row in before if row["entity"] == "B6/1/JFK/2013-07-01T05:30:00Z")
     assert (row["time"], row["distance"] > 0, row["hour"]) == ("2013-07-31T05:05:00Z", True, 5)
     done = document("compact", code=1)
@@ -195,7 +204,9 @@ def test_profiles_of_hours_are_taken_as_they_are(project, settings):
     store = LogProfileStore(profiles_url(settings))
     assert store.hours() == ["2013-07-31T05", "2013-08-01T05", "2013-08-01T06"]
     assert store.merged("2013-07").rows == 6 and store.merged(segment=("origin", "JFK")).rows == 10
-    archives = [hourly_profiles.from_bytes(file.read_bytes()) for file in Path(profiles_url(settings)).rglob("2013-07.hourly")]
+    archives = [
+        hourly_profiles.from_bytes(file.read_bytes()) for file in Path(profiles_url(settings)).rglob("2013-07.hourly")
+    ]
     assert sum(archive.rows.sum() for archive in archives) == 2 * 6  # all, and by origin
     assert store.hourly("2013-07").rows.sum() == 6
 
@@ -219,7 +230,9 @@ def test_outcomes_are_read_and_gathered(project, settings):
 
 
 def test_outcomes_are_accepted_at_their_old_path(project, settings):
-    app = create_app(Bundle.load(project / "products/bundle"), None, None, labels=LabelLog(settings.path(settings.labels)))
+    app = create_app(
+        Bundle.load(project / "products/bundle"), None, None, labels=LabelLog(settings.path(settings.labels))
+    )
 
     async def send(path: str):
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client:
@@ -230,7 +243,7 @@ def test_outcomes_are_accepted_at_their_old_path(project, settings):
     assert old.headers["link"] == '<labels>; rel="successor-version"' and "link" not in new.headers
 
 
-# --- records ---------------------------------------------------------------------------------------------------------------------------
+# --- records ----------------------------------------------------------------------------------------------------------
 
 
 def test_runs(project):
@@ -250,7 +263,7 @@ def test_alerts(project):
     assert mlnb("alerts", "resolve", str(acknowledged)).startswith(f"Alert {acknowledged} is resolved")
 
 
-# --- releases --------------------------------------------------------------------------------------------------------------------------
+# --- releases ---------------------------------------------------------------------------------------------------------
 
 
 def test_releases_and_routing(project, settings):
@@ -262,12 +275,14 @@ def test_releases_and_routing(project, settings):
     assert RoutingFile(settings).read() == (Routing(25, True), "request")
 
 
-# --- projects --------------------------------------------------------------------------------------------------------------------------
+# --- projects ---------------------------------------------------------------------------------------------------------
 
 
 @projects("planes")
 def test_tasks_that_ran_need_not_run_again(project):
-    assert {task["name"]: task["state"] for task in document("plan")["tasks"]} == dict.fromkeys(("first", "second", "other"), "current")
+    assert {task["name"]: task["state"] for task in document("plan")["tasks"]} == dict.fromkeys(
+        ("first", "second", "other"), "current"
+    )
 
 
 @projects("flight-delays")
@@ -289,7 +304,11 @@ def test_a_project_is_planned_and_its_settings_are_read(project):
     ) == (5, "serve", 400, False)
     assert (settings.labels, settings.model_cache, settings.base_image) == (".mlnb/outcomes", ".mlnb/versions", "cpu")
     production = load_settings(project, "production")
-    assert (production.labels, production.cost_false_negative, production.keys_required) == ("/project/outcomes", 4.0, True)
+    assert (production.labels, production.cost_false_negative, production.keys_required) == (
+        "/project/outcomes",
+        4.0,
+        True,
+    )
 
 
 @projects("flight-delays")
@@ -298,7 +317,10 @@ def test_rules_and_channels_are_read(project):
     rules = {rule.name: rule for rule in load_rules(settings)}
     assert (rules["costs"].max_deviation, rules["up"].max_error_rate, rules["up"].min_requests) == (50.0, 0.02, 100)
     assert (rules["age"].snapshot_minutes, rules["age"].label_minutes) == (60, 2880)
-    assert {name: channel.quiet_hours for name, channel in load_channels(settings).items()} == {"ops": "22:00-07:00", "file": "00:00-05:00"}
+    assert {name: channel.quiet_hours for name, channel in load_channels(settings).items()} == {
+        "ops": "22:00-07:00",
+        "file": "00:00-05:00",
+    }
 
 
 def variables(project: Path) -> dict[str, str]:
@@ -313,7 +335,11 @@ def test_variables_are_read(project, monkeypatch):
     for name, value in variables(project).items():
         monkeypatch.setenv(name, value)
     settings = load_settings(project)
-    assert (settings.labels, settings.model_cache, settings.keys_required) == ("/project/outcomes", "/project/versions", True)
+    assert (settings.labels, settings.model_cache, settings.keys_required) == (
+        "/project/outcomes",
+        "/project/versions",
+        True,
+    )
 
 
 def imported(notebook: Path):
@@ -328,8 +354,16 @@ def imported(notebook: Path):
 
 @projects("flight-delays")
 def test_what_notebooks_import_is_there(project):
-    every = {pair for notebook in (*project.glob("nbs/*.ipynb"), *project.glob("alerts/*.ipynb")) for pair in imported(notebook)}
-    assert {("mlnb.monitoring", "evidence"), ("mlnb.models.bundle", "write_bundle"), ("mlnb.data.context", "Context")} <= every
+    every = {
+        pair
+        for notebook in (*project.glob("nbs/*.ipynb"), *project.glob("alerts/*.ipynb"))
+        for pair in imported(notebook)
+    }
+    assert {
+        ("mlnb.monitoring", "evidence"),
+        ("mlnb.models.bundle", "write_bundle"),
+        ("mlnb.data.context", "Context"),
+    } <= every
     for module, name in every:
         found = importlib.import_module(module)
         assert hasattr(found, name) or importlib.util.find_spec(f"{module}.{name}"), f"{module}.{name}"
@@ -374,15 +408,23 @@ def test_what_the_tables_name_is_there():
     tables = renames()
     for module, names in ({new: {} for new in tables["modules"].values()} | tables["names"]).items():
         places = [name.rpartition(".")[::2] for name in names.values()]
-        assert [name for home, name in places if not hasattr(importlib.import_module(home or module), name)] == [], module
-    for kind, where, names in [(k, where, names) for k in ("members", "keywords") for where, names in tables[k].items()]:
+        assert [name for home, name in places if not hasattr(importlib.import_module(home or module), name)] == [], (
+            module
+        )
+    for kind, where, names in [
+        (k, where, names) for k in ("members", "keywords") for where, names in tables[k].items()
+    ]:
         target = pkgutil.resolve_name(where)
-        attributes = {*dir(target), *getattr(target, "__annotations__", ()), *re.findall(r"self\.(\w+)", inspect.getsource(target))}
+        attributes = {
+            *dir(target),
+            *getattr(target, "__annotations__", ()),
+            *re.findall(r"self\.(\w+)", inspect.getsource(target)),
+        }
         there = inspect.signature(target).parameters if kind == "keywords" else attributes
         assert [name for name in names.values() if name not in there] == [], f"{kind} of {where}"
 
 
-# --- commands --------------------------------------------------------------------------------------------------------------------------
+# --- commands ---------------------------------------------------------------------------------------------------------
 
 
 def test_old_commands_and_options_work_with_one_warning_each(tmp_path):
@@ -390,7 +432,10 @@ def test_old_commands_and_options_work_with_one_warning_each(tmp_path):
     done = subprocess.run([sys.executable, "-m", "mlnb.cli.main", *words], cwd=tmp_path, capture_output=True, text=True)
     first, second, *_ = done.stderr.splitlines()
     assert first == "Warning: command 'mlnb outcomes' is called 'mlnb labels' now; `mlnb upgrade` rewrites a project"
-    assert second == "Warning: option '--outcome' of mlnb labels add is called '--label' now; `mlnb upgrade` rewrites a project"
+    assert (
+        second
+        == "Warning: option '--outcome' of mlnb labels add is called '--label' now; `mlnb upgrade` rewrites a project"
+    )
     assert done.stderr.count("Warning") == 2 and "no project" in done.stderr
 
 

@@ -49,8 +49,12 @@ def wheel(folder: Path, name: str, version: str, content: str = "", tag: str = "
     about = f"{name.replace('-', '_')}-{version}"
     with zipfile.ZipFile(folder / f"{about}-{tag}.whl", "w") as archive:
         archive.writestr(zipfile.ZipInfo(f"{name.replace('-', '_')}.py"), content)
-        archive.writestr(zipfile.ZipInfo(f"{about}.dist-info/METADATA"), f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-        archive.writestr(zipfile.ZipInfo(f"{about}.dist-info/WHEEL"), f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n")
+        archive.writestr(
+            zipfile.ZipInfo(f"{about}.dist-info/METADATA"), f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+        )
+        archive.writestr(
+            zipfile.ZipInfo(f"{about}.dist-info/WHEEL"), f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n"
+        )
         archive.writestr(zipfile.ZipInfo(f"{about}.dist-info/RECORD"), "")
     return folder / f"{about}-{tag}.whl"
 
@@ -87,7 +91,9 @@ def engines(built, index, tmp_path):
             (tmp_path / "bin" / name).symlink_to(shutil.which(name))
         variables |= {"PATH": str(tmp_path / "bin"), "RECORD": str(tmp_path)} | only(index)
         env = {k: v for k, v in toy_project.environment(built[0]).items() if k != "PYTHONPATH"} | variables
-        return subprocess.run([*MLNB, "containerize", *arguments], cwd=built[0], env=env, capture_output=True, text=True)
+        return subprocess.run(
+            [*MLNB, "containerize", *arguments], cwd=built[0], env=env, capture_output=True, text=True
+        )
 
     return call
 
@@ -140,7 +146,9 @@ def test_a_lock_that_is_not_installed_is_an_error():
 
 def test_requirements_are_followed_with_their_extras():
     assert "httptools" in resolve_versions(["uvicorn[standard]"]) and "httptools" not in resolve_versions(["uvicorn"])
-    assert "click" not in resolve_versions(["uvicorn"], without={"click"}) and resolve_versions(["no-such-package"]) == {}
+    assert (
+        "click" not in resolve_versions(["uvicorn"], without={"click"}) and resolve_versions(["no-such-package"]) == {}
+    )
 
 
 def test_what_the_engine_is_told(engines, built, tmp_path):
@@ -159,16 +167,23 @@ def test_what_the_engine_is_told(engines, built, tmp_path):
 
 def test_the_dockerfile(engines, tmp_path):
     done = engines({"podman": ENGINE})
-    assert done.returncode == 0 and "is a tag, which may be another image tomorrow; pin it with base_image or --base" in done.stderr
+    assert (
+        done.returncode == 0
+        and "is a tag, which may be another image tomorrow; pin it with base_image or --base" in done.stderr
+    )
     lines = (tmp_path / "context/env/docker/Dockerfile").read_text().splitlines()
     steps = [line.split(" ", 1)[0] for line in lines if line[:1].isupper()]
     at = lambda start: next(i for i, line in enumerate(lines) if line.startswith(start))
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     assert steps[:2] == ["ARG", "FROM"] and f"BASE_IMAGE=python:{python}-slim" in (tmp_path / "arguments").read_text()
-    assert at("RUN pip install --no-cache-dir --no-deps --require-hashes -r env/python/requirements.txt") < at("COPY . ./")
+    assert at("RUN pip install --no-cache-dir --no-deps --require-hashes -r env/python/requirements.txt") < at(
+        "COPY . ./"
+    )
     assert at("COPY . ./") < at("RUN chown -R root:root . && chmod -R a+rX .") < at("USER bentoml")
     assert at("HEALTHCHECK") > at("ENTRYPOINT") and not [line for line in lines if line.startswith("ENV PIP")]
-    assert (tmp_path / "context/src/bundle/bundle.json").is_file() and (tmp_path / "context/src/toy/features.py").is_file()
+    assert (tmp_path / "context/src/bundle/bundle.json").is_file() and (
+        tmp_path / "context/src/toy/features.py"
+    ).is_file()
 
 
 def test_an_image_installs_by_the_hashes_of_the_index(engines, index, tmp_path):
@@ -184,11 +199,14 @@ def test_an_image_installs_by_the_hashes_of_the_index(engines, index, tmp_path):
 
 @pytest.mark.parametrize("base", ["python@sha256:abc", "python:3.11-slim@md5:" + "0" * 32, "@sha256:" + "0" * 64])
 def test_a_digest_that_is_none(engines, base):
-    refused(engines({"podman": ENGINE}, "--base", base), "has no valid digest; write IMAGE@sha256: and 64 hexadecimal digits")
+    refused(
+        engines({"podman": ENGINE}, "--base", base),
+        "has no valid digest; write IMAGE@sha256: and 64 hexadecimal digits",
+    )
 
 
 def test_hashes_are_those_of_the_index_in_use(tmp_path, monkeypatch):
-    "Another index serves another file under the same name and version; a local build such as +cpu is the file that pip takes"
+    "Another index serves another file of the same name and version; a local build such as +cpu is what pip takes"
     files = {}
     for name in ("one", "two"):
         (folder := tmp_path / name).mkdir()
@@ -201,21 +219,45 @@ def test_hashes_are_those_of_the_index_in_use(tmp_path, monkeypatch):
     assert sha256(files["one"][0]) in other and sha256(files["two"][0]) not in other
     file = tmp_path / "requirements.txt"
     file.write_text(other)
-    install = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--require-hashes", "--target", tmp_path / "site", "-r", file]
-    right, wrong = (subprocess.run(install, env=os.environ | only(tmp_path / n), capture_output=True, text=True) for n in ("one", "two"))
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "-q",
+        "--no-deps",
+        "--require-hashes",
+        "--target",
+        tmp_path / "site",
+        "-r",
+        file,
+    ]
+    right, wrong = (
+        subprocess.run(install, env=os.environ | only(tmp_path / n), capture_output=True, text=True)
+        for n in ("one", "two")
+    )
     assert right.returncode == 0, right.stderr
     assert wrong.returncode != 0 and "DO NOT MATCH THE HASHES" in wrong.stderr
 
 
 def test_hashes_of_the_image_and_not_of_this_machine(tmp_path):
-    for system in ("311-manylinux_2_28_aarch64", "311-manylinux_2_28_x86_64", "312-manylinux2014_x86_64", "311-macosx_11_0_arm64"):
+    for system in (
+        "311-manylinux_2_28_aarch64",
+        "311-manylinux_2_28_x86_64",
+        "312-manylinux2014_x86_64",
+        "311-macosx_11_0_arm64",
+    ):
         wheel(tmp_path, "pack", "1.0", content=system, tag=f"cp{system[:3]}-cp{system}")
     of = lambda tag: sha256(next(tmp_path.glob(f"*{tag}.whl")))
-    found = lambda pythons, architecture: set(re.findall("[0-9a-f]{64}", add_hashes("pack==1.0", pythons, architecture, only(tmp_path))))
+    found = lambda pythons, architecture: set(
+        re.findall("[0-9a-f]{64}", add_hashes("pack==1.0", pythons, architecture, only(tmp_path)))
+    )
     assert found(["3.11"], "arm64") == {of("28_aarch64")} and found(["3.12"], "amd64") == {of("2014_x86_64")}
     assert found(["3.11", "3.12"], "x86_64") == {of("28_x86_64"), of("2014_x86_64")}
     assert found(["3.12", "3.11"], "aarch64") == {of("28_aarch64")}  # there is none for 3.12
-    with pytest.raises(ServingError, match=r"pip does not find the packages of the image, for Python 3.12 on aarch64: .*pack==1.0"):
+    with pytest.raises(
+        ServingError, match=r"pip does not find the packages of the image, for Python 3.12 on aarch64: .*pack==1.0"
+    ):
         found(["3.12"], "aarch64")
 
 
@@ -226,12 +268,21 @@ def test_the_first_engine_that_works_is_taken(engines):
 
 def test_no_engine(engines):
     broken = "#!/bin/sh\necho cannot connect to the daemon >&2\nexit 1\n"
-    refused(engines({"docker": broken}), "docker says: cannot connect to the daemon", "podman is not installed", "buildah is not installed")
+    refused(
+        engines({"docker": broken}),
+        "docker says: cannot connect to the daemon",
+        "podman is not installed",
+        "buildah is not installed",
+    )
 
 
 def test_an_engine_that_fails(engines):
     failing = ENGINE.replace("exit 0\n", "echo no space left >&2; exit 3\n")
-    refused(engines({"buildah": failing}, "--engine", "buildah"), "no space left", "buildah could not build an image of Bento toy")
+    refused(
+        engines({"buildah": failing}, "--engine", "buildah"),
+        "no space left",
+        "buildah could not build an image of Bento toy",
+    )
 
 
 def test_wrong_calls(engines, built, toy, tmp_path):
@@ -255,14 +306,23 @@ def test_a_bento_without_our_template(toy, tmp_path):
 def test_kubernetes_accepts_the_manifest(built, kubernetes):
     done = mlnb(built[0], "containerize", "--kubernetes-manifest", "--image", "registry.example.com/toy:1")
     documents = {d["kind"]: d for d in yaml.safe_load_all(done.stdout)}
-    assert set(documents) == {"Service", "PersistentVolumeClaim", "Deployment", "PodDisruptionBudget", "HorizontalPodAutoscaler"}
+    assert set(documents) == {
+        "Service",
+        "PersistentVolumeClaim",
+        "Deployment",
+        "PodDisruptionBudget",
+        "HorizontalPodAutoscaler",
+    }
     for document in documents.values():
         kubernetes_validate.validate(document, kubernetes, strict=True)
     pod = documents["Deployment"]["spec"]["template"]
     (container,) = pod["spec"]["containers"]
     assert container["image"] == "registry.example.com/toy:1" and pod["spec"]["securityContext"]["runAsUser"] == 1034
     assert documents["Service"]["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
-    assert documents["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]["name"] == documents["Deployment"]["metadata"]["name"]
+    assert (
+        documents["HorizontalPodAutoscaler"]["spec"]["scaleTargetRef"]["name"]
+        == documents["Deployment"]["metadata"]["name"]
+    )
 
 
 NAMES = {"flights": "flights", "Flight_delays.v2": "flight-delays-v2", "7up": "model-7up", "...": "model"}

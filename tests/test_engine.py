@@ -39,7 +39,8 @@ def text(copy, name="stdout", cell=-1):
 
 def test_rich_outputs_are_whole(task):
     copy = task(
-        "from IPython.display import HTML, Markdown, display, clear_output\nh = display(HTML('<b>1</b>'), display_id=True)",
+        "from IPython.display import HTML, Markdown, display, clear_output\nh = display(HTML('<b>1</b>'), "
+        "display_id=True)",
         "print('gone'); clear_output(); print('kept')\nh.update(HTML('<b>2</b>'))",
         "import matplotlib.pyplot as plt\nplt.plot([1, 2]);",
         "import pandas as pd\npd.DataFrame({'a': range(1_000_000)})",
@@ -157,7 +158,8 @@ def test_threads_and_processes_end_with_the_notebook(task, tmp_path):
 def test_what_was_written_stays_though_processes_and_threads_are_left(task, tmp_path):
     task(
         "import subprocess, threading, time\nsleeper = subprocess.Popen(['sleep', '600'])\n"
-        "threading.Thread(target=time.sleep, args=(600,)).start()\nfile = open('left.txt', 'w')\nfile.write('unflushed');",
+        "threading.Thread(target=time.sleep, args=(600,)).start()\nfile = open('left.txt', 'w')\n"
+        "file.write('unflushed');",
         cwd=tmp_path,
     )
     assert (tmp_path / "left.txt").read_text() == "unflushed"

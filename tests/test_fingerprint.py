@@ -114,7 +114,8 @@ def test_a_name_that_is_made_while_running_counts_the_module(project):
 
 
 def test_statements_that_change_a_global_count(project):
-    source = "TABLE = {}\ndef other(): return 1\nTABLE['x'] = other\nTABLE.update(y=2)\nfor n in range(3):\n    TABLE[n] = n\n"
+    source = "TABLE = {}\ndef other(): return 1\nTABLE['x'] = other\nTABLE.update(y=2)\n"
+    source += "for n in range(3):\n    TABLE[n] = n\n"
     before = closure("from planes.work import TABLE", ["planes"], project(work=source))
     assert {"planes.work.TABLE", "planes.work.other"} <= set(before)
     for changed in (
@@ -246,7 +247,8 @@ def test_ways_to_write(project, name, also):
 
 
 def test_a_decorator_with_arguments(project):
-    source = "from .work import inner, LIMIT\ndef wrap(n):\n    return lambda f: f\n@wrap(inner(LIMIT))\ndef f(x): return x\n"
+    source = "from .work import inner, LIMIT\ndef wrap(n):\n    return lambda f: f\n"
+    source += "@wrap(inner(LIMIT))\ndef f(x): return x\n"
     root = project(work=BASE, deco=source)
     assert {"planes.work.inner", "planes.work.LIMIT", "planes.deco.wrap"} < dependencies(
         "from planes.deco import f", root
@@ -367,7 +369,8 @@ def test_roundabout_ways(project, code, names):
     ],
 )
 def test_what_counts_as_a_whole_is_said(project, code, why):
-    late = "import importlib\ndef f(n): return globals()[n]\ndef g(t): return eval(t)\ndef h(n): return importlib.import_module(n)\n"
+    late = "import importlib\ndef f(n): return globals()[n]\ndef g(t): return eval(t)\n"
+    late += "def h(n): return importlib.import_module(n)\n"
     root = project(work=BASE, late=late)
     dependencies = survey(code, root)
     module = "late" if "late import" in code else "work"
@@ -403,7 +406,8 @@ def scripts(project):
         "lib/tool.py": "def f(): return 1\n",
         "lib/kit/__init__.py": "from . import inner\n",
         "lib/kit/inner.py": "x = 1\n",
-        "nbs/part.ipynb": '{"nbformat": 4, "cells": [{"cell_type": "code", "source": "from planes.work import outer\\nouter(1)"}]}',
+        "nbs/part.ipynb": '{"nbformat": 4, "cells": [{"cell_type": "code", '
+        '"source": "from planes.work import outer\\nouter(1)"}]}',
     }
     for name, text in files.items():
         (root / name).parent.mkdir(exist_ok=True)
@@ -615,7 +619,8 @@ def test_odd_places(project):
     """
     root = project(work=BASE, more=more)
     expected = {
-        "INSIDE": {"inner", "LIMIT", "outer"}, "early": {"inner", "LIMIT"}, "part": {"inner", "LIMIT"}, "later": {"alone", "LIMIT"},
+        "INSIDE": {"inner", "LIMIT", "outer"}, "early": {"inner", "LIMIT"}, "part": {"inner", "LIMIT"},
+        "later": {"alone", "LIMIT"},
         "waits": {"inner", "LIMIT", "outer"}, "shadow": set(), "declared": {"alone"}, "caught": set(), "matched": set(),
         "choice": {"LIMIT", "alone"},
     }  # fmt: skip
@@ -787,7 +792,8 @@ ours = f"{package}/"
 
 def call(frame, event, argument):  # millions of times: texts, not paths
     here = frame.f_code
-    if event == "call" and here.co_filename.startswith(ours) and here.co_flags & inspect.CO_OPTIMIZED:  # a function, not a body of a class
+    # a function, not a body of a class
+    if event == "call" and here.co_filename.startswith(ours) and here.co_flags & inspect.CO_OPTIMIZED:
         parts = Path(here.co_filename).relative_to(package.parent).with_suffix("").parts
         ran.add((".".join(p for p in parts if p != "__init__"), here.co_qualname.split(".")[0]))
 
@@ -809,7 +815,8 @@ assert len(ran) > 20 and not missed, missed
         "planned_states(l())\nplanned_states(l())",
         "from mlnb.cli import main\nmain.cli(['plan', '--json'], standalone_mode=False)",
         "import numpy, mlnb.models.tabular as t\nt.Encoder.fit({'a': numpy.array(['x', 'y'])}, ['a'], [])\n"
-        "from mlnb.data.profiles import Profile\nimport pandas\nProfile.of(pandas.DataFrame({'x': [1.0, 2.0]})).to_bytes()",
+        "from mlnb.data.profiles import Profile\nimport pandas\n"
+        "Profile.of(pandas.DataFrame({'x': [1.0, 2.0]})).to_bytes()",
     ],
 )
 def test_whatever_runs_was_reached(tmp_path, code):

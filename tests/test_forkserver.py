@@ -41,11 +41,14 @@ def warm(project, target="work:answer", **more):
 FACTS = """{
     "env": {k: v for k, v in os.environ.items() if k not in ("_", "PYDEVD_USE_FRAME_EVAL")}, "cwd": os.getcwd(),
     "argv": sys.argv, "path": sys.path, "flags": tuple(sys.flags),
-    "umask": [os.umask(0o22), os.umask(0o22)][1], "session": os.getsid(0) == os.getpid(), "stdin": os.readlink("/proc/self/fd/0"),
+    "umask": [os.umask(0o22), os.umask(0o22)][1], "session": os.getsid(0) == os.getpid(),
+    "stdin": os.readlink("/proc/self/fd/0"),
     "sigint": __import__("signal").getsignal(2).__name__, "mask": __import__("signal").pthread_sigmask(0, []),
     "main": sys.modules["__main__"].__name__,
-    "executable": sys.executable, "orig_argv": sys.orig_argv[:2], "own": [m for m in sys.modules if m.split(".")[0] == "mlnb"],
-    "threads": __import__("threading").active_count(), "trace": sys.gettrace(), "hook": sys.excepthook is sys.__excepthook__,
+    "executable": sys.executable, "orig_argv": sys.orig_argv[:2],
+    "own": [m for m in sys.modules if m.split(".")[0] == "mlnb"],
+    "threads": __import__("threading").active_count(), "trace": sys.gettrace(),
+    "hook": sys.excepthook is sys.__excepthook__,
 }"""
 
 
@@ -62,7 +65,8 @@ def test_a_worker_is_what_a_new_interpreter_would_be(folder, project):
 
 def test_descriptors_of_the_server_stay_there(folder, project):
     first, second = warm(project), warm(project)
-    fds = "{f: os.readlink(f'/proc/self/fd/{f}') for f in os.listdir('/proc/self/fd') if os.path.lexists(f'/proc/self/fd/{f}')}"
+    fds = "{f: os.readlink(f'/proc/self/fd/{f}') for f in os.listdir('/proc/self/fd') "
+    fds += "if os.path.lexists(f'/proc/self/fd/{f}')}"
     links = list(ask(second, fds).values())
     assert not [link for link in links if "epoll" in link or "pidfd" in link or str(folder) in link]
     assert len([link for link in links if link.startswith("socket:")]) == 1
@@ -170,7 +174,8 @@ def test_those_who_start_at_once_get_one_server(folder, project):
         import sys
         from mlnb.notebooks import kernels
         kernels.SERVER_TIMEOUT = kernels.LOADING_TIMEOUT = 120
-        worker = kernels.fork_worker("work:answer", options=kernels.KernelOptions(preload=("json",), pool=0, idle_timeout=60))
+        options = kernels.KernelOptions(preload=("json",), pool=0, idle_timeout=60)
+        worker = kernels.fork_worker("work:answer", options=options)
         worker.socket.sendall(b"os.getppid()\\n")
         print(worker.how, worker.socket.recv(100).decode())
     """
@@ -314,7 +319,8 @@ def matmul():
 def learn():
     import torch
     torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(16 * 30 * 30, 10))
+    linear = torch.nn.Linear(16 * 30 * 30, 10)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 16, 3), torch.nn.ReLU(), torch.nn.Flatten(), linear)
     x = torch.randn(32, 3, 32, 32)
     loss = net(x).square().mean()
     loss.backward()

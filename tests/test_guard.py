@@ -50,7 +50,11 @@ async def call(app, *parts: bytes, method="POST", path="/predict", server=("127.
     pairs = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
     await app({"type": "http", "method": method, "path": path, "headers": pairs, "server": server}, receive, send)
     told = sent[1]["body"]
-    return sent[0]["status"], dict(sent[0]["headers"]), json.loads(told) if told.startswith((b"{", b"[")) else told.decode()
+    return (
+        sent[0]["status"],
+        dict(sent[0]["headers"]),
+        json.loads(told) if told.startswith((b"{", b"[")) else told.decode(),
+    )
 
 
 def ask(app, *parts, **more):
@@ -71,13 +75,21 @@ def ask(app, *parts, **more):
     ],
 )
 def test_without_a_valid_key_nothing_is_told(make, body, header, tmp_path):
-    for method, path in [("POST", "/predict"), ("POST", "/predict/columns"), ("GET", "/"), ("GET", "/metrics"), ("GET", "/openapi.json")]:
+    for method, path in [
+        ("POST", "/predict"),
+        ("POST", "/predict/columns"),
+        ("GET", "/"),
+        ("GET", "/metrics"),
+        ("GET", "/openapi.json"),
+    ]:
         status, headers, answer = ask(make(keys=KEYS), body, method=method, path=path, **header)
         assert status == 401 and headers[b"www-authenticate"] == b"Bearer" and list(answer) == ["error"]
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("header", [{"x_api_key": PREDICT}, {"authorization": f"bearer {PREDICT}"}, {"authorization": f"Bearer {ADMIN}"}])
+@pytest.mark.parametrize(
+    "header", [{"x_api_key": PREDICT}, {"authorization": f"bearer {PREDICT}"}, {"authorization": f"Bearer {ADMIN}"}]
+)
 def test_a_key_opens(make, body, header):
     app = make(keys=KEYS)
     assert ask(app, body, **header)[0] == ask(app, method="GET", path="/metrics", **header)[0] == 200
@@ -173,7 +185,9 @@ def test_keys_that_are_set_and_empty_never_mean_that_none_are_needed(tmp_path, m
 @pytest.mark.parametrize("content", [None, b"\xff\xfep\x00r\x00", "folder", "nothing named"])
 def test_a_file_of_keys_that_cannot_be_read_stops_the_start(tmp_path, monkeypatch, content):
     path = tmp_path / "keys"
-    path.mkdir() if content == "folder" else content and path.write_bytes(content if isinstance(content, bytes) else b"")
+    path.mkdir() if content == "folder" else content and path.write_bytes(
+        content if isinstance(content, bytes) else b""
+    )
     monkeypatch.delenv("MLNB_KEYS", raising=False)
     monkeypatch.setenv("MLNB_KEYS_FILE", "" if content == "nothing named" else str(path))
     with pytest.raises(ServingError, match=r"MLNB_KEYS_FILE = .* cannot be read"):
@@ -212,11 +226,17 @@ def test_pages_of_the_origins_that_are_set_may_ask(make, body):
     wanted = {"access_control_request_method": "POST", "access_control_request_headers": "x-api-key,content-type"}
     status, headers, _ = ask(app, method="OPTIONS", origin=PAGE, **wanted)
     assert status == 200 and headers[b"access-control-allow-origin"] == PAGE.encode() and b"Origin" in headers[b"vary"]
-    assert b"X-API-Key" in headers[b"access-control-allow-headers"] and b"access-control-allow-credentials" not in headers
+    assert (
+        b"X-API-Key" in headers[b"access-control-allow-headers"] and b"access-control-allow-credentials" not in headers
+    )
     assert ask(app, method="OPTIONS", origin="https://example.org", **wanted)[0] == 400
     for key, expected in ({"x_api_key": PREDICT}, 200), ({}, 401):
         status, headers, _ = ask(app, body, origin=PAGE, **key)
-        assert status == expected and headers[b"access-control-allow-origin"] == PAGE.encode() and headers[b"vary"] == b"Origin"
+        assert (
+            status == expected
+            and headers[b"access-control-allow-origin"] == PAGE.encode()
+            and headers[b"vary"] == b"Origin"
+        )
     status, headers, _ = ask(app, body, origin="https://example.org", x_api_key=PREDICT)
     assert status == 200 and b"access-control-allow-origin" not in headers
     assert b"access-control-allow-origin" not in ask(make(keys=KEYS), body, origin=PAGE, x_api_key=PREDICT)[1]
@@ -230,10 +250,15 @@ def test_without_keys_no_setting_lets_a_page_from_elsewhere_ask(make, body, tmp_
     for origin in (PAGE, "*"):
         with pytest.raises(ServingError, match="cors_origins lets pages of"):
             load_api_keys(Settings(root=tmp_path, name="x", keys_required=False, cors_origins=(origin,)))
-    assert load_api_keys(Settings(root=tmp_path, name="x", keys_required=False, cors_origins=("http://localhost:5173",))) is None
+    assert (
+        load_api_keys(Settings(root=tmp_path, name="x", keys_required=False, cors_origins=("http://localhost:5173",)))
+        is None
+    )
 
 
-@pytest.mark.parametrize("variable", ["CORS_ORIGINS=app.example.org", "CORS_ORIGINS=https://a/b", "ROOT_PATH=models", "ROOT_PATH=/a/"])
+@pytest.mark.parametrize(
+    "variable", ["CORS_ORIGINS=app.example.org", "CORS_ORIGINS=https://a/b", "ROOT_PATH=models", "ROOT_PATH=/a/"]
+)
 def test_origins_and_prefixes_of_another_form_are_refused(toy, monkeypatch, variable):
     monkeypatch.setenv(*f"MLNB_{variable}".split("="))
     with pytest.raises(SettingError, match=variable.partition("=")[2]):

@@ -23,7 +23,10 @@ ONE_WORDING = {
         lambda root: notebook(root / "nbs" / "first.ipynb", PARAMETERS, "1"),
         ["class planes.work.Planes is not used any more", "its notebook changed"],
     ),
-    "a parameter": (lambda root: (root / "env.yaml").write_text("n: [2, 3]\n"), ["parameter n changed from [1] to [2, 3]"]),
+    "a parameter": (
+        lambda root: (root / "env.yaml").write_text("n: [2, 3]\n"),
+        ["parameter n changed from [1] to [2, 3]"],
+    ),
     "an input": (lambda root: (root / "in.csv").write_text("2"), ["input in.csv changed"]),
     "an input that is gone": (lambda root: (root / "in.csv").unlink(), ["input in.csv does not exist any more"]),
     "an upstream task": (lambda root: (root / "out" / "other.ipynb").write_text("2"), ["output of other changed"]),

@@ -1,4 +1,5 @@
-"""Requests as bytes on a socket: what no client library sends, counted, refused or answered as RFC 9110 and 9112 say."""
+"""Requests as bytes on a socket: what no client library sends, counted, refused or answered as RFC 9110 and 9112
+say."""
 
 import json
 import re
@@ -11,7 +12,9 @@ import toy_project
 from uvicorn_process import run_server, workers
 
 KEY = "k" * 24
-POST = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nX-API-Key: %s\r\nContent-Type: application/json\r\n" % KEY.encode()
+POST = (
+    b"POST /predict HTTP/1.1\r\nHost: localhost\r\nX-API-Key: %s\r\nContent-Type: application/json\r\n" % KEY.encode()
+)
 CHUNKED = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
 MEGABYTE = 1 << 20
 
@@ -25,7 +28,10 @@ def server(toy, tmp_path_factory):
         "MLNB_BODY_LIMIT_KB": "100",
         "MLNB_ROOT_PATH": "/models/toy",
     }
-    with run_server(toy, tmp_path_factory.mktemp("predictions"), MLNB_SNAPSHOT_MAX_AGE_MINUTES="100000000", **more) as (process, url):
+    with run_server(toy, tmp_path_factory.mktemp("predictions"), MLNB_SNAPSHOT_MAX_AGE_MINUTES="100000000", **more) as (
+        process,
+        url,
+    ):
         yield process, int(url.rpartition(":")[2])
 
 
@@ -82,10 +88,16 @@ ENDLESS = {
     "a chunk size": (CHUNKED + b"\r\n", b"0" * 65536),
     "a body without a key": (CHUNKED + b"\r\n", b"10000\r\n" + b" " * 65536 + b"\r\n"),
     "an announced body that nobody reads": (NOWHERE + b"Content-Length: 1000000000000\r\n\r\n", b" " * 65536),
-    "a body of a GET": (b"GET /livez HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000000\r\n\r\n", b" " * 65536),
+    "a body of a GET": (
+        b"GET /livez HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000000\r\n\r\n",
+        b" " * 65536,
+    ),
     "a body of a wrong method": (CHUNKED.replace(b"POST", b"PUT") + b"\r\n", b"10000\r\n" + b" " * 65536 + b"\r\n"),
     "pipelined requests": (b"", b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * 2500),
-    "another protocol": (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: foo\r\n\r\n", b"\x00\x01\x02\x03" * 16384),
+    "another protocol": (
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: foo\r\n\r\n",
+        b"\x00\x01\x02\x03" * 16384,
+    ),
     "after the last request": (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", b"\r\n" * 32768),
 }
 
@@ -117,7 +129,9 @@ def test_small_chunks_of_a_whole_body_are_answered(server, toy):
 OF_KEYS = [b"X-API-Key: " + KEY.encode(), b"Authorization: Bearer " + KEY.encode()]
 
 
-@pytest.mark.parametrize("trailer", [*OF_KEYS, b"Host: localhost", b"Content-Type: text/plain", b"Content-Encoding: gzip"])
+@pytest.mark.parametrize(
+    "trailer", [*OF_KEYS, b"Host: localhost", b"Content-Type: text/plain", b"Content-Encoding: gzip"]
+)
 def test_a_trailer_is_no_header(server, toy, trailer):
     body = json.dumps(toy_project.example(toy)).encode()
     framed = b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n%b\r\n\r\n" % (len(body), body, trailer)
@@ -192,7 +206,8 @@ def test_forms_of_a_request_line(server, head):
 
 def test_a_wish_for_another_protocol_costs_no_request_its_body(server, toy):
     body = json.dumps(toy_project.example(toy)).encode()
-    wish = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\n"
+    wish = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\n"
+    wish += b"HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA\r\n"
     one = POST + wish + b"Content-Length: %d\r\n\r\n" % len(body) + body
     answer = exchange(server[1], one + one + b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
     assert answer.count(b"HTTP/1.1 200 OK") == 3 and answer.count(b'"probability"') == 2
@@ -205,17 +220,32 @@ def test_head_is_answered_wherever_get_is_and_options_name_the_methods(server):
         get, head = (asked(method, path).partition(b"\r\n\r\n") for method in (b"GET", b"HEAD"))
         assert head[0] == get[0] and not head[2] and get[2]
     assert asked(b"HEAD", b"/metrics").startswith(b"HTTP/1.1 200")
-    assert asked(b"HEAD", b"/predict").startswith(b"HTTP/1.1 405") and asked(b"HEAD", b"/nothing").startswith(b"HTTP/1.1 404")
-    for path, methods in {b"/predict": b"POST, OPTIONS", b"/": b"GET, HEAD, OPTIONS", b"/routing": b"GET, PUT, HEAD, OPTIONS"}.items():
+    assert asked(b"HEAD", b"/predict").startswith(b"HTTP/1.1 405") and asked(b"HEAD", b"/nothing").startswith(
+        b"HTTP/1.1 404"
+    )
+    for path, methods in {
+        b"/predict": b"POST, OPTIONS",
+        b"/": b"GET, HEAD, OPTIONS",
+        b"/routing": b"GET, PUT, HEAD, OPTIONS",
+    }.items():
         answer = asked(b"OPTIONS", path)
-        assert b"204 No Content" in answer and b"allow: " + methods + b"\r\n" in answer and b"content-length" not in answer
+        assert (
+            b"204 No Content" in answer and b"allow: " + methods + b"\r\n" in answer and b"content-length" not in answer
+        )
 
 
 def test_a_path_prefix_is_answered_with_and_without_it(server):
     key = b" HTTP/1.1\r\nHost: a\r\nX-API-Key: %s\r\nConnection: close\r\n\r\n" % KEY.encode()
     page = lambda path: json.loads(exchange(server[1], b"GET " + path + key).partition(b"\r\n\r\n")[2])
-    assert page(b"/openapi.json") == page(b"/models/toy/openapi.json") and page(b"/openapi.json")["servers"] == [{"url": "/models/toy"}]
-    assert page(b"/") == page(b"/models/toy") == page(b"/models/toy/") and page(b"/")["links"][0] == "/models/toy/openapi.json"
+    assert page(b"/openapi.json") == page(b"/models/toy/openapi.json") and page(b"/openapi.json")["servers"] == [
+        {"url": "/models/toy"}
+    ]
+    assert (
+        page(b"/") == page(b"/models/toy") == page(b"/models/toy/")
+        and page(b"/")["links"][0] == "/models/toy/openapi.json"
+    )
     assert page(b"/models/toy/readyz")["ready"]
     assert all("error" in page(path) for path in (b"/models/toys/readyz", b"/models/toy/models/toy/readyz"))
-    assert exchange(server[1], b"GET /models/toy/metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").startswith(b"HTTP/1.1 401")
+    assert exchange(server[1], b"GET /models/toy/metrics HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").startswith(
+        b"HTTP/1.1 401"
+    )

@@ -35,9 +35,19 @@ def lab(settings, tmp_path):
     port, home = free_port(), tmp_path / "home"
     home.mkdir()
     root = make(tmp_path / "project")
-    options = [f"--ServerApp.port={port}", "--ServerApp.port_retries=0", "--ServerApp.token=", f"--ServerApp.root_dir={root}"]
+    options = [
+        f"--ServerApp.port={port}",
+        "--ServerApp.port_retries=0",
+        "--ServerApp.token=",
+        f"--ServerApp.root_dir={root}",
+    ]
     program = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1", *options]
-    environment = {**os.environ, "JUPYTER_CONFIG_PATH": str(settings), "HOME": str(home), "JUPYTER_RUNTIME_DIR": str(home)}
+    environment = {
+        **os.environ,
+        "JUPYTER_CONFIG_PATH": str(settings),
+        "HOME": str(home),
+        "JUPYTER_RUNTIME_DIR": str(home),
+    }
     log = (tmp_path / "log").open("w+")
     process = subprocess.Popen(program, cwd=root, env=environment, stdout=log, stderr=subprocess.STDOUT)
     address = f"http://127.0.0.1:{port}"

@@ -397,7 +397,8 @@ def test_notebooks_that_are_elsewhere(project, monkeypatch):
     (project / "nbs").rename(project / "work")
     (project / "pipeline.yaml").unlink()
     code, text = command(project, monkeypatch)
-    first = 'not examined: notebooks: there is no folder nbs; there are some in work: write notebooks = "work" in [tool.mlnb]'
+    first = "not examined: notebooks: there is no folder nbs; there are some in work: "
+    first += 'write notebooks = "work" in [tool.mlnb]'
     assert code == 1 and text.splitlines()[0] == first and "○ notebooks are valid" in text
 
 

@@ -63,7 +63,9 @@ def acknowledged(tmp_path):
     return [line for said in tmp_path.glob("said-*") for line in said.read_text().splitlines() if len(line) == 7]
 
 
-@pytest.mark.parametrize(("death", "sync"), [(signal.SIGKILL, "none"), (signal.SIGTERM, "interval"), (signal.SIGKILL, "always")])
+@pytest.mark.parametrize(
+    ("death", "sync"), [(signal.SIGKILL, "none"), (signal.SIGTERM, "interval"), (signal.SIGKILL, "always")]
+)
 def test_workers_that_are_killed_under_load(tmp_path, workers, death, sync):
     "The compactor works meanwhile and leaves alone what is written to; at the end each row is there once"
     running, compactor = [workers(number, sync) for number in range(3)], Compactor(tmp_path / "log", tmp_path / "parts")
@@ -118,7 +120,9 @@ def test_an_empty_file_that_a_worker_is_about_to_lock_may_go(tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("sync", p.SYNC_MODES)
-@pytest.mark.parametrize("first", [lambda log: log.append([prediction(0)]), lambda log: log.check()], ids=["appended", "checked"])
+@pytest.mark.parametrize(
+    "first", [lambda log: log.append([prediction(0)]), lambda log: log.check()], ids=["appended", "checked"]
+)
 def test_a_deleted_folder_comes_again(tmp_path, sync, first):
     log, compactor = PredictionLog(tmp_path / "log", sync), Compactor(tmp_path / "log", tmp_path / "parts")
     first(log)
@@ -216,7 +220,9 @@ def test_a_read_only_disk(disk, capfd):
     assert len(LogReader(disk / "log").frame()) == len(LogReader(disk / "other").frame()) == 2
 
 
-@pytest.mark.parametrize("ask", [lambda log: log.append([prediction(1)] * 30), lambda log: log.check()], ids=["append", "check"])
+@pytest.mark.parametrize(
+    "ask", [lambda log: log.append([prediction(1)] * 30), lambda log: log.check()], ids=["append", "check"]
+)
 def test_a_part_of_a_line_that_cannot_be_cut_off_ends_its_file(disk, monkeypatch, ask, fixed_clock):
     def fails(*arguments):
         raise OSError(5, "Input/output error")
@@ -267,7 +273,9 @@ def test_what_is_on_the_disk_leaves_memory_and_the_page_of_the_end_stays(tmp_pat
 def test_interval_syncs_beside_the_requests(tmp_path, monkeypatch):
     monkeypatch.setattr(p, "SYNC_SECONDS", 0.01)
     synced, sync = [], os.fdatasync
-    monkeypatch.setattr(p.os, "fdatasync", lambda number: (synced.append(p.threading.current_thread().name), sync(number)))
+    monkeypatch.setattr(
+        p.os, "fdatasync", lambda number: (synced.append(p.threading.current_thread().name), sync(number))
+    )
     log = PredictionLog(tmp_path, "interval")
     log._files.rotate_bytes = 1000
     for i in range(20):

@@ -30,7 +30,11 @@ def log_hours(folder, hours, rows=20, start=0, version="v1", arm="champion", **r
     for hour in hours:
         found = [prediction(start + i, version) for i in range(rows)]
         for i, row in enumerate(found):
-            row.time, row.arm, row.input = f"{hour}:{i % 60:02}:00Z", arm, row.input | {k: v[i % len(v)] for k, v in raw.items()}
+            row.time, row.arm, row.input = (
+                f"{hour}:{i % 60:02}:00Z",
+                arm,
+                row.input | {k: v[i % len(v)] for k, v in raw.items()},
+            )
         log.append(found)
     log.close()
 
@@ -84,7 +88,11 @@ def test_versions_in_one_file_of_columns_are_kept_apart(places):
     for finish in (lambda: None, lambda: (log.close(), Compactor(places[0], places[2]).run())):
         finish()
         p.profile_log(*places)
-        found = [sum(rows_of(places, version=version, arm=arm).values()) for version in ("v1", "v2") for arm in ("champion", "challenger")]
+        found = [
+            sum(rows_of(places, version=version, arm=arm).values())
+            for version in ("v1", "v2")
+            for arm in ("champion", "challenger")
+        ]
         assert found == [20, 0, 0, 12]
 
 
@@ -117,7 +125,9 @@ def test_days_and_months_say_what_their_hours_say(places):
     assert not list(places[1].rglob("2013-07-03.profile")) and len(list(places[1].rglob("2013-07-02.profile"))) == 1
     store = p.LogProfileStore(places[1])
     assert store.merged().rows == 360 and store.merged("2013-05").rows == 120 and store.merged("2013-05-01").rows == 40
-    assert [w.rows for w in store.windows(window="month").values()] == [120, 120, 120] and len(store.windows(window="day")) == 9
+    assert [w.rows for w in store.windows(window="month").values()] == [120, 120, 120] and len(
+        store.windows(window="day")
+    ) == 9
     log_hours(places[0], hours[:1], rows=7, start=500)  # late
     assert p.profile_log(*places) == hours[:1]
     assert store.merged().rows == 367 and store.merged("2013-05").rows == 127 and store.merged(arm="shadow").rows == 12
@@ -155,7 +165,15 @@ def test_hours_that_are_not_beside_a_month_are_read_one_by_one(places, damage):
     p.profile_log(*places)
     before = figures(p.LogProfileStore(places[1]).hourly())
     files = sorted(places[1].rglob("*.hourly"), key=lambda file: file.stem)
-    assert [file.stem for file in files] == ["2013-05", "2013-05-01", "2013-05-02", "2013-06", "2013-06-01", "2013-06-02", "2013-07-01"]
+    assert [file.stem for file in files] == [
+        "2013-05",
+        "2013-05-01",
+        "2013-05-02",
+        "2013-06",
+        "2013-06-01",
+        "2013-06-02",
+        "2013-07-01",
+    ]
     for file in files:
         damage(file)
     assert figures(p.LogProfileStore(places[1]).hourly()) == before
@@ -177,7 +195,10 @@ def test_what_went_takes_its_hours_along(places, fixed_clock):
 
 def test_what_expired_takes_its_days_and_months_along(places):
     "Also those of a version that has nothing left in a day, and a month that is the last one now"
-    log_hours(places[0], ["2013-05-01T05", "2013-05-02T05", "2013-06-01T05", "2013-06-02T05", "2013-06-03T05", "2013-07-01T05"])
+    log_hours(
+        places[0],
+        ["2013-05-01T05", "2013-05-02T05", "2013-06-01T05", "2013-06-02T05", "2013-06-03T05", "2013-07-01T05"],
+    )
     log_hours(places[0], ["2013-06-01T06"], start=100, version="v2")
     Compactor(places[0], places[2]).run()
     p.profile_log(*places)
@@ -225,7 +246,9 @@ def test_a_profile_that_is_gone_is_said(places):
         p.LogProfileStore(places[1]).merged()
 
 
-@pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_bytes(b"\x00" * path.stat().st_size)], ids=["gone", "damaged"])
+@pytest.mark.parametrize(
+    "damage", [Path.unlink, lambda path: path.write_bytes(b"\x00" * path.stat().st_size)], ids=["gone", "damaged"]
+)
 def test_a_profile_that_is_needed_and_gone_is_made_again(places, damage):
     hours = ["2013-07-04T05", "2013-07-04T06", "2013-07-05T05"]
     log_hours(places[0], hours)
@@ -233,7 +256,9 @@ def test_a_profile_that_is_needed_and_gone_is_made_again(places, damage):
     damage(next(places[1].rglob("2013-07-04T06.profile")))
     log_hours(places[0], hours[:1], rows=7, start=100)  # late: the day is put together again
     assert p.profile_log(*places) == hours and p.profile_log(*places) == []
-    assert list(rows_of(places).values()) == [27, 20, 20] and p.LogProfileStore(places[1]).merged("2013-07-04").rows == 47
+    assert (
+        list(rows_of(places).values()) == [27, 20, 20] and p.LogProfileStore(places[1]).merged("2013-07-04").rows == 47
+    )
 
 
 def test_the_log_is_read_no_more_once_it_is_profiled(places):
@@ -336,11 +361,16 @@ def test_readers_beside_writer_compactor_and_profiler(places):
 
 def test_machines_that_share_a_storage_have_profiles_of_their_own(tmp_path):
     shared = str(tmp_path / "shared")
-    settings = [Settings(root=tmp_path / name, name=name, storage=shared, profile_segments=("carrier",)) for name in ("one", "two")]
+    settings = [
+        Settings(root=tmp_path / name, name=name, storage=shared, profile_segments=("carrier",))
+        for name in ("one", "two")
+    ]
     for number, one in enumerate(settings):
         log_hours(one.path(one.predictions), ["2013-07-04T05"], start=100 * number)
     done = [p.compact_and_profile(one) for one in settings]
-    assert [(d.rows, d.profiled) for d in done] == [(20, 1), (20, 1)] and p.update_profiles(settings[0]) == ["2013-07-04T05"]
+    assert [(d.rows, d.profiled) for d in done] == [(20, 1), (20, 1)] and p.update_profiles(settings[0]) == [
+        "2013-07-04T05"
+    ]
     stores = [p.LogProfileStore(p.profiles_url(one)) for one in settings]
     assert [store.merged().rows for store in stores] == [40, 40]
     assert stores[0].merged(segment=("carrier", "UA")).rows == 40
@@ -400,7 +430,8 @@ def recover():
     store = p.LogProfileStore(places[1])
     assert 60 <= store.merged().rows <= 77 and store.merged("2013-06").rows in (40, 45)
     update()
-    assert store.merged().rows == 77 and store.merged("2013-06").rows == 45 and store.merged(segment=("carrier", "UA")).rows == 77
+    assert store.merged().rows == 77 and store.merged("2013-06").rows == 45
+    assert store.merged(segment=("carrier", "UA")).rows == 77
     assert [w.rows for w in store.windows(window="hour").values()] == [25, 20, 26, 6]
     assert [w.rows for w in store.windows(window="day").values()] == [25, 20, 26, 6]
     update()

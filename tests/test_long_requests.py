@@ -1,4 +1,5 @@
-"""Nobody waits for another's long request, nor for a storage that fails or hangs: probes, rows and what is in memory go on."""
+"""Nobody waits for another's long request, nor for a storage that fails or hangs: probes, rows and what is in memory
+go on."""
 
 import json
 import os
@@ -46,7 +47,11 @@ def service(toy, tmp_path_factory):
     folder, port = tmp_path_factory.mktemp("away"), free_port()
     (mode := folder / "mode").write_text("")
     env = toy_project.environment(toy) | {"AWAY_MODE": str(mode), "MLNB_STORAGE": f"away://{toy}/.mlnb/storage"}
-    env |= {"MLNB_PREDICTIONS": str(folder / "log"), "MLNB_REQUEST_TIMEOUT_SECONDS": "60", "MLNB_SNAPSHOT_MAX_AGE_MINUTES": "100000000"}
+    env |= {
+        "MLNB_PREDICTIONS": str(folder / "log"),
+        "MLNB_REQUEST_TIMEOUT_SECONDS": "60",
+        "MLNB_SNAPSHOT_MAX_AGE_MINUTES": "100000000",
+    }
     code = SERVER.format(tests=str(Path(__file__).parent), port=port)
     process = subprocess.Popen([sys.executable, "-c", code], cwd=toy, env=env, stderr=subprocess.PIPE, text=True)
     try:
@@ -69,7 +74,9 @@ def the_storage(mode: Path, does: str):
 
 def replay(toy, number: int) -> dict:
     "A request whose context is that of a quarter of an hour"
-    return toy_project.example(toy, decision_time=str(np.datetime64("2013-07-01T02:05:00") + np.timedelta64(15 * number, "m")) + "Z")
+    return toy_project.example(
+        toy, decision_time=str(np.datetime64("2013-07-01T02:05:00") + np.timedelta64(15 * number, "m")) + "Z"
+    )
 
 
 @pytest.mark.parametrize(("number", "error"), list(enumerate(ERRORS, 5)))
@@ -79,7 +86,11 @@ def test_every_error_of_a_storage_is_503_and_what_is_in_memory_goes_on(service, 
     assert client.post("/predict", json=kept).status_code == 200
     with the_storage(mode, error):
         refused = client.post("/predict", json=replay(toy, number))
-        assert refused.status_code == 503 and refused.headers["retry-after"] and "storage cannot be read" in refused.json()["error"]
+        assert (
+            refused.status_code == 503
+            and refused.headers["retry-after"]
+            and "storage cannot be read" in refused.json()["error"]
+        )
         assert client.post("/predict", json=[kept, replay(toy, number)]).status_code == 503
         assert client.post("/predict", json=kept).status_code == client.get("/readyz").status_code == 200
         time.sleep(0.7 if number == 5 else 0.0)  # a listing is overdue
@@ -111,7 +122,10 @@ def test_a_storage_that_hangs_keeps_nobody_else(service, toy):
 def slow_table(toy, n: int) -> pa.Table:
     "Many rows in few bytes: texts and numbers of few values, and a time of decision for each"
     row, i = toy_project.example(toy), np.arange(n)
-    texts = {name: pa.DictionaryArray.from_arrays(pa.array((i % 2).astype(np.int8)), [row[name], "B6"]) for name in ("carrier", "origin")}
+    texts = {
+        name: pa.DictionaryArray.from_arrays(pa.array((i % 2).astype(np.int8)), [row[name], "B6"])
+        for name in ("carrier", "origin")
+    }
     numbers = {"flight": (i % 100).astype(np.int8), "distance": (i % 100).astype(np.int16)}
     times = {
         "departure": np.datetime64("2013-07-01T12:00", "s") + i % 7,
@@ -146,11 +160,19 @@ def asked_beside(client, row: dict, work) -> tuple[float, list[float]]:
 @pytest.mark.parametrize("form", ["arrow", "columns", "rows"])
 def test_a_long_request_leaves_turns_to_others_and_is_logged_whole(service, toy, form):
     client, _, log = service
-    table, before = slow_table(toy, {"arrow": 20_000, "columns": 5_000, "rows": 4_000}[form]), len(read_predictions(log))
+    table, before = (
+        slow_table(toy, {"arrow": 20_000, "columns": 5_000, "rows": 4_000}[form]),
+        len(read_predictions(log)),
+    )
     columns = {
-        name: [v.strftime("%Y-%m-%dT%H:%M:%SZ") if hasattr(v, "strftime") else v for v in c] for name, c in table.to_pydict().items()
+        name: [v.strftime("%Y-%m-%dT%H:%M:%SZ") if hasattr(v, "strftime") else v for v in c]
+        for name, c in table.to_pydict().items()
     }
-    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)] if form == "rows" else []
+    rows = (
+        [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        if form == "rows"
+        else []
+    )
     ways = {
         "arrow": lambda: client.post("/predict", content=to_arrow_stream(table), headers=TABLE),
         "columns": lambda: client.post("/predict/columns", json=columns),
@@ -181,7 +203,9 @@ def test_a_wrong_row_of_a_long_request_is_named_by_its_number_and_nothing_is_log
     table, before = slow_table(toy, 3_000), len(read_predictions(log))
     late = table["decision_time"].to_pylist()
     late[2_500] = late[0].replace(year=1999)  # before any context
-    table = table.set_column(table.column_names.index("decision_time"), "decision_time", pa.array(late, pa.timestamp("s", "UTC")))
+    table = table.set_column(
+        table.column_names.index("decision_time"), "decision_time", pa.array(late, pa.timestamp("s", "UTC"))
+    )
     answer = client.post("/predict", content=to_arrow_stream(table), headers=TABLE)
     assert answer.status_code == 503 and answer.json()["row"] == 2_500 and len(read_predictions(log)) == before
 

@@ -1,4 +1,5 @@
-"""A disk that is full, or a folder that is not ours, costs the service its metrics or its readiness, and never the process."""
+"""A disk that is full, or a folder that is not ours, costs the service its metrics or its readiness, and never the
+process."""
 
 import os
 import shutil
@@ -33,7 +34,9 @@ ME = os.geteuid()
 def counted(folder, labels=1, user=ME) -> tuple[list[str], str]:
     "Lines of the metrics of a process that has counted under so many labels, and what it said"
     env = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(folder)}
-    done = subprocess.run([sys.executable, "-c", COUNT, str(labels), str(user)], env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT, str(labels), str(user)], env=env, capture_output=True, text=True
+    )
     assert done.returncode == 0, (done.returncode, done.stderr)
     return done.stdout.splitlines(), done.stderr
 
@@ -45,7 +48,9 @@ def disk(tmp_path):
 
     def mount(folder, size: str):
         folder.mkdir(parents=True, exist_ok=True)
-        if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True).returncode:
+        if subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True
+        ).returncode:
             pytest.skip("only root can mount a small disk")
         mounted.append(folder)
         return folder
@@ -59,7 +64,9 @@ def test_a_disk_that_is_full_when_the_process_begins(disk, tmp_path):
     folder = disk(tmp_path / "full", "8k")
     lines, said = counted(folder)
     assert lines[0] == "alone" and any(line.startswith("mlnb_requests_total{") for line in lines)
-    assert said.splitlines() == [f"mlnb: metrics cannot be kept in {folder} (No space left on device); each worker reports only its own"]
+    assert said.splitlines() == [
+        f"mlnb: metrics cannot be kept in {folder} (No space left on device); each worker reports only its own"
+    ]
     assert not list(folder.iterdir())
 
 
@@ -67,7 +74,9 @@ def test_a_disk_that_fills_up_while_files_grow(disk, tmp_path):
     lines, said = counted(disk(tmp_path / "small", "128k"), labels=500)
     kept = [line for line in lines if line.startswith("mlnb_requests_total{")]
     assert lines[0] == "shared" and 50 < len(kept) < 500
-    assert said.splitlines() == ["mlnb: a metric cannot be kept, and is not counted until it can: No space left on device"]
+    assert said.splitlines() == [
+        "mlnb: a metric cannot be kept, and is not counted until it can: No space left on device"
+    ]
 
 
 def test_a_folder_that_is_missing_is_made_and_a_file_in_its_place_is_not_removed(tmp_path):
@@ -85,7 +94,11 @@ def test_a_folder_of_another_user():
         (folder / "counter_1.db").write_bytes(bytes(4096))
         (folder / "counter_1.db").chmod(0o600)
         lines, said = counted(folder, user=65534)
-    assert lines[0] == "shared" and any("mlnb_requests_total{" in line for line in lines) and "those of one worker are reported" in said
+    assert (
+        lines[0] == "shared"
+        and any("mlnb_requests_total{" in line for line in lines)
+        and "those of one worker are reported" in said
+    )
 
 
 def test_a_left_over_file_that_is_none_of_ours(tmp_path):
@@ -102,7 +115,9 @@ def server():
     def start(root, *arguments, **variables):
         port = free_port()
         env = toy_project.environment(root) | variables
-        process = subprocess.Popen([*MLNB, "serve", "--port", str(port), *arguments], cwd=root, env=env, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [*MLNB, "serve", "--port", str(port), *arguments], cwd=root, env=env, stderr=subprocess.PIPE, text=True
+        )
         started.append(process)
         url = f"http://127.0.0.1:{port}"
         until(lambda: process.poll() is not None or _answers(f"{url}/livez"), "the probe")
@@ -133,7 +148,9 @@ def test_everything_that_a_service_writes_is_on_a_full_disk(toy, tmp_path, disk,
     places = {f"MLNB_{name.upper()}": str(full / name) for name in ("predictions", "labels")}
     process, url = server(root, how, TMPDIR=str(temporary), **places)
     row = toy_project.example(root)
-    assert toy_project.get(f"{url}/readyz").status_code == 503 == toy_project.post(f"{url}/predict", json=row).status_code
+    assert (
+        toy_project.get(f"{url}/readyz").status_code == 503 == toy_project.post(f"{url}/predict", json=row).status_code
+    )
     (full / "rest").unlink()
     until(lambda: _answers(f"{url}/readyz"), "readiness")
     assert toy_project.post(f"{url}/predict", json=row).status_code == 200

@@ -1,4 +1,5 @@
-"""Schemathesis reads the service's own description and sends what fits it and what does not: nothing may fail inside."""
+"""Schemathesis reads the service's own description and sends what fits it and what does not: nothing may fail
+inside."""
 
 import httpx
 import pytest
@@ -20,7 +21,10 @@ many = settings(max_examples=60, deadline=None, suppress_health_check=list(Healt
 @pytest.fixture(scope="module")
 def service(toy, tmp_path_factory):
     "The URL of a running service, and what it says of itself"
-    with run_server(toy, tmp_path_factory.mktemp("predictions"), MLNB_SNAPSHOT_MAX_AGE_MINUTES="1000000000") as (_, url):
+    with run_server(toy, tmp_path_factory.mktemp("predictions"), MLNB_SNAPSHOT_MAX_AGE_MINUTES="1000000000") as (
+        _,
+        url,
+    ):
         yield url, schemathesis.openapi.from_url(f"{url}/openapi.json")
 
 

@@ -38,7 +38,11 @@ def test_what_was_answered_is_kept(service):
     many = [GOOD | {"entity": f"e{i}", "value": i % 2} for i in range(1000)]
     assert client.post("/labels", json=many).json() == {"written": 1000}
     rows = kept(folder)[before:]
-    assert [r["entity"] for r in rows[1:]] == [f"e{i}" for i in range(1000)] and rows[0]["value"] == 1 and rows[0]["source"] == "service"
+    assert (
+        [r["entity"] for r in rows[1:]] == [f"e{i}" for i in range(1000)]
+        and rows[0]["value"] == 1
+        and rows[0]["source"] == "service"
+    )
     assert rows[0]["observed_at"] == datetime(2013, 7, 1, 12, tzinfo=UTC)
 
 

@@ -415,7 +415,8 @@ def test_many_planners_at_once(project):
     "Threads of one process share a planner, processes share a folder"
     probe = (
         "import sys; sys.path.insert(0, sys.argv[2]); import test_plan as t; from pathlib import Path\n"
-        "for _ in range(5):\n    p = t.planner(Path(sys.argv[1])); assert {s.state for s in p.plan()} == {'current'}; p.save()\n"
+        "for _ in range(5):\n    p = t.planner(Path(sys.argv[1])); assert {s.state for s in p.plan()} == "
+        "{'current'}; p.save()\n"
         "    assert t.known(Path(sys.argv[1])) in (None, t.ALL)\n    assert not p.warnings, p.warnings"
     )
     command = [sys.executable, "-c", probe, str(project), os.path.dirname(__file__)]

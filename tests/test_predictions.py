@@ -22,7 +22,9 @@ def prediction(number=0, version="v1", **features):
     at = f"2013-07-01T{number % 24:02}:00:00Z"
     raw = {"carrier": "UA", "distance": 1400, "departure": "2013-07-01T20:00:00-04:00"}
     seen = {"carrier": "UA", "wind": None if number % 2 else 3.5} | features
-    return Prediction(f"r{number}", f"UA/{number}", at, at, version, "champion", at, 0.5, 0.1 + 0.2, number % 2 == 0, raw, seen)
+    return Prediction(
+        f"r{number}", f"UA/{number}", at, at, version, "champion", at, 0.5, 0.1 + 0.2, number % 2 == 0, raw, seen
+    )
 
 
 def test_what_is_logged_is_read(tmp_path):
@@ -67,13 +69,19 @@ def test_columns_stand_in_one_order_whichever_file_comes_first(tmp_path):
 
 @pytest.mark.parametrize("cut", [0, 1, 100])
 def test_a_feature_that_is_an_input_is_written_once_and_read_twice(tmp_path, cut, fixed_clock):
-    own = dict.fromkeys(RECORD_FIELDS) | {"request_id": ["a", "b"], "time": np.zeros(2, "datetime64[s]"), "model_version": "v1"}
+    own = dict.fromkeys(RECORD_FIELDS) | {
+        "request_id": ["a", "b"],
+        "time": np.zeros(2, "datetime64[s]"),
+        "model_version": "v1",
+    }
     log, wind = PredictionLog(tmp_path), np.array([1.5, np.nan])
     for feature in (wind, wind.copy(), wind, wind + 1):
         log.append_table(to_record_batch({"gust": wind, "wind": wind + 2}, {"wind": feature, "gust": wind + 3}, **own))
     log.close()
     written = lambda file: pa.ipc.open_stream(file.read_bytes()).schema.names
-    once, apart = sorted(tmp_path.iterdir(), key=lambda file: len(written(file)))  # a file of each way, whatever the values are
+    once, apart = sorted(
+        tmp_path.iterdir(), key=lambda file: len(written(file))
+    )  # a file of each way, whatever the values are
     assert "features.wind" not in written(once) and "features.wind" in written(apart)
     if cut:
         os.truncate(once, once.stat().st_size - cut)
@@ -92,7 +100,9 @@ def test_a_line_says_once_what_was_sent_and_seen(tmp_path):
     log.close()
     (file,) = tmp_path.iterdir()
     seen, whole, unseen = read_tables(file, [])
-    of = lambda table, prefix: {n.removeprefix(prefix): table[n].to_pylist()[0] for n in table.column_names if n.startswith(prefix)}
+    of = lambda table, prefix: {
+        n.removeprefix(prefix): table[n].to_pylist()[0] for n in table.column_names if n.startswith(prefix)
+    }
     assert of(seen, "input.") == raw | {"distance": 2.0**60, "delay": 1.0}
     assert of(seen, "features.") == {"carrier": "UA", "flight": 7.0, "distance": 2.0**60, "delay": 0.5}
     assert (of(whole, "input."), of(whole, "features.")) == (raw, {"carrier": "UA", "wind": 3.5})
@@ -167,7 +177,9 @@ def test_a_file_moved_under_the_log_goes_on(tmp_path):
     log.append([prediction(0)])
     (tmp_path / "log").rename(tmp_path / "moved")
     log.append([prediction(1)])
-    assert read_predictions(tmp_path / "moved")["request_id"].tolist() == ["r0", "r1"] and not (tmp_path / "log").exists()
+    assert (
+        read_predictions(tmp_path / "moved")["request_id"].tolist() == ["r0", "r1"] and not (tmp_path / "log").exists()
+    )
 
 
 def test_a_log_that_cannot_be_written_says_so(tmp_path):

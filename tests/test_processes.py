@@ -85,7 +85,8 @@ PARENT_GONE = """
 import os, subprocess, sys
 from mlnb.project.processes import {name}
 {call}
-child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], preexec_fn={preexec}, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+silent = dict(stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], preexec_fn={preexec}, **silent)
 print(child.pid, flush=True)
 os.kill(os.getpid(), 9)
 """
@@ -116,7 +117,8 @@ def test_a_child_that_runs_no_code_of_ours_ends_with_its_parent():
 def test_a_stopped_parent_ends_nothing(tmp_path):
     code = "from mlnb.project.processes import end_with_parent; import os, time; end_with_parent(os.getppid()); "
     code += "print(1, flush=True); time.sleep(3600)"
-    parent = f"import subprocess, sys; c = subprocess.Popen([sys.executable, '-c', {code!r}]); print(c.pid, flush=True); c.wait()"
+    parent = f"import subprocess, sys; c = subprocess.Popen([sys.executable, '-c', {code!r}]); "
+    parent += "print(c.pid, flush=True); c.wait()"
     process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
     child = psutil.Process(int(process.stdout.readline()))
     assert process.stdout.readline() == "1\n"

@@ -122,10 +122,13 @@ FACTS = """
 import os, sys, signal, json
 print(json.dumps({
     "argv": [sys.argv[0], sys.argv[1], len(sys.argv)], "path": sys.path, "cwd": os.getcwd(), "flags": list(sys.flags),
-    "env": {k: v for k, v in os.environ.items() if k not in ("_", "JPY_PARENT_PID", "OWNER")}, "history": [str(d) for d in _dh],
+    "env": {k: v for k, v in os.environ.items() if k not in ("_", "JPY_PARENT_PID", "OWNER")},
+    "history": [str(d) for d in _dh],
     "sigint": str(signal.getsignal(signal.SIGINT)), "name": str(sys.modules["__main__"]), "session": __session__,
-    "own": os.getsid(0) == os.getpid(), "umask": [os.umask(0o22), os.umask(0o22)][1], "hook": str(type(sys.displayhook)),
-    "modules": "IPython" in sys.modules, "user": get_ipython().kernel.session.username, "start": get_ipython().starting_dir,
+    "own": os.getsid(0) == os.getpid(), "umask": [os.umask(0o22), os.umask(0o22)][1],
+    "hook": str(type(sys.displayhook)),
+    "modules": "IPython" in sys.modules, "user": get_ipython().kernel.session.username,
+    "start": get_ipython().starting_dir,
     "count": get_ipython().execution_count,
 }))
 """
@@ -166,7 +169,8 @@ def test_interrupt(kernel):
 
 def test_shutdown_is_graceful_and_complete(kernel, folder, tmp_path):
     kernel.run(
-        "import atexit; atexit.register(lambda: open('ended.txt', 'w').write('well')); f = open('open.txt', 'w'); f.write('kept')"
+        "import atexit; atexit.register(lambda: open('ended.txt', 'w').write('well')); f = open('open.txt', "
+        "'w'); f.write('kept')"
     )
     pid, connection = kernel.pid, Path(kernel.manager.connection_file)
     kernel.client.stop_channels()

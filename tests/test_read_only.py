@@ -37,7 +37,12 @@ def append(project, first: int, rows: int):
     texts = [f"{np.datetime_as_string(time, 's')}Z" for time in times]
     log = PredictionLog(project / ".mlnb/predictions")
     fields = enumerate(texts, first)
-    log.append([Prediction(f"r{i}", f"e{i}", t, t, "v1", "champion", "", 1.0, 0.4, True, {"distance": i % 24}, {}) for i, t in fields])
+    log.append(
+        [
+            Prediction(f"r{i}", f"e{i}", t, t, "v1", "champion", "", 1.0, 0.4, True, {"distance": i % 24}, {})
+            for i, t in fields
+        ]
+    )
     log.close()
 
 

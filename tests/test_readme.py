@@ -17,7 +17,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-LINES = [line.split("  #")[0].strip() for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()]
+LINES = [
+    line.split("  #")[0].strip()
+    for block in re.findall(r"```sh\n(.*?)```", README, re.S)
+    for line in block.splitlines()
+]
 PROGRAM = [sys.executable, "-m", "mlnb.cli.main"]
 
 
@@ -30,14 +34,18 @@ def project(tmp_path, monkeypatch):
     """A copy of this project with its products, so that what the README does changes nothing here."""
     if not (ROOT / "products" / "flights" / "bundle" / "bundle.json").exists():
         pytest.fail("the reference pipeline has not run; make products")
-    known = subprocess.run(["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
+    known = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
+    )
     copy = tmp_path / "project"
     for name in [*known.stdout.splitlines(), *map(str, (p.relative_to(ROOT) for p in _kept()))]:
         if (ROOT / name).is_file():
             (copy / name).parent.mkdir(parents=True, exist_ok=True)
             (copy / name).write_bytes((ROOT / name).read_bytes())
     monkeypatch.setenv("PYTHONPATH", str(copy))
-    for variable in [v for v in os.environ if v.startswith("MLNB_") and v not in {"MLNB_TRACK_RUNS", "MLNB_RUNTIME_DIR"}]:
+    for variable in [
+        v for v in os.environ if v.startswith("MLNB_") and v not in {"MLNB_TRACK_RUNS", "MLNB_RUNTIME_DIR"}
+    ]:
         monkeypatch.delenv(variable)
     return copy
 
@@ -97,7 +105,9 @@ def test_pipeline_build_serve_and_drift(project):
         port = s.getsockname()[1]
     words = shlex.split(lines("mlnb serve")[0])[1:]
     log = (project / "serve.log").open("w")
-    service = subprocess.Popen([*PROGRAM, *words, "--port", str(port)], cwd=project, stdout=log, stderr=log, start_new_session=True)
+    service = subprocess.Popen(
+        [*PROGRAM, *words, "--port", str(port)], cwd=project, stdout=log, stderr=log, start_new_session=True
+    )
     try:
         answers = {line.split()[1]: ask(line, port, service, project / "serve.log") for line in lines("curl ")}
     finally:
@@ -107,7 +117,12 @@ def test_pipeline_build_serve_and_drift(project):
     answer, written = answers.values()
     assert written == {"written": 1} and 0 < answer["probability"] < 1
     assert {"decision", "model_version", "context_age_seconds", "request_id"} <= set(answer)
-    for line in [*lines("mlnb drift"), *lines("mlnb predictions"), *lines("mlnb performance"), *lines("mlnb alerts list")]:
+    for line in [
+        *lines("mlnb drift"),
+        *lines("mlnb predictions"),
+        *lines("mlnb performance"),
+        *lines("mlnb alerts list"),
+    ]:
         run(line, project)
     page = (project / "products" / "flights" / "drift.html").read_text()
     assert "<svg" in page

@@ -32,7 +32,12 @@ def problems(data: bytes) -> list[dict]:
 def test_a_right_request_becomes_columns():
     rows, many = SCHEMA.decode(body())
     columns = SCHEMA.columns(rows)
-    assert not many and {k: v.dtype.kind for k, v in columns.items()} == {"carrier": "U", "flight": "f", "distance": "f", "departure": "M"}
+    assert not many and {k: v.dtype.kind for k, v in columns.items()} == {
+        "carrier": "U",
+        "flight": "f",
+        "distance": "f",
+        "departure": "M",
+    }
     assert columns["departure"].dtype == "datetime64[s]" and str(columns["departure"][0]) == "2013-07-01T09:15:00"
 
 
@@ -55,10 +60,31 @@ def test_a_whole_number_will_do_for_a_number():
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        *(("distance", v) for v in ("NaN", "Infinity", "-Infinity", "1e999", "-1e999", "9" * 5000, '"1.5"', "true", "null", "[]", "{}")),
+        *(
+            ("distance", v)
+            for v in (
+                "NaN",
+                "Infinity",
+                "-Infinity",
+                "1e999",
+                "-1e999",
+                "9" * 5000,
+                '"1.5"',
+                "true",
+                "null",
+                "[]",
+                "{}",
+            )
+        ),
         *(("flight", v) for v in ("1.0", "1.5", "1e3", "NaN", "9007199254740993", "9" * 5000, '"7"', "false", "null")),
-        *(("carrier", v) for v in ("7", '""', '"a\\u0000"', '"a\\nb"', f'"{"x" * (MAX_TEXT_LENGTH + 1)}"', "null", "[]")),
-        *(("departure", v) for v in ('"2013-07-01T05:15:00"', '"2013-07-01"', "1372669200", "null", '"0001-01-01T00:00:00+14:00"')),
+        *(
+            ("carrier", v)
+            for v in ("7", '""', '"a\\u0000"', '"a\\nb"', f'"{"x" * (MAX_TEXT_LENGTH + 1)}"', "null", "[]")
+        ),
+        *(
+            ("departure", v)
+            for v in ('"2013-07-01T05:15:00"', '"2013-07-01"', "1372669200", "null", '"0001-01-01T00:00:00+14:00"')
+        ),
         *(("decision_time", v) for v in ('"2013-07-01T05:15:00"', "null", '"9999-12-31T23:59:59-12:00"')),
     ],
 )
@@ -107,13 +133,17 @@ def test_a_body_that_is_no_request(data, says):
 
 
 def test_columns_of_many_rows_equal_those_of_each():
-    rows, _ = SCHEMA.decode(b"[" + b",".join(body(flight=str(i), carrier=f'"{"x" * (i % 7 + 1)}"') for i in range(100)) + b"]")
+    rows, _ = SCHEMA.decode(
+        b"[" + b",".join(body(flight=str(i), carrier=f'"{"x" * (i % 7 + 1)}"') for i in range(100)) + b"]"
+    )
     together = SCHEMA.columns(rows)
     for i, row in enumerate(rows):
         assert all(np.array_equal(column[0], together[name][i]) for name, column in SCHEMA.columns([row]).items())
 
 
-@pytest.mark.parametrize("again", ['"flight": 1545', '"flight": 7', '"fl\\u0069ght": 7', '"decision_time": "2013-07-01T05:15:00Z"'])
+@pytest.mark.parametrize(
+    "again", ['"flight": 1545', '"flight": 7', '"fl\\u0069ght": 7', '"decision_time": "2013-07-01T05:15:00Z"']
+)
 def test_a_key_that_stands_twice_is_named(again):
     once = body(decision_time='"2013-07-01T05:15:00Z"')
     found = problems(b"[" + once + b", " + once[:-1] + b", " + again.encode() + b"}]")
@@ -123,7 +153,9 @@ def test_a_key_that_stands_twice_is_named(again):
 
 def test_text_with_quotes_colons_and_escapes_is_no_key():
     for text in ('"\\\\"', '"a\\"b"', '"a:b,{}"', '"\\u0041"', '"\u00e9"'):
-        rows, _ = SCHEMA.decode(b"[" + body(carrier=text) + b"," + body(carrier=text, decision_time='"2013-07-01T05:15:00Z"') + b"]")
+        rows, _ = SCHEMA.decode(
+            b"[" + body(carrier=text) + b"," + body(carrier=text, decision_time='"2013-07-01T05:15:00Z"') + b"]"
+        )
         assert rows[0].carrier == rows[1].carrier == json.loads(text)
 
 
@@ -146,7 +178,12 @@ def test_what_stands_for_a_row_in_the_log():
     logged = lambda schema, data: schema.raw(data, *schema.decode(data))
     one = body(departure=None)
     assert [bytes(raw) for raw in logged(plain, one)] == [one]
-    changed = (b"[" + one + b"]", one.replace(b" ", b"\n"), one + b" " * 1000, body(departure=None, decision_time='"2013-07-01T05:00:00Z"'))
+    changed = (
+        b"[" + one + b"]",
+        one.replace(b" ", b"\n"),
+        one + b" " * 1000,
+        body(departure=None, decision_time='"2013-07-01T05:00:00Z"'),
+    )
     for data in changed:
         assert logged(plain, data) == plain.decode(data)[0]
     assert logged(SCHEMA, body()) == SCHEMA.decode(body())[0]

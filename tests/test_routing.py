@@ -60,7 +60,12 @@ def bundles(toy, tmp_path_factory):
     place = tmp_path_factory.mktemp("versions")
     build(place / "v1", "v1")
     build(place / "v2", "v2", weights=(-0.5, 0.01, 0.2, 0.1))
-    about = {"request": REQUEST, "entity": ["carrier", "flight", "origin", "departure"], "samples": samples(), "training": {}}
+    about = {
+        "request": REQUEST,
+        "entity": ["carrier", "flight", "origin", "departure"],
+        "samples": samples(),
+        "training": {},
+    }
     for version in ("odd", "even"):
         write_bundle(place / version, name="toy", version=version, predictor=Odd(), **about)
     return place
@@ -73,7 +78,9 @@ def router(toy, bundles, tmp_path):
 
     def make(challenger="v2", champion="v1", **settings):
         settings = replace(load_settings(toy), predictions=str(tmp_path / "log"), **settings)
-        made.append(Router(settings, load_servable(bundles / champion), challenger and load_servable(bundles / challenger)))
+        made.append(
+            Router(settings, load_servable(bundles / champion), challenger and load_servable(bundles / challenger))
+        )
         return made[-1]
 
     yield make
@@ -85,7 +92,9 @@ def rows_of(bundle, n, **other):
     "n different requests"
     samples = bundle.samples["requests"]
     raw = [samples[i % len(samples)] | {"flight": i} | {k: v[i] for k, v in other.items()} for i in range(n)]
-    return RequestRows(raw, columns_of(bundle.request, raw), columns_of([DECISION_TIME], raw)["decision_time"], datetime.now(UTC))
+    return RequestRows(
+        raw, columns_of(bundle.request, raw), columns_of([DECISION_TIME], raw)["decision_time"], datetime.now(UTC)
+    )
 
 
 @pytest.mark.parametrize("percent", [1, 10, 50, 99])
@@ -103,7 +112,9 @@ def test_none_and_all(percent):
 
 def test_an_experiment_keeps_its_entities_and_another_draws_its_own():
     keys = [str(i) for i in range(20_000)]
-    tenth, half, other = (set(compress(keys, TrafficSplit(salt, percent)(keys))) for salt, percent in [("v2", 10), ("v2", 50), ("v3", 50)])
+    tenth, half, other = (
+        set(compress(keys, TrafficSplit(salt, percent)(keys))) for salt, percent in [("v2", 10), ("v2", 50), ("v3", 50)]
+    )
     assert tenth < half
     assert abs(len(half & other) - 5000) < 300 and abs(len(tenth & other) - 1000) < 150
 
@@ -117,7 +128,8 @@ def test_keys_that_are_almost_the_same_are_drawn_apart():
 
 
 def test_every_process_draws_the_same():
-    code = "from mlnb.serving.routing import TrafficSplit; s = TrafficSplit('v2', 50); print(s([str(i) for i in range(100)]))"
+    code = "from mlnb.serving.routing import TrafficSplit; "
+    code += "print(TrafficSplit('v2', 50)([str(i) for i in range(100)]))"
     env = os.environ | {"PYTHONHASHSEED": "7"}
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=env)
     assert told.stdout.strip() == str(TrafficSplit("v2", 50)([str(i) for i in range(100)]))
@@ -227,14 +239,25 @@ def test_a_table_is_logged_as_rows_are(router, tmp_path, champion):
     columns = {f.name: [row[f.name] for row in raw] for f in (*both.bundle.request, DECISION_TIME)}
     for name in ("departure", "decision_time"):
         columns[name] = pa.array(list(map(datetime.fromisoformat, columns[name])), pa.timestamp("s", "UTC"))
-    table, _ = RequestDecoder(both.bundle.request).decoder_for("/predict", {b"content-type": ARROW})(to_arrow_stream(pa.table(columns)))
+    table, _ = RequestDecoder(both.bundle.request).decoder_for("/predict", {b"content-type": ARROW})(
+        to_arrow_stream(pa.table(columns))
+    )
     both.table(table)
     both(replace(rows_of(both.bundle, 100), raw=raw, request=table.request, decision_times=table.decision_times))
     both.log.close()
     files = {kind: list((tmp_path / "log").glob(kind)) for kind in ("*.arrows", "*.jsonl")}
-    own = ["request_id", "logged_at", "latency_ms", "input.departure", "input.decision_time"]  # which differ, or are written otherwise
+    own = [
+        "request_id",
+        "logged_at",
+        "latency_ms",
+        "input.departure",
+        "input.decision_time",
+    ]  # which differ, or are written otherwise
     (as_table, as_rows) = (
-        concat_tables([t for f in of_kind for t in read_tables(f, [])])[0].to_pandas().sort_values("input.flight").drop(columns=own)
+        concat_tables([t for f in of_kind for t in read_tables(f, [])])[0]
+        .to_pandas()
+        .sort_values("input.flight")
+        .drop(columns=own)
         for of_kind in files.values()
     )
     as_rows = as_rows[as_table.columns].reset_index(drop=True)
@@ -252,7 +275,9 @@ def test_a_challenger_that_fails_again_and_again_is_out_until_it_is_another(rout
     assert {a.arm for a in both(rows_of(both.bundle, 20))} == {"champion"}  # although it could
     both.apply_releases(Releases(ModelVersion(1, str(bundles / "v1")), ModelVersion(2, str(bundles / "v2"))))
     assert {a.model_version for a in both(rows_of(both.bundle, 20))} == {"v2"} and both.problem is None
-    both.apply_releases(Releases(ModelVersion(1, str(bundles / "v1")), ModelVersion(3, str(bundles / "odd"))), Routing(100, False))
+    both.apply_releases(
+        Releases(ModelVersion(1, str(bundles / "v1")), ModelVersion(3, str(bundles / "odd"))), Routing(100, False)
+    )
     assert {a.model_version for a in both(rows_of(both.bundle, 20))} == {"odd"}
     assert len(read_predictions(tmp_path / "log")) == 360
 
@@ -260,14 +285,20 @@ def test_a_challenger_that_fails_again_and_again_is_out_until_it_is_another(rout
 def test_another_share_does_not_bring_a_challenger_back(router, bundles):
     both = router("odd", challenger_percent=100)
     both(rows_of(both.bundle, 50, carrier=["RAISE"] * 50))
-    both.apply_releases(Releases(ModelVersion(1, str(bundles / "v1")), ModelVersion(3, str(bundles / "odd"))), Routing(60, True))
+    both.apply_releases(
+        Releases(ModelVersion(1, str(bundles / "v1")), ModelVersion(3, str(bundles / "odd"))), Routing(60, True)
+    )
     assert {a.arm for a in both(rows_of(both.bundle, 50))} == {"champion"} and both.arms.shadow
     assert both.counts["swaps"] == 0
 
 
 def test_a_version_is_not_split_against_itself(router, bundles):
     both = router(challenger_percent=50, shadow=True)
-    v1, v2, broken = ModelVersion(1, str(bundles / "v1")), ModelVersion(2, str(bundles / "v2")), ModelVersion(3, str(bundles / "none"))
+    v1, v2, broken = (
+        ModelVersion(1, str(bundles / "v1")),
+        ModelVersion(2, str(bundles / "v2")),
+        ModelVersion(3, str(bundles / "none")),
+    )
     both.apply_releases(Releases(v2, broken))  # the challenger is promoted, the next one is not fit
     assert both.versions == {"champion": "v2"} and both.problem.startswith("challenger cannot become version 3")
     both.apply_releases(Releases(v1, v2))

@@ -183,7 +183,8 @@ def wait_for(path, process):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_ended_from_outside(project, number, code):
-    body = "import os\nfrom pathlib import Path\nPath('pid.part').write_text(str(os.getpid()))\nos.replace('pid.part', 'pid')"
+    body = "import os\nfrom pathlib import Path\n"
+    body += "Path('pid.part').write_text(str(os.getpid()))\nos.replace('pid.part', 'pid')"
     notebook(project / "nbs" / "other.ipynb", "upstream = None\nproduct = None", body, "import time; time.sleep(120)")
     process = command(project)
     kernel = wait_for(project / "pid", process)
@@ -216,5 +217,3 @@ def test_from_a_notebook_that_is_open(project, tmp_path):
     """
     execute(notebook(tmp_path / "open.ipynb", None, body), tmp_path / "out.ipynb", cwd=project)
     assert (project / "out" / "data.txt").read_text() == "40"
-
-

@@ -273,7 +273,8 @@ def test_keep_going_or_stop(project):
 
 def test_side_by_side(project):
     "Two notebooks that wait for each other end only if both run at the same time"
-    meet = "import time\nfrom pathlib import Path\nPath('{}').touch()\nwhile not Path('{}').exists():\n    time.sleep(0.02)"
+    meet = "import time\nfrom pathlib import Path\nPath('{}').touch()\n"
+    meet += "while not Path('{}').exists():\n    time.sleep(0.02)"
     notebook(project / "nbs" / "other.ipynb", "upstream = None\nproduct = None", meet.format("a", "b"))
     text = (project / "nbs" / "first.ipynb").read_text()
     (project / "nbs" / "first.ipynb").write_text(

@@ -86,7 +86,9 @@ def test_rows_are_answered_to_the_bit(model, newest, rows, tmp_path, small, kind
     assert (done.rows, done.rejected, done.done) == (30, 0, 1.0)
     assert found["probability"].to_pylist() == [model.samples["probability"][i % 12] for i in range(30)]
     assert found["decision"].to_pylist() == [model.samples["decision"][i % 12] for i in range(30)]
-    assert found["note"].to_pylist() == [f"row {i}" for i in range(30)] and set(found["model_version"].to_pylist()) == {"v1"}
+    assert found["note"].to_pylist() == [f"row {i}" for i in range(30)] and set(found["model_version"].to_pylist()) == {
+        "v1"
+    }
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted([source.name, output.name])
 
 
@@ -107,7 +109,14 @@ WRONG = {
     "carrier": ["", "a" * 101, "tab\there", "bell\x07"],
     "flight": ["12.0", "1e3", "x", str(2**53 + 1), "9" * 30, "True"],
     "distance": ["NaN", "Infinity", "-inf", "1e999", "far", "1,5", "0x10"],
-    "departure": ["2013-07-01T05:15:00", "2013-02-30T05:15:00Z", "1.7.2013", "1899-07-01T05:15:00Z", "2200-01-01T00:00:00Z", "25:00"],
+    "departure": [
+        "2013-07-01T05:15:00",
+        "2013-02-30T05:15:00Z",
+        "1.7.2013",
+        "1899-07-01T05:15:00Z",
+        "2200-01-01T00:00:00Z",
+        "25:00",
+    ],
 }
 
 
@@ -124,7 +133,9 @@ def test_csv_is_judged_as_a_request_is(model, newest, rows, tmp_path, small):
         typed = row | {name: _number(row[name]) for name in ("flight", "distance")}
         with pytest.raises(RequestError) as refused:
             schema.decode(json.dumps(typed).encode())
-        assert [f["field"] for f in refused.value.fields] == [line["field"]] and refused.value.fields[0]["expected"] == line["expected"]
+        assert [f["field"] for f in refused.value.fields] == [line["field"]] and refused.value.fields[0][
+            "expected"
+        ] == line["expected"]
 
 
 def _number(value):
@@ -141,17 +152,22 @@ def test_typed_values_are_judged_as_a_request_is(model, newest, rows, tmp_path):
     table["carrier"][3], table["carrier"][4] = "", None
     table["departure"][5] = table["departure"][5].replace(year=2999)
     table["decision_time"][6] = None
-    columns = {name: pa.array(values, pa.timestamp("us", "UTC")) if name in TIMES else values for name, values in table.items()}
+    columns = {
+        name: pa.array(values, pa.timestamp("us", "UTC")) if name in TIMES else values for name, values in table.items()
+    }
     columns["origin"] = pa.array(table["origin"]).dictionary_encode()
     pq.write_table(pa.table(columns), tmp_path / "in.parquet")
     done = scoring.score(tmp_path / "in.parquet", tmp_path / "out.parquet", model, newest, 60)
     explained = pq.read_table(tmp_path / "out.rejected.parquet").to_pylist()
     assert [(line["row"], line["field"]) for line in explained] == [
-        (1, "flight"), (2, "distance"), (3, "carrier"), (3, "distance"), (4, "carrier"), (5, "departure"), (6, "decision_time"),
+        (1, "flight"), (2, "distance"), (3, "carrier"), (3, "distance"), (4, "carrier"), (5, "departure"),
+        (6, "decision_time"),
     ]  # fmt: skip
     assert explained[3]["problem"] == "is missing" and explained[1]["problem"] == "NaN is not a finite number"
     assert "is not between the years 1900 and 2200" in explained[5]["problem"]
-    assert done.rejected == 6 and pq.read_table(tmp_path / "out.parquet")["note"].to_pylist() == [f"row {i}" for i in (0, 7, 8, 9, 10, 11)]
+    assert done.rejected == 6 and pq.read_table(tmp_path / "out.parquet")["note"].to_pylist() == [
+        f"row {i}" for i in (0, 7, 8, 9, 10, 11)
+    ]
 
 
 def test_lines_that_are_no_rows(model, newest, rows, tmp_path, monkeypatch):
@@ -165,15 +181,28 @@ def test_lines_that_are_no_rows(model, newest, rows, tmp_path, monkeypatch):
     explained = pq.read_table(tmp_path / "out.rejected.parquet").to_pylist()
     assert [line["row"] for line in explained] == [0, 1, 20, 39] and done.rejected == 4 and done.rows == 40
     assert explained[0]["problem"] == "the line has 8 values, the header has 7"
-    assert pq.read_table(tmp_path / "out.parquet")["note"].to_pylist() == [f"row {i}" for i in range(40) if i not in (0, 1, 20, 39)]
+    assert pq.read_table(tmp_path / "out.parquet")["note"].to_pylist() == [
+        f"row {i}" for i in range(40) if i not in (0, 1, 20, 39)
+    ]
 
 
 def test_rows_without_a_context(model, newest, rows, tmp_path):
-    late = [rows[0], rows[0] | {"decision_time": "2013-06-01T00:00:00Z"}, rows[1] | {"decision_time": "2013-07-02T00:00:00Z"}, rows[1]]
+    late = [
+        rows[0],
+        rows[0] | {"decision_time": "2013-06-01T00:00:00Z"},
+        rows[1] | {"decision_time": "2013-07-02T00:00:00Z"},
+        rows[1],
+    ]
     done = scoring.score(parquet(tmp_path / "in.parquet", late), tmp_path / "out.parquet", model, newest, 60)
     explained = pq.read_table(tmp_path / "out.rejected.parquet").to_pylist()
-    assert done.rejected == 2 and [line["row"] for line in explained] == [1, 2] and explained[0]["field"] == "decision_time"
-    assert "no context is known at 2013-06-01" in explained[0]["problem"] and "is 14 hours old" in explained[1]["problem"]
+    assert (
+        done.rejected == 2
+        and [line["row"] for line in explained] == [1, 2]
+        and explained[0]["field"] == "decision_time"
+    )
+    assert (
+        "no context is known at 2013-06-01" in explained[0]["problem"] and "is 14 hours old" in explained[1]["problem"]
+    )
     assert pq.read_table(tmp_path / "out.parquet")["probability"].to_pylist() == model.samples["probability"][:2]
 
 
@@ -207,7 +236,9 @@ def test_rows_that_the_model_fails_on_leave_the_others(model, newest, rows, tmp_
     why = f"the model raised {how.__name__}" if how else "the model gave no number from 0 to 1"
     assert (done.rows, done.rejected, done.problem) == (40, 4, f"row 3: {why}")
     explained = pq.read_table(scoring.rejected_file(output)).to_pylist()
-    assert explained == [{"row": row, "field": None, "problem": why, "expected": "a probability"} for row in (3, 15, 27, 39)]
+    assert explained == [
+        {"row": row, "field": None, "problem": why, "expected": "a probability"} for row in (3, 15, 27, 39)
+    ]
     answered = [i for i in range(40) if i % 12 != 3]
     assert pq.read_table(output)["probability"].to_pylist() == [model.samples["probability"][i % 12] for i in answered]
     assert pq.read_table(output)["note"].to_pylist() == [f"row {i}" for i in answered]
@@ -258,7 +289,9 @@ def test_nothing_of_anybody_is_replaced_unasked(model, newest, rows, tmp_path):
 def test_a_run_that_ends_between_its_two_files_goes_on(model, newest, rows, tmp_path, monkeypatch):
     source, output = parquet(tmp_path / "in.parquet", [*rows, rows[0] | {"carrier": ""}]), tmp_path / "out.parquet"
     whole = scoring.write_output
-    monkeypatch.setattr(scoring, "write_output", lambda *a: whole(*a) if a[2] != output else (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        scoring, "write_output", lambda *a: whole(*a) if a[2] != output else (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         scoring.score(source, output, model, newest, 60)
     monkeypatch.undo()
@@ -287,9 +320,17 @@ def test_what_cannot_work_is_said_before_the_first_row(model, newest, rows, tmp_
     refused(tmp_path / "latin.csv", "UTF")
     (tmp_path / "twice.csv").write_text("carrier,carrier\nUA,UA\n")
     refused(tmp_path / "twice.csv", "column 'carrier' twice")
-    refused(parquet(tmp_path / "a.parquet", [{"carier" if k == "carrier" else k: v for k, v in rows[0].items()}]), "did you mean 'carier'?")
-    refused(parquet(tmp_path / "b.parquet", [rows[0] | {"flight": 100.0}]), "'flight' has type double", 'astype("Int64")')
-    refused(parquet(tmp_path / "c.parquet", [rows[0] | {"distance": "far"}]), "'distance' has type string; write it as numbers")
+    refused(
+        parquet(tmp_path / "a.parquet", [{"carier" if k == "carrier" else k: v for k, v in rows[0].items()}]),
+        "did you mean 'carier'?",
+    )
+    refused(
+        parquet(tmp_path / "b.parquet", [rows[0] | {"flight": 100.0}]), "'flight' has type double", 'astype("Int64")'
+    )
+    refused(
+        parquet(tmp_path / "c.parquet", [rows[0] | {"distance": "far"}]),
+        "'distance' has type string; write it as numbers",
+    )
     refused(parquet(tmp_path / "d.parquet", [rows[0] | {"decision": True}]), "name of an answer")
     refused(parquet(tmp_path / "e.parquet", [rows[0] | {"tags": [1]}]), "CSV cannot hold", output="out.csv")
     for kind in (pa.binary(), pa.binary(2), pa.dictionary(pa.int32(), pa.binary())):
@@ -310,7 +351,10 @@ def test_a_file_without_rows(model, newest, rows, tmp_path):
     assert scoring.score(tmp_path / "in.csv", tmp_path / "out.csv", model, newest, 60).rows == 0
     pq.write_table(pq.read_table(parquet(tmp_path / "in.parquet", rows)).slice(0, 0), tmp_path / "none.parquet")
     scoring.score(tmp_path / "none.parquet", tmp_path / "out.parquet", model, newest, 60)
-    assert "probability" in pq.read_schema(tmp_path / "out.parquet").names and pq.read_metadata(tmp_path / "out.parquet").num_rows == 0
+    assert (
+        "probability" in pq.read_schema(tmp_path / "out.parquet").names
+        and pq.read_metadata(tmp_path / "out.parquet").num_rows == 0
+    )
 
 
 def test_predictions_are_logged_as_the_service_does(model, newest, rows, tmp_path, small):
@@ -321,7 +365,10 @@ def test_predictions_are_logged_as_the_service_does(model, newest, rows, tmp_pat
     logged["row"] = logged["request_id"].str.rpartition("-")[2].astype(int)
     logged = logged.sort_values("row")
     assert logged["row"].tolist() == list(range(11)) and set(logged["arm"]) == {"batch"}
-    assert logged["probability"].tolist() == found["probability"].to_pylist() and logged["carrier"].tolist() == found["carrier"].to_pylist()
+    assert (
+        logged["probability"].tolist() == found["probability"].to_pylist()
+        and logged["carrier"].tolist() == found["carrier"].to_pylist()
+    )
     assert np.allclose(logged["hour"], [model.samples["features"]["hour"][i] for i in range(11)])
 
 
@@ -336,7 +383,10 @@ from mlnb.serving import table_files, scoring
 from mlnb.serving.predictions import PredictionLog
 table_files.MAX_BATCH_ROWS = int(sys.argv[3])
 model = Bundle.load("products/bundle")
-on_progress = lambda update: print(update if isinstance(update, str) else update.rows, flush=True) or time.sleep(float(sys.argv[4]))
+def on_progress(update):
+    print(update if isinstance(update, str) else update.rows, flush=True)
+    time.sleep(float(sys.argv[4]))
+
 newest = SnapshotStore(".mlnb/storage/context").newest
 log = PredictionLog(sys.argv[5]) if len(sys.argv) > 5 else None
 done = scoring.score(Path(sys.argv[1]), Path(sys.argv[2]), model, newest, 60, log=log, on_progress=on_progress)
@@ -347,7 +397,9 @@ print("kept", done.resumed_rows)
 
 def start(toy, *arguments):
     command = [sys.executable, "-c", SCORE, *map(str, arguments)]
-    return subprocess.Popen(command, cwd=toy, env=toy_project.environment(toy), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(
+        command, cwd=toy, env=toy_project.environment(toy), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def killed_after(process, lines):
@@ -367,7 +419,9 @@ def test_a_killed_run_goes_on(toy, model, newest, rows, tmp_path):
     said, wrong = start(toy, source, output, 10, 0, log).communicate()
     assert said.startswith("resuming an interrupted run") and not wrong
     assert int(said.split()[-1]) >= 100
-    assert pq.read_table(output)["probability"].to_pylist() == [model.samples["probability"][i % 12] for i in range(200)]
+    assert pq.read_table(output)["probability"].to_pylist() == [
+        model.samples["probability"][i % 12] for i in range(200)
+    ]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.parquet", "log", "out.parquet"]
     logged = read_predictions(log).drop_duplicates("request_id")
     assert sorted(logged["request_id"].str.rpartition("-")[2].astype(int)) == list(range(200))

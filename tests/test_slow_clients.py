@@ -98,7 +98,9 @@ def test_a_head_that_trickles_is_cut_off(server):
             assert told(caller).startswith(b"HTTP/1.1 408")
 
 
-UNREAD = b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"  # answered before its body is here
+UNREAD = (
+    b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"  # answered before its body is here
+)
 GET = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 

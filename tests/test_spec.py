@@ -436,7 +436,8 @@ def test_placeholders_reach_into_mappings_and_braces_can_be_written(project):
     rewrite(
         project,
         "[A]",
-        """["{{m.rate}}", "{{ m.deep.x }}", "{{a-b}}", "{{c.d}}", "{{ '{{' }}x}}", '{"a": {"b": 1}}', "{x}", "100%}"]""",
+        """["{{m.rate}}", "{{ m.deep.x }}", "{{a-b}}", "{{c.d}}", "{{ '{{' }}x}}", """
+        """'{"a": {"b": 1}}', "{x}", "100%}"]""",
     )
     (project / "env.yaml").write_text('n: 1\nm: {rate: 0.5, deep: {x: [1]}}\na-b: 2\n"c.d": 3\n')
     assert spec(project).tasks["other"].params["a"][1]["b"] == [

@@ -20,7 +20,15 @@ def project(toy, tmp_path_factory):
     return root
 
 
-COMMANDS = ["drift log", "predictions", "performance", "compact", "labels add outcomes.parquet", "serve --no-bento", "serve --development"]
+COMMANDS = [
+    "drift log",
+    "predictions",
+    "performance",
+    "compact",
+    "labels add outcomes.parquet",
+    "serve --no-bento",
+    "serve --development",
+]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -30,7 +38,9 @@ def test_a_command_names_the_setting_and_what_to_do(project, command):
     done = warm_cli.run(words, cwd=project, env=environment)
     said = " ".join(done.stderr.split())
     assert done.returncode == 2 and "Traceback" not in said, said
-    assert "setting 'storage': foo://nope/x" in said and "Protocol not known: foo" in said and "s3://bucket/folder" in said
+    assert (
+        "setting 'storage': foo://nope/x" in said and "Protocol not known: foo" in said and "s3://bucket/folder" in said
+    )
 
 
 def test_a_missing_library_is_named_and_no_worker_starts(project, monkeypatch):
@@ -39,5 +49,7 @@ def test_a_missing_library_is_named_and_no_worker_starts(project, monkeypatch):
     lost = {"class": "nosuchlibrary.Files", "err": "Install nosuchlibrary to access this"}
     monkeypatch.setitem(known_implementations, "lost", lost)
     monkeypatch.setenv("MLNB_STORAGE", "lost://nope/x")
-    with pytest.raises(SettingError, match="setting 'storage': lost://nope/x cannot be opened: Install nosuchlibrary to access this"):
+    with pytest.raises(
+        SettingError, match="setting 'storage': lost://nope/x cannot be opened: Install nosuchlibrary to access this"
+    ):
         load_app(load_settings(project))

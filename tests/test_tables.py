@@ -31,7 +31,12 @@ RIGHT = {
     "distance": pa.array([1400.0, 200.5]),
     "departure": pa.array([AT, AT], TIME),
 }
-JSON = {"carrier": ["UA", "B6"], "flight": [1, 2], "distance": [1400, 200.5], "departure": ["2013-07-01T05:15:00-04:00"] * 2}
+JSON = {
+    "carrier": ["UA", "B6"],
+    "flight": [1, 2],
+    "distance": [1400, 200.5],
+    "departure": ["2013-07-01T05:15:00-04:00"] * 2,
+}
 
 
 def stream(columns, **options) -> bytes:
@@ -75,7 +80,10 @@ def test_the_three_forms_give_the_same_columns():
         *(("carrier", k) for k in (pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string()))),
         *(("flight", k) for k in (pa.int8(), pa.uint16(), pa.uint64())),
         *(("distance", k) for k in (pa.float32(), pa.int32())),
-        *(("departure", pa.timestamp(unit, zone)) for unit, zone in [("s", "UTC"), ("ns", "America/New_York"), ("ms", "+02:00")]),
+        *(
+            ("departure", pa.timestamp(unit, zone))
+            for unit, zone in [("s", "UTC"), ("ns", "America/New_York"), ("ms", "+02:00")]
+        ),
     ],
 )
 def test_every_arrow_type_that_holds_a_field_exactly(name, kind):
@@ -96,7 +104,10 @@ def test_every_arrow_type_that_holds_a_field_exactly(name, kind):
         ),
         ("carrier", pa.array(["UA", "B6"]).cast(pa.dictionary(pa.int8(), pa.string_view())), [None]),
         *(("distance", pa.array([v, 1.0]), [0]) for v in (None, float("nan"), float("inf"), float("-inf"))),
-        *(("flight", pa.array([1, v], kind), [1]) for v, kind in [(None, pa.int64()), (2**53 + 1, pa.int64()), (2**64 - 1, pa.uint64())]),
+        *(
+            ("flight", pa.array([1, v], kind), [1])
+            for v, kind in [(None, pa.int64()), (2**53 + 1, pa.int64()), (2**64 - 1, pa.uint64())]
+        ),
         ("departure", pa.array([AT, None], TIME), [1]),
         ("departure", pa.array([2**60, 0], TIME), [0]),
         ("departure", pa.array([-(2**60), 0], pa.timestamp("s", "UTC")), [0]),
@@ -135,12 +146,22 @@ def test_a_wrong_json_column_is_named_with_its_rows(name, column, rows):
 
 
 def test_missing_unknown_and_repeated_columns_are_named():
-    pairs = [(n, c) for n, c in RIGHT.items() if n != "flight"] + [("carrier", RIGHT["carrier"]), ("tail", RIGHT["carrier"])]
+    pairs = [(n, c) for n, c in RIGHT.items() if n != "flight"] + [
+        ("carrier", RIGHT["carrier"]),
+        ("tail", RIGHT["carrier"]),
+    ]
     assert wrong(arrow, stream(pairs)) == [(None, "flight"), (None, "carrier"), (None, "tail")]
-    twice = json.dumps({k: v for k, v in JSON.items() if k != "flight"} | {"tail": [1, 2]})[:-1] + ', "carrier": ["UA", "B6"]}'
+    twice = (
+        json.dumps({k: v for k, v in JSON.items() if k != "flight"} | {"tail": [1, 2]})[:-1]
+        + ', "carrier": ["UA", "B6"]}'
+    )
     assert wrong(columns, twice.encode()) == [(None, "flight"), (None, "carrier"), (None, "tail")]
     again = json.dumps(JSON)[:-1] + ', "carrier": ["AA", "B6"]}'
-    assert wrong(columns, again.encode()) == wrong(columns, again.replace('"AA"', '"\\u0041A"').encode()) == [(None, "carrier")]
+    assert (
+        wrong(columns, again.encode())
+        == wrong(columns, again.replace('"AA"', '"\\u0041A"').encode())
+        == [(None, "carrier")]
+    )
 
 
 def test_of_many_unknown_names_only_those_that_are_told_are_looked_up(monkeypatch):
@@ -157,7 +178,9 @@ def test_the_first_wrong_rows_of_a_column_are_named_and_whether_there_are_more(r
     many = {name: pa.concat_arrays([column] * 500) for name, column in RIGHT.items()}
     distances = np.where(np.arange(1000) < rows, np.nan, 1.0)
     in_arrow = stream(many | {"distance": pa.array(distances)})
-    in_json = json.dumps({name: column * 500 for name, column in JSON.items()} | {"distance": distances.tolist()}).encode()
+    in_json = json.dumps(
+        {name: column * 500 for name, column in JSON.items()} | {"distance": distances.tolist()}
+    ).encode()
     for decode, body in ((arrow, in_arrow), (columns, in_json)):
         with pytest.raises(RequestError) as e:
             decode(body)
@@ -165,7 +188,9 @@ def test_the_first_wrong_rows_of_a_column_are_named_and_whether_there_are_more(r
         assert ["further rows" in p["problem"] for p in e.value.fields] == [False, False, rows > 3]
 
 
-@pytest.mark.parametrize("problems", [row_validation.MAX_PROBLEMS, row_validation.MAX_PROBLEMS + 1, 4 * row_validation.MAX_PROBLEMS])
+@pytest.mark.parametrize(
+    "problems", [row_validation.MAX_PROBLEMS, row_validation.MAX_PROBLEMS + 1, 4 * row_validation.MAX_PROBLEMS]
+)
 def test_an_answer_that_names_the_first_problems_says_whether_there_are_more(problems):
     row = {name: column[0] for name, column in JSON.items()}
     bodies = {
@@ -184,7 +209,11 @@ def test_an_answer_that_names_the_first_problems_says_whether_there_are_more(pro
 def test_batches_whose_dictionaries_differ_are_one_column():
     texts = [[f"{letter}{i}" for i in range(100)] for letter in "ab"]
     carrier = pa.chunked_array([pa.array(some).cast(pa.dictionary(pa.int8(), pa.string())) for some in texts])
-    found = arrow(stream({name: carrier if name == "carrier" else pa.concat_arrays([column] * 100) for name, column in RIGHT.items()}))
+    found = arrow(
+        stream(
+            {name: carrier if name == "carrier" else pa.concat_arrays([column] * 100) for name, column in RIGHT.items()}
+        )
+    )
     assert found.columns["carrier"].tolist() == found.logged["carrier"].to_pylist() == texts[0] + texts[1]
 
 
@@ -193,16 +222,24 @@ def repeated(size: int, rows: int, views: bool = False) -> bytes:
     column = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int8)), pa.array(["x" * size]))
     if views:
         view = struct.pack("<i4sii", size, b"xxxx", 0, 0)
-        column = pa.Array.from_buffers(pa.string_view(), rows, [None, pa.py_buffer(view * rows), pa.py_buffer(b"x" * size)])
+        column = pa.Array.from_buffers(
+            pa.string_view(), rows, [None, pa.py_buffer(view * rows), pa.py_buffer(b"x" * size)]
+        )
     return stream({"carrier": column})
 
 
 def with_a_compressed_dictionary() -> bytes:
     "A stream whose rows are not compressed, while the dictionary that they name is"
     carrier = {"carrier": RIGHT["carrier"].cast(pa.dictionary(pa.int8(), pa.string()))}
-    plain, packed = (list(pa.ipc.MessageReader.open_stream(stream(RIGHT | carrier, compression=kind))) for kind in (None, "zstd"))
+    plain, packed = (
+        list(pa.ipc.MessageReader.open_stream(stream(RIGHT | carrier, compression=kind))) for kind in (None, "zstd")
+    )
     assert [message.type for message in plain] == ["schema", "dictionary", "record batch"]
-    return b"".join(message.serialize().to_pybytes() for message in (plain[0], packed[1], plain[2])) + b"\xff" * 4 + bytes(4)
+    return (
+        b"".join(message.serialize().to_pybytes() for message in (plain[0], packed[1], plain[2]))
+        + b"\xff" * 4
+        + bytes(4)
+    )
 
 
 @pytest.mark.parametrize(
@@ -210,7 +247,9 @@ def with_a_compressed_dictionary() -> bytes:
     [
         pytest.param(repeated(900_000, 3000), "wrong in: .*carrier", id="a dictionary that stands for 2.7 GB"),
         pytest.param(repeated(900_000, 3000, views=True), "wrong in: .*carrier", id="views that stand for 2.7 GB"),
-        pytest.param(repeated(400, 5_400_000), "'carrier' stands for 2160000000 bytes", id="rows that are right, and too many"),
+        pytest.param(
+            repeated(400, 5_400_000), "'carrier' stands for 2160000000 bytes", id="rows that are right, and too many"
+        ),
         pytest.param(with_a_compressed_dictionary(), "is compressed", id="only the dictionary is compressed"),
         (b"", "not an Arrow IPC stream"),
         (b"carrier,flight\n", "not an Arrow IPC stream"),
@@ -228,7 +267,9 @@ def test_a_body_that_is_no_table(body, says):
         arrow(body)
 
 
-@pytest.mark.parametrize("body", [b"", b"[]", b"7", b"{", b"{}", b'{"carrier": {}}', b"[" * 100_000, b'{"carrier":' * 5000, b"\xff"])
+@pytest.mark.parametrize(
+    "body", [b"", b"[]", b"7", b"{", b"{}", b'{"carrier": {}}', b"[" * 100_000, b'{"carrier":' * 5000, b"\xff"]
+)
 def test_a_body_that_is_no_object_of_columns(body):
     with pytest.raises(RequestError):
         columns(body)
@@ -245,7 +286,10 @@ def test_a_damaged_stream_is_refused_and_never_crashes():
             found = arrow(bytes(damaged))
         except RequestError:
             continue
-        assert set(found.columns) >= set(RIGHT) and len({len(c) for c in (*found.columns.values(), *found.logged.values())}) == 1
+        assert (
+            set(found.columns) >= set(RIGHT)
+            and len({len(c) for c in (*found.columns.values(), *found.logged.values())}) == 1
+        )
 
 
 def test_tables_are_answered_and_logged_as_rows_are(make, toy, tmp_path):  # noqa: F811
@@ -263,7 +307,9 @@ def test_tables_are_answered_and_logged_as_rows_are(make, toy, tmp_path):  # noq
     logged = read_predictions(tmp_path).set_index("request_id")
     for ids in ([a["request_id"] for a in rows], found["request_id"], answer["request_id"].to_pylist()):
         one = logged.loc[ids].reset_index(drop=True).drop(columns=["latency_ms", "logged_at"])
-        first = logged.loc[[a["request_id"] for a in rows]].reset_index(drop=True).drop(columns=["latency_ms", "logged_at"])
+        first = (
+            logged.loc[[a["request_id"] for a in rows]].reset_index(drop=True).drop(columns=["latency_ms", "logged_at"])
+        )
         assert one.equals(first)
 
 

@@ -1,4 +1,5 @@
-"""Text from callers, wherever it is shown: on a terminal, in a page, a notebook, a drawing, a message, a metric, a sheet."""
+"""Text from callers, wherever it is shown: on a terminal, in a page, a notebook, a drawing, a message, a metric, a
+sheet."""
 
 import csv
 import json
@@ -31,7 +32,8 @@ ACTS = "\x1b\x9b\x07\r\u202e\u2066\u200b\ufeff\u2028\U000e0041"  # on a terminal
 HOSTILE = [
     r"$\foo$", "$$", r"\(x\)", "$_{", "[red]x[/red]", "[/]", "[link=file:///]x[/link]", "<script>alert(1)</script>",
     '"><img src=x>',
-    "a|b", "`id`", "](http://x.example)", "@all", "=cmd|'/C calc'!A0", '"\n', "\\", "a\\nb", "{x}", "%s", "x" * 5000, "東京",
+    "a|b", "`id`", "](http://x.example)", "@all", "=cmd|'/C calc'!A0", '"\n', "\\", "a\\nb", "{x}", "%s", "x" * 5000,
+    "東京",
     "\u202eexe",
     "\x9b31m", "\x1b]52;c;eA==\a", "a\r\nBcc: all@x.example", *ACTS,
 ]  # fmt: skip

@@ -48,7 +48,8 @@ def text(copy, name="stdout"):
     return "".join("".join(o["text"]) for o in shown)
 
 
-# Every way in which a cell calls a shell, runs a magic or ends. One kernel runs them all: each must raise, and the last line shows it.
+# Every way in which a cell calls a shell, runs a magic or ends. One kernel runs them all: each must raise, and the last
+# line shows it.
 
 FAILING = [
     *("!false", "!exit 3", "!kill -9 $$", "!no-such-program-at-all", "!false\n!true", "x = !false", "!!false"),
@@ -229,7 +230,8 @@ def test_a_cell_cannot_break_the_kernel(run, cell):
 
 def test_what_a_cell_has_changed_stays_for_the_next(run):
     copy = run(
-        "import time, warnings, sys\nsleep, time.sleep = time.sleep, None\nwarnings.simplefilter('error')\nsys.stdout.extra = 1",
+        "import time, warnings, sys\nsleep, time.sleep = time.sleep, None\nwarnings.simplefilter('error')\n"
+        "sys.stdout.extra = 1",
         "print(time.sleep, sys.stdout.extra)\ntry:\n    warnings.warn('x')\nexcept UserWarning:\n    print('an error')",
     )
     assert text(copy) == "None 1\nan error\n"
@@ -248,7 +250,8 @@ def impatient(monkeypatch):
 HANGS = [
     "import ctypes; ctypes.PyDLL(None).sleep(600)",  # holds the lock and waits
     "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)",
-    "get_ipython().kernel.execute_request = None\nget_ipython().kernel.session.send = lambda *a, **k: None",  # no answer leaves any more
+    # no answer leaves any more
+    "get_ipython().kernel.execute_request = None\nget_ipython().kernel.session.send = lambda *a, **k: None",
 ]
 
 

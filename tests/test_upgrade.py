@@ -240,7 +240,8 @@ FORWARDS, BACKWARDS = NameTable.forwards(), NameTable.backwards()
         ),
         (
             "from mlnb.data.context import View\nfor s in features.snapshots(x):\n    s.moment, other.moment",
-            "from mlnb.data.point_in_time import FeatureView\nfor s in features.snapshots(x):\n    s.as_of, other.moment",
+            "from mlnb.data.point_in_time import FeatureView\nfor s in features.snapshots(x):\n    s.as_of, "
+            "other.moment",
         ),
         ("patch('mlnb.data.context.quarter')", "patch('mlnb.data.point_in_time.floor_to_interval')"),
         (
@@ -329,11 +330,8 @@ def test_commands(old, new):
 
 
 def test_metrics_of_a_dashboard():
-    old = json.dumps(
-        {
-            "expr": 'sum(rate(mlnb_beside{job="a", what="shadow_failed"}[5m])) / my_mlnb_rows_total + mlnb_request_seconds_count'
-        }
-    )
+    expression = 'sum(rate(mlnb_beside{job="a", what="shadow_failed"}[5m]))'
+    old = json.dumps({"expr": f"{expression} / my_mlnb_rows_total + mlnb_request_seconds_count"})
     new = json.loads(upgrade_metrics(old))["expr"]
     assert (
         new

@@ -1,4 +1,5 @@
-"""Every command on a bundle of another kind: no context, no entity, no times, no categories, and no reference until one is written."""
+"""Every command on a bundle of another kind: no context, no entity, no times, no categories, and no reference until
+one is written."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -59,7 +60,9 @@ def test_score_by_file_and_service_alike(project, mlnb):
         assert (one["probability"], one["context_moment"], one["context_age_seconds"]) == (expected[0], None, None)
         many = client.post("/predict", json=rows(project)).json()
         assert [answer["probability"] for answer in many] == expected
-        table = pa.Table.from_pylist(rows(project)).set_column(1, "age", pa.array([row["age"] for row in rows(project)], pa.int64()))
+        table = pa.Table.from_pylist(rows(project)).set_column(
+            1, "age", pa.array([row["age"] for row in rows(project)], pa.int64())
+        )
         arrow = {"content-type": "application/vnd.apache.arrow.stream", "accept": "application/vnd.apache.arrow.stream"}
         answered = client.post("/predict", content=to_arrow_stream(table), headers=arrow)
         assert answered.status_code == 200, answered.text
@@ -75,13 +78,19 @@ def test_predictions_compact_outcomes_performance(project, mlnb):
     if not Bundle.load(project / "products/bundle").entity:
         assert all(row["entity"] == row["request_id"] for row in logged)
     assert "v1" in mlnb("predictions")
-    assert json.loads(mlnb("compact", "--json"))["rows"] == len(logged) and mlnb("compact").startswith("nothing to compact")
+    assert json.loads(mlnb("compact", "--json"))["rows"] == len(logged) and mlnb("compact").startswith(
+        "nothing to compact"
+    )
     batch = pd.DataFrame([row for row in logged if row["arm"] == "batch"])
     key = "entity" if Bundle.load(project / "products/bundle").entity else "request_id"
-    batch.assign(value=(batch["income"] > 60_000).astype(int))[[key, "value"]].drop_duplicates(key).to_csv(project / "y.csv", index=False)
+    batch.assign(value=(batch["income"] > 60_000).astype(int))[[key, "value"]].drop_duplicates(key).to_csv(
+        project / "y.csv", index=False
+    )
     told = json.loads(mlnb("labels", "add", "y.csv", "--json"))
     assert (told["rejected"], told["unknown"]) == (0, 0) and told["added"] == batch[key].nunique()
-    assert "have a label" in mlnb("labels", "status") and mlnb("labels", "show", batch[key][0]).startswith("0  observed at")
+    assert "have a label" in mlnb("labels", "status") and mlnb("labels", "show", batch[key][0]).startswith(
+        "0  observed at"
+    )
     scored = json.loads(mlnb("performance", "--json", "--group-by", "age", "--html", "performance.html"))
     assert scored["overall"]["known"] >= 12 and scored["overall"]["realised"]["auc"] > 0.9
     assert "cost" in mlnb("performance", "--window", "day")
@@ -95,7 +104,11 @@ def test_drift_and_alerts(project, mlnb):
 
     n = np.arange(600)
     training = pd.DataFrame({"customer": "C-0000", "age": n % 50 + 20.0, "income": n % 97 * 1e3})
-    build(project / "products/bundle", Bundle.load(project / "products/bundle").manifest.entity, reference=Profile.of(training).to_bytes())
+    build(
+        project / "products/bundle",
+        Bundle.load(project / "products/bundle").manifest.entity,
+        reference=Profile.of(training).to_bytes(),
+    )
     assert "columns" in mlnb("drift", "log", "--window", "day", "--html", "drift.html", "--metrics", "drift.prom")
     checked = json.loads(mlnb("alerts", "check", "--json", code=1))
     moved = next(alert for alert in checked["alerts"] if alert["subject"] == "customer")

@@ -1,4 +1,5 @@
-"""A tiny but real project: a package with features and a model, a context in storage, a bundle. Independent of the reference project."""
+"""A tiny but real project: a package with features and a model, a context in storage, a bundle. Independent of the
+reference project."""
 
 import json
 import os
@@ -35,7 +36,7 @@ def _known(history):
 context_features = PointInTimeFeatures([FeatureView("origin", ("origin",), ("backlog",), _backlog, _known)])
 '''
 
-MODEL = '''
+MODEL = """
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,8 @@ class Logistic:
         self.weights = np.asarray(weights, np.float64)
 
     def predict(self, features):
-        columns = [features["origin"] == "JFK", features["hour"], features["distance"], np.nan_to_num(features["backlog"])]
+        backlog = np.nan_to_num(features["backlog"])
+        columns = [features["origin"] == "JFK", features["hour"], features["distance"], backlog]
         z = sum(w * c for w, c in zip(self.weights, columns))
         return np.round(1 / (1 + np.exp(-z)), 9)
 
@@ -58,9 +60,9 @@ class Logistic:
     @classmethod
     def load(cls, folder):
         return cls(load_file(str(Path(folder) / "weights.safetensors"))["weights"])
-'''
+"""
 
-BUNDLE = '''
+BUNDLE = """
 import sys
 
 import numpy as np
@@ -96,7 +98,8 @@ def samples(n=12):
         "departure": departure,
         "decision_time": departure - 7200 + 60,
     }
-    return Samples(requests, list(context_features.snapshots(history(), np.unique(floor_to_interval(requests["decision_time"])))))
+    as_of = np.unique(floor_to_interval(requests["decision_time"]))
+    return Samples(requests, list(context_features.snapshots(history(), as_of)))
 
 
 def build(folder, version="v1", weights=(0.5, 0.05, -0.3, 0.4), **more):
@@ -111,14 +114,15 @@ def build(folder, version="v1", weights=(0.5, 0.05, -0.3, 0.4), **more):
 
 def store(url):
     store = SnapshotStore(url)
-    for snapshot in context_features.snapshots(history(), np.datetime64("2013-07-01T02:00:00") + np.arange(0, 8 * 3600, 900)):
+    as_of = np.datetime64("2013-07-01T02:00:00") + np.arange(0, 8 * 3600, 900)
+    for snapshot in context_features.snapshots(history(), as_of):
         store.write(snapshot)
 
 
 if __name__ == "__main__":
     build("products/bundle", *sys.argv[1:])
     store(".mlnb/storage/context")
-'''
+"""
 
 REPOSITORY = Path(__file__).parent.parent
 PYPROJECT = """
@@ -142,7 +146,9 @@ def run(root: Path, *command: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *command], cwd=root, env=environment(root), capture_output=True, text=True)
 
 
-get, post, put = (partial(send, timeout=60) for send in (httpx.get, httpx.post, httpx.put))  # httpx itself waits 5 seconds
+get, post, put = (
+    partial(send, timeout=60) for send in (httpx.get, httpx.post, httpx.put)
+)  # httpx itself waits 5 seconds
 
 
 def example(root: Path, **other) -> dict:
@@ -161,7 +167,7 @@ class Scorecard(Model):
         return 1 / (1 + np.exp(3 - features["age"] / 20 - features["income"] / 1e5))
 '''
 
-SCORECARD_BUNDLE = '''
+SCORECARD_BUNDLE = """
 import sys
 
 import numpy as np
@@ -181,14 +187,15 @@ def build(folder, entity=(), **more):
     n = np.arange(12)
     requests = {"customer": np.array([f"C-{i:04}" for i in n]), "age": n * 5.0 + 20, "income": n * 9e3 + 1e4}
     arguments = dict(
-        name="plain", version="v1", request=REQUEST, entity=list(entity), predictor=Scorecard(), samples=Samples(requests), training={}
+        name="plain", version="v1", request=REQUEST, entity=list(entity), predictor=Scorecard(),
+        samples=Samples(requests), training={}
     )
     return write_bundle(folder, **(arguments | more))
 
 
 if __name__ == "__main__":
     build("products/bundle", sys.argv[1:])
-'''
+"""
 
 
 def make(root: Path) -> Path:
@@ -197,7 +204,7 @@ def make(root: Path) -> Path:
 
 
 def make_without_context(root: Path, *entity: str) -> Path:
-    "A project whose model needs no context, and has neither times, categories nor a reference; no entity either unless fields are named"
+    "A project whose model has no context, times, categories or reference, and no entity unless fields are named"
     return _make(root, "plain", {"model": SCORECARD_MODEL, "bundle": SCORECARD_BUNDLE}, *entity)
 
 

@@ -1,4 +1,5 @@
-"""`mlnb serve --no-bento` as a process of its own, for tests that need a real socket; and callers who count what was answered."""
+"""`mlnb serve --no-bento` as a process of its own, for tests that need a real socket; and callers who count what was
+answered."""
 
 import json
 import subprocess

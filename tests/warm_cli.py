@@ -1,7 +1,8 @@
 """`mlnb` as a process of its own that starts at once: forked from a server that has imported what commands import.
 
-Most of the time of a command in a test is the import of pandas, pyarrow and SQLAlchemy. A forked process is as real as a new one: it has
-its own arguments, working folder, environment, files and exit code. Tests of start-up, imports and signals start Python themselves.
+Most of the time of a command in a test is the import of pandas, pyarrow and SQLAlchemy. A forked process is as real
+as a new one: it has its own arguments, working folder, environment, files and exit code. Tests of start-up, imports
+and signals start Python themselves.
 """
 
 import atexit
@@ -20,7 +21,17 @@ import traceback
 from functools import cache
 from pathlib import Path
 
-LIBRARIES = ("numpy", "pandas", "pyarrow.parquet", "pyarrow.compute", "pyarrow.dataset", "sqlalchemy", "alembic", "rich.console", "msgspec")
+LIBRARIES = (
+    "numpy",
+    "pandas",
+    "pyarrow.parquet",
+    "pyarrow.compute",
+    "pyarrow.dataset",
+    "sqlalchemy",
+    "alembic",
+    "rich.console",
+    "msgspec",
+)
 ROOMS = ("cli", "data", "models", "monitoring", "pipelines", "serving")
 LEFT_OUT = ("bento", "training")  # BentoML reads variables when it is imported; PyTorch is used by few commands
 
@@ -28,7 +39,13 @@ LEFT_OUT = ("bento", "training")  # BentoML reads variables when it is imported;
 def run(words, *, cwd, env, input="", timeout=600, umask=None, safe_path=False) -> subprocess.CompletedProcess:
     "`mlnb WORDS` in the folder `cwd`, as `subprocess.run(..., capture_output=True, text=True)` would run it"
     if sys.platform != "linux":  # frameworks of macOS do not survive a fork
-        command = [sys.executable, *(["-P"] if safe_path else []), "-c", "from mlnb.cli.main import main; main()", *map(str, words)]
+        command = [
+            sys.executable,
+            *(["-P"] if safe_path else []),
+            "-c",
+            "from mlnb.cli.main import main; main()",
+            *map(str, words),
+        ]
         return subprocess.run(
             command,
             cwd=cwd,
@@ -39,7 +56,13 @@ def run(words, *, cwd, env, input="", timeout=600, umask=None, safe_path=False) 
             capture_output=True,
             text=True,
         )
-    request = {"words": [str(word) for word in words], "cwd": str(cwd), "env": dict(env), "umask": umask, "safe_path": safe_path}
+    request = {
+        "words": [str(word) for word in words],
+        "cwd": str(cwd),
+        "env": dict(env),
+        "umask": umask,
+        "safe_path": safe_path,
+    }
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
         files[0].write(input.encode())

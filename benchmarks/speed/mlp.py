@@ -1,4 +1,5 @@
-"""The model that every server of the comparison answers with: 20 numbers, two hidden layers, one probability, in numpy alone."""
+"""The model that every server of the comparison answers with: 20 numbers, two hidden layers, one probability, in
+numpy alone."""
 
 from itertools import pairwise
 from operator import attrgetter

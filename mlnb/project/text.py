@@ -50,7 +50,7 @@ def shorten(text: str, length: int = 60) -> str:
 
 
 def json_values(value, convert: Callable[[float], float] = float):
-    "A nested value for JSON: times (UTC) as ISO 8601, numbers that are not finite as null, others as `convert` returns them"
+    "A nested value for JSON: times (UTC) as ISO 8601, non-finite numbers as null, others as `convert` returns them"
     if isinstance(value, dict):
         return {name: json_values(inner, convert) for name, inner in value.items()}
     if isinstance(value, list | tuple):

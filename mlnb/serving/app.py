@@ -101,7 +101,9 @@ class PredictHandler:
             decode = self.request_decoder.decoder_for(path, headers)
             body = await self.guard.body(headers, receive)
             complete_at, validity = time.perf_counter(), "invalid"
-            rows, encode = decode(body) if len(body) <= INLINE_DECODE_BYTES else await self._decode_in_thread(decode, body)
+            rows, encode = (
+                decode(body) if len(body) <= INLINE_DECODE_BYTES else await self._decode_in_thread(decode, body)
+            )
             validity = "valid"
             if isinstance(rows, RequestRows):
                 answers, rows_by_arm = await self._answer_table(rows, received_at)
@@ -125,7 +127,9 @@ class PredictHandler:
     async def _score_in_chunks(self, decoded: list[tuple], received_at: float) -> list[Answer]:
         "The logged answers to many rows, or to rows whose snapshot is not in memory"
         rows = self.request_decoder.to_request_rows(decoded)
-        parts = await self.chunked_scorer(rows, partial(self.predictor.score_rows, arms=self.predictor.arms), received_at)
+        parts = await self.chunked_scorer(
+            rows, partial(self.predictor.score_rows, arms=self.predictor.arms), received_at
+        )
         return self._count_rows(log_rows(self.predictor.log, parts))
 
     async def _answer_table(self, rows: RequestRows, received_at: float) -> tuple:
@@ -136,7 +140,9 @@ class PredictHandler:
                 return answers_and_arms
             except NotCached:
                 pass
-        parts = await self.chunked_scorer(rows, partial(self.predictor.score_table, arms=self.predictor.arms), received_at)
+        parts = await self.chunked_scorer(
+            rows, partial(self.predictor.score_table, arms=self.predictor.arms), received_at
+        )
         return self._count_table(*log_tables(self.predictor.log, parts))
 
     def _predict_rows(self, decoded: list[tuple]) -> list[Answer]:
@@ -170,7 +176,9 @@ class RoutingHandler:
         "The response to one request"
         self.guard.admit(scope, headers, "admin")
         if self.routing_file is None:
-            raise HttpError(409, 'serve_from = "bundle" has no challenger to route to; write serve_from = "models:/NAME"')
+            raise HttpError(
+                409, 'serve_from = "bundle" has no challenger to route to; write serve_from = "models:/NAME"'
+            )
         requested = _parse_routing(await self.guard.body(headers, receive)) if scope["method"] == "PUT" else None
         try:
             if requested:
@@ -253,7 +261,9 @@ class Pages:
             self.predictor.log.check()
         except ServingError as e:
             report(e)
-            raise HttpError(503, "predictions cannot be logged, so none is made; the log of the service says why") from None
+            raise HttpError(
+                503, "predictions cannot be logged, so none is made; the log of the service says why"
+            ) from None
         version, versions = self.predictor.bundle.version, self.predictor.versions
         # This page is public, and a problem may name folders.
         hint = self.predictor.problem and "see the log of the service, or GET /routing with a key of the role admin"
@@ -276,7 +286,9 @@ class App:
         pages = Pages(predictor, guard, self.metrics, root_path).handlers()
         routing = RoutingHandler(routing_file, predictor, guard).handle
         self.handlers: dict[str, dict[str, Callable]] = {path: {"GET": page} for path, page in pages.items()}
-        self.handlers |= {path: {"POST": partial(predictions.handle, path)} for path in predictions.request_decoder.decoders}
+        self.handlers |= {
+            path: {"POST": partial(predictions.handle, path)} for path in predictions.request_decoder.decoders
+        }
         self.handlers["/routing"] = {"GET": routing, "PUT": routing}
         if labels:
             handler = LabelHandler(labels, guard, self.metrics)
@@ -302,7 +314,9 @@ class App:
     async def _http(self, scope, receive, send):
         try:
             headers = parse_headers(scope)
-            handler = self.handlers.get(scope["path"], _NO_METHODS).get(scope["method"]) or self._fallback_handler(scope)
+            handler = self.handlers.get(scope["path"], _NO_METHODS).get(scope["method"]) or self._fallback_handler(
+                scope
+            )
             status, body, headers = await handler(scope, headers, receive)
         except Exception as e:
             status, body, headers = _error_response(e)

@@ -92,7 +92,9 @@ _PATTERNS = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints", "templat
 
 def _ignored_files(folder: str, names: list[str]) -> set[str]:
     "What a Bento does not need, and what is neither file nor folder, such as broken links and sockets"
-    special = {name for name in names if not os.path.isfile(path := os.path.join(folder, name)) and not os.path.isdir(path)}
+    special = {
+        name for name in names if not os.path.isfile(path := os.path.join(folder, name)) and not os.path.isdir(path)
+    }
     return _PATTERNS(folder, names) | special
 
 
@@ -100,7 +102,10 @@ def _package_folder(name: str) -> Path:
     "Where package `name` is imported from; raises `ServingError`"
     spec = importlib.util.find_spec(name)
     if not spec or not spec.submodule_search_locations:
-        raise ServingError(f"package {name!r} cannot be imported; install it with: pip install -e . - or correct `package` in [tool.mlnb]")
+        raise ServingError(
+            f"package {name!r} cannot be imported; install it with: pip install -e . - or correct `package` in "
+            f"[tool.mlnb]"
+        )
     return Path(next(iter(spec.submodule_search_locations)))
 
 
@@ -118,9 +123,13 @@ def build_bento(settings: Settings, bundle: Bundle) -> bentoml.Bento:
         raise ServingError(f"there is no {file}; it lists what a Bento is made from; copy one from: mlnb new NAME")
     packages = {name: _package_folder(name) for name in dict.fromkeys((settings.package, "mlnb"))}
     labels = {"model_version": bundle.version, "project": settings.name}
-    logging.getLogger("bentoml.build").setLevel(logging.ERROR)  # a custom Dockerfile template makes it warn of an older format
+    logging.getLogger("bentoml.build").setLevel(
+        logging.ERROR
+    )  # a custom Dockerfile template makes it warn of an older format
     try:
-        bento = bentoml.bentos.build_bentofile(str(file), name=bento_name(bundle.name), labels=labels, build_ctx=str(settings.root))
+        bento = bentoml.bentos.build_bentofile(
+            str(file), name=bento_name(bundle.name), labels=labels, build_ctx=str(settings.root)
+        )
     except (BentoMLException, OSError) as e:
         raise ServingError(f"BentoML cannot build {file}: {e}") from e
     try:
@@ -181,7 +190,9 @@ def build_image(tag: str, engine: str, image: str, arguments: dict[str, str], op
     logger.setLevel(logging.INFO)
     logger.handlers, logger.propagate = [_StderrHandler()], False
     try:
-        with chdir(tempfile.gettempdir()):  # BentoML unpacks the Dockerfile template there, and reads it only below the working folder
+        with chdir(
+            tempfile.gettempdir()
+        ):  # BentoML unpacks the Dockerfile template there, and reads it only below the working folder
             result = bentoml.container.build(tag, backend=engine, image_tag=(image,), build_arg=arguments, **options)
     except BentoMLException as e:
         raise ServingError(f"{engine} cannot build an image of Bento {tag}: {e}") from None

@@ -38,7 +38,8 @@ try:
 except MlnbError as e:
     raise SystemExit(str(e))
 packages = packages_distributions()
-print(json.dumps(sorted({name for module in {m.partition(".")[0] for m in sys.modules} for name in packages.get(module, ())})))
+modules = {name.partition(".")[0] for name in sys.modules}
+print(json.dumps(sorted({name for module in modules for name in packages.get(module, ())})))
 """
 
 
@@ -56,7 +57,9 @@ _LINUX = {"sys_platform": "linux", "platform_system": "Linux", "os_name": "posix
 
 def _applies(requirement: Requirement, extras: Iterable[str]) -> bool:
     "Whether a requirement of a package with these extras applies on Linux"
-    return requirement.marker is None or any(requirement.marker.evaluate(_LINUX | {"extra": extra}) for extra in ("", *extras))
+    return requirement.marker is None or any(
+        requirement.marker.evaluate(_LINUX | {"extra": extra}) for extra in ("", *extras)
+    )
 
 
 def resolve_versions(names: Iterable[str], without: Iterable[str] = ()) -> dict[str, str]:  # canonical name -> version
@@ -87,10 +90,14 @@ def parse_pins(lock: str) -> dict[str, str]:  # canonical name -> version
 def service_requirements(packages: Iterable[str], lock: str, project_package: str) -> str:
     "Requirements of `packages` and their dependencies; raises `ServingError` if the lock file has other versions"
     pins = parse_pins(lock)
-    versions = resolve_versions([*SERVER_PACKAGES, *packages], without=_NOT_PINNED | {canonicalize_name(project_package)})
+    versions = resolve_versions(
+        [*SERVER_PACKAGES, *packages], without=_NOT_PINNED | {canonicalize_name(project_package)}
+    )
     for name, installed in versions.items():
         if (locked := pins.get(name, installed)) != installed:
-            raise ServingError(f"{name} {installed} is installed, requirements.lock says {locked}; install the lock, then build again")
+            raise ServingError(
+                f"{name} {installed} is installed, requirements.lock says {locked}; install the lock, then build again"
+            )
     return "".join(f"{name}=={installed}\n" for name, installed in sorted(versions.items()))
 
 # %% ../../nbs/serving/16_bento_requirements.ipynb #d7007016
@@ -107,16 +114,31 @@ def _platforms(architecture: str) -> list[str]:
 def _pip_hashes(file: Path, python: str, architecture: str, variables: Mapping[str, str]) -> dict[str, str]:
     "Canonical name -> SHA-256 of what pip would install; raises `ServingError`"
     report, target = file.with_name("report.json"), file.with_name("target")
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--no-deps", "--only-binary=:all:", "-r", str(file)]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--dry-run",
+        "--no-deps",
+        "--only-binary=:all:",
+        "-r",
+        str(file),
+    ]
     command += [f"--python-version={python}", *_platforms(architecture), f"--target={target}", f"--report={report}"]
     environment = {**os.environ, "PIP_USER": "0", "PIP_REQUIRE_HASHES": "0", **variables}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
         lines = done.stderr.splitlines()
         reason = ([line for line in lines if "ERROR" in line] or lines or ["no message"])[-1]
-        raise ServingError(f"pip does not find the packages of the image, for Python {python} on {architecture}: {reason}")
+        raise ServingError(
+            f"pip does not find the packages of the image, for Python {python} on {architecture}: {reason}"
+        )
     items = json.loads(report.read_text())["install"]
-    return {canonicalize_name(i["metadata"]["name"]): i["download_info"]["archive_info"]["hashes"]["sha256"] for i in items}
+    return {
+        canonicalize_name(i["metadata"]["name"]): i["download_info"]["archive_info"]["hashes"]["sha256"] for i in items
+    }
 
 
 def add_hashes(requirements: str, pythons: Iterable[str], architecture: str, variables: Mapping[str, str]) -> str:
@@ -124,7 +146,11 @@ def add_hashes(requirements: str, pythons: Iterable[str], architecture: str, var
 
     An image has one of `pythons`, such as 3.11, and an architecture, such as x86_64; `variables` are those of pip.
     """
-    versions, pythons, architecture = parse_pins(requirements), list(pythons), _ARCHITECTURES.get(architecture, architecture)
+    versions, pythons, architecture = (
+        parse_pins(requirements),
+        list(pythons),
+        _ARCHITECTURES.get(architecture, architecture),
+    )
     query = json.dumps([sorted(versions.items()), pythons, architecture, sorted(variables.items())])
     head = f"# hashes of what pip found, asked {hashlib.sha256(query.encode()).hexdigest()[:16]}\n"
     if requirements.startswith(head):
@@ -132,12 +158,16 @@ def add_hashes(requirements: str, pythons: Iterable[str], architecture: str, var
     hashes_by_python, problem = [], None
     for python in pythons:
         with TemporaryDirectory() as folder:
-            (file := Path(folder) / "requirements.txt").write_text("".join(f"{name}=={version}\n" for name, version in versions.items()))
+            (file := Path(folder) / "requirements.txt").write_text(
+                "".join(f"{name}=={version}\n" for name, version in versions.items())
+            )
             try:
                 hashes_by_python.append(_pip_hashes(file, python, architecture, variables))
             except ServingError as e:
                 problem = e
     if problem and not hashes_by_python:
         raise problem
-    line = lambda name: " ".join([f"{name}=={versions[name]}", *sorted({f"--hash=sha256:{h[name]}" for h in hashes_by_python})])
+    line = lambda name: " ".join(
+        [f"{name}=={versions[name]}", *sorted({f"--hash=sha256:{h[name]}" for h in hashes_by_python})]
+    )
     return head + "".join(f"{line(name)}\n" for name in versions)

@@ -51,7 +51,8 @@ class SnapshotReader:
         try:
             return self.store.read_cached(as_of_times)
         except NotCached:
-            message = "the feature snapshot of this request is not in memory, and the storage cannot be read now; try again a little later"
+            message = "the feature snapshot of this request is not in memory, and the storage cannot be read now; "
+            message += "try again a little later"
             raise HttpError(503, message) from None
 
     def _read(self, as_of_times: np.ndarray) -> Callable:

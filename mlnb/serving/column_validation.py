@@ -69,7 +69,9 @@ class JsonColumns(BodyValidator):
         if not self._is_valid(body, values):
             raise self.explain_errors(body, "its columns differ in length, or a time is out of range")
         columns = {name: FIELD_TYPES[self._by_name[name].type].column(column) for name, column in values.items()}
-        return RequestTable(columns, {name: _log_column(self._by_name[name], column) for name, column in columns.items()})
+        return RequestTable(
+            columns, {name: _log_column(self._by_name[name], column) for name, column in columns.items()}
+        )
 
     def _is_valid(self, body: bytes, values: dict[str, list]) -> bool:
         "Whether decoded columns have one length, times within range and unique keys"
@@ -89,7 +91,12 @@ class JsonColumns(BodyValidator):
         if not isinstance(document, JsonObject):
             raise RequestError('the body is not an object of columns; send for example {"carrier": ["UA", "B6"], ...}')
         problems = _column_name_problems(self._by_name, [*document, *document.duplicate_keys])
-        problems += [p for name in document if name in self._by_name for p in _column_problems(self._by_name[name], document[name])]
+        problems += [
+            p
+            for name in document
+            if name in self._by_name
+            for p in _column_problems(self._by_name[name], document[name])
+        ]
         return problems or _length_problems(document)
 
 # %% ../../nbs/serving/01_column_validation.ipynb #c2221611
@@ -104,7 +111,9 @@ def _column_problems(field: Field, values) -> list[dict]:
     "The first wrong rows of a JSON column"
     if not isinstance(values, list):
         return [field_error(field, "is not an array")]
-    problems = (field_error(field, problem, row) for row, value in enumerate(values) if (problem := value_problem(field, value)))
+    problems = (
+        field_error(field, problem, row) for row, value in enumerate(values) if (problem := value_problem(field, value))
+    )
     return _first_rows([*islice(problems, MAX_WRONG_ROWS_PER_COLUMN + 1)])
 
 
@@ -114,7 +123,12 @@ def _length_problems(document: dict[str, list]) -> list[dict]:
     if not any(document.values()):
         raise RequestError(_NO_ROWS)
     return [
-        {"row": None, "field": name, "problem": f"has {len(column)} values, {first!r} has {n}", "expected": "columns of one length"}
+        {
+            "row": None,
+            "field": name,
+            "problem": f"has {len(column)} values, {first!r} has {n}",
+            "expected": "columns of one length",
+        }
         for name, column in document.items()
         if len(column) != n
     ]
@@ -180,7 +194,9 @@ def _to_numbers(array):
 def _to_integers(array):
     "Integers, wrong if they are null or too large to be exact"
     values = _numpy(array.fill_null(0))
-    return values.astype(np.float64), (values > MAX_EXACT_INTEGER) | (values < -MAX_EXACT_INTEGER) | _numpy(array.is_null())
+    return values.astype(np.float64), (values > MAX_EXACT_INTEGER) | (values < -MAX_EXACT_INTEGER) | _numpy(
+        array.is_null()
+    )
 
 
 def _to_times(array):
@@ -224,7 +240,9 @@ ARROW_TYPES = {
 # %% ../../nbs/serving/01_column_validation.ipynb #d0442b33
 def _flatbuffer_field(data: bytes, table: int, number: int) -> int:
     "The position of field `number` of the flatbuffers table at `table`, 0 if it is absent"
-    word = lambda position, size, signed=False: int.from_bytes(data[position : position + size], "little", signed=signed)
+    word = lambda position, size, signed=False: int.from_bytes(
+        data[position : position + size], "little", signed=signed
+    )
     vtable, entry = table - word(table, 4, signed=True), 4 + 2 * number
     offset = word(vtable + entry, 2) if entry < word(vtable, 2) else 0
     return table + offset if offset else 0
@@ -268,7 +286,9 @@ def _byte_lengths(texts) -> np.ndarray:  # (n,) or (d,)
     import pyarrow.compute as pc
 
     if texts.type == "string_view":  # a view is four integers, the first of which is its length
-        return np.frombuffer(texts.buffers()[1] or b"", np.int32, 4 * (texts.offset + len(texts)))[4 * texts.offset :: 4]
+        return np.frombuffer(texts.buffers()[1] or b"", np.int32, 4 * (texts.offset + len(texts)))[
+            4 * texts.offset :: 4
+        ]
     return _numpy(pc.binary_length(texts.dictionary).fill_null(0))
 
 
@@ -283,12 +303,18 @@ def _oversized_texts(field: Field, array) -> np.ndarray | None:  # (n,) bool
     if largest <= max_bytes and largest * len(array) <= _MAX_TEXT_BYTES:
         return None
     if pa.types.is_dictionary(array.type):
-        sizes = [_numpy(pa.array(size).take(chunk.indices).fill_null(0)) for size, chunk in zip(sizes, array.chunks, strict=True)]
+        sizes = [
+            _numpy(pa.array(size).take(chunk.indices).fill_null(0))
+            for size, chunk in zip(sizes, array.chunks, strict=True)
+        ]
     row_bytes = np.concatenate(sizes)
     if (oversized := row_bytes > max_bytes).any():
         return oversized
     if (total := row_bytes.sum(dtype=np.int64)) > _MAX_TEXT_BYTES:
-        raise RequestError(f"column {field.name!r} stands for {total} bytes of text, more than {_MAX_TEXT_BYTES}; send fewer rows at once")
+        raise RequestError(
+            f"column {field.name!r} stands for {total} bytes of text, more than {_MAX_TEXT_BYTES}; send fewer "
+            f"rows at once"
+        )
     return None
 
 # %% ../../nbs/serving/01_column_validation.ipynb #c1c7598a

@@ -42,7 +42,9 @@ def _engine_problem(engine: str) -> str | None:
 def find_engine(name: str | None = None) -> str:  # default: the first that works
     "The engine to use; raises `ServingError` that says why none works"
     if name and name not in ENGINES:
-        raise ServingError(f"there is no engine {name!r}{did_you_mean(name, ENGINES)}; engines are {', '.join(ENGINES)}")
+        raise ServingError(
+            f"there is no engine {name!r}{did_you_mean(name, ENGINES)}; engines are {', '.join(ENGINES)}"
+        )
     problems = []
     for engine in [name] if name else ENGINES:
         if not (problem := _engine_problem(engine)):
@@ -60,7 +62,9 @@ _ANY_PYTHON = ("3.11", "3.12")  # that another base image may have
 def is_digest(base: str) -> bool:
     "Whether an image is named with its digest; raises `ServingError` if the digest is malformed"
     if "@" in base and not re.fullmatch(r"[^@]+@sha256:[0-9a-f]{64}", base):
-        raise ServingError(f"image {base!r} has no valid digest; write IMAGE@sha256: and 64 hexadecimal digits, or a tag")
+        raise ServingError(
+            f"image {base!r} has no valid digest; write IMAGE@sha256: and 64 hexadecimal digits, or a tag"
+        )
     return "@" in base
 
 
@@ -77,7 +81,9 @@ def find_containerizable_bento(settings: Settings, tag: str | None = None) -> An
     "A Bento that can be built into an image; raises `ServingError` if there is none"
     bento = find_bento(settings, tag)
     if not Path(bento.path_of("env/docker/Dockerfile.template")).is_file():
-        raise ServingError(f"Bento {bento.tag} was built without Dockerfile.template; take it and bentofile.yaml from: mlnb new NAME")
+        raise ServingError(
+            f"Bento {bento.tag} was built without Dockerfile.template; take it and bentofile.yaml from: mlnb new NAME"
+        )
     return bento
 
 
@@ -119,7 +125,9 @@ def _pip_variables(arguments: dict[str, str]) -> dict[str, str]:
 def kubernetes_manifest(name: str, image: str) -> str:
     "The Kubernetes manifest of a service, as YAML; raises `ServingError` for an invalid image name"
     if not re.fullmatch(r"[a-z0-9][\w.:/@-]*", image):
-        raise ServingError(f"{image!r} is not a valid image name; write for example --image registry.example.com/flights:1")
+        raise ServingError(
+            f"{image!r} is not a valid image name; write for example --image registry.example.com/flights:1"
+        )
     service = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:50].rstrip("-") or "model"
     service = service if service[0].isalpha() else f"model-{service}"
     template = (files("mlnb.serving") / "kubernetes.yaml").read_text()

@@ -27,7 +27,9 @@ from .messages import HttpError
 # %% ../../nbs/serving/08_guard.ipynb #68e2f470
 ROLES = ("predict", "admin")  # each includes those before it
 MIN_KEY_LENGTH = 20  # characters
-KEY_INSTRUCTIONS = "make one with: python -c 'import secrets; print(secrets.token_urlsafe(32))' and set MLNB_KEYS=predict:KEY"
+KEY_INSTRUCTIONS = (
+    "make one with: python -c 'import secrets; print(secrets.token_urlsafe(32))' and set MLNB_KEYS=predict:KEY"
+)
 
 
 class ApiKeys:
@@ -40,7 +42,9 @@ class ApiKeys:
         if not self._digests:
             raise ServingError(f"{source} holds no key; {KEY_INSTRUCTIONS}, or unset it")
         if len({digest for _, digest in self._digests}) < len({*self._digests}):
-            raise ServingError(f"{source} gives one key two roles; write each key once, as {ROLES[1]}:KEY where it may do everything")
+            raise ServingError(
+                f"{source} gives one key two roles; write each key once, as {ROLES[1]}:KEY where it may do everything"
+            )
 
     def role(self, key: bytes) -> str | None:
         "The role of a key, None if it is unknown"
@@ -62,7 +66,9 @@ def _parse_key(name: str, word: str) -> tuple[str, bytes]:
     if len(key) < MIN_KEY_LENGTH:
         raise ServingError(f"{name} has {len(key)} characters, fewer than {MIN_KEY_LENGTH}; {KEY_INSTRUCTIONS}")
     if not _KEY.fullmatch(key):
-        raise ServingError(f"{name} has blanks or characters other than ASCII, which a header cannot hold; {KEY_INSTRUCTIONS}")
+        raise ServingError(
+            f"{name} has blanks or characters other than ASCII, which a header cannot hold; {KEY_INSTRUCTIONS}"
+        )
     return role, hashlib.sha256(key.encode()).digest()
 
 # %% ../../nbs/serving/08_guard.ipynb #0dc96eeb
@@ -98,10 +104,13 @@ def load_api_keys(settings: Settings, host: str = "127.0.0.1") -> ApiKeys | None
         alternative = "or write keys_required = false in [tool.mlnb] to answer on this machine alone"
         raise ServingError(f"no API key is set; {KEY_INSTRUCTIONS}, {alternative}")
     if not is_loopback(host):
-        raise ServingError(f"at {host} others reach the service, and no API key is set; {KEY_INSTRUCTIONS}, or serve at 127.0.0.1")
+        raise ServingError(
+            f"at {host} others reach the service, and no API key is set; {KEY_INSTRUCTIONS}, or serve at 127.0.0.1"
+        )
     if remote := [origin for origin in settings.cors_origins if not _is_local(origin.encode())]:
         raise ServingError(
-            f"cors_origins lets pages of {remote[0]} ask, and no API key is set; {KEY_INSTRUCTIONS}, or leave that origin out"
+            f"cors_origins lets pages of {remote[0]} ask, and no API key is set; {KEY_INSTRUCTIONS}, or leave "
+            f"that origin out"
         )
     return None
 
@@ -110,10 +119,20 @@ def _keys_file(path: str) -> str:
     try:
         return Path(path).read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as e:
-        raise ServingError(f"MLNB_KEYS_FILE = {path!r} cannot be read ({e}); name a file with a line such as predict:KEY") from None
+        raise ServingError(
+            f"MLNB_KEYS_FILE = {path!r} cannot be read ({e}); name a file with a line such as predict:KEY"
+        ) from None
 
 # %% ../../nbs/serving/08_guard.ipynb #15e9652d
-_SINGLE_VALUE_HEADERS = (b"host", b"authorization", b"x-api-key", b"content-type", b"content-length", b"content-encoding", b"origin")
+_SINGLE_VALUE_HEADERS = (
+    b"host",
+    b"authorization",
+    b"x-api-key",
+    b"content-type",
+    b"content-length",
+    b"content-encoding",
+    b"origin",
+)
 
 
 @lru_cache(256)
@@ -173,7 +192,9 @@ class Guard:
             async with asyncio.timeout(self.limits.timeout_seconds):
                 return await self._read_body(receive)
         except TimeoutError:
-            raise HttpError(408, f"the body did not arrive within {self.limits.timeout_seconds:g} seconds; send it again") from None
+            raise HttpError(
+                408, f"the body did not arrive within {self.limits.timeout_seconds:g} seconds; send it again"
+            ) from None
 
     async def _read_body(self, receive) -> bytes:
         chunks, size = [], 0
@@ -222,5 +243,7 @@ def overloaded() -> HttpError:
 
 def queue_timeout(limits: Limits) -> HttpError:
     "The answer to a request that waited too long in the queue"
-    message = f"the request waited longer than {limits.timeout_seconds:g} seconds, so it was not predicted; send it again"
+    message = (
+        f"the request waited longer than {limits.timeout_seconds:g} seconds, so it was not predicted; send it again"
+    )
     return HttpError(504, message)

@@ -54,7 +54,12 @@ def schema() -> "pa.Schema":
 
 # %% ../../nbs/serving/19_labels.ipynb #f14ff547
 LABEL_FIELDS = (
-    Field("entity", "entity key", "Key of the entity in the prediction log: its fields, joined by /, else the request id", "UA/1545"),
+    Field(
+        "entity",
+        "entity key",
+        "Key of the entity in the prediction log: its fields, joined by /, else the request id",
+        "UA/1545",
+    ),
     Field("value", "label", "The label: 1 if it happened, else 0", 1),
     Field("observed_at", "past time", "When the label was known; default: now", "2013-07-01T13:25:00Z"),
 )
@@ -152,7 +157,12 @@ def _drop_repetitions(table, codes: np.ndarray):
     if _all_unique(codes):
         return table
     repeated = np.flatnonzero(np.bincount(codes)[codes] > 1)
-    columns = [codes, to_microseconds(table["observed_at"]), table["value"].to_numpy(), to_microseconds(table["received_at"])]
+    columns = [
+        codes,
+        to_microseconds(table["observed_at"]),
+        table["value"].to_numpy(),
+        to_microseconds(table["received_at"]),
+    ]
     keys = [column[repeated] for column in columns]
     order = _lexsort(*keys)
     same = np.logical_and.reduce([np.diff(key[order]) == 0 for key in keys[:3]])
@@ -164,7 +174,8 @@ def _drop_repetitions(table, codes: np.ndarray):
 def current_labels(table: "pa.Table", as_of: np.datetime64 | None = None) -> "pa.Table":
     """The current label of each entity, of those known `as_of` (UTC; default: now), and when its first was observed.
 
-    It is the label that was observed last, and of those received last. Columns: entity, value, observed_at, first_observed."""
+    It is the label that was observed last, and of those received last. Columns: entity, value, observed_at,
+    first_observed."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -243,7 +254,9 @@ class LabelStore:
         try:
             return retry_on_change(lambda: read(self._tables()), lambda _: error)
         except OSError as e:
-            raise ServingError(f"labels in {self.folder} and {self.url} cannot be read: {e}; fix that and try again") from None
+            raise ServingError(
+                f"labels in {self.folder} and {self.url} cannot be read: {e}; fix that and try again"
+            ) from None
 
     def read(self) -> "pa.Table":
         "All labels, including repetitions"

@@ -74,4 +74,5 @@ def unreadable_message(count: int, folder: str | Path) -> str:
     "The warning that commands print"
     subject = "1 line or table was" if count == 1 else f"{count:,} lines or tables were"
     quarantine = Path(folder) / QUARANTINE_FOLDER
-    return f"{subject} served and cannot be read back from the prediction log; mlnb compact quarantines such lines in {quarantine}"
+    problem = f"{subject} served and cannot be read back from the prediction log"
+    return f"{problem}; mlnb compact quarantines such lines in {quarantine}"

@@ -354,8 +354,8 @@ def profile_log(
 ) -> list[str]:  # fmt: skip
     """Bring the profiles up to date with the log; returns the hours that were profiled.
 
-    The values of the columns in `group_by` are segments. Without `lines`, a file that is still written to is no reason to
-    profile an hour again.
+    The values of the columns in `group_by` are segments. Without `lines`, a file that is still written to is no
+    reason to profile an hour again.
     """
     reader, store = LogReader(folder, parts), LogProfileStore(profiles)
     empty = lambda: _ProfileIndex(list(group_by))
@@ -373,7 +373,12 @@ def profile_log(
 
 
 def _update(
-    reader: LogReader, snapshot: LogSnapshot, store: LogProfileStore, previous: _ProfileIndex, index: _ProfileIndex, lines: bool
+    reader: LogReader,
+    snapshot: LogSnapshot,
+    store: LogProfileStore,
+    previous: _ProfileIndex,
+    index: _ProfileIndex,
+    lines: bool,
 ) -> list[str]:
     "Profile the hours whose sources have changed; profiles that only the `previous` index lists are removed"
     previous = previous.copy()

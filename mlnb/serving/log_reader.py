@@ -77,8 +77,15 @@ _ISO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)
 
 def _flat_names(names: list[str]) -> dict[str, str]:
     "Flat name -> column: the record's own fields, then inputs and features, of which features win"
-    flat = {name.removeprefix(prefix): name for prefix in (INPUT_PREFIX, FEATURE_PREFIX) for name in names if name.startswith(prefix)}
-    return {name: name for name in RECORD_FIELDS} | {name: column for name, column in flat.items() if name not in RECORD_FIELDS}
+    flat = {
+        name.removeprefix(prefix): name
+        for prefix in (INPUT_PREFIX, FEATURE_PREFIX)
+        for name in names
+        if name.startswith(prefix)
+    }
+    return {name: name for name in RECORD_FIELDS} | {
+        name: column for name, column in flat.items() if name not in RECORD_FIELDS
+    }
 
 
 def _without_prefixes(table):
@@ -115,7 +122,9 @@ def to_frame(tables: Iterable[pa.Table]) -> pd.DataFrame:
     if rows["request_id"].is_unique:  # takes a quarter of the time of the full comparison
         return rows
     distinct = rows.drop_duplicates([*SORT_KEY, "model_version"])
-    return distinct.sort_values([*order, "arm", "entity", "model_version"], ignore_index=True)  # whichever file came first
+    return distinct.sort_values(
+        [*order, "arm", "entity", "model_version"], ignore_index=True
+    )  # whichever file came first
 
 # %% ../../nbs/serving/04_log_reader.ipynb #b8bf1632
 @dataclass(frozen=True)
@@ -241,7 +250,11 @@ def _has_enough(tables: list, limit: int, hour: str) -> bool:
 
 
 def read_predictions(
-    folder: str | Path, since: Any = None, until: Any = None, version: str | None = None, parts: str | Path | None = None
+    folder: str | Path,
+    since: Any = None,
+    until: Any = None,
+    version: str | None = None,
+    parts: str | Path | None = None,
 ) -> pd.DataFrame:
     "What `LogReader.frame` returns for a `LogQuery`; `parts` is the folder or fsspec URL of the compacted part"
     return LogReader(folder, parts).frame(LogQuery(since, until, version))

@@ -36,8 +36,10 @@ class Prediction(msgspec.Struct, gc=False):
     decision: bool
     input: object  # the raw request fields
     features: dict  # what the model received; a missing number is null
-    unseen: object = None  # names of raw inputs that are not features; the others are, beside `features`. None: none is a feature
-    integers: object = None  # names of raw inputs that are integers, all other numbers are floats. None: take numbers as written
+    unseen: object = None
+    integers: object = (
+        None  # names of raw inputs that are integers, all other numbers are floats. None: take numbers as written
+    )
 
 # %% ../../nbs/serving/01a_log_records.ipynb #c82f4f3b
 RECORD_FIELDS = tuple(f for f in Prediction.__struct_fields__ if f not in ("input", "features", "unseen", "integers"))
@@ -79,8 +81,8 @@ def time_scalar(time: np.datetime64) -> "pa.Scalar":
 def to_record_batch(input: dict[str, Any], features: dict[str, Any], **fields) -> "pa.RecordBatch":
     """The predictions of n rows, to be logged; a feature that is the same array object as an input is stored once.
 
-    Inputs are numpy or Arrow arrays or lists (n,), features arrays (n,). The other fields of a `Prediction` are arrays (n,),
-    or one value for all rows; times are datetime64 in UTC.
+    Inputs are numpy or Arrow arrays or lists (n,), features arrays (n,). The other fields of a `Prediction` are
+    arrays (n,), or one value for all rows; times are datetime64 in UTC.
     """
     import pyarrow as pa
 
@@ -226,7 +228,11 @@ def _check_columns(schema):
     types = dict(zip(schema.names, schema.types, strict=True))
     prefixes = (INPUT_PREFIX, FEATURE_PREFIX)
     unexpected = [name for name in types if name not in RECORD_FIELDS and not name.startswith(prefixes)]
-    if unexpected or len(types) < len(schema.names) or {name: types.get(name) for name in RECORD_FIELDS} != _record_types():
+    if (
+        unexpected
+        or len(types) < len(schema.names)
+        or {name: types.get(name) for name in RECORD_FIELDS} != _record_types()
+    ):
         raise ValueError
 
 

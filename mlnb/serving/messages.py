@@ -87,13 +87,19 @@ class RequestRows:
         "Some of the rows"
         request = {name: column.take(positions) for name, column in self.request.items()}
         raw, times = self.raw and [self.raw[i] for i in positions], self.decision_times[positions]
-        return RequestRows(raw, request, times, self.received, self._origins(positions), self.fields, newest=self.newest)
+        return RequestRows(
+            raw, request, times, self.received, self._origins(positions), self.fields, newest=self.newest
+        )
 
     def part(self, begin: int, end: int) -> "RequestRows":
         "Consecutive rows, without a copy"
         rows, origins = slice(begin, end), self._origins(range(begin, min(end, len(self))))
         request = {name: column[rows] for name, column in self.request.items()}
-        raw, sent, times = self.raw and self.raw[rows], self.sent and self.sent.slice(begin, end - begin), self.decision_times[rows]
+        raw, sent, times = (
+            self.raw and self.raw[rows],
+            self.sent and self.sent.slice(begin, end - begin),
+            self.decision_times[rows],
+        )
         return RequestRows(raw, request, times, self.received, origins, self.fields, sent, self.newest)
 
     def _origins(self, positions: Positions) -> Positions:
@@ -144,10 +150,16 @@ class RowScores:
             return columns[0] if len(set(columns)) == 1 else _spread(columns, part_of_row)
 
         features = {
-            name: request[first.sent[name]] if name in first.sent else joined([scores.features[name] for _, scores in parts])
+            name: request[first.sent[name]]
+            if name in first.sent
+            else joined([scores.features[name] for _, scores in parts])
             for name in first.features
         }
-        return cls(features, {name: joined([scores.answers[name] for _, scores in parts]) for name in ANSWER_FIELDS}, first.sent)
+        return cls(
+            features,
+            {name: joined([scores.answers[name] for _, scores in parts]) for name in ANSWER_FIELDS},
+            first.sent,
+        )
 
     def _kinds(self) -> tuple[dict, ...]:
         "The type or origin of each column, by name"

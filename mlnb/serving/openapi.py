@@ -34,10 +34,17 @@ def _label_schema(field: Field) -> dict:
     return kind | {"description": f"{field.description}; {EXPECTED_FORMS[field.name]}"}
 
 
-def _object_schema(fields: Iterable[Field], required: Iterable[Field], make: Callable[[Field], dict] = _field_schema) -> dict:
+def _object_schema(
+    fields: Iterable[Field], required: Iterable[Field], make: Callable[[Field], dict] = _field_schema
+) -> dict:
     "Fields as the JSON schema of an object"
     properties = {f.name: make(f) for f in fields}
-    return {"type": "object", "additionalProperties": False, "required": [f.name for f in required], "properties": properties}
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "required": [f.name for f in required],
+        "properties": properties,
+    }
 
 
 _array = lambda items: {"type": "array", "minItems": 1, "items": items}
@@ -82,11 +89,18 @@ _ERRORS = {
 }
 
 
-def _operation(summary: str, description: str, content: dict, errors: Iterable[str], body: dict | None = None, **extra) -> dict:
+def _operation(
+    summary: str, description: str, content: dict, errors: Iterable[str], body: dict | None = None, **extra
+) -> dict:
     "One method of a path; `content` of the answer and `body` of the request by content type"
     request = {"requestBody": {"required": True, "content": body}} if body else {}
     responses = {s: {"description": _ERRORS[s], "content": _json(_ref("Error"))} for s in errors}
-    return {"summary": summary} | request | {"responses": {"200": {"description": description, "content": content}} | responses} | extra
+    return (
+        {"summary": summary}
+        | request
+        | {"responses": {"200": {"description": description, "content": content}} | responses}
+        | extra
+    )
 
 
 def _post(summary: str, description: str, body: dict, content: dict) -> dict:
@@ -103,23 +117,37 @@ def _routing_path() -> dict:
     "The path of the routing, which is read and written"
     body = _json(_ref("Routing"), example={"challenger_percent": 10, "shadow": False})
     errors = [status for status in _ERRORS if status not in ("415", "504")]
-    put = _operation("Change the routing of the challenger", "Each worker applies it a moment later", _json(), errors, body)
+    put = _operation(
+        "Change the routing of the challenger", "Each worker applies it a moment later", _json(), errors, body
+    )
     return _get("The routing of the challenger", "401", "403", "409", "503") | {"put": put}
 
 
 def _paths(bundle: Bundle) -> dict:
     row = bundle.samples["requests"][0]
     public: dict[str, Any] = {"security": [{}]}
-    arrow = {ARROW.decode(): {"schema": {"type": "string", "format": "binary", "description": "An uncompressed Arrow IPC stream"}}}
+    arrow = {
+        ARROW.decode(): {
+            "schema": {"type": "string", "format": "binary", "description": "An uncompressed Arrow IPC stream"}
+        }
+    }
     answered = "One answer per row, in the format of the request"
     columns = _json(_ref("Columns"), example={name: [value] for name, value in row.items()})
     labels = _json(_one_or_many("Label"), example=example_label(bundle))
     return {
         "/predict": _post(
-            "Predict one row or many", answered, _json(_one_or_many("Row"), example=row) | arrow, _json(_one_or_many("Answer")) | arrow
+            "Predict one row or many",
+            answered,
+            _json(_one_or_many("Row"), example=row) | arrow,
+            _json(_one_or_many("Answer")) | arrow,
         ),
         "/predict/columns": _post("Predict the rows of JSON columns", answered, columns, _json(_ref("AnswerColumns"))),
-        "/labels": _post("Send ground-truth labels (needs a key with the role admin)", "All are written", labels, _json(_ref("Written"))),
+        "/labels": _post(
+            "Send ground-truth labels (needs a key with the role admin)",
+            "All are written",
+            labels,
+            _json(_ref("Written")),
+        ),
         "/": _get("What is served, and an example", "401", "403"),
         "/openapi.json": _get("This description", "401", "403"),
         "/metrics": _get("Metrics for Prometheus", "401", "403", kind="text/plain"),
@@ -131,7 +159,10 @@ def _paths(bundle: Bundle) -> dict:
 # %% ../../nbs/serving/10_openapi.ipynb #4b9d2e39
 def openapi(bundle: Bundle, root_path: str = "") -> dict:
     "The OpenAPI 3.1 description of the service"
-    schemes = {"bearer": {"type": "http", "scheme": "bearer"}, "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"}}
+    schemes = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    }
     return {
         "openapi": "3.1.0",
         "info": {"title": bundle.name, "version": bundle.version},
@@ -150,7 +181,8 @@ def index_page(bundle: Bundle, root_path: str = "") -> dict:
         "predict": f"POST {root_path}/predict with one JSON object, or an array of them",
         "example": bundle.samples["requests"][0],
         "labels": f"POST {root_path}/labels with ground-truth labels",
-        "columns": f"POST {root_path}/predict with an Arrow IPC stream, or POST {root_path}/predict/columns with JSON columns",
+        "columns": f"POST {root_path}/predict with an Arrow IPC stream, or POST {root_path}/predict/columns with JSON "
+        "columns",
         "fields": {f.name: f"{f.description}: {expected_format(f)}" for f in (*bundle.request, DECISION_TIME)},
         "links": [f"{root_path}/{page}" for page in ("openapi.json", "metrics", "readyz", "livez")],
     }

@@ -44,7 +44,9 @@ class PartStore:
                 self.files.invalidate_cache()
             sizes = {path: info["size"] for path, info in find_files(self.files, self.folder).items()}
         except OSError as e:
-            raise ServingError(f"{self.description} in {self.folder} cannot be read: {e}; fix that and try again") from None
+            raise ServingError(
+                f"{self.description} in {self.folder} cannot be read: {e}; fix that and try again"
+            ) from None
         return {path: sizes[path] for path in sorted(sizes) if path.endswith(".parquet")}
 
     @storage_errors()
@@ -97,7 +99,7 @@ _Result = TypeVar("_Result")
 def retry_on_change(
     read: Callable[[], _Result], error: Callable[[FileNotFoundError], Exception], attempts: int = _MAX_ATTEMPTS
 ) -> _Result:
-    "Read files that others may remove meanwhile; if one is missing, read all again, from nothing; at last raise `error`"
+    "Read files that others may remove meanwhile; if one is missing, read all again; at last raise `error`"
     for attempt in range(attempts):
         try:
             return read()
@@ -231,6 +233,10 @@ def remove_expired(store: LogPartStore, retention_days: int) -> int:  # parts re
     if old:
         days = len({part.hour[:10] for part in old})
         message = f"log_retention_days = {retention_days}: {len(old)} parts of {days} days were removed"
-        hint = f"; {remaining_days} more days follow in the next passes, stop them if it is wrong" if remaining_days else ""
+        hint = (
+            f"; {remaining_days} more days follow in the next passes, stop them if it is wrong"
+            if remaining_days
+            else ""
+        )
         _log.warning("%s; this clock says %s UTC%s", message, f"{now:%Y-%m-%d %H:%M}", hint)
     return len(old)

@@ -258,7 +258,9 @@ class PredictionLog:
     @classmethod
     def of(cls, settings: Settings) -> "PredictionLog":
         "The log of a project"
-        return cls(settings.path(settings.predictions), settings.log_sync, settings.log_on_failure, settings.log_rotate_mb)
+        return cls(
+            settings.path(settings.predictions), settings.log_sync, settings.log_on_failure, settings.log_rotate_mb
+        )
 
     def append(self, records: list[Prediction]) -> None:
         "Write records; they survive the process once this returns. Raises `ServingError` if `on_failure` is refuse"

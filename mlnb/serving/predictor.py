@@ -47,7 +47,9 @@ def log_rows(log: PredictionLog, parts: Sequence[PendingAnswers]) -> list[Answer
     if len(parts) == 1:
         answers, logged = parts[0].answers, parts[0].logged
     else:
-        answers, logged = ([*chain.from_iterable(lists)] for lists in zip(*((p.answers, p.logged) for p in parts), strict=True))
+        answers, logged = (
+            [*chain.from_iterable(lists)] for lists in zip(*((p.answers, p.logged) for p in parts), strict=True)
+        )
     log_before_answering(log.append, logged)
     _run_callbacks(parts)
     return answers
@@ -105,7 +107,14 @@ def answers_to_arrow(columns: dict[str, Any]) -> "pa.RecordBatch":
     "Answers as an Arrow table, from the fields of an `Answer`: n values each, or one for all rows"
     import pyarrow as pa
 
-    types = {str: pa.string(), float: pa.float64(), int: pa.int64(), bool: pa.bool_(), str | None: pa.string(), int | None: pa.int64()}
+    types = {
+        str: pa.string(),
+        float: pa.float64(),
+        int: pa.int64(),
+        bool: pa.bool_(),
+        str | None: pa.string(),
+        int | None: pa.int64(),
+    }
     n = len(columns["request_id"])
     return pa.RecordBatch.from_pydict(
         {name: to_arrow_array(columns[name], n, types[kind]) for name, kind in Answer.__annotations__.items()}
@@ -137,7 +146,9 @@ def _stale_snapshot_error(rows: RequestRows, row: int, age: int | None, limit: i
     if age is not None:
         details["context_age_seconds"] = age
         problem = f"the newest feature snapshot {where}, is {rough_duration(age)} old, the limit is {limit} minutes"
-    fix = "write a newer one (the context task of the pipeline does), or send decision_time to replay an earlier decision"
+    fix = (
+        "write a newer one (the context task of the pipeline does), or send decision_time to replay an earlier decision"
+    )
     return HttpError(503, f"{problem}; {fix}", **details, context_limit_minutes=limit)
 
 # %% ../../nbs/serving/05_predictor.ipynb #abc0ad4b
@@ -163,7 +174,10 @@ class Predictor:
     def score_columns(self, batch: ScoringBatch) -> RowScores:
         "The answers and what the model saw, as columns: no object is made per row; raises `HttpError`"
         features, probability, as_of_times, ages = self._predict(batch.rows)
-        answers = dict.fromkeys(ANSWER_FIELDS) | {"probability": probability, "decision": self.bundle.decide(probability)}
+        answers = dict.fromkeys(ANSWER_FIELDS) | {
+            "probability": probability,
+            "decision": self.bundle.decide(probability),
+        }
         answers |= {"model_version": self.bundle.version, "arm": self.arm}
         if as_of_times is not None:
             answers |= {"context_moment": np.array(_to_iso(as_of_times)), "context_age_seconds": ages}
@@ -176,11 +190,13 @@ class Predictor:
         probability = self.bundle.predict(features)
         if not are_all_probabilities(probability):
             row = int(np.flatnonzero(~are_probabilities(probability))[0])
-            raise ArithmeticError(f"the model gave row {row} the value {probability[row]}, which is no probability from 0 to 1")
+            raise ArithmeticError(
+                f"the model gave row {row} the value {probability[row]}, which is no probability from 0 to 1"
+            )
         return features, probability, as_of_times, ages
 
     def _point_in_time(self, rows: RequestRows) -> tuple[Columns, np.ndarray | None, np.ndarray | None]:
-        "The features of each row, their as-of times and ages in seconds; raises `HttpError` if one has none or is too old"
+        "The features of rows, their as-of times and ages in seconds; raises `HttpError` if one has none or is too old"
         if not self.bundle.needs_point_in_time:
             return {}, None, None
         newest = rows.newest or self.store.newest
@@ -193,10 +209,15 @@ class Predictor:
             raise _stale_snapshot_error(rows, row, age, self.max_age_seconds // 60)
         return point_in_time, as_of_times, ages
 
-    def _records(self, batch: ScoringBatch, features: Columns, answers: list[Answer], started: float) -> list[Prediction]:
+    def _records(
+        self, batch: ScoringBatch, features: Columns, answers: list[Answer], started: float
+    ) -> list[Prediction]:
         "What is logged of each answer"
         rows = batch.rows
-        logged_at, latency = rows.received.strftime("%Y-%m-%dT%H:%M:%SZ"), round((time.perf_counter() - started) * 1e3, 3)
+        logged_at, latency = (
+            rows.received.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            round((time.perf_counter() - started) * 1e3, 3),
+        )
         computed, unused = self._split_features(features, rows.request)
         columns = _to_iso(rows.decision_times), rows.records(), _features_by_row(computed, len(rows))
         field_names = None if unused is None else _json_names(unused), self._integers

@@ -42,7 +42,10 @@ class RequestDecoder:
         self.fields, self.rows, self.newest = fields, RequestSchema(fields), newest
         json_columns, arrow_columns = JsonColumns(fields), ArrowColumns(fields)
         self.decoders: dict[str, dict[bytes, Callable]] = {
-            "/predict": {JSON: self._decode_rows, ARROW: lambda body: (self._table_rows(arrow_columns.decode(body)), to_arrow_stream)},
+            "/predict": {
+                JSON: self._decode_rows,
+                ARROW: lambda body: (self._table_rows(arrow_columns.decode(body)), to_arrow_stream),
+            },
             "/predict/columns": {JSON: lambda body: (self._table_rows(json_columns.decode(body)), _encode_columns)},
         }
 
@@ -57,7 +60,9 @@ class RequestDecoder:
     def to_request_rows(self, decoded: list[tuple]) -> RequestRows:
         "Decoded rows as columns"
         (rows, raw), received = zip(*decoded, strict=True), datetime.now(UTC)
-        return RequestRows(raw, self.rows.columns(rows), self.rows.decision_times(rows, received), received, newest=self.newest)
+        return RequestRows(
+            raw, self.rows.columns(rows), self.rows.decision_times(rows, received), received, newest=self.newest
+        )
 
     def _table_rows(self, table: RequestTable) -> RequestRows:
         "The rows of a decoded table"

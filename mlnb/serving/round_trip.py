@@ -30,7 +30,9 @@ def verify_round_trip(bundle: Bundle) -> int:
         try:
             answers = list(_answers(bundle, log))
         except Exception as e:  # whatever a model, a decoder or an encoder may raise
-            raise BundleError(f"bundle {bundle.folder}: the service cannot answer its samples: {type(e).__name__}: {e}") from e
+            raise BundleError(
+                f"bundle {bundle.folder}: the service cannot answer its samples: {type(e).__name__}: {e}"
+            ) from e
         finally:
             log.close()
         _compare(bundle, answers, Path(folder))
@@ -57,7 +59,9 @@ def _compare(bundle: Bundle, answers: list[Answer], folder: Path) -> None:
         record = records.get(answer.request_id, {})
         answered = answer.probability, answer.decision, answer.model_version
         if (logged := tuple(map(record.get, ("probability", "decision", "model_version")))) != answered:
-            raise BundleError(f"bundle {bundle.folder}: a sample is answered with {answered}, and read back from the log as {logged}")
+            raise BundleError(
+                f"bundle {bundle.folder}: a sample is answered with {answered}, and read back from the log as {logged}"
+            )
 
 
 def main(folder: str) -> None:

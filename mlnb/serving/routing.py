@@ -80,7 +80,10 @@ class Routing(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def of(cls, settings: Settings) -> "Routing":
         "The routing in the settings; raises `SettingError`"
         if not 0 <= settings.challenger_percent <= 100:
-            raise SettingError(f"setting 'challenger_percent' has value {settings.challenger_percent}; write a whole number from 0 to 100")
+            raise SettingError(
+                f"setting 'challenger_percent' has value {settings.challenger_percent}; write a whole number "
+                f"from 0 to 100"
+            )
         return cls(settings.challenger_percent, settings.shadow)
 
 
@@ -134,7 +137,9 @@ class CircuitBreaker:
         self._consecutive_failures += 1
         if self.problem is None or self.is_open:
             consequence = "; it answers nothing more until its alias moves" if self.is_open else ""
-            self.problem = f"challenger {self.version} fails ({type(error).__name__}), the champion answers instead{consequence}"
+            self.problem = (
+                f"challenger {self.version} fails ({type(error).__name__}), the champion answers instead{consequence}"
+            )
             report(f"{self.problem}\n{''.join(traceback.format_exception(error))}")
 
 # %% ../../nbs/serving/07_routing.ipynb #3792e77b
@@ -344,7 +349,9 @@ class Router(LoggedScorer):
         "Make the released versions the active ones, if they can serve"
         champion = self._load_or_keep(CHAMPION, releases.champion) or self.bundle
         challenger = self._load_or_keep(CHALLENGER, releases.challenger)
-        if challenger is champion and releases.challenger != releases.champion:  # it stands in for a version that cannot serve
+        if (
+            challenger is champion and releases.challenger != releases.champion
+        ):  # it stands in for a version that cannot serve
             challenger = None
         self._swap(champion, challenger, routing or self.routing)
 
@@ -382,7 +389,8 @@ class Router(LoggedScorer):
 
     def _describe(self) -> str:
         "Versions and routing, for a person"
-        return f"{self.versions}, challenger_percent {self.routing.challenger_percent}, shadow {'on' if self.routing.shadow else 'off'}"
+        shadow = "on" if self.routing.shadow else "off"
+        return f"{self.versions}, challenger_percent {self.routing.challenger_percent}, shadow {shadow}"
 
     def _build_arms(self, champion: Bundle, challenger: Bundle | None, routing: Routing) -> Arms:
         "The arms of two bundles; the shadow and breaker of a challenger that is already active are kept"
@@ -402,7 +410,9 @@ class Router(LoggedScorer):
 # %% ../../nbs/serving/07_routing.ipynb #dbc7c604
 POLL_SECONDS = 0.1  # between two reads of the releases
 WATCHER_TIMEOUT_SECONDS = 60.0  # without a poll of the registry, after which the watcher is reported as missing
-RETRY_BACKOFF_SECONDS = tuple(2.0**i for i in range(10))  # before a rejected version is retried; then it waits for its alias to move
+RETRY_BACKOFF_SECONDS = tuple(
+    2.0**i for i in range(10)
+)  # before a rejected version is retried; then it waits for its alias to move
 
 
 class FollowingRouter(Router):
@@ -481,7 +491,9 @@ class FollowingRouter(Router):
             self._watcher.wait()
 
 # %% ../../nbs/serving/07_routing.ipynb #7a762e66
-FALLBACK_TIMEOUT_SECONDS = 30.0  # for the watcher's first poll if there is an older version to fall back to; it imports MLflow
+FALLBACK_TIMEOUT_SECONDS = (
+    30.0  # for the watcher's first poll if there is an older version to fall back to; it imports MLflow
+)
 FIRST_POLL_TIMEOUT_SECONDS = 120.0  # for the first poll if there is none
 
 
@@ -509,6 +521,11 @@ def load_router(settings: Settings, folder: str | Path | None = None) -> Router:
         watcher, releases = None, read_releases(releases_folder(settings))
         report(f"the registry cannot be followed for now: {e}")
     if releases.champion is None:
-        reason = releases.problem or "the registry could not be reached, or the version not be stored; see the messages above"
-        raise ServingError(f"no version of {model!r} can be served: {reason}; set the alias champion, or write serve_from = \"bundle\"")
+        reason = (
+            releases.problem
+            or "the registry could not be reached, or the version not be stored; see the messages above"
+        )
+        raise ServingError(
+            f'no version of {model!r} can be served: {reason}; set the alias champion, or write serve_from = "bundle"'
+        )
     return FollowingRouter(settings, releases, watcher)

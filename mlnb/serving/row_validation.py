@@ -61,7 +61,9 @@ def is_in_year_range(time: datetime) -> bool:
     "Whether an aware time is within `YEAR_RANGE` in UTC, whatever its offset"
     if time.year in _SAFE_YEARS:
         return True
-    return YEAR_RANGE[0] - 1 <= time.year <= YEAR_RANGE[1] and YEAR_RANGE[0] <= time.astimezone(UTC).year < YEAR_RANGE[1]
+    return (
+        YEAR_RANGE[0] - 1 <= time.year <= YEAR_RANGE[1] and YEAR_RANGE[0] <= time.astimezone(UTC).year < YEAR_RANGE[1]
+    )
 
 
 def expected_format(field: Field) -> str:
@@ -143,7 +145,9 @@ def parse(body: bytes):
     try:
         return json.loads(body.decode(), parse_int=_int, object_pairs_hook=JsonObject)
     except UnicodeDecodeError as e:
-        raise RequestError(f"the body is not UTF-8: byte {e.start} is {body[e.start]:#04x}; send JSON in UTF-8") from None
+        raise RequestError(
+            f"the body is not UTF-8: byte {e.start} is {body[e.start]:#04x}; send JSON in UTF-8"
+        ) from None
     except RecursionError:
         raise RequestError(TOO_DEEP) from None
     except ValueError as e:
@@ -185,7 +189,9 @@ class RowDecoder(BodyValidator):
         super().__init__(fields, optional)
         row: Any = self._struct(gc=False)
         self._decode = msgspec.json.Decoder(row | list[row]).decode
-        self._times = [attrgetter(f.name) for f in self._by_name.values() if MSGSPEC_TYPES[f.type] == MSGSPEC_TYPES["time"]]
+        self._times = [
+            attrgetter(f.name) for f in self._by_name.values() if MSGSPEC_TYPES[f.type] == MSGSPEC_TYPES["time"]
+        ]
         self._quotes_per_row = 2 * len(fields) + 2 * sum(f.type in STRING_ENCODED_TYPES for f in fields)
         self._get_optional = attrgetter(optional.name)
 

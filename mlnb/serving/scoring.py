@@ -61,7 +61,8 @@ def point_in_time_by_hour(
 ) -> tuple[Columns, np.ndarray, np.ndarray]:
     """The point-in-time features of k of the rows; which of the n rows those are (n, bool); the as-of times (n,).
 
-    `newest` maps an as-of time to the newest FeatureSnapshot not later than it, or None. Times are datetime64[s] in UTC.
+    `newest` maps an as-of time to the newest FeatureSnapshot not later than it, or None. Times are datetime64[s] in
+    UTC.
     """
     fresh, as_of_times = np.zeros(len(decisions), bool), np.full(len(decisions), np.datetime64("NaT", "s"))
     order = np.argsort(decisions, kind="stable")
@@ -69,7 +70,9 @@ def point_in_time_by_hour(
     hourly_features = []
     for rows in np.split(order, np.flatnonzero(hours[1:] != hours[:-1]) + 1) if len(order) else ():
         hour_request = _select_rows(request, rows)
-        features, fresh[rows], as_of_times[rows] = _fresh_features(hour_request, decisions[rows], newest, max_age_seconds)
+        features, fresh[rows], as_of_times[rows] = _fresh_features(
+            hour_request, decisions[rows], newest, max_age_seconds
+        )
         hourly_features += [features] if features else []
     if not hourly_features:
         return {}, fresh, as_of_times
@@ -85,7 +88,8 @@ def _concatenate(parts: list):
 
 # %% ../../nbs/serving/15_scoring.ipynb #02b778e7
 SCORE_COLUMNS = pa.schema([
-    ("probability", pa.float64()), ("decision", pa.bool_()), ("model_version", pa.string()), ("context_moment", pa.timestamp("ms", "UTC")),
+    ("probability", pa.float64()), ("decision", pa.bool_()), ("model_version", pa.string()),
+    ("context_moment", pa.timestamp("ms", "UTC")),
 ])  # fmt: skip
 
 
@@ -180,7 +184,9 @@ class Scorer:
         for decision, as_of in zip(decisions, as_of_times, strict=True):
             missing = np.isnat(as_of)
             age = "" if missing else rough_duration((decision - as_of).astype(int))
-            messages.append(f"no context is known at {decision}Z" if missing else f"the newest context is {age} old at {decision}Z")
+            messages.append(
+                f"no context is known at {decision}Z" if missing else f"the newest context is {age} old at {decision}Z"
+            )
         expected = f"a moment with a context at most {self.max_age_seconds // 60} minutes older"
         return problem_table(numbers, DECISION_TIME.name, messages, expected)
 
@@ -195,7 +201,11 @@ def log_scores(
     ids = [f"{run}-{row}" for row in batch.numbers[scored.rows].tolist()]
     if not ids:
         return
-    fields: dict = {"time": scored.decisions, "logged_at": np.datetime64(int(time.time()), "s"), "context_moment": scored.as_of_times}
+    fields: dict = {
+        "time": scored.decisions,
+        "logged_at": np.datetime64(int(time.time()), "s"),
+        "context_moment": scored.as_of_times,
+    }
     fields |= {"model_version": bundle.version, "arm": BATCH_ARM, "latency_ms": round(seconds * 1e3 / len(ids), 3)}
     fields |= {"probability": scored.probability, "decision": bundle.decide(scored.probability)}
     entities = entity_keys(bundle.entity, scored.request) or ids
@@ -218,7 +228,9 @@ class ScoringCheckpoint:
             return cls(folder, job["run"], job["decided"], "resuming an interrupted run")
         if job:
             name = next(name for name in identity if job["same"].get(name) != identity[name])
-            resume_message = f"starting again: {name} is {identity[name]}, an interrupted run had {job['same'].get(name)}"
+            resume_message = (
+                f"starting again: {name} is {identity[name]}, an interrupted run had {job['same'].get(name)}"
+            )
         for old in folder.glob("*.parquet"):
             old.unlink()
         job = {"same": identity, "run": uuid4().hex, "decided": default_decision_time}
@@ -347,14 +359,20 @@ def _check_output(source: Path, output: Path, schema: pa.Schema):
         raise ServingError(f"the input has a column {reserved[0]!r}, which is the name of an answer; rename or drop it")
     unfit = [field for field in schema if kind == ".csv" and not _fits_csv(field.type)]
     if unfit:
-        raise ServingError(f"column {unfit[0].name!r} has type {unfit[0].type}, which CSV cannot hold; write to a .parquet file")
+        raise ServingError(
+            f"column {unfit[0].name!r} has type {unfit[0].type}, which CSV cannot hold; write to a .parquet file"
+        )
 
 
 def _job_identity(source: Path, scorer: Scorer, decision_time: np.datetime64 | None, logged: bool) -> dict:
     "Everything that must not change between the batches of a run"
     status = source.stat()
     modified = datetime.fromtimestamp(status.st_mtime, UTC).isoformat()
-    identity = {"the input": str(source.resolve()), "its size in bytes": status.st_size, "its time of writing": modified}
+    identity = {
+        "the input": str(source.resolve()),
+        "its size in bytes": status.st_size,
+        "its time of writing": modified,
+    }
     identity |= {"the version of mlnb": mlnb.__version__, "the model version": scorer.bundle.version, "logging": logged}
     return identity | {
         "the moment of decision": "now" if decision_time is None else str(decision_time),
@@ -395,7 +413,9 @@ class ScoringRun:
             log_scores(self.log, self.scorer.bundle, self.checkpoint.run, batch, scored, seconds)
         self.checkpoint.commit(number)
 
-    def _advance(self, progress: ScoringProgress, number: int, batch: RowBatch, resumed: bool, seconds: float) -> ScoringProgress:
+    def _advance(
+        self, progress: ScoringProgress, number: int, batch: RowBatch, resumed: bool, seconds: float
+    ) -> ScoringProgress:
         rejected = batch.rows - pq.read_metadata(self.checkpoint.scored(number)).num_rows
         if resumed:
             progress = replace(progress, resumed_rows=progress.resumed_rows + batch.rows, resumed_at=batch.done)
@@ -423,7 +443,9 @@ def score(
     overwrite: bool = False,  # replace an existing output
     strict: bool = False,  # fail at the first rejected row
     safe: bool = False,  # add an apostrophe before text in a CSV file that a spreadsheet would run as a formula
-    on_progress: Callable = lambda progress: None,  # is called with each ScoringProgress, and a message on an interrupted run
+    on_progress: Callable = lambda progress: (
+        None
+    ),  # is called with each ScoringProgress, and a message on an interrupted run
 ) -> ScoringProgress:
     "Score the rows of a file, or resume a killed run; raises `ServingError` and leaves no output then"
     reader, default_decision_time = open_reader(source), np.datetime64(int(time.time()), "s") if at is None else at
@@ -431,7 +453,8 @@ def score(
     _check_output(source, output, reader.schema)
     if safe and file_format(output) != ".csv":
         raise ServingError(
-            f"{output} is not a CSV file, and only CSV files can hold formulas; omit --spreadsheet-safe, or write to NAME.csv"
+            f"{output} is not a CSV file, and only CSV files can hold formulas; omit --spreadsheet-safe, or "
+            f"write to NAME.csv"
         )
     folder = output.with_name(f".{output.name}.parts")
     try:

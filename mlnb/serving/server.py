@@ -86,7 +86,9 @@ def check_port(host: str, port: int) -> None:
             probe.bind((host, port))
             probe.listen()
         except OverflowError:
-            raise ServingError(f"port {port} is no TCP port; choose one from 1 to 65535, for example: mlnb serve --port 3000") from None
+            raise ServingError(
+                f"port {port} is no TCP port; choose one from 1 to 65535, for example: mlnb serve --port 3000"
+            ) from None
         except OSError as e:
             problem = (e.strerror or str(e)).lower()
             if isinstance(e, socket.gaierror) or e.errno == errno.EADDRNOTAVAIL:
@@ -198,7 +200,11 @@ def launch_project(
     check_storage(settings)
     environment = process_environment(settings, workers) | {"MLNB_BUNDLE": settings.bundle}
     if no_bento:
-        command = [sys.executable, "-c", f"from mlnb.serving.uvicorn_server import run; run({host!r}, {port}, {workers})"]
+        command = [
+            sys.executable,
+            "-c",
+            f"from mlnb.serving.uvicorn_server import run; run({host!r}, {port}, {workers})",
+        ]
         environment["PROMETHEUS_MULTIPROC_DIR"] = str(_metrics_folder(settings, port))
     else:
         environment["BENTOML_HOME"] = str(use_bento_store(settings))

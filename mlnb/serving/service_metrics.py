@@ -60,7 +60,9 @@ class ServiceMetrics:
         self.registry, self._multiprocess, self._problem = CollectorRegistry(), enable_multiprocess_metrics(), None
         options = {"registry": self.registry}
         by_arm = {"labelnames": ["version", "arm"], **options}
-        self._requests = Counter("mlnb_requests", "Requests, by status and validity of the body", ["status", "validity"], **options)
+        self._requests = Counter(
+            "mlnb_requests", "Requests, by status and validity of the body", ["status", "validity"], **options
+        )
         self._predictions = Counter("mlnb_predictions", "Rows answered", **by_arm)
         help_text = "Seconds from the complete body to the answer"
         self._duration = Histogram("mlnb_request_duration_seconds", help_text, buckets=_DURATION_BUCKETS, **by_arm)

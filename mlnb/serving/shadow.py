@@ -111,7 +111,9 @@ class Shadow:
         self.counts["shadow_dropped"] += self._enqueued - self._dequeued
 
     def _run(self) -> None:
-        while not self._stopping.wait(0 if self._dequeued < self._enqueued - MAX_BATCH_SIZE else BATCH_INTERVAL_SECONDS):
+        while not self._stopping.wait(
+            0 if self._dequeued < self._enqueued - MAX_BATCH_SIZE else BATCH_INTERVAL_SECONDS
+        ):
             if batches := self._dequeue():
                 self._send(batches)
 
@@ -162,7 +164,8 @@ class Shadow:
 def _start_process(connection: Connection) -> subprocess.Popen:
     "A process that runs `run_shadow_process` with what it receives; it gets this end of the connection"
     number = connection.fileno()
-    code = f"from multiprocessing.connection import Connection; c = Connection({number}); from mlnb.serving import shadow; "
+    code = f"from multiprocessing.connection import Connection; c = Connection({number}); "
+    code += "from mlnb.serving import shadow; "
     command = [sys.executable, "-c", code + "shadow.run_shadow_process(*c.recv(), c)"]
     process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=child_environment(), pass_fds=[number])
     connection.close()

@@ -82,7 +82,9 @@ class CsvReader:
         malformed: dict[int, str] = {}
 
         def quarantine_row(row) -> str:
-            malformed[row.number - 2] = f"the line has {row.actual_columns} values, the header has {row.expected_columns}"
+            malformed[row.number - 2] = (
+                f"the line has {row.actual_columns} values, the header has {row.expected_columns}"
+            )
             return "skip"
 
         first = 0
@@ -92,12 +94,16 @@ class CsvReader:
                 first += len(numbers) + len(wrong)
                 yield RowBatch(table, numbers, wrong, min(1.0, file.tell() / self.size))
         if malformed:
-            yield RowBatch(pa.RecordBatch.from_pylist([], self.schema), np.array([], np.int64), tuple(malformed.items()), 1.0)
+            yield RowBatch(
+                pa.RecordBatch.from_pylist([], self.schema), np.array([], np.int64), tuple(malformed.items()), 1.0
+            )
 
     def _open(self, file, quarantine_row):
         return pyarrow.csv.open_csv(
             file,
-            pyarrow.csv.ReadOptions(use_threads=False, block_size=MAX_BATCH_BYTES // 4),  # threads would lose row numbers
+            pyarrow.csv.ReadOptions(
+                use_threads=False, block_size=MAX_BATCH_BYTES // 4
+            ),  # threads would lose row numbers
             pyarrow.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=quarantine_row),
             pyarrow.csv.ConvertOptions(
                 column_types=self.schema, null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False
@@ -177,7 +183,9 @@ def check_columns(path: Path, schema: pa.Schema, fields: Sequence[Field], text: 
     for field in fields:
         if field.name not in schema.names:
             hint = did_you_mean(field.name, schema.names)
-            raise ServingError(f"{path} has no column {field.name!r}{hint}; the model needs {', '.join(f.name for f in fields)}")
+            raise ServingError(
+                f"{path} has no column {field.name!r}{hint}; the model needs {', '.join(f.name for f in fields)}"
+            )
         kind = schema.field(field.name).type
         if not text and not accepts_arrow_type(field, kind):
             raise ServingError(f"{path}: column {field.name!r} has type {kind}; write it as {COLUMN_FIXES[field.type]}")
@@ -242,13 +250,17 @@ def _problems(column: pa.Array, values: pa.Array, field: Field) -> list[str]:
     return ["is missing" if value is None else f"{short_json(value)} {problem[late]}" for value, late in pairs]
 
 # %% ../../nbs/serving/14_table_files.ipynb #3d7945f4
-PROBLEM_SCHEMA = pa.schema([("row", pa.int64()), ("field", pa.string()), ("problem", pa.string()), ("expected", pa.string())])
+PROBLEM_SCHEMA = pa.schema(
+    [("row", pa.int64()), ("field", pa.string()), ("problem", pa.string()), ("expected", pa.string())]
+)
 
 
 def problem_table(numbers: np.ndarray, field: str | None, problems: Sequence[str], expected: str) -> pa.Table:
     "The problems of rows in one field, or in the row as a whole"
     n = len(numbers)
-    return pa.table([numbers, pa.repeat(pa.scalar(field, pa.string()), n), list(problems), [expected] * n], schema=PROBLEM_SCHEMA)
+    return pa.table(
+        [numbers, pa.repeat(pa.scalar(field, pa.string()), n), list(problems), [expected] * n], schema=PROBLEM_SCHEMA
+    )
 
 
 def validate_batch(batch: RowBatch, fields: Sequence[Field]) -> tuple[Columns, np.ndarray, pa.Table]:

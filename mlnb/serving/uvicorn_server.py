@@ -43,7 +43,11 @@ class SizeLimitedProtocol(HttpToolsProtocol):
     "The HTTP protocol of uvicorn, with limits on the form of a request"
 
     head_timeout_seconds, connection_limit, body_limit = HEAD_TIMEOUT_SECONDS, MAX_CONNECTIONS, 1 << 20
-    _in_head, _head_bytes, _body_bytes = True, 0, 0  # whether a head is expected or arriving; bytes of the current request
+    _in_head, _head_bytes, _body_bytes = (
+        True,
+        0,
+        0,
+    )  # whether a head is expected or arriving; bytes of the current request
     _head_timer = _write_timer = _rejection = None
     parser: HttpRequestParser
     headers: list[tuple[bytes, bytes]]
@@ -70,8 +74,14 @@ class SizeLimitedProtocol(HttpToolsProtocol):
 
     def _without_upgrade(self) -> bytes:
         "The head of an upgrade request without the upgrade, to be parsed again by a new parser"
-        headers = [(name, value) for name, value in self.headers if name not in (b"upgrade", b"http2-settings", b"connection")]
-        headers += [(b"connection", b"close") for name, value in self.headers if name == b"connection" and b"close" in value.lower()]
+        headers = [
+            (name, value) for name, value in self.headers if name not in (b"upgrade", b"http2-settings", b"connection")
+        ]
+        headers += [
+            (b"connection", b"close")
+            for name, value in self.headers
+            if name == b"connection" and b"close" in value.lower()
+        ]
         line = b"%b %b HTTP/1.1\r\n" % (self.parser.get_method(), self.url)
         self.parser = HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
@@ -156,7 +166,10 @@ class LimitedHttpProtocol(SizeLimitedProtocol):
         cycle = self.cycle
         if cycle is None or cycle.response_complete or not (cycle.response_started or self.pipeline):
             body = json.dumps({"error": message}).encode()
-            head = b"%bconnection: close\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % (headers, len(body))
+            head = b"%bconnection: close\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % (
+                headers,
+                len(body),
+            )
             self.transport.write(STATUS_LINE[status] + head + body)
         self.transport.close()
 

@@ -56,7 +56,9 @@ def service_settings(source: Path) -> Settings:
 
 # %% ../../nbs/serving/11_worker.ipynb #8e5f6a76
 _VERIFY = "from mlnb.serving.round_trip import main; main('bundle')"
-_VERIFY_0_1 = "from mlnb.models.bundle import Bundle; from mlnb.serving.proof import prove; prove(Bundle.load('bundle'))"
+_VERIFY_0_1 = (
+    "from mlnb.models.bundle import Bundle; from mlnb.serving.proof import prove; prove(Bundle.load('bundle'))"
+)
 
 
 def check_temporary_folder() -> None:

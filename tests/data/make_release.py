@@ -2,15 +2,15 @@
 
     python tests/data/make_release.py tests/data/release-0.1
 
-Later releases read them in tests/test_compatibility.py. It ran once, with the code of 0.1, and need not run with any later one: it is here
-to show how the files came about. It works below /project, which must not exist and is removed, so that the files name no path of a
-machine, and under the host name `host`.
+Later releases read them in tests/test_compatibility.py. It ran once, with the code of 0.1, and need not run with any
+later one: it is here to show how the files came about. It works below /project, which must not exist and is removed,
+so that the files name no path of a machine, and under the host name `host`.
 
-service/         the toy project of the tests with a bundle that has context, reference and drift null, another one as challenger, the log
-                 (lines, columns, Parquet, profiles), outcomes, records with runs and alerts, and what a watcher and a router write
-scorecard/       a bundle of a model without context
-planes/          a pipeline whose tasks ran: records of the tasks, and their products
-flight-delays/   what `mlnb new` makes, with settings, rules, channels and commands as a user writes them
+service/         the toy project of the tests with a bundle that has context, reference and drift null, another one as
+challenger, the log (lines, columns, Parquet, profiles), outcomes, records with runs and alerts, and what a watcher
+and a router write scorecard/       a bundle of a model without context planes/          a pipeline whose tasks ran:
+records of the tasks, and their products flight-delays/   what `mlnb new` makes, with settings, rules, channels and
+commands as a user writes them
 """
 
 import datetime as dt
@@ -51,7 +51,7 @@ def write(path: Path, text: str):
     path.write_text(dedent(text).lstrip("\n"))
 
 
-# --- a project with a model that is served ---------------------------------------------------------------------------------------------
+# --- a project with a model that is served ----------------------------------------------------------------------------
 
 SERVICE = """
     [project]
@@ -109,7 +109,12 @@ def make_bundles(root: Path):
     null = calibrate(rows, "departure", request=("origin", "distance"), left_out=("flight",)).to_bytes()
     segments = {"origin=JFK": (Profile.of(rows[rows["origin"] == "JFK"]).to_bytes(), None)}
     reference = {"reference": Profile.of(rows).to_bytes(), "drift": null, "segments": segments}
-    build(root / "products/bundle", "v1", **reference, training={"run_id": "20260101T120000-aaaa01", "scores": {"auc": 0.75}})
+    build(
+        root / "products/bundle",
+        "v1",
+        **reference,
+        training={"run_id": "20260101T120000-aaaa01", "scores": {"auc": 0.75}},
+    )
     build(root / "products/v1", "v1")
     build(root / "products/v2", "v2", weights=(-0.5, 0.01, 0.2, 0.1))
 
@@ -139,7 +144,10 @@ def answer(root: Path, hours: list[str], rows: int = 6):
     samples = champion.samples["requests"]
     for number, hour in enumerate(hours):
         sent = [f"{hour}:{i * 5:02}:00Z" for i in range(rows)]
-        own = [{"origin": "JFK" if i % 2 else "EWR", "flight": 100 * number + i, "decision_time": at} for i, at in enumerate(sent)]
+        own = [
+            {"origin": "JFK" if i % 2 else "EWR", "flight": 100 * number + i, "decision_time": at}
+            for i, at in enumerate(sent)
+        ]
         raw = [sample | mine for sample, mine in zip(samples, own, strict=False)]
         decisions = np.array([at[:-1] for at in sent], "datetime64[s]")
         router(Rows(raw, columns_of(champion.request, raw), decisions, dt.datetime.now(dt.UTC)))
@@ -148,7 +156,9 @@ def answer(root: Path, hours: list[str], rows: int = 6):
 
 def score(root: Path, at: str):
     "Have a table scored and logged, which is logged as columns"
-    table = pd.DataFrame(json.loads((root / "products/bundle/samples.json").read_text())["requests"]).drop(columns="decision_time")
+    table = pd.DataFrame(json.loads((root / "products/bundle/samples.json").read_text())["requests"]).drop(
+        columns="decision_time"
+    )
     table[table["origin"] == "JFK"].assign(flight=table["flight"] + 900).to_csv(root / "in.csv", index=False)
     mlnb(root, "score", "in.csv", "out.csv", "--log", "--at", at, "--overwrite")
     for name in ("in.csv", "out.csv"):
@@ -193,12 +203,28 @@ def make_records(root: Path):
     records = Records("sqlite:////project/service/.mlnb/records.db")
     for run_id, ended, seed in (("20260101T120000-aaaa01", "succeeded", 0), ("20260301T120000-bbbb02", "failed", 1)):
         month = run_id[4:6]
-        row = {"pipeline": "service", "parameters": {"seed": seed}, "status": ended, "process": "7@host", "selection": {"force": True}}
-        row |= {"started": f"2026-{month}-01T12:00:00", "ended": f"2026-{month}-01T12:01:40", "code": {"commit": "0" * 40, "dirty": False}}
+        row = {
+            "pipeline": "service",
+            "parameters": {"seed": seed},
+            "status": ended,
+            "process": "7@host",
+            "selection": {"force": True},
+        }
+        row |= {
+            "started": f"2026-{month}-01T12:00:00",
+            "ended": f"2026-{month}-01T12:01:40",
+            "code": {"commit": "0" * 40, "dirty": False},
+        }
         records.put([("run", {"id": run_id}, row)])
         part = {"notebook": "111111", "code": {"shipped.features.request_features": ["function", f"22222{seed}"]}}
         records.put_task(run_id, "features", status="skipped", fingerprint=part | {"packages": {"pandas": "3.0.1"}})
-        metrics = {"status": "executed", "seconds": 10.0, "attempts": 1, "metrics": {"auc": 0.75}, "reason": "never ran"}
+        metrics = {
+            "status": "executed",
+            "seconds": 10.0,
+            "attempts": 1,
+            "metrics": {"auc": 0.75},
+            "reason": "never ran",
+        }
         records.put_task(run_id, "train", **metrics, notebook=f".mlnb/runs/{run_id}/train.ipynb", fingerprint=part)
         if seed:
             records.put_task(run_id, "register", status="failed", seconds=0.5, error="KeyError: 'gone'", cell=4)
@@ -218,7 +244,8 @@ def release(root: Path):
     bundles = {1: root / "products/v1", 2: root / "products/v2"}
     registry = SimpleNamespace(
         file=None, url=settings.url(settings.tracking), aliases=lambda model: {"champion": 1, "challenger": 2},
-        run_of=lambda model, number: f"run{number}", download=lambda model, number, folder: shutil.copytree(bundles[number], folder),
+        run_of=lambda model, number: f"run{number}",
+        download=lambda model, number, folder: shutil.copytree(bundles[number], folder),
     )  # fmt: skip
     folder = releases_folder(settings)
     watcher = Watcher(registry, "toy", folder)
@@ -262,7 +289,7 @@ def make_scorecard(root: Path):
     build(root / "products/bundle", ["customer"])
 
 
-# --- projects with a pipeline ----------------------------------------------------------------------------------------------------------
+# --- projects with a pipeline -----------------------------------------------------------------------------------------
 
 
 def make_planes(root: Path):
@@ -384,11 +411,20 @@ def alert_notebook() -> dict:
     from mlnb.monitoring.evidence import _identity, notebook_of
 
     at = dt.datetime(2026, 3, 1, 12)
-    window = {"window": "2013-07-04", "since": "2013-07-04T00:00:00", "until": "2013-07-05T00:00:00", "version": "", "segment": ""}
+    window = {
+        "window": "2013-07-04",
+        "since": "2013-07-04T00:00:00",
+        "until": "2013-07-05T00:00:00",
+        "version": "",
+        "segment": "",
+    }
     alert = {
-        "id": 1, "project": "flight-delays", "rule": "inputs", "subject": "distance", "kind": "drift", "severity": "warning",
-        "state": "firing", "words": "distance moved from the reference: PSI 0.41 on 2013-07-04", "value": 0.41, "bound": 0.25,
-        "details": window | {"column": "distance", "statistic": "psi", "psi": 0.41}, "first_seen": at, "last_seen": at, "ended": None,
+        "id": 1, "project": "flight-delays", "rule": "inputs", "subject": "distance", "kind": "drift",
+        "severity": "warning",
+        "state": "firing", "words": "distance moved from the reference: PSI 0.41 on 2013-07-04", "value": 0.41,
+        "bound": 0.25,
+        "details": window | {"column": "distance", "statistic": "psi", "psi": 0.41}, "first_seen": at, "last_seen": at,
+        "ended": None,
         "seen": 1, "missed": 0, "episode": 1,
     }  # fmt: skip
     notebook = notebook_of(alert)
@@ -409,13 +445,26 @@ def make_flight_delays(root: Path):
     write(root / "alerts/1.ipynb", json.dumps(alert_notebook(), indent=1) + "\n")
 
 
-# --- what is kept ----------------------------------------------------------------------------------------------------------------------
+# --- what is kept -----------------------------------------------------------------------------------------------------
 
 
 def tidy():
-    "Remove what is of one process or one machine: locks, caches, the manifest of a plan, and what else a run of a pipeline leaves"
-    locks = ("**/watcher.lock", "**/gather", "**/*.lock", "**/__pycache__", "**/.ipynb_checkpoints", "planes/.mlnb/tasks/**/@*")
-    left = ("planes/.mlnb/records.db*", "planes/.mlnb/runs", "planes/.mlnb/stages", "planes/.mlnb/checkpoints", "service/products/v?")
+    "Remove what is of one process or one machine: locks, caches, the manifest of a plan, and the rest of a run"
+    locks = (
+        "**/watcher.lock",
+        "**/gather",
+        "**/*.lock",
+        "**/__pycache__",
+        "**/.ipynb_checkpoints",
+        "planes/.mlnb/tasks/**/@*",
+    )
+    left = (
+        "planes/.mlnb/records.db*",
+        "planes/.mlnb/runs",
+        "planes/.mlnb/stages",
+        "planes/.mlnb/checkpoints",
+        "service/products/v?",
+    )
     for path in [path for pattern in (*locks, *left) for path in ROOT.glob(pattern)]:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 

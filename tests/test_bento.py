@@ -85,7 +85,7 @@ def test_what_a_bento_holds(built):
         "bundle", "mlnb", "pyproject.toml", "requirements.lock", "toy",
     ]  # fmt: skip
     assert Bundle.load(source / "bundle").self_test() == 12
-    assert {p.name for p in source.glob("toy/*")} == {"__init__.py", "bundle.py", "features.py", "model.py"}
+    assert {p.name for p in source.glob("toy/*.*")} == {"__init__.py", "bundle.py", "features.py", "model.py"}
 
 
 def test_building_again_does_not_pack_the_first(built):

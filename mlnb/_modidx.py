@@ -2944,6 +2944,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'mlnb/notebooks/static_analysis.py'),
                                                 'mlnb.notebooks.static_analysis._other_language': ( 'notebooks/static_analysis.html#_other_language',
                                                                                                     'mlnb/notebooks/static_analysis.py'),
+                                                'mlnb.notebooks.static_analysis._parse': ( 'notebooks/static_analysis.html#_parse',
+                                                                                           'mlnb/notebooks/static_analysis.py'),
                                                 'mlnb.notebooks.static_analysis._patched': ( 'notebooks/static_analysis.html#_patched',
                                                                                              'mlnb/notebooks/static_analysis.py'),
                                                 'mlnb.notebooks.static_analysis._registered': ( 'notebooks/static_analysis.html#_registered',

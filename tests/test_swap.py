@@ -418,7 +418,7 @@ def test_one_watcher_at_a_time_and_a_dead_one_is_replaced(store, tmp_path):
 def test_versions_that_cannot_be_kept(store, tmp_path):
     "Without any version the service says so; with one that was fetched before it answers, and goes on trying"
     (tmp_path / "file").touch()
-    with pytest.raises(TrackingError, match=r"file/versions.* \(setting 'versions'\) cannot be written"):
+    with pytest.raises(TrackingError, match=r"file/versions.* \(setting 'model_cache'\) cannot be written"):
         load_router(store.settings(model_cache=str(tmp_path / "file/versions")))
     (disk := tmp_path / "disk").mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", disk], capture_output=True).returncode:

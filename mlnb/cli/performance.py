@@ -13,6 +13,7 @@ import click
 from mlnb.cli.console import (
     html_option, json_option, load_settings, new_table, print_blocks, print_json, rich_escaped, terminal, write_file,
 )  # fmt: skip
+from ..project.text import count_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,10 +63,10 @@ def headline(result: "Performance") -> str:
         expected = f"a cost of {cost:.0f} per 1000 decisions and an AUC of {auc}"
         return f"No day's label window has closed. Expected are {expected}."
     if overall.realised is None:
-        none = f"None of the {overall.decisions:,} decisions of {overall.days} closed days has a label"
+        none = f"None of the {overall.decisions:,} decisions of {count_of(overall.days, 'closed day')} has a label"
         return f"{none}; add some with: mlnb labels add FILE"
     cost, expected_cost = overall.realised["cost_per_1000"], overall.expected["cost_per_1000"]
-    decisions = f"{overall.decisions:,} decisions of {overall.days} days"
+    decisions = f"{overall.decisions:,} decisions of {count_of(overall.days, 'day')}"
     sentence = f"{decisions} cost {cost:.0f} per 1000, expected were {expected_cost:.0f}"
     waiting = sum(day.decisions for day in result.days if not day.closed)
     waiting_note = f"; {waiting:,} more are waiting for labels" if waiting else ""

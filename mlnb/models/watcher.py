@@ -91,7 +91,7 @@ def verify_servable(folder: str | Path, served: Bundle | None = None) -> Bundle:
     bundle = Bundle.load(folder, served)
     if served and (schema := _request_schema(bundle)) != (old := _request_schema(served)):
         difference = f"version {bundle.version} takes {schema}, but {served.version}, which is served, takes {old}"
-        remedy = "start one with another folder in the setting 'versions'"
+        remedy = "start one with another folder in the setting 'model_cache'"
         raise BundleError(f"{difference}; other requests need a service of their own: {remedy}")
     bundle.self_test()
     return bundle
@@ -223,7 +223,7 @@ def child_environment() -> dict[str, str]:
 
 
 def _unwritable(folder: Path, error: OSError) -> str:
-    return f"{folder} (setting 'versions') cannot be written, so no new version is served: {error.strerror or error}"
+    return f"{folder} (setting 'model_cache') cannot be written, so no new version is served: {error.strerror or error}"
 
 
 def check_versions(settings: Settings) -> None:

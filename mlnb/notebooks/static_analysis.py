@@ -692,12 +692,20 @@ def _definitions(module: str, body: list, imports: dict[str, list]) -> dict[str,
     return {name: positions for name, positions in sites.items() if name in own_names}
 
 # %% ../../nbs/notebooks/01_static_analysis.ipynb #d7f5cc64
+def _parse(code: str) -> ast.Module:
+    "`ast.parse`, once more if CPython 3.11 mixes up its depth with that of a parse in another thread"
+    try:
+        return ast.parse(code)
+    except SystemError:
+        return ast.parse(code)
+
+
 def summary(name: str, is_package: bool, code: str) -> dict:
     """What `fingerprint` needs to know about the module `name`, or about a notebook if that is NOTEBOOK.
 
     Plain values that can be cached; a hash stands together with its references. `is_package`: it is an `__init__`.
     """
-    body = _body(ast.parse(code))
+    body = _body(_parse(code))
     imports = _Imports(name, is_package, body)
     texts = [_text(s) for s in body]
     references = [_ReferenceVisitor(name, is_package, s, body).references for s in body]

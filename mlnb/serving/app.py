@@ -281,13 +281,13 @@ class App:
         self, predictor: LoggedScorer, guard: Guard, routing_file: RoutingFile | None = None,
         labels: LabelLog | None = None, root_path: str = "", cors_origins: tuple[str, ...] = (),
     ):  # fmt: skip
-        self.predictor, self.metrics, self.root_path = predictor, ServiceMetrics(), root_path
-        predictions = PredictHandler(predictor, guard, self.metrics)
+        self.predictor, self.guard, self.metrics, self.root_path = predictor, guard, ServiceMetrics(), root_path
+        self.predictions = PredictHandler(predictor, guard, self.metrics)
         pages = Pages(predictor, guard, self.metrics, root_path).handlers()
         routing = RoutingHandler(routing_file, predictor, guard).handle
         self.handlers: dict[str, dict[str, Callable]] = {path: {"GET": page} for path, page in pages.items()}
         self.handlers |= {
-            path: {"POST": partial(predictions.handle, path)} for path in predictions.request_decoder.decoders
+            path: {"POST": partial(self.predictions.handle, path)} for path in self.predictions.request_decoder.decoders
         }
         self.handlers["/routing"] = {"GET": routing, "PUT": routing}
         if labels:
@@ -314,9 +314,8 @@ class App:
     async def _http(self, scope, receive, send):
         try:
             headers = parse_headers(scope)
-            handler = self.handlers.get(scope["path"], _NO_METHODS).get(scope["method"]) or self._fallback_handler(
-                scope
-            )
+            methods = self.handlers.get(scope["path"], _NO_METHODS)
+            handler = methods.get(scope["method"]) or self._fallback_handler(scope)
             status, body, headers = await handler(scope, headers, receive)
         except Exception as e:
             status, body, headers = _error_response(e)

@@ -480,7 +480,7 @@ def test_many_different_texts_are_not_exact():
 
 
 @pytest.mark.parametrize(
-    ("data", "said"),
+    ("data", "message"),
     [
         (pd.DataFrame([[1, 2, 3]], columns=["a", "b", "a"]), "'a' comes more than once"),
         (pd.DataFrame([[1, 2]], columns=["a", 7]), r"not 7"),

@@ -178,11 +178,13 @@ def _to_texts(array):
 
 def to_float64(numbers: "pa.Array | pa.ChunkedArray") -> "pa.Array | pa.ChunkedArray":
     "Numbers of any type as the nearest float64, as JSON numbers are read"
+    if numbers.type == "float64":
+        return numbers
     from pyarrow import types
 
     if types.is_decimal(numbers.type):  # Arrow's own conversion is a bit off
         numbers = numbers.cast("string")
-    return numbers if numbers.type == "float64" else numbers.cast("float64", safe=False)
+    return numbers.cast("float64", safe=False)
 
 
 def _to_numbers(array):
@@ -355,9 +357,8 @@ def _read_column(field: Field, array, request: RequestTable) -> list[dict]:
 
 def without_dictionary(array: "pa.Array | pa.ChunkedArray") -> "pa.Array | pa.ChunkedArray":
     "A column without a dictionary"
-    from pyarrow import types
-
-    return array.cast(array.type.value_type) if types.is_dictionary(array.type) else array
+    kind = array.type
+    return array if (value_type := _value_type(kind)) is kind else array.cast(value_type)
 
 
 def _wrong_row_problems(field: Field, array, wrong: np.ndarray) -> list[dict]:

@@ -196,9 +196,8 @@ def _to_numbers(array):
 def _to_integers(array):
     "Integers, wrong if they are null or too large to be exact"
     values = _numpy(array.fill_null(0))
-    return values.astype(np.float64), (values > MAX_EXACT_INTEGER) | (values < -MAX_EXACT_INTEGER) | _numpy(
-        array.is_null()
-    )
+    too_large = (values > MAX_EXACT_INTEGER) | (values < -MAX_EXACT_INTEGER)
+    return values.astype(np.float64), too_large | _numpy(array.is_null())
 
 
 def _to_times(array):

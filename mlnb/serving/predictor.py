@@ -174,11 +174,8 @@ class Predictor:
     def score_columns(self, batch: ScoringBatch) -> RowScores:
         "The answers and what the model saw, as columns: no object is made per row; raises `HttpError`"
         features, probability, as_of_times, ages = self._predict(batch.rows)
-        answers = dict.fromkeys(ANSWER_FIELDS) | {
-            "probability": probability,
-            "decision": self.bundle.decide(probability),
-        }
-        answers |= {"model_version": self.bundle.version, "arm": self.arm}
+        answers = dict.fromkeys(ANSWER_FIELDS) | {"model_version": self.bundle.version, "arm": self.arm}
+        answers |= {"probability": probability, "decision": self.bundle.decide(probability)}
         if as_of_times is not None:
             answers |= {"context_moment": np.array(_to_iso(as_of_times)), "context_age_seconds": ages}
         return RowScores(features, answers, _unchanged_features(features, batch.rows.request))
@@ -214,10 +211,8 @@ class Predictor:
     ) -> list[Prediction]:
         "What is logged of each answer"
         rows = batch.rows
-        logged_at, latency = (
-            rows.received.strftime("%Y-%m-%dT%H:%M:%SZ"),
-            round((time.perf_counter() - started) * 1e3, 3),
-        )
+        logged_at = rows.received.strftime("%Y-%m-%dT%H:%M:%SZ")
+        latency = round((time.perf_counter() - started) * 1e3, 3)
         computed, unused = self._split_features(features, rows.request)
         columns = _to_iso(rows.decision_times), rows.records(), _features_by_row(computed, len(rows))
         field_names = None if unused is None else _json_names(unused), self._integers

@@ -2083,6 +2083,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'mlnb/notebooks/fingerprint.py'),
                                             'mlnb.notebooks.fingerprint.Library.__init__': ( 'notebooks/fingerprint.html#library.__init__',
                                                                                              'mlnb/notebooks/fingerprint.py'),
+                                            'mlnb.notebooks.fingerprint.Library.discard_ambiguous_bytecode': ( 'notebooks/fingerprint.html#library.discard_ambiguous_bytecode',
+                                                                                                               'mlnb/notebooks/fingerprint.py'),
                                             'mlnb.notebooks.fingerprint.Library.forget': ( 'notebooks/fingerprint.html#library.forget',
                                                                                            'mlnb/notebooks/fingerprint.py'),
                                             'mlnb.notebooks.fingerprint.Library.notebook': ( 'notebooks/fingerprint.html#library.notebook',

@@ -69,6 +69,19 @@ def test_a_library_function_re_runs_what_depends_on_it(project):
     assert (project / "out" / "sum.txt").read_text() == "21"
 
 
+def test_a_change_within_a_second_of_the_last_run_that_keeps_the_size(project):
+    module = project / "planes" / "work.py"
+    for compiled in module.parent.glob("__pycache__/work.*"):
+        compiled_at = int(compiled.stat().st_mtime)
+        header = compiled.read_bytes()
+        compiled.write_bytes(header[:8] + compiled_at.to_bytes(4, "little") + header[12:])
+        os.utime(compiled, (compiled_at, compiled_at))
+    edit(module, "FACTOR = 10", "FACTOR = 20")
+    os.utime(module, (compiled_at, compiled_at))
+    assert statuses(project) == only("first", "second")
+    assert (project / "out" / "sum.txt").read_text() == "21"
+
+
 def test_an_equal_result_stops_there(project):
     edit(project / "planes" / "work.py", "return n * FACTOR", "return FACTOR * n")
     assert statuses(project) == only("first")

@@ -578,6 +578,14 @@ class Library(_DependencyGraph):
             self.notebooks[key] = read, self.dependencies(read, key[1], os.path.dirname(os.path.abspath(path)))
         return self.notebooks[key][1]
 
+    def discard_ambiguous_bytecode(self) -> None:
+        "Remove compiled modules that were written within the second in which their source changed"
+        for path in (p for p, signature in self.locations.signatures.items() if signature and p.endswith(".py")):
+            compiled = importlib.util.cache_from_source(path)
+            with suppress(OSError):
+                if int(os.stat(compiled).st_mtime) == int(os.stat(path).st_mtime):
+                    os.remove(compiled)
+
 # %% ../../nbs/notebooks/02_fingerprint.ipynb #c1d279e0
 def closure(code: str, packages: Iterable[str], root: Path | None = None) -> dict[str, str]:
     """Every first-party function, class and global that code reaches, and modules of which no part can be singled out.

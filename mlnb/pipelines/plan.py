@@ -345,7 +345,9 @@ class Planner:
         with self._lock:
             self._fingerprints.refresh()
             task = self.spec.tasks[name]
-            return TaskFingerprint(name, self._fingerprints.made_from(task)[0], self._fingerprints.loaded(task))
+            made_from, loaded = self._fingerprints.made_from(task)[0], self._fingerprints.loaded(task)
+            self._fingerprints.library.discard_ambiguous_bytecode()
+            return TaskFingerprint(name, made_from, loaded)
 
     def commit(self, name: str, start_fingerprint: TaskFingerprint, run: str, seconds: float) -> None:
         "Store the fingerprint and the products of a task, after they were put in place; raises a `PipelineError`"

@@ -118,7 +118,7 @@ def test_the_workflow_runs_what_is_pinned_and_may_do_nothing_else(tmp_path):
 ])  # fmt: skip
 def test_make_test_is_green_only_for_what_was_tested(tmp_path, test, code, said):
     "The parts of `make test` that are tested elsewhere are replaced by programs that succeed"
-    shutil.copy(ROOT / "template/Makefile", tmp_path)
+    shutil.copy(ROOT / "template/common/Makefile", tmp_path)
     (tmp_path / "pyproject.toml").write_text('[tool.pytest.ini_options]\ntestpaths = ["tests"]\naddopts = "-q"\n')
     for folder in ("bin", "tests"):
         (tmp_path / folder).mkdir()

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -10,11 +11,13 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import httpx
 import pytest
 import yaml
+from uvicorn_process import run_server
 
 from mlnb.project.errors import SettingError
-from mlnb.project.template import new_project, template_files, template_root
+from mlnb.project.template import COMMON_FILES, TEMPLATES, new_project, template_files, template_root
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,12 +51,12 @@ def text_files(project: Path):
 
 
 def test_the_copy_speaks_of_itself_alone(tmp_path):
-    project = new_project("flight-delays", tmp_path)
+    project = new_project("flight-delays", tmp_path, "flights")
     assert (project / "flight_delays" / "features.py").exists()
     assert (project / ".github" / "workflows" / "ci.yml").exists()
     for file in text_files(project):
         text = file.read_text()
-        for foreign in ("mlnb.flights", "nbs/flights", "products/flights", "PROJECT_NAME", "PROJECT_PACKAGE"):
+        for foreign in ("mlnb.flights", "nbs/flights", "products/flights/", "PROJECT_NAME", "PROJECT_PACKAGE"):
             assert foreign not in text, f"{file} still says {foreign}"
     for notebook in (project / "nbs").glob("*.ipynb"):
         json.loads(notebook.read_text())
@@ -92,7 +95,7 @@ def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
 
 
 def test_the_workflow_runs_what_is_pinned_and_may_do_nothing_else(tmp_path):
-    project = new_project("flight-delays", tmp_path)
+    project = new_project("flight-delays", tmp_path, "flights")
     text = (project / ".github/workflows/ci.yml").read_text()
     workflow = yaml.safe_load(text)
     (job,) = workflow["jobs"].values()
@@ -134,6 +137,33 @@ def test_make_test_is_green_only_for_what_was_tested(tmp_path, test, code, said)
     assert done.returncode == code and said in done.stdout + done.stderr, done
 
 
+LONG = pytest.mark.long
+AVIATION = re.compile(r"flight|airport|airline|carrier|aviation|departure", re.IGNORECASE)
+
+
+@pytest.mark.parametrize("template", ["minimal"])
+def test_a_template_runs_answers_the_curl_of_its_readme_and_passes_its_tests(template, tmp_path):
+    project = new_project("first-model", tmp_path, template)
+    for file in text_files(project):
+        assert file.name in COMMON_FILES or not AVIATION.search(file.read_text()), file
+    report = json.loads(run("mlnb", "run", "--json", cwd=project))
+    assert {t["status"] for t in report["tasks"]} == {"executed"} and not any(t["notes"] for t in report["tasks"])
+    run("mlnb", "check", cwd=project)
+    assert "passed" in run(sys.executable, "-m", "pytest", cwd=project)
+    curls = [shlex.split(line) for line in (project / "README.md").read_text().splitlines() if line.startswith("curl")]
+    (body,) = (words[words.index("-d") + 1] for words in curls if words[1].endswith("/predict"))
+    with run_server(project, tmp_path / "predictions") as (_, url):
+        answer = httpx.post(f"{url}/predict", content=body, headers={"Content-Type": "application/json"}, timeout=60)
+    assert answer.status_code == 200 and answer.json()["request_id"], answer.text
+
+
+def test_the_help_describes_every_template():
+    text = run("mlnb", "new", "--help", cwd=ROOT)
+    assert all(f"  {name} " in text and template.description in text for name, template in TEMPLATES.items())
+    with pytest.raises(SettingError, match=r"there is no template 'flight' .did you mean 'flights'"):
+        new_project("first-model", ROOT, "flight")
+
+
 @pytest.mark.long
 def test_a_wheel_makes_a_project_that_runs_and_passes_its_tests(tmp_path):
     pip = [
@@ -159,7 +189,7 @@ def test_a_wheel_makes_a_project_that_runs_and_passes_its_tests(tmp_path):
     mlnb = [sys.executable, "-c", "from mlnb.cli.main import main; main()"]
     where = run(sys.executable, "-c", "import mlnb; print(mlnb.__file__)", cwd=tmp_path, path=[site])
     assert where.strip() == str(site / "mlnb" / "__init__.py")
-    run(*mlnb, "new", "delays", cwd=tmp_path, path=[site])
+    run(*mlnb, "new", "delays", "--template", "flights", cwd=tmp_path, path=[site])
     project = tmp_path / "delays"
     report = json.loads(run(*mlnb, "run", "--param", "epochs=2", "--json", cwd=project, path=[site]))
     assert report["status"] == "succeeded"

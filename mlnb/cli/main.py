@@ -23,7 +23,7 @@ from ..project.text import printable
 
 # %% ../../nbs/cli/00_main.ipynb #a8b2df5e
 COMMANDS = {
-    "new": "Create a project from the reference project.",
+    "new": "Create a project that runs at once.",
     "doctor": "Check your installation and project, and show how to fix problems.",
     "check": "Check notebooks and the pipeline without running them.",
     "plan": "Show which tasks would run, and why.",
@@ -93,7 +93,7 @@ def cli(env):
 
     \b
     Example:
-      mlnb new delays && cd delays
+      mlnb new churn && cd churn
       mlnb run
       mlnb build
       mlnb serve

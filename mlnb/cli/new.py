@@ -8,18 +8,33 @@ __all__ = ['new']
 # %% ../../nbs/cli/01_new.ipynb #015b3b18
 import click
 
+from ..project.template import DEFAULT_TEMPLATE, TEMPLATES, new_project
+
 # %% ../../nbs/cli/01_new.ipynb #1ef1f530
-@click.command()
+_DESCRIPTIONS = "\n".join(f"  {name:8} {template.description}" for name, template in TEMPLATES.items())
+_TEMPLATE_HELP = f"What to start from, see below.  [default: {DEFAULT_TEMPLATE}]"
+
+
+@click.command(epilog=f"\b\nTemplates:\n{_DESCRIPTIONS}")
 @click.argument("name")
-def new(name):
-    """Create project NAME in a folder of that name, from the reference project.
+@click.option("--template", type=click.Choice(list(TEMPLATES)), help=_TEMPLATE_HELP)
+def new(name, template):
+    """Create project NAME in a folder of that name. It runs at once; replace its data and notebooks by your own.
+
+    To add mlnb to a repository that exists, use mlnb init there.
 
     \b
     Example:
-      mlnb new flight-delays && cd flight-delays
+      mlnb new churn && cd churn
       mlnb run
+      mlnb serve --no-bento
     """
-    from mlnb.project.template import new_project
-
-    click.echo(f"Created {new_project(name)}\n\nNext:\n  cd {name}")
-    click.echo("  mlnb run      # the pipeline, from raw data to a model bundle\n  make test     # its tests")
+    project = new_project(name, template=template or DEFAULT_TEMPLATE)
+    steps = {
+        f"cd {name}": "",
+        "mlnb run": "# the pipeline: from data to a model bundle",
+        "mlnb serve --no-bento": "# answer requests; README.md has one to try",
+        "make test": "# its tests",
+    }
+    click.echo(f"Created {project}\n\nNext:")
+    click.echo("\n".join(f"  {step:22} {comment}".rstrip() for step, comment in steps.items()))

@@ -78,7 +78,7 @@ def ask(url: str, root: Path, data: Path):
     answered = httpx.post(f"{url}/predict", json=samples["requests"], timeout=30)
     assert answered.status_code == 200, answered.text
     answers = answered.json()
-    assert [a["probability"] for a in answers] == samples["probability"]
+    assert [a["probability"] for a in answers] == samples["outputs"]["probability"]
     logged = read_predictions(data / "predictions")
     assert sorted(logged["request_id"]) == sorted(a["request_id"] for a in answers)
     log_line(f"{len(answers)} samples answered bit for bit, and logged")

@@ -61,10 +61,10 @@ def row(toy):
 def test_the_samples_are_answered_to_the_bit(server, toy):
     samples = Bundle.load(toy / "products/bundle").samples
     many = server[0].post("/predict", json=samples["requests"]).json()
-    assert [a["probability"] for a in many] == samples["probability"]
-    assert [a["decision"] for a in many] == samples["decision"]
+    assert [a["probability"] for a in many] == samples["outputs"]["probability"]
+    assert [a["decision"] for a in many] == samples["outputs"]["decision"]
     one = [server[0].post("/predict", json=r).json() for r in samples["requests"]]
-    assert [a["probability"] for a in one] == samples["probability"]
+    assert [a["probability"] for a in one] == samples["outputs"]["probability"]
 
 
 def test_an_answer_says_what_it_rests_on(server, row):

@@ -262,7 +262,7 @@ def test_one_row_and_many_give_the_same_bits(folder):
         bundle.sample_snapshots(),
         np.array([np.datetime64(r["decision_time"][:-1]) for r in bundle.samples["requests"]]),
     )
-    for i, expected in enumerate(bundle.samples["probability"]):
+    for i, expected in enumerate(bundle.samples["outputs"]["probability"]):
         row = {name: column[i : i + 1] for name, column in request.items()}
         features = bundle.features(row, newest(decisions[i]).lookup(row))
         assert bundle.predict(features)[0] == expected

@@ -177,8 +177,8 @@ def answered(project: Path, *rows: dict) -> list[dict]:
 def test_a_bundle_is_served(project):
     samples = Bundle.load(project / "products/bundle").samples
     answers = answered(project, *samples["requests"])
-    assert [answer["probability"] for answer in answers] == samples["probability"]
-    assert [answer["decision"] for answer in answers] == samples["decision"]
+    assert [answer["probability"] for answer in answers] == samples["outputs"]["probability"]
+    assert [answer["decision"] for answer in answers] == samples["outputs"]["decision"]
 
 
 # --- log, profiles and outcomes ---------------------------------------------------------------------------------------

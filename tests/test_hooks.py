@@ -167,16 +167,15 @@ def serving(root, bundle):
 ])  # fmt: skip
 def test_a_model_of_another_library_is_served_to_the_bit(project, name, files, features):
     bundle = Bundle.load(project / name)
-    samples = bundle.samples
+    samples, outputs = bundle.samples, bundle.samples["outputs"]
     assert bundle.self_test() == 40 and [p.name for p in (project / name / "model").iterdir()] == files
     with serving(project, name) as url:
         many = httpx.post(f"{url}/predict", json=samples["requests"]).json()
         one = [httpx.post(f"{url}/predict", json=r).json() for r in samples["requests"][:5]]
         assert httpx.post(f"{url}/predict", json={"tail": "N1"}).status_code == 400
-    assert [a["probability"] for a in many] == samples["probability"] and [a["decision"] for a in many] == samples[
-        "decision"
-    ]
-    assert [a["probability"] for a in one] == samples["probability"][:5]
+    assert [a["probability"] for a in many] == outputs["probability"]
+    assert [a["decision"] for a in many] == outputs["decision"]
+    assert [a["probability"] for a in one] == outputs["probability"][:5]
     assert (many[0]["context_moment"], many[0]["context_age_seconds"]) == (None, None)
     table = read_predictions(project / f".mlnb/{name}").set_index("request_id").loc[[a["request_id"] for a in many]]
     assert table["entity"].tolist() == [f"N{i}" for i in range(40)] and set(features) <= set(table)
@@ -210,13 +209,13 @@ def test_the_hook_decides(project):
     bundle = Bundle.load(project / "linear")
     assert bundle.decide(np.array([0.2, 0.3, 0.89, 0.95])).tolist() == [False, True, True, False]
     assert Bundle.load(project / "trees").decide(np.array([0.3, 0.5])).tolist() == [False, True]
-    assert any(bundle.samples["decision"]) and not all(bundle.samples["decision"])
+    assert any(bundle.samples["outputs"]["decision"]) and not all(bundle.samples["outputs"]["decision"])
 
 
 def test_a_model_needs_no_more_than_predict(tmp_path):
     bundle = write_bundle(tmp_path / "bundle", predictor=Half(), **about())
     shutil.rmtree(tmp_path / "bundle/model")  # an empty folder, which a store of files does not keep
-    assert Bundle.load(tmp_path / "bundle").self_test() == 40 and set(bundle.samples["probability"]) == {0.5}
+    assert Bundle.load(tmp_path / "bundle").self_test() == 40 and set(bundle.samples["outputs"]["probability"]) == {0.5}
     assert list(bundle.samples["requests"][0]) == ["tail", "distance", "delay"]
 
 

@@ -84,8 +84,8 @@ def test_rows_are_answered_to_the_bit(model, newest, rows, tmp_path, small, kind
     done = scoring.score(source, output, model, newest, 60)
     found = table_of(output)
     assert (done.rows, done.rejected, done.done) == (30, 0, 1.0)
-    assert found["probability"].to_pylist() == [model.samples["probability"][i % 12] for i in range(30)]
-    assert found["decision"].to_pylist() == [model.samples["decision"][i % 12] for i in range(30)]
+    assert found["probability"].to_pylist() == [model.samples["outputs"]["probability"][i % 12] for i in range(30)]
+    assert found["decision"].to_pylist() == [model.samples["outputs"]["decision"][i % 12] for i in range(30)]
     assert found["note"].to_pylist() == [f"row {i}" for i in range(30)] and set(found["model_version"].to_pylist()) == {
         "v1"
     }
@@ -203,7 +203,8 @@ def test_rows_without_a_context(model, newest, rows, tmp_path):
     assert (
         "no context is known at 2013-06-01" in explained[0]["problem"] and "is 14 hours old" in explained[1]["problem"]
     )
-    assert pq.read_table(tmp_path / "out.parquet")["probability"].to_pylist() == model.samples["probability"][:2]
+    probability = pq.read_table(tmp_path / "out.parquet")["probability"].to_pylist()
+    assert probability == model.samples["outputs"]["probability"][:2]
 
 
 @dataclass(frozen=True)
@@ -240,7 +241,8 @@ def test_rows_that_the_model_fails_on_leave_the_others(model, newest, rows, tmp_
         {"row": row, "field": None, "problem": why, "expected": "a probability"} for row in (3, 15, 27, 39)
     ]
     answered = [i for i in range(40) if i % 12 != 3]
-    assert pq.read_table(output)["probability"].to_pylist() == [model.samples["probability"][i % 12] for i in answered]
+    expected = model.samples["outputs"]["probability"]
+    assert pq.read_table(output)["probability"].to_pylist() == [expected[i % 12] for i in answered]
     assert pq.read_table(output)["note"].to_pylist() == [f"row {i}" for i in answered]
     assert sorted(read_predictions(tmp_path / "log")["request_id"].str.rpartition("-")[2].astype(int)) == answered
 
@@ -420,7 +422,7 @@ def test_a_killed_run_goes_on(toy, model, newest, rows, tmp_path):
     assert said.startswith("resuming an interrupted run") and not wrong
     assert int(said.split()[-1]) >= 100
     assert pq.read_table(output)["probability"].to_pylist() == [
-        model.samples["probability"][i % 12] for i in range(200)
+        model.samples["outputs"]["probability"][i % 12] for i in range(200)
     ]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.parquet", "log", "out.parquet"]
     logged = read_predictions(log).drop_duplicates("request_id")

@@ -74,7 +74,7 @@ class Store:
         "A bundle whose files are whole, but whose samples are not what it computes"
         shutil.copytree(self.root / "made/v2", folder)
         samples = json.loads((folder / "samples.json").read_text())
-        samples["probability"][3] += 1e-9
+        samples["outputs"]["probability"][3] += 1e-9
         (folder / "samples.json").write_text(json.dumps(samples))
         manifest = json.loads((folder / "bundle.json").read_text())
         manifest["files"]["samples.json"] = hashlib.sha256((folder / "samples.json").read_bytes()).hexdigest()

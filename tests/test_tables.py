@@ -298,11 +298,11 @@ def test_tables_are_answered_and_logged_as_rows_are(make, toy, tmp_path):  # noq
     table = {name: [r[name] for r in row_validation] for name in row_validation[0]}
     rows = ask(app, json.dumps(row_validation).encode())[2]
     found = ask(app, json.dumps(table).encode(), path="/predict/columns")[2]
-    assert found["probability"] == bundle.samples["probability"] and list(found) == list(rows[0])
+    assert found["probability"] == bundle.samples["outputs"]["probability"] and list(found) == list(rows[0])
     times = {n: pa.array([datetime.fromisoformat(t) for t in table[n]], TIME) for n in ("departure", "decision_time")}
     answer = ask_arrow(app, stream({n: pa.array(v) for n, v in table.items()} | times))
-    assert answer["probability"].to_pylist() == bundle.samples["probability"]
-    assert answer["decision"].to_pylist() == bundle.samples["decision"]
+    assert answer["probability"].to_pylist() == bundle.samples["outputs"]["probability"]
+    assert answer["decision"].to_pylist() == bundle.samples["outputs"]["decision"]
     assert answer["context_moment"].to_pylist() == [a["context_moment"] for a in rows]
     logged = read_predictions(tmp_path).set_index("request_id")
     for ids in ([a["request_id"] for a in rows], found["request_id"], answer["request_id"].to_pylist()):

@@ -19,7 +19,9 @@ class Model:
     "What the service calls. Write `predict`, and the others if the default does not fit"
 
     threshold = 0.5  # set by the bundle that is loaded
-    decimals: int | None = 9  # of probabilities, so that the number of rows in a call changes no bit; None: not rounded
+    decimals: int | None = (
+        9  # of what `predict` returns, so that the number of rows in a call changes no bit; None: as it is
+    )
 
     def save(self, folder: Path) -> None:
         "Write what `load` reads to an empty folder, never as pickle; default: nothing"
@@ -33,12 +35,18 @@ class Model:
         "What the model sees and the log records, by default all columns; the request's are read-only: write to a copy"
         return request | point_in_time
 
-    def predict(self, features: Columns) -> np.ndarray:  # (n,) numbers from 0 to 1
-        "The probability of each row"
+    def predict(self, features: Columns) -> Any:
+        """The answer for each of the n rows, by the problem of the bundle:
+
+        - binary: probabilities (n,), from 0 to 1
+        - multiclass: probabilities (n, K), in the order of the classes
+        - regression: numbers (n,); with an interval (n, 3): prediction, lower, upper
+        - custom: a dictionary with a column for each declared field
+        """
         raise NotImplementedError(f"{type(self).__name__} has no hook `predict`; write: def predict(self, features)")
 
     def decide(self, probability: np.ndarray) -> np.ndarray:  # (n,) bool
-        "Whether to act on each row; default: if the probability is at or above the threshold"
+        "Whether a binary model acts on each row; default: if the probability is at or above the threshold"
         return probability >= self.threshold
 
 # %% ../../nbs/models/06_hooks.ipynb #a7396e11

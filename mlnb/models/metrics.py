@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['BINS', 'Cost', 'check_labels', 'validate_scoring_inputs', 'quantile_bin', 'reliability_curve', 'calibration_error',
-           'log_loss_per_row', 'log_loss', 'auc', 'ranking_scores', 'scores', 'scores_by_group', 'cost_curve']
+           'log_loss_per_row', 'log_loss', 'auc', 'average_precision', 'ranking_scores', 'scores', 'scores_by_group',
+           'cost_curve']
 
 # %% ../../nbs/models/00_metrics.ipynb #aeb5e4f8
 from dataclasses import dataclass
@@ -131,14 +132,24 @@ def auc(y: np.ndarray, p: np.ndarray) -> float:
     return float((positives * (np.cumsum(negatives) - negatives / 2)).sum() / pairs)
 
 
+def average_precision(y: np.ndarray, p: np.ndarray) -> float:
+    """Step-wise area under the precision-recall curve; row i is positive with weight `y[i]`, negative with `1 - y[i]`.
+
+    NaN for one class. With probabilities for labels it is CBPE's estimate, as that of `auc`.
+    """
+    order = np.argsort(-np.asarray(p))
+    p, y = p[order], np.asarray(y, float)[order]
+    ends = np.flatnonzero(np.diff(p, append=-1))  # of runs of equal scores
+    positives = np.cumsum(y)[ends]
+    if not 0 < positives[-1] < len(p):
+        return float("nan")
+    return float((np.diff(positives, prepend=0) * positives / (ends + 1)).sum() / positives[-1])
+
+
 def ranking_scores(y: ArrayLike, p: ArrayLike) -> tuple[float, float]:
     "Area under the ROC curve and under the precision-recall curve; NaN if only one class is present"
     y, p = validate_scoring_inputs(y, p)
-    if y.min() == y.max():
-        return float("nan"), float("nan")
-    from sklearn.metrics import average_precision_score
-
-    return auc(y, p), float(average_precision_score(y, p))
+    return auc(y, p), average_precision(y, p)
 
 # %% ../../nbs/models/00_metrics.ipynb #88ce9090
 def scores(y: ArrayLike, p: ArrayLike, cost: Cost = Cost()) -> dict[str, float]:

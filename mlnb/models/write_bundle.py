@@ -21,13 +21,15 @@ from tempfile import mkdtemp
 import msgspec
 import numpy as np
 
-from ..data.fields import DECISION_TIME, OUTPUT, Field, records_of
+from ..data.fields import DECISION_TIME, Field, records_of
 from ..data.point_in_time import Columns
+from .binary import Binary
 from .bundle import Bundle, compare_samples, compute_samples, load_model, resolve_code, to_json_values
 from .hooks import Model
 from mlnb.models.manifest import (
     FORMAT, Manifest, PrintableText, check_fields, code_reference, file_digest, segment_folder,
 )  # fmt: skip
+from .problems import Problem
 from .trust import Trust, qualified_name, sign
 from ..project.errors import BundleError
 from ..project.files import publish_folder
@@ -107,7 +109,7 @@ def _write_samples(folder: Path, bundle: Bundle, samples: Samples) -> None:
     requests = records_of([f for f in (*bundle.request, DECISION_TIME) if f.name in samples.requests], samples.requests)
     features, answers = compute_samples(bundle, requests, bundle.sample_snapshots())
     as_json = lambda columns: {name: to_json_values(column) for name, column in columns.items()}
-    content = {"requests": requests, "features": as_json(features), **as_json(answers)}
+    content = {"requests": requests, "features": as_json(features), "outputs": as_json(answers)}
     if samples.features is not None:
         _check_samples(bundle.request, features, samples, False)
         expected = as_json({name: samples.features[name] for name in features})
@@ -152,7 +154,8 @@ def write_bundle(
     categorical: Sequence[str] = (),  # feature names, in order
     numeric: Sequence[str] = (),  # feature names, in order; of a Model by default all that its hook returns
     predictor,  # a hooks.Model; or has save(folder), a classmethod load(folder), and predict(Columns) -> (n,) float64
-    threshold: float = 0.5,  # act at or above this probability, from 0 to 1
+    problem: Problem | None = None,  # what the model answers, and the labels that come back; default: Binary()
+    threshold: float = 0.5,  # a binary model acts at or above this probability, from 0 to 1
     reference: bytes | None = None,  # whylogs profile of the training rows
     drift: bytes | None = None,  # their drift thresholds
     segments: Mapping[str, tuple[bytes, bytes | None]] | None = None,  # "origin=JFK" -> its reference, drift thresholds
@@ -160,7 +163,7 @@ def write_bundle(
     training: dict,  # run id, parameters, scores: what a reader wants to know, as JSON values
 ) -> Bundle:
     "Write, test, sign and publish a bundle; a `BundleError` leaves the old one as it is if anything is wrong"
-    folder, kind, trust = Path(folder), type(predictor), Trust.of_working_folder()
+    folder, kind, trust, problem = Path(folder), type(predictor), Trust.of_working_folder(), problem or Binary()
     predictor_name = qualified_name(kind)
     lists = {"entity": entity, "categorical": categorical, "numeric": numeric}
     _check_arguments({"name": name, "version": version}, lists, threshold)
@@ -172,7 +175,7 @@ def write_bundle(
     references = [code_reference(name) if name else None for name in (request_features, context_features)]
     manifest = Manifest(
         format=FORMAT, name=name, version=version, created=datetime.now(UTC).isoformat(timespec="seconds"),
-        request=tuple(request), output=OUTPUT, entity=tuple(entity),
+        request=tuple(request), output=problem.output, entity=tuple(entity), problem=msgspec.to_builtins(problem),
         request_features=references[0], context_features=references[1],
         categorical=tuple(categorical), numeric=tuple(numeric), predictor=predictor_name,
         code=code_reference(predictor_name).fingerprint if isinstance(predictor, Model) else None,
@@ -184,7 +187,7 @@ def write_bundle(
             (draft / "model").mkdir()
         predictor.save(draft / "model")
         model = load_model(draft, kind, function, manifest.threshold)
-        _write_samples(draft, Bundle(draft, manifest, model, point_in_time), samples)
+        _write_samples(draft, Bundle(draft, manifest, model, point_in_time, problem), samples)
         _write_references(draft, {"": (reference, drift)} | dict(segments or {}))
         _write_manifest(draft, manifest)
         Bundle.load(draft, trust=unsigned).self_test()

@@ -21,7 +21,8 @@ from ..data.fields import DECISION_TIME, entity_keys
 from ..data.point_in_time import Columns
 from ..project.text import rough_duration
 from ..data.snapshot_store import SnapshotStore
-from ..models.bundle import Bundle, are_all_probabilities, are_probabilities
+from ..models.binary import are_all_probabilities, are_probabilities
+from ..models.bundle import Bundle
 from ..project.errors import ServingError
 from ..project.settings import Settings
 from .messages import ANSWER_FIELDS, CHAMPION, Answer, HttpError, PendingAnswers, RequestRows, RowScores

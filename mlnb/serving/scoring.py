@@ -28,7 +28,8 @@ import pyarrow.parquet as pq
 import mlnb
 from ..data.point_in_time import Columns
 from ..data.fields import DECISION_TIME, entity_keys
-from ..models.bundle import Bundle, are_probabilities, point_in_time_columns
+from ..models.binary import are_probabilities
+from ..models.bundle import Bundle, point_in_time_columns
 from ..project.errors import ServingError
 from ..project.files import hold_lock, write_atomic
 from ..project.text import FORMULA_PREFIX, rough_duration, spreadsheet_safe

@@ -360,7 +360,7 @@ NO_FEATURES = {
     "complex": lambda n: np.zeros(n, complex),
     "a list": lambda n: [1.0] * n,
     "nothing": lambda n: None,
-    "a table": lambda n: np.zeros((n, 2)),
+    "texts in a table": lambda n: np.full((n, 2), "x"),
     "lengths of time": lambda n: np.zeros(n, "timedelta64[s]"),
 }
 

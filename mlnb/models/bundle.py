@@ -60,7 +60,7 @@ def check_feature(name: Any, column: Any, rows: int) -> None:
         raise BundleError(f"feature {name!r} {details}; give numpy arrays by name")
     if column.ndim > 1 and len(column) == rows and column.dtype.kind in "biuf":
         return
-    if column.dtype.kind == "O" and all(isinstance(value, bytes | str | None) for value in column):
+    if column.dtype.kind == "O" and all(isinstance(value, bytes | None) for value in column):
         return
     check_column(f"feature {name!r}", column, "biufUM", "numbers, times or text (of dtype <U)", rows)
 
@@ -164,7 +164,7 @@ class Bundle(BundleFiles):
         verified = already_loaded.manifest.functions if already_loaded else ()
         unchanged = [check_unchanged(r, folder) for r in manifest.functions if r not in verified]
         problem = problem_of(manifest.problem, trust.covers)
-        check_output(manifest, problem)
+        check_output(manifest, problem, folder)
         model = load_model(folder, kind, function, manifest.threshold)
         bundle = cls(folder, manifest, model, context_features, problem)
         if not all(unchanged):

@@ -118,11 +118,12 @@ def _parse_manifest(value: object, file: Path) -> Manifest:
     return manifest
 
 
-def check_output(manifest: Manifest, problem: Problem) -> None:
+def check_output(manifest: Manifest, problem: Problem, folder: Path) -> None:
     "Raise a `BundleError` unless the declared output fields are those of the problem"
     output, served = (", ".join(f"{f.name} ({f.type})" for f in fields) for fields in (manifest.output, problem.output))
     if output != served:
-        raise BundleError(f"the output is {output}; a {manifest.problem['kind']} problem of this mlnb answers {served}")
+        reason = f"the output is {output}; a {manifest.problem['kind']} problem answers {served}"
+        raise BundleError(f"{folder / 'bundle.json'} is damaged: {reason}; make the bundle again with: mlnb run")
 
 
 def read_manifest(file: Path, signers: Path | None = None) -> Manifest:

@@ -82,11 +82,17 @@ def print_blocks(*blocks: "Table | str | None", console: "Console | None" = None
         console.print(block, soft_wrap=isinstance(block, str))
 
 # %% ../../nbs/cli/19_console.ipynb #7c479249
-def load_settings() -> "Settings":
-    "The settings of the project; their module is imported when a command runs"
-    from mlnb.project.settings import load_settings
+def load_settings(or_folder: bool = False) -> "Settings":
+    "The settings of the project, or of a folder in which notebooks ran; their module is imported when a command runs"
+    from mlnb.project.errors import ProjectNotFound
+    from mlnb.project.settings import folder_settings, load_settings
 
-    return load_settings()
+    try:
+        return load_settings()
+    except ProjectNotFound:
+        if or_folder and (settings := folder_settings()).path(".mlnb/runs").is_dir():
+            return settings
+        raise
 
 
 def json_value(value: object) -> object:

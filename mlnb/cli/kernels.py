@@ -48,11 +48,11 @@ def _kernel_snapshots() -> list[dict]:
     "The kernel snapshots of the project around the working folder"
     from mlnb.notebooks.checkpoints import list_snapshots
     from mlnb.project.errors import SettingError
-    from mlnb.project.settings import find_root
+    from mlnb.project.settings import find_or_default_settings
 
     try:
-        return list_snapshots(find_root() / ".mlnb" / "checkpoints")
-    except SettingError:  # in no project
+        return list_snapshots(find_or_default_settings().path(".mlnb/checkpoints"))
+    except SettingError:
         return []
 
 

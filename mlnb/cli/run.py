@@ -57,9 +57,11 @@ def _print_nothing_to_do(settings: "Settings", names: list[str], as_json: bool) 
     return print_json(summary | {"tasks": tasks, "notes": []})
 
 # %% ../../nbs/cli/04_run.ipynb #8fa2b2db
-def _resume_arguments(settings: "Settings", run_name: str) -> tuple[dict, dict]:
-    "The parameters of an earlier run and the arguments of `Pipeline.run`; parameters from env.yaml are read again"
+def _resumed(settings: "Settings", run_name: str) -> tuple["Pipeline", dict]:
+    "The pipeline of an earlier run and the arguments of `Pipeline.run`; parameters from env.yaml are read again"
     from mlnb.cli.reading import open_records
+    from mlnb.cli.single_notebook import resumed_pipeline
+    from mlnb.pipelines.runner import load
 
     with open_records(settings) as records:
         run = records.run(run_name)
@@ -68,9 +70,11 @@ def _resume_arguments(settings: "Settings", run_name: str) -> tuple[dict, dict]:
         hint = f"there is nothing to resume; see it with: mlnb runs show {run['id']}"
         raise click.UsageError(f"run {run['id']} succeeded, so {hint}")
     selection = run["selection"] or {}
+    if "notebook" in selection:
+        return resumed_pipeline(settings, selection), {"resumed": run["id"]}
     arguments = {"only": selection.get("tasks"), "to": selection.get("to"), "from_": selection.get("from")}
     arguments |= {"force": unfinished if selection.get("force") else False, "resumed": run["id"]}
-    return selection.get("params") or {}, arguments
+    return load(settings, selection.get("params") or {}), arguments
 
 # %% ../../nbs/cli/04_run.ipynb #abf28859
 def _on_sigterm(number: int, frame: object) -> NoReturn:
@@ -78,24 +82,24 @@ def _on_sigterm(number: int, frame: object) -> NoReturn:
     raise SystemExit(128 + number)
 
 
-def _pipeline(settings: "Settings", params: tuple, resume: str | None, arguments: dict) -> tuple["Pipeline", dict]:
+def _pipeline(settings: "Settings", params: tuple) -> "Pipeline":
     from mlnb.pipelines.runner import load
     from mlnb.pipelines.spec import parse_parameters
 
-    if not resume:
-        return load(settings, parse_parameters(settings, params) if params else None, params), arguments
-    if params or any(arguments.values()):
-        raise click.UsageError("--resume takes tasks and parameters from the earlier run; leave them out")
-    parameters, arguments = _resume_arguments(settings, resume)
-    return load(settings, parameters), arguments
+    return load(settings, parse_parameters(settings, params) if params else None, params)
 
 # %% ../../nbs/cli/04_run.ipynb #bd88859f
+_FILE = click.Path(exists=True, dir_okay=False)
 _JOBS_HELP = "Tasks to run in parallel.  [default: setting jobs, or CPU cores]"
 
 
 @click.command()
 @click.argument("tasks", nargs=-1)
-@click.option("--param", "params", multiple=True, metavar="NAME=VALUE", help="Override a parameter of env.yaml.")
+@click.option("--param", "-p", "params", multiple=True, metavar="NAME=VALUE", help="Override a parameter.")
+@click.option("--output", "-o", metavar="FILE", help="Also write the executed notebook to FILE.  [only NOTEBOOK]")
+@click.option("--raw", "-r", multiple=True, metavar="NAME=TEXT", help="Set a parameter to a text.  [only NOTEBOOK]")
+@click.option("--yaml", "-y", multiple=True, metavar="YAML", help="Set parameters: '{month: 3}'.  [only NOTEBOOK]")
+@click.option("--file", "-f", "files", multiple=True, type=_FILE, help="Set parameters from YAML.  [only NOTEBOOK]")
 @click.option("--to", multiple=True, metavar="TASK", help="Run this task and its upstream tasks; same as TASKS.")
 @click.option("--from", "from_", multiple=True, metavar="TASK", help="Run this task and its downstream tasks.")
 @click.option("--force", is_flag=True, help="Run the selected tasks even if nothing changed.")
@@ -103,10 +107,13 @@ _JOBS_HELP = "Tasks to run in parallel.  [default: setting jobs, or CPU cores]"
 @click.option("--keep-going", "-k", is_flag=True, help="After a failure, continue with tasks that do not depend on it.")
 @click.option("--resume", metavar="RUN", help="Continue an earlier run: an id, its beginning, or last.")
 @json_option
-def run(tasks, params, to, from_, force, jobs, keep_going, resume, as_json):
-    """Run the pipeline: only the tasks whose notebook, code, parameters or inputs changed.
+def run(tasks, params, output, raw, yaml, files, to, from_, force, jobs, keep_going, resume, as_json):
+    """Run the pipeline: only the tasks whose notebook, code, parameters or inputs changed. Or run one NOTEBOOK.
 
     TASKS are names from pipeline.yaml; their upstream tasks run first. Without TASKS, the whole pipeline runs.
+
+    NOTEBOOK is the path of a notebook that is no task: it runs in its own folder, whether or not anything changed,
+    with parameters as papermill injects them, and also outside of a project.
 
     \b
     Example:
@@ -115,33 +122,52 @@ def run(tasks, params, to, from_, force, jobs, keep_going, resume, as_json):
       mlnb run --from features --jobs 4 --keep-going
       mlnb run --resume last
       mlnb run --force --json | python -m json.tool
+      mlnb run notebooks/report.ipynb -p month=3 -o march.ipynb
 
     The exit code is 1 if a task failed, 130 after Ctrl-C.
     """
     from mlnb.pipelines.plan_cache import cached_plan
 
-    settings = load_settings()
-    if not force and not resume and (cached := cached_plan(settings, params, tasks, to, from_)) is not None:
-        return _print_nothing_to_do(settings, [s.name for s in cached], as_json)
+    options = {"jobs": jobs, "keep_going": keep_going}
     arguments = {"only": tasks, "to": to, "from_": from_, "force": force}
-    return _run_and_report(settings, params, resume, arguments, jobs, keep_going, as_json)
+    for_notebook = {"output": output, "raw": raw, "yaml": yaml, "files": files}
+    if resume:
+        if params or any((arguments | for_notebook).values()):
+            raise click.UsageError("--resume takes tasks and parameters from the earlier run; leave them out")
+        pipeline, arguments = _resumed(load_settings(or_folder=True), resume)
+        return _run_and_report(pipeline, arguments | options, as_json)
+    settings, notebook = None, None
+    if any(name.endswith((".ipynb", ".py")) or "/" in name for name in tasks):
+        from mlnb.cli.single_notebook import notebook_pipeline, resolve
+
+        settings, notebook, arguments["only"] = resolve(tasks)
+    if notebook:
+        if to or from_:
+            raise click.UsageError(f"--to and --from choose tasks, and {tasks[0]} is no task; leave them out")
+        pipeline = notebook_pipeline(settings, notebook, assignments=params, **for_notebook)
+        return _run_and_report(pipeline, options, as_json)
+    if any(for_notebook.values()):
+        right = "mlnb run notebooks/report.ipynb -p month=3 -o march.ipynb"
+        raise click.UsageError(f"-o, -r, -y and -f are for one notebook that is no task, as in: {right}")
+    settings = settings or load_settings()
+    if not force and (cached := cached_plan(settings, params, arguments["only"], to, from_)) is not None:
+        return _print_nothing_to_do(settings, [s.name for s in cached], as_json)
+    return _run_and_report(_pipeline(settings, params), arguments | options, as_json)
 
 
-def _run_and_report(
-    settings: "Settings", params: tuple, resume: str | None, arguments: dict, jobs: int, keep_going: bool, as_json: bool
-) -> None:
-    "Run outdated tasks, print the report and exit with its code"
+def _run_and_report(pipeline: "Pipeline", arguments: dict, as_json: bool) -> None:
+    "Run outdated tasks with the arguments of `Pipeline.run`, print the report and exit with its code"
     from rich.console import Console
 
     from mlnb.cli.progress import progress
     from mlnb.pipelines.resources import cores
 
-    errors, jobs = Console(stderr=True), jobs or settings.jobs or cores()
-    pipeline, arguments = _pipeline(settings, params, resume, arguments)
+    settings = pipeline.settings
+    errors, arguments = Console(stderr=True), {**arguments, "jobs": arguments["jobs"] or settings.jobs or cores()}
     signal.signal(signal.SIGTERM, _on_sigterm)
     try:
-        with redirect_stdout(sys.stderr), progress(errors, jobs) as listen:  # libraries may print
-            report = pipeline.run(on_event=listen, jobs=jobs, keep_going=keep_going, **arguments)
+        with redirect_stdout(sys.stderr), progress(errors, arguments["jobs"]) as listen:  # libraries may print
+            report = pipeline.run(on_event=listen, **arguments)
     except (KeyboardInterrupt, SystemExit) as e:
         started = f"finished tasks are kept, continue with: mlnb run --resume {getattr(e, 'run', '')}"
         hint = started if hasattr(e, "run") else "no task had started"
@@ -154,9 +180,16 @@ def _run_and_report(
         print_json(asdict(report))
     else:
         _show(report, Console(), errors)
+        _show_executed(pipeline, report)
     sys.stdout.flush()
     _log_to_mlflow(settings, report.run)
     sys.exit(0 if report.status == "succeeded" else 1)
+
+
+def _show_executed(pipeline: "Pipeline", report: "RunReport") -> None:
+    "Say where the executed notebook is, if it belongs to no pipeline"
+    if pipeline.spec.notebook and (executed := report.tasks[0].notebook):
+        click.echo(f"The executed notebook is {os.path.relpath(pipeline.spec.notebook.get('output') or executed)}")
 
 
 def _exit(code: int | str | None, abandoned: bool) -> NoReturn:

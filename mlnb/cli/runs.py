@@ -36,7 +36,7 @@ def _open_records(to_write: bool = False) -> Iterator[tuple["Settings", "Records
     from mlnb.pipelines.recorder import JOURNAL, replay
     from mlnb.project.errors import SettingError
 
-    settings = load_settings()
+    settings = load_settings(or_folder=True)
     folder = settings.path(".mlnb/runs")
     pending = may_write(folder) and any(folder.glob(f"*/{JOURNAL}"))
     with open_records(settings, to_write or pending) as records:
@@ -87,7 +87,8 @@ def _list(records: "Records", limit: int, pipeline: str | None, status: str | No
 
     listed = records.runs(limit, pipeline, status)
     unfiltered = records.runs(None if status else limit + 1, pipeline)
-    before = {run["id"]: older["parameters"] for run, older in pairwise(unfiltered)}
+    same = [[run for run in unfiltered if _notebook_of(run) == name] for name in {_notebook_of(r) for r in unfiltered}]
+    before = {run["id"]: older["parameters"] for runs in same for run, older in pairwise(runs)}
     counts = records.counts([run["id"] for run in listed])
     for run in listed:
         changed = changed_values(before[run["id"]], run["parameters"]) if run["id"] in before else {}
@@ -95,11 +96,17 @@ def _list(records: "Records", limit: int, pipeline: str | None, status: str | No
     return listed
 
 
+def _notebook_of(run: dict) -> str:
+    "The notebook of no pipeline that a run executed; empty for a run of the pipeline"
+    return (run["selection"] or {}).get("notebook", "")
+
+
 def _list_row(run: dict) -> tuple[str, ...]:
     counts = [str(run["tasks"].get(status, "")) for status in ("executed", "skipped", "failed")]
     new_values = {name: _value_text(new) for name, (_, new) in run["changed"].items()}
     changed = [f"{n}={text}" if n in run["parameters"] else f"no {n}" for n, text in new_values.items()]
     started, took = local_time(run["started"]), _took(run["seconds"])
+    changed = [_notebook_of(run), *changed] if _notebook_of(run) else changed
     return _short(run["id"]), started, took, _coloured(run["status"]), *counts, rich_escaped(", ".join(changed))
 
 # %% ../../nbs/cli/10_runs.ipynb #2b04ab51
@@ -115,8 +122,8 @@ STATUSES = ("running", "succeeded", "failed", "interrupted", "lost")
 def runs(ctx, limit, status, pipeline, as_json):
     """List the newest runs, or show, compare and open them.
 
-    The list shows the parameters that differ from the run before. Name a run by its id, by the last six characters
-    of the id, or as last, last~1, ...
+    The list shows the parameters that differ from the run before, of the pipeline or of the same notebook.
+    Name a run by its id, by the last six characters of the id, or as last, last~1, ...
 
     \b
     Example:

@@ -17,7 +17,7 @@ from ..project.errors import MlnbError
 from ..project.files import exclusive_lock, write_atomic
 from ..project.permissions import make_folder, opener
 from ..project.secrets import redact
-from ..project.settings import Settings, load_settings
+from ..project.settings import Settings, find_or_default_settings
 from ..records import Records
 
 # %% ../../nbs/models/05_tracker.ipynb #9b1abb36
@@ -121,7 +121,7 @@ def logging_warnings(settings: Settings, run_id: str) -> list[str]:
 def main() -> int:  # exit code
     "Entry point of the background process"
     os.nice(10)
-    settings = load_settings()
+    settings = find_or_default_settings()
     try:
         return 1 if log_pending_runs(settings) else 0
     except MlnbError as e:

@@ -15,6 +15,11 @@ from .table_settings import form
 from ..project.text import rough_duration
 
 # %% ../../nbs/monitoring/18_rules_runs.ipynb #26bfd808
+def _is_of_pipeline(run: dict) -> bool:
+    "Whether a run is one of the pipeline, and not of a notebook that was run alone"
+    return "notebook" not in (run["selection"] or {})
+
+
 class RunsRule(Rule, frozen=True, kw_only=True):
     "The pipeline failed, or has not succeeded for too long"
     kind = "runs"
@@ -24,7 +29,7 @@ class RunsRule(Rule, frozen=True, kw_only=True):
 
     def find(self, context: RuleContext) -> Iterator[RuleFinding]:
         pipeline = self.pipeline or context.settings.name
-        runs = context.records.runs(self.failures + 20, pipeline)
+        runs = [run for run in context.records.runs(self.failures + 200, pipeline) if _is_of_pipeline(run)]
         finished = [run for run in runs if run["status"] != "running"][: self.failures]
         if not finished and not self.hours:
             raise NoDataError(f"no run of pipeline '{pipeline}' has ended yet")
@@ -43,7 +48,7 @@ class RunsRule(Rule, frozen=True, kw_only=True):
         return self.finding(pipeline, words, value=float(len(runs)), limit=float(self.failures), details=details)
 
     def _late_findings(self, pipeline: str, context: RuleContext) -> Iterator[RuleFinding]:
-        newest = next(iter(context.records.runs(1, pipeline, "succeeded")), None)
+        newest = next(filter(_is_of_pipeline, context.records.runs(200, pipeline, "succeeded")), None)
         age = math.inf if newest is None else (context.now - newest["started"]).total_seconds() / 60
         if age > self.hours * 60:
             period = "yet" if newest is None else f"for {rough_duration(60 * age)}"

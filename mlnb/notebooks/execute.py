@@ -148,13 +148,14 @@ def execute(
     on_cell: Callable[[int, int], object] | None = None,  # called with (k, n) when cell k of n begins
     checkpoints: dict | None = None,  # {"folder", "watched": [folders written to], "lifetime": seconds}
     resume: dict | None = None,  # the checkpoint of an earlier failure
+    any_parameters: bool = False,  # inject parameters that the notebook does not declare too, as papermill does
 ) -> Path:  # `output`
     "Execute `notebook` in a new kernel; a `NotebookError` names cell and reason, and has `checkpoint` or `why_not`"
     notebook, output, parameters = Path(notebook), Path(output), parameters or {}
     content = cells.read(notebook)
     metadata = content.get("metadata") or {}
     kernel_name, language = (kernel, language_of(metadata, notebook)) if kernel else kernel_of(metadata, notebook)
-    if parameters:
+    if parameters and not any_parameters:
         _check_parameters(notebook, content, language, parameters)
     options: dict[str, Any] = {"parameters": parameters, "kernel_name": kernel_name, "language": language}
     options |= {"cwd": str(cwd or Path.cwd()), "env": env, "checkpoints": checkpoints, "resume": resume}

@@ -30,7 +30,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from . import forkserver
 from .forkserver import wait_for
-from ..project.errors import SettingError
+from ..project.errors import ProjectNotFound, SettingError
 from ..project.files import lock_file
 from ..project.settings import Settings, default_settings, find_root, load_settings
 
@@ -77,8 +77,10 @@ def find_settings(folder: str | Path | None = None) -> Settings:
 def _has_project(folder: str | Path | None) -> bool:
     try:
         return bool(find_root(folder))
-    except SettingError as e:
-        return "no project at" not in str(e)
+    except ProjectNotFound:
+        return False
+    except SettingError:
+        return True
 
 # %% ../../nbs/notebooks/06_kernels.ipynb #7db337f2
 _IMPORT_TIME_VARIABLES = re.compile(

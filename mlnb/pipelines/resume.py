@@ -22,7 +22,7 @@ from ..project.settings import Settings
 # %% ../../nbs/pipelines/08_resume.ipynb #11a1951e
 def folder(settings: Settings) -> Path:
     "The notes of a pipeline's failed tasks"
-    return settings.path(f".mlnb/checkpoints/{Path(settings.pipeline).stem}")
+    return settings.path(f".mlnb/checkpoints/{plan_cache.state_name(settings)}")
 
 
 def _is_resumable(note: Path) -> bool:

@@ -10,10 +10,11 @@ __all__ = ['TIMEOUT_MARGIN_SECONDS', 'INTERRUPT_GRACE_SECONDS', 'KILL_WAIT_SECON
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import datetime
+from itertools import chain, count
 from pathlib import Path
 
 from . import plan_cache
@@ -28,7 +29,8 @@ from .spec import Names, TaskSpec, as_list
 from .task_metrics import mlflow_notes, read_task_metrics
 from .workers import WorkerPool
 from ..project.errors import MlnbError, PipelineError
-from ..project.files import hold_lock, write_atomic
+from ..project.file_signatures import file_signature
+from ..project.files import exclusive_lock, hold_lock, write_atomic
 from ..project.settings import Settings
 from ..records import utc_now
 
@@ -116,8 +118,10 @@ def _job(pipeline: "Pipeline", task: TaskSpec, stage: Staging, notebook: Path, d
     "The arguments of `mlnb.notebooks.engine.execute`"
     settings = pipeline.settings
     staged = {key: str(stage.path(key)) for key in task.products}
-    parameters = task.params | {"product": staged if isinstance(task.product, dict) else staged["nb"]}
-    if "upstream" in task.declared:
+    parameters = dict(task.params)
+    if not task.is_alone:
+        parameters["product"] = staged if isinstance(task.product, dict) else staged["nb"]
+    if "upstream" in task.declared and not task.is_alone:
         products = {u: pipeline.spec.tasks[u].product for u in task.upstream}
         as_text = lambda p: {k: str(v) for k, v in p.items()} if isinstance(p, dict) else str(p)
         parameters["upstream"] = {u: as_text(p) for u, p in products.items()} or None
@@ -126,9 +130,11 @@ def _job(pipeline: "Pipeline", task: TaskSpec, stage: Staging, notebook: Path, d
         sockets = resume_folder(settings) / task.name
         checkpoints = {"folder": str(sockets), "watched": [str(f) for f in stage.folders.values()]}
     return {
-        "notebook": str(task.source), "output": str(notebook), "parameters": parameters, "cwd": str(settings.root),
+        "notebook": str(task.source), "output": str(notebook), "parameters": parameters,
+        "cwd": str(task.cwd or settings.root),
         "timeout": task.timeout, "notebook_timeout": task.task_timeout, "log": str(notebook.with_suffix(".log")),
         "env": {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else None, "checkpoints": checkpoints,
+        "any_parameters": task.is_alone,
     }  # fmt: skip
 
 # %% ../../nbs/pipelines/10_runner.ipynb #53d39a65
@@ -154,7 +160,7 @@ class _Attempts:
         start_fingerprint = await self.in_planner_thread(self.planner.begin, task.name)
         checkpoint = await asyncio.to_thread(self.find_checkpoint, task, start_fingerprint, number)
         notebook, notes = self.log.notebook(task.name), plan_cache.stages_folder(self.pipeline.settings)
-        pipeline_name = self.pipeline.spec.path.stem
+        pipeline_name = plan_cache.state_name(self.pipeline.settings)
         with Staging(task.name, task.products, pipeline_name, resume=checkpoint is not None, notes=notes) as stage:
             job = _job(self.pipeline, task, stage, notebook, devices) | {"resume": checkpoint}
             try:
@@ -163,7 +169,10 @@ class _Attempts:
                 if notebook.exists():
                     text = stage.replace_staged_paths(notebook.read_text(encoding="utf-8"))
                     write_atomic(notebook, text, durable=False)
+                    await asyncio.to_thread(self.write_output, task, text)
             if answer["error"]:
+                if task.output:
+                    answer["error"] = answer["error"].replace(str(notebook), str(task.output))
                 raise PipelineError(answer["error"] + self.save_checkpoint(task, start_fingerprint, stage, answer))
             if "nb" in task.products:
                 write_atomic(stage.path("nb"), notebook.read_bytes(), durable=False)
@@ -179,6 +188,17 @@ class _Attempts:
         except TimeoutError:
             problem = f"the notebook took longer than {task.task_timeout:g} seconds and did not stop"
             raise PipelineError(problem) from None
+
+    def write_output(self, task: TaskSpec, text: str) -> None:
+        "Write the executed notebook to the output of a task; a source that was edited meanwhile is not overwritten"
+        if not task.output:
+            return
+        before = self.pipeline.spec.signatures.get(str(task.output))
+        if before is not None and file_signature(task.output) != before:
+            executed = self.log.notebook(task.name)
+            problem = "was edited while it ran, so it is not overwritten"
+            raise PipelineError(f"{task.output} {problem}; the executed copy is {executed}")
+        write_atomic(task.output, text)
 
     def publish(self, task: TaskSpec, start_fingerprint: TaskFingerprint, stage: Staging) -> None:
         "Replace the products and their record"
@@ -248,6 +268,7 @@ class _Run:
         self.jobs, self.keep_going = options["jobs"], options["keep_going"]
         selection = {k: v for k, v in options.items() if k in {"tasks", "to", "from", "force"} and v}
         selection |= {"params": spec.overrides} if spec.overrides else {}
+        selection = {**spec.notebook, "slot": pipeline.settings.pipeline} | selection if spec.notebook else selection
         resumed, listener = options["resumed"], options["on_event"]
         self.id = recorder.start_run(settings.name, spec.parameters, selection=selection, resumed=resumed)
         self.log = _RunLog(recorder, self.id, settings.path(f".mlnb/runs/{self.id}"), listener)
@@ -362,6 +383,26 @@ def _run_in_thread(run: _Run) -> None:
         raise error
 
 # %% ../../nbs/pipelines/10_runner.ipynb #7a461e53
+@contextmanager
+def _locked(pipeline: "Pipeline") -> Iterator["Pipeline"]:
+    """Hold the lock of a pipeline, or raise an `MlnbError` if it is running already.
+
+    A notebook of no pipeline may run several times at once: each takes a free state folder, `report.ipynb@2`.
+    """
+    settings, base = pipeline.settings, pipeline.spec.notebook.get("notebook")
+    lock_of = lambda settings: settings.path(f".mlnb/locks/{plan_cache.state_name(settings)}.lock")
+    if not base:
+        with hold_lock(lock_of(settings), f"pipeline {pipeline.spec.path}"):
+            yield pipeline
+        return
+    for name in chain([settings.pipeline, base], (f"{base}@{n}" for n in count(2))):
+        settings = replace(settings, pipeline=name)
+        with exclusive_lock(lock_of(settings)) as lock:
+            if lock is not None:
+                yield replace(pipeline, settings=settings)
+                return
+
+# %% ../../nbs/pipelines/10_runner.ipynb #1f16a4fc
 @dataclass(frozen=True)
 class Pipeline:
     "A checked pipeline of a project, ready to run"
@@ -394,18 +435,25 @@ class Pipeline:
         options = {"tasks": as_list(only), "to": as_list(to), "from": as_list(from_), "force": force}
         options |= {"jobs": jobs or settings.jobs or cores(), "keep_going": keep_going}
         options |= {"resumed": resumed, "on_event": on_event}
-        with hold_lock(settings.path(f".mlnb/locks/{self.spec.path.stem}.lock"), f"pipeline {self.spec.path}"):
-            remove_orphaned_pipeline_stages(settings)
-            planner = self.planner()
+        with _locked(self) as pipeline:
+            return pipeline._run_outdated(only, force, to, from_, options)
+
+    def _run_outdated(self, only: Names, force: bool, to: Names, from_: Names, options: dict) -> RunReport:
+        "Run what the plan says; a notebook of no pipeline runs in any case"
+        settings = self.settings
+        remove_orphaned_pipeline_stages(settings)
+        planner = self.planner()
+        if self.spec.notebook:
+            states = [TaskState(name, "outdated", ("it was named on the command line",)) for name in self.tasks]
+        else:
             states = planner.plan(only, force, to, from_)
-            if all(s.state == "current" for s in states):
-                planner.save()
-                reports = [TaskReport(s.name, "skipped") for s in states]
-                return RunReport(None, settings.name, "succeeded", 0.0, reports)
-            with Recorder(settings.url(settings.records), settings.path(".mlnb/runs"), settings.root) as recorder:
-                report = self._run(_Run(self, states, options, planner, recorder))
+        if all(s.state == "current" for s in states):
             planner.save()
-            return report
+            return RunReport(None, settings.name, "succeeded", 0.0, [TaskReport(s.name, "skipped") for s in states])
+        with Recorder(settings.url(settings.records), settings.path(".mlnb/runs"), settings.root) as recorder:
+            report = self._run(_Run(self, states, options, planner, recorder))
+        planner.save()
+        return report
 
     def _run(self, run: _Run) -> RunReport:
         start_time, status = time.perf_counter(), "failed"

@@ -164,7 +164,7 @@ def project(settings: Settings) -> Iterator[DoctorFinding]:
     for item, create in (("pipeline", "write pipeline.yaml"), ("notebooks", "create the folder")):
         path, fix = getattr(settings, item), f"{create}, or set {item} in [tool.mlnb]"
         yield _finding(item.capitalize(), settings.path(path).exists(), path, f"no {path}", fix)
-    if not settings.path(settings.package).is_dir():
+    if not settings.package_folder.is_dir():
         fix = "run nbdev-export, or set package in [tool.mlnb]; otherwise changes of its code are not tracked"
         yield DoctorFinding("Package", NOTE, f"no folder {settings.package}", fix)
     yield _bundle(settings)
@@ -257,7 +257,7 @@ def _check_storage(storage: str) -> DoctorFinding:
 
 # %% ../nbs/03_doctor.ipynb #d2c3f145
 READ_VARIABLES = ("MLNB_ROOT", "MLNB_ENV", "MLNB_WORKERS", "MLNB_KEYS", "MLNB_KEYS_FILE", "MLNB_RUNTIME_DIR")
-_INTERNAL_VARIABLES = ("MLNB_CHECKED", "MLNB_METRICS_DIR", "MLNB_SUPERVISOR")  # set by mlnb for its child processes
+_INTERNAL_VARIABLES = ("MLNB_CHECKED", "MLNB_IMPORT_FOLDERS", "MLNB_METRICS_DIR", "MLNB_SUPERVISOR")  # set by mlnb for its child processes
 
 
 @project_check

@@ -154,7 +154,9 @@ def test_settings(tmp_path, monkeypatch):
     assert kernels.find_options(tmp_path) == kernels.KernelOptions()
     table = 'warm_kernels = false\nkernel_preload = ["numpy", "polars"]\nkernel_idle_minutes = 5\nkernel_pool = 0\n'
     (tmp_path / "pyproject.toml").write_text(f"[tool.mlnb]\n{table}")
-    assert kernels.find_options(tmp_path) == kernels.KernelOptions(False, ("numpy", "polars"), 300.0, 0)
+    assert kernels.find_options(tmp_path) == kernels.KernelOptions(
+        False, ("numpy", "polars"), 300.0, 0, (str(tmp_path),)
+    )
     monkeypatch.setenv("MLNB_KERNEL_PRELOAD", "numpy")
     assert kernels.find_options(tmp_path).preload == ("numpy",)
 

@@ -104,6 +104,20 @@ def kernel(how, tmp_path):
     made.close(now=True)
 
 
+def test_a_notebook_in_any_folder_imports_the_package_of_its_project(how, tmp_path):
+    for name in ("pyproject.toml", "flat/__init__.py", "src/nested/__init__.py", "nbs/twice.py", "twice.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("[tool.mlnb]\n" if name.endswith("toml") else "")
+    kernel = Kernel(cwd=str(tmp_path / "nbs"))
+    try:
+        assert kernel.how == how
+        shown = kernel.run("import flat, nested, twice; print(flat.__file__, nested.__file__, twice.__file__)")
+        files = ("flat/__init__.py", "src/nested/__init__.py", "nbs/twice.py")
+        assert shown.split() == [str(tmp_path / file) for file in files]
+    finally:
+        kernel.close(now=True)
+
+
 def test_a_cell_runs_where_it_should(kernel, tmp_path):
     assert kernel.run(
         "import os, sys; print(os.getcwd(), os.environ['MLNB_TEST_WORD'], __name__, '__file__' in globals())"

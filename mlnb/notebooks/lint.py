@@ -137,8 +137,7 @@ class Project(_Notebooks):
 
     @cached_property
     def library(self) -> Path:
-        src_folder = self.settings.path(f"src/{self.settings.package}")
-        return src_folder if src_folder.is_dir() else self.settings.path(self.settings.package)
+        return self.settings.package_folder.resolve()
 
     def module_file(self, name: str) -> Path:
         return self.library / f"{name.replace('.', '/')}.py"

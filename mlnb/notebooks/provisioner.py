@@ -18,6 +18,7 @@ from typing import Any
 from jupyter_client.manager import KernelManager
 from jupyter_client.provisioning import LocalProvisioner
 
+from .forkserver import IMPORT_FOLDERS_VARIABLE
 from .kernels import ColdStart, MAX_SOCKET_PATH, SERVER_FILE, KernelOptions, WarmProcess
 from .kernels import find_options, fork_kernel, runtime_folder
 
@@ -73,6 +74,17 @@ def _cold_command(command: list[str]) -> list[str]:
     return [command[0], str(SERVER_FILE), "kernel", *command[3:]]
 
 
+def _environment(command: list[str], environment: dict[str, str], options: KernelOptions | None) -> dict[str, str]:
+    "The environment of a kernel that finds its project's package in whatever folder it works"
+    if options is None or not options.import_folders:
+        return environment
+    folders = list(options.import_folders)
+    if _cold_command(command) != command:  # a kernel of ours
+        return environment | {IMPORT_FOLDERS_VARIABLE: os.pathsep.join(folders)}
+    inherited = filter(None, [environment.get("PYTHONPATH")])
+    return environment | {"PYTHONPATH": os.pathsep.join([*inherited, *folders])}
+
+
 async def _readable(fd: int, seconds: float | None) -> None:
     "Wait until `fd` can be read, without using a thread"
     loop, ready, duplicate_fd = asyncio.get_running_loop(), asyncio.Event(), os.dup(fd)
@@ -109,6 +121,7 @@ class KernelLauncher(LocalProvisioner):
     async def launch_kernel(self, cmd: list[str], **kwargs) -> dict:
         "Fork a kernel, or start it cold and say why"
         self._ending = False
+        kwargs["env"] = _environment(cmd, dict(kwargs.get("env") or os.environ), self._options)
         try:
             self.process = await asyncio.to_thread(self._fork, cmd, kwargs)
         except ColdStart as e:

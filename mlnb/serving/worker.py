@@ -36,8 +36,7 @@ _REGISTRY_PATH_SETTINGS = ("tracking", "model_cache")  # and what it needs to fo
 
 def add_to_import_path(settings: Settings) -> None:
     "Make the project's package importable although it is not installed"
-    if str(settings.root) not in sys.path:
-        sys.path.insert(0, str(settings.root))
+    sys.path[:0] = [str(folder) for folder in settings.import_folders if str(folder) not in sys.path]
 
 
 def exit_worker(error: Exception) -> None:

@@ -454,4 +454,13 @@ def test_notebooks_at_the_top_of_a_project(tmp_path, monkeypatch):
     (tmp_path / "venv" / "pyvenv.cfg").touch()
     code, text = command(tmp_path, monkeypatch, "--json")
     report = json.loads(text)
-    assert code == 0 and report["notebooks"] == 1 and report["not_examined"].keys() == {"modules", "tasks"}
+    assert (
+        code == 0
+        and report["notebooks"] == 1
+        and report["not_examined"].keys()
+        == {
+            "modules",
+            "outputs and metadata",
+            "tasks",
+        }
+    )

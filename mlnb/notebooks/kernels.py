@@ -56,13 +56,15 @@ class KernelOptions:
     preload: tuple[str, ...] = Settings.kernel_preload  # packages that the server imports
     idle_timeout: float = Settings.kernel_idle_minutes * 60.0  # seconds without children after which the server exits
     pool: int = Settings.kernel_pool  # number of pooled kernels
+    import_folders: tuple[str, ...] = ()  # of the project, if any
 
 
 def find_options(folder: str | Path | None = None) -> KernelOptions:
     "The options of the project around `folder`, see `find_settings`"
     settings = find_settings(folder)
     idle_timeout = settings.kernel_idle_minutes * 60.0
-    return KernelOptions(settings.warm_kernels, settings.kernel_preload, idle_timeout, settings.kernel_pool)
+    folders = tuple(map(str, settings.import_folders)) if settings.name else ()
+    return KernelOptions(settings.warm_kernels, settings.kernel_preload, idle_timeout, settings.kernel_pool, folders)
 
 
 def find_settings(folder: str | Path | None = None) -> Settings:

@@ -158,6 +158,14 @@ class Project(_Notebooks):
         return [p for p in self.modules[module] if self.module_file(self.exported[p].module) == module]
 
     @cached_property
+    def uses_nbdev(self) -> bool:
+        "Whether the project configures nbdev, a notebook exports cells, or a module was exported from one"
+        from nbdev.config import is_nbdev
+
+        exports = [*self.exported.values(), *self.exported_elsewhere.values()]
+        return is_nbdev() or any(e.module or e.cells for e in exports) or bool(self.generated)
+
+    @cached_property
     def generated(self) -> list[Path]:
         files = sorted(p for p in self.library.rglob("*.py") if p.name != "_modidx.py" and p.is_file())
         return [p for p in files if _generated_from(p)]
@@ -232,6 +240,11 @@ def _no_modules(project: Project) -> str:
     return "" if project.modules or project.generated else "no notebook exports a module"
 
 
+def _no_nbdev(project: Project) -> str:
+    reason = "the project does not use nbdev: there is no [tool.nbdev], and no notebook exports a module"
+    return _no_notebooks(project) if not project.paths else "" if project.uses_nbdev else reason
+
+
 def _no_notebooks(project: Project) -> str:
     "Why there is no notebook in the folder of the setting, and where there are some"
     paths = [p for pattern in ("*.ipynb", "*/*.ipynb") for p in sorted(project.settings.root.glob(pattern))]
@@ -249,6 +262,7 @@ Problems = Iterator[tuple[Path, str]]  # path of a file, message
 CHECKS: dict[str, LintCheck] = {}
 SUBJECTS: dict[str, Callable] = {  # (project) -> why there is nothing to check; empty if there is
     "notebooks": lambda project: "" if project.paths else _no_notebooks(project),
+    "outputs and metadata": _no_nbdev,
     "modules": _no_modules,
     "tasks": _no_tasks,
 }
@@ -289,7 +303,8 @@ def run_checks(
         missing = {subject: reason for subject, probe in SUBJECTS.items() if (reason := probe(project))}
         findings = []
         for name, lint_check in CHECKS.items():
-            findings += [LintFinding(name, project.name(path), text) for path, text in lint_check.function(project)]
+            problems = () if lint_check.subject in missing else lint_check.function(project)
+            findings += [LintFinding(name, project.name(path), text) for path, text in problems]
     if project.paths and not project.folder_notebooks:
         missing = {"notebooks outside of the pipeline": _no_notebooks(project)} | missing
     return LintReport(findings, missing, len(project.notebooks))
@@ -321,7 +336,7 @@ def _cleaned(notebook: dict) -> dict:
     return after
 
 
-@check("outputs and metadata are clean")
+@check("outputs and metadata are clean", "outputs and metadata")
 def clean(project: Project) -> Problems:
     for path in project.notebooks:
         before = cells.read(path, raw_source=True)

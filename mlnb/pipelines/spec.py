@@ -582,7 +582,7 @@ def read(
         _check_override(name, value, env, task_specs)
         _check_effect(name, referenced, task_specs)
     tasks = _unique(task_specs)
-    protected = [path, env_path, settings.root / "pyproject.toml", settings.path(settings.package)]
+    protected = [path, env_path, settings.root / "pyproject.toml", settings.package_folder.resolve()]
     _check_product_paths(tasks, path.parent, protected)
     upstream_of = _resolved_upstream(tasks)
     for n, task in tasks.items():

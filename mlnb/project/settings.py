@@ -118,6 +118,19 @@ class Settings:
             raise _bento_error(self.root, names or [str(value)])
         return path.resolve()
 
+    @property
+    def package_folder(self) -> Path:
+        "The folder of the project's package, in `src/` or directly in the project; it may be missing"
+        folder = self.root / "src" / self.package
+        return folder if folder.is_dir() else self.root / self.package
+
+    @property
+    def import_folders(self) -> tuple[Path, ...]:
+        "Where Python finds the project's code although it is not installed"
+        source = self.root / "src"
+        has_packages = source.is_dir() and not (source / "__init__.py").exists()
+        return (self.root, source) if has_packages else (self.root,)
+
     def url(self, value: str) -> str:
         "A URL or folder with a relative file made absolute, so that it works from any folder"
         kind, file = _split_url(value)

@@ -52,7 +52,7 @@ LAST = "product: out/other.ipynb"
     [
         ("name: second", "name: first", "two tasks have the name 'first'"),
         ("source: nbs/other.ipynb", "source: nbs/absent.ipynb", "task 'other': there is no notebook"),
-        ("source: nbs/other.ipynb", "source: other.py", "task 'other' has source 'other.py'; a task is a notebook"),
+        ("source: nbs/other.ipynb", "source: other.R", "task 'other' has source 'other.R'; a task is a notebook"),
         (
             "    source: nbs/other.ipynb\n",
             "",

@@ -9,7 +9,7 @@ __all__ = ['MIN_SAVE_INTERVAL', 'OnCell', 'MAX_STREAM_CHARACTERS', 'MAX_OUTPUT_C
            'CellClient', 'CheckpointClient', 'SnapshotProvisioner', 'Engine', 'run']
 
 # %% ../../nbs/notebooks/10_engine.ipynb #cd2d5ce9
-from . import unattended
+from . import cells, unattended
 from .checkpoints import MIN_CELL_SECONDS, Checkpointer, connect, executable_cells, release
 from .checkpoints import restore_outputs
 from .jsonschema_import import without_slow_jsonschema
@@ -37,6 +37,7 @@ with without_slow_jsonschema():
 # %% ../../nbs/notebooks/10_engine.ipynb #9a20f632
 import ast
 import asyncio
+import json
 import logging
 import math
 import os
@@ -49,6 +50,7 @@ from functools import partial
 from inspect import unwrap
 from pathlib import Path
 from queue import Empty
+from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
 import zmq
@@ -650,12 +652,22 @@ def _papermill_language(language: str, kernel_name: str) -> str:
     return name or language
 
 
+def _load(notebook: Path) -> NotebookNode:
+    "A notebook or a `.py` file with papermill's metadata"
+    if notebook.suffix == ".ipynb":
+        return load_notebook_node(str(notebook))
+    with TemporaryDirectory() as folder:
+        path = Path(folder, f"{notebook.stem}.ipynb")
+        path.write_text(json.dumps(cells.read(notebook)), encoding="utf-8")
+        return load_notebook_node(str(path))
+
+
 def run(notebook: str | Path, output: str | Path, parameters: dict, kernel_name: str, language: str, **options) -> None:
     """Execute a notebook and write the executed copy to `output`; a failed cell raises a `PapermillExecutionError`.
 
     `options` are those of `Engine.execute_managed_notebook`.
     """
-    node = load_notebook_node(str(notebook))
+    node = _load(Path(notebook))
     if parameters:
         language = _papermill_language(language, kernel_name)
         node = parameterize_notebook(node, parameters, kernel_name=kernel_name, language=language)

@@ -17,8 +17,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from . import cells
-from .checkpoints import release
+from . import cells, percent
+from .checkpoints import executable_cells, release
 from .languages import is_python_language, kernel_of, language_of
 from ..project.errors import NotebookError
 from ..project.permissions import make_folder, opener
@@ -93,6 +93,20 @@ def _reason(error: Any, log_tail: str) -> str:
     return f"{kind}: {error}"
 
 
+def _line(source: Path, number: int, injected: bool) -> int | None:
+    "The line of a `.py` file at which the cell In [number] begins; `injected`: whether a cell of parameters was added"
+    if not percent.is_percent(source):
+        return None
+    notebook = cells.read(source)
+    positions, tagged = executable_cells(notebook), cells.find_tagged(notebook, "parameters")
+    if injected:
+        before = sum(i <= tagged[0] for i in positions) if tagged else 0
+        number = 0 if number == before + 1 else number - (number > before)
+    if not 0 < number <= len(positions):
+        return None
+    return cells.line_of(source, [c["source"] for c in notebook["cells"][: positions[number - 1] + 1]])
+
+
 def _message(execution: _Execution, log_tail: str) -> str:
     "One sentence with notebook, cell, reason and executed copy"
     error, live = execution.error, getattr(execution.client, "nb_man", None)
@@ -102,6 +116,8 @@ def _message(execution: _Execution, log_tail: str) -> str:
         return f"{execution.source} could not be started: {type(error).__name__}: {error} {log_tail}".rstrip()
     cell = live.numbers.get(getattr(error, "cell_index", live.index))
     location = f", cell [{cell}]" if cell else ""
+    if cell and (line := _line(execution.source, cell, bool(execution.options["parameters"]))):
+        location += f" at line {line}"
     return f"{execution.source}{location}: {_reason(error, log_tail)}; the executed copy is {execution.output}"
 
 # %% ../../nbs/notebooks/04_execute.ipynb #34e6a3e0

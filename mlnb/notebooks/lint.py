@@ -339,6 +339,8 @@ def _cleaned(notebook: dict) -> dict:
 @check("outputs and metadata are clean", "outputs and metadata")
 def clean(project: Project) -> Problems:
     for path in project.notebooks:
+        if path.suffix != ".ipynb":
+            continue  # a .py file has no outputs
         before = cells.read(path, raw_source=True)
         after = _cleaned(before)
         changed = [n for n, (a, b) in enumerate(zip(before["cells"], after["cells"], strict=False), 1) if a != b]
@@ -590,7 +592,7 @@ def _sources(settings: Settings) -> list[Path]:
         named = [t["source"] for t in tasks if isinstance(t, dict) and isinstance(t.get("source"), str)]
     except (OSError, UnicodeDecodeError, yaml.YAMLError, yaml_reader.InvalidYaml, KeyError, TypeError):
         return []
-    return [settings.path(s) for s in named if s.endswith(".ipynb") and "{{" not in s]
+    return [settings.path(s) for s in named if s.endswith((".ipynb", ".py")) and "{{" not in s]
 
 
 @check("each task has one parameters cell", "tasks")

@@ -379,8 +379,8 @@ def _task(item, number: int, env: dict, root: Path) -> TaskSpec:
     where = f"task '{item.get('name', number)}'"
     values = _checked(item, where)
     name, source = values["name"], values["source"]
-    if not source.endswith(".ipynb"):
-        problem = f"{where} has source {source!r}; a task is a notebook"
+    if not source.endswith((".ipynb", ".py")):
+        problem = f"{where} has source {source!r}; a task is a notebook, or a .py file with cells"
         raise PipelineError(f"{problem}, write for example: source: {_KEYS['source'][1]}")
     if not re.fullmatch(r"[\w.-]+", name):
         raise PipelineError(f"{where}: a name has letters, digits, '_', '-' and '.' only")

@@ -210,5 +210,5 @@ def problem_of(value: Mapping, covers: Callable[[str], bool] = lambda module: Fa
     kind = value.get("kind")
     try:
         return msgspec.convert(value, type=problem_class(str(kind), covers))
-    except msgspec.ValidationError as e:
+    except (msgspec.ValidationError, ModelError) as e:
         raise BundleError(f"problem {kind!r}: {e}") from None

@@ -140,7 +140,7 @@ class Regression(Problem, frozen=True, tag="regression"):
         with np.errstate(divide="ignore", invalid="ignore"):
             metrics = {
                 "mae": sums["absolute"] / rows, "rmse": np.sqrt(sums["squared"] / rows),
-                "r2": np.where(spread > 0, 1 - sums["squared"] / spread, np.nan),
+                "r2": np.where(spread > 0, 1 - sums["squared"] / spread, np.where(sums["squared"] > 0, 0.0, 1.0)),
                 "wape": np.where(sums["label_absolute"] > 0, sums["absolute"] / sums["label_absolute"], np.nan),
                 "bias": sums["error"] / rows,
             }  # fmt: skip

@@ -106,7 +106,7 @@ def test_one_moment_for_all_rows(model, newest, rows, tmp_path):
 
 
 WRONG = {
-    "carrier": ["", "a" * 101, "tab\there", "bell\x07"],
+    "carrier": ["", "a" * 101, "escape\x1bhere", "bell\x07"],
     "flight": ["12.0", "1e3", "x", str(2**53 + 1), "9" * 30, "True"],
     "distance": ["NaN", "Infinity", "-inf", "1e999", "far", "1,5", "0x10"],
     "departure": [

@@ -18,7 +18,7 @@ from mlnb.serving.log_reader import read_predictions
 from mlnb.serving.row_validation import RequestError, RequestSchema
 
 FIELDS = (
-    Field("carrier", "string", "Airline", "UA"),
+    Field("carrier", "string", "Airline", "UA", max_length=100),
     Field("flight", "integer", "Flight number", 1545),
     Field("distance", "number", "Miles", 1400.0),
     Field("departure", "time", "Scheduled departure", "2013-07-01T05:15:00-04:00"),
@@ -96,7 +96,7 @@ def test_every_arrow_type_that_holds_a_field_exactly(name, kind):
 @pytest.mark.parametrize(
     ("name", "column", "rows"),
     [
-        *(("carrier", pa.array(["UA", v]), [1]) for v in (None, "", "a\n", "\x7f", "a\x00", "x" * 101)),
+        *(("carrier", pa.array(["UA", v]), [1]) for v in (None, "", "a\x1f", "\x7f", "a\x00", "x" * 101)),
         *(
             ("carrier", pa.array(["UA", v]).cast(kind), [1])
             for v in (None, "", "x" * 101, "x" * 500)

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import msgspec
 import numpy as np
 
+from ..data.field_values import bound_entity
 from ..data.fields import DECISION_TIME, columns_of, floats_to_json
 from ..data.point_in_time import Columns, FeatureSnapshot, NewestSnapshot, PointInTimeFeatures
 from .hooks import FunctionFeatures, Model
@@ -143,10 +144,11 @@ class Bundle(BundleFiles):
         super().__init__(folder)
         self.manifest, self.model, self.context_features = manifest, model, context_features
         self.name, self.version, self.threshold = manifest.name, manifest.version, manifest.threshold
-        self.request, self.feature_names = manifest.request, manifest.categorical + manifest.numeric
+        self.request = bound_entity(manifest.request, manifest.entity)
+        self.feature_names = manifest.categorical + manifest.numeric
         self.needs_point_in_time, self._decimals = context_features is not None, model.decimals
         self.problem = problem or problem_of(manifest.problem)
-        by_name = {f.name: f for f in manifest.request}
+        by_name = {f.name: f for f in self.request}
         self.entity = tuple(by_name[name] for name in manifest.entity)
 
     @classmethod

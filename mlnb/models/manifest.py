@@ -16,7 +16,8 @@ from urllib.parse import quote
 
 import msgspec
 
-from ..data.fields import DECISION_TIME, FIELD_TYPES, Field
+from ..data.field_values import field_problem
+from ..data.fields import BINARY_TYPES, DECISION_TIME, FIELD_TYPES, TENSOR_TYPES, Field
 from .problems import Problem
 from .trust import Trust, check_signature
 from ..project.errors import BundleError, did_you_mean
@@ -97,6 +98,8 @@ def check_fields(request: Sequence[Field], entity: Sequence[str]) -> None:
     for f in request:
         if f.type not in FIELD_TYPES:
             raise BundleError(f"field {f.name!r} has type {f.type!r}; write one of {', '.join(FIELD_TYPES)}")
+        if problem := field_problem(f):
+            raise BundleError(f"field {f.name!r} {problem}")
         if f.name == DECISION_TIME.name or names.count(f.name) > 1:
             problem = f"field {f.name!r} is repeated in the request"
             raise BundleError(f"{problem}; decision_time is always present and optional")
@@ -104,6 +107,10 @@ def check_fields(request: Sequence[Field], entity: Sequence[str]) -> None:
         if name not in names:
             problem = f"entity {name!r} is not a field of the request{did_you_mean(name, names)}"
             raise BundleError(f"{problem}; fields are {', '.join(names)}")
+        f = request[names.index(name)]
+        if f.nullable or f.type in (*TENSOR_TYPES, *BINARY_TYPES):
+            problem = "is nullable" if f.nullable else f"has type {f.type}"
+            raise BundleError(f"entity {name!r} {problem}; name a text, a number or a time that is always there")
 
 
 def _parse_manifest(value: object, file: Path) -> Manifest:

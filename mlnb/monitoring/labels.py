@@ -31,9 +31,9 @@ from ..serving.log_reader import LogQuery, LogReader, LogSnapshot
 from ..serving.labels import EXPECTED_FORMS, LabelStore
 from ..serving.labels import compact_labels, schema, to_microseconds
 from ..serving.log_records import FEATURE_PREFIX, INPUT_PREFIX
-from ..serving.row_validation import CLOCK_SKEW, EXPECTED_FORMATS, MAX_KEY_LENGTH
+from ..data.field_values import CLOCK_SKEW, EXPECTED_FORMATS, MAX_KEY_LENGTH
 from ..serving.scoring import ScoringProgress, rejected_file
-from ..serving.column_validation import is_text_type
+from ..serving.arrow_fields import is_text_type
 
 # %% ../../nbs/monitoring/08_labels.ipynb #205ddd7f
 DECISION_COLUMNS = ("entity", "time", "logged_at", "model_version", "arm", "probability", "decision")

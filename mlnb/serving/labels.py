@@ -29,7 +29,8 @@ from .log_records import time_scalar
 from .messages import HttpError
 from .part_store import PartStore, parts_to_merge, retry_on_change
 from .predictions import PredictionLog, lock_if_finished
-from .row_validation import CLOCK_SKEW, EXPECTED_FORMATS, RowDecoder
+from ..data.field_values import CLOCK_SKEW, EXPECTED_FORMATS
+from .row_validation import RowDecoder
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -85,7 +85,7 @@ class RequestRows:
 
     def take(self, positions: Positions) -> "RequestRows":
         "Some of the rows"
-        request = {name: column.take(positions) for name, column in self.request.items()}
+        request = {name: column.take(positions, 0) for name, column in self.request.items()}
         raw, times = self.raw and [self.raw[i] for i in positions], self.decision_times[positions]
         return RequestRows(
             raw, request, times, self.received, self._origins(positions), self.fields, newest=self.newest

@@ -17,7 +17,7 @@ from .column_validation import ARROW
 from .labels import EXPECTED_FORMS, LABEL_FIELDS, example_label
 from .messages import Answer
 from .routing import Routing
-from .row_validation import expected_format
+from ..data.field_values import expected_format
 
 # %% ../../nbs/serving/10_openapi.ipynb #4b9d2e35
 def _type_schema(field: Field) -> dict:

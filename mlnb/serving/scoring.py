@@ -37,7 +37,7 @@ from .table_files import PROBLEM_SCHEMA, RowBatch, read_batches, check_columns, 
 from .table_files import file_format, open_reader, problem_table
 from .log_records import to_record_batch
 from .predictions import PredictionLog
-from .column_validation import is_text_type
+from .arrow_fields import is_text_type
 
 # %% ../../nbs/serving/15_scoring.ipynb #42d302f3
 def _select_rows(columns: Columns, rows: np.ndarray | slice) -> Columns:

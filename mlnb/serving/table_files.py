@@ -9,10 +9,12 @@ __all__ = ['MAX_BATCH_ROWS', 'MAX_BATCH_BYTES', 'READERS', 'COLUMN_FIXES', 'PROB
 
 # %% ../../nbs/serving/14_table_files.ipynb #42eb5951
 import csv
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from base64 import b64encode
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,12 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from ..data.point_in_time import Columns
-from ..data.fields import Field
+from ..data.fields import BINARY_TYPES, TENSOR_TYPES, Field, field_type
+from ..data.field_values import MSGSPEC_TYPES, OUT_OF_RANGE, expected_format, expected_value, msgspec_type
+from ..data.field_values import value_problem
 from ..project.errors import ServingError, did_you_mean
 from ..project.text import short_json
-from .row_validation import EXPECTED_FORMATS, MSGSPEC_TYPES, OUT_OF_RANGE, expected_format
-from .column_validation import CONVERTERS, accepts_arrow_type, is_text_type, without_dictionary
+from .arrow_fields import accepts_arrow_type, arrow_type, is_text_type, to_column, without_dictionary
 
 # %% ../../nbs/serving/14_table_files.ipynb #a024bbf3
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class RowBatch:
     numbers: np.ndarray  # (n,) int64, of the rows in the file
     malformed: tuple[tuple[int, str], ...]  # row number and problem of malformed lines
     done: float  # fraction of the file that was read, 0 to 1
+    text: bool = False  # whether the values are texts, and an empty one is null
 
     @property
     def rows(self) -> int:
@@ -92,7 +96,7 @@ class CsvReader:
             for table in self._open(file, quarantine_row):
                 numbers, wrong = _number_rows(first, table.num_rows, malformed)
                 first += len(numbers) + len(wrong)
-                yield RowBatch(table, numbers, wrong, min(1.0, file.tell() / self.size))
+                yield RowBatch(table, numbers, wrong, min(1.0, file.tell() / self.size), text=True)
         if malformed:
             yield RowBatch(
                 pa.RecordBatch.from_pylist([], self.schema), np.array([], np.int64), tuple(malformed.items()), 1.0
@@ -170,18 +174,27 @@ def read_batches(source: ParquetReader | CsvReader, path: Path) -> Iterator[RowB
         yield batch
 
 # %% ../../nbs/serving/14_table_files.ipynb #fb1aac9a
+_TEXT_FIX, _BYTES_FIX = "text", "binary, in pandas: a column of bytes"
 COLUMN_FIXES = {
-    "string": "text",
+    "string": _TEXT_FIX,
+    "category": _TEXT_FIX,
     "integer": 'integers, in pandas: .astype("Int64")',
     "number": "numbers",
+    "boolean": 'booleans, in pandas: .astype("boolean")',
     "time": 'times with their zone, in pandas: .dt.tz_localize("UTC")',
+    "vector": "lists of numbers, in pandas: a column of arrays",
+    "tensor": "nested lists of numbers, in pandas: .map(numpy.ndarray.tolist)",
+    "image": _BYTES_FIX,
+    "bytes": _BYTES_FIX,
 }
 
 
 def check_columns(path: Path, schema: pa.Schema, fields: Sequence[Field], text: bool) -> None:
-    "Raise `ServingError` for the first field without a column, or whose column has the wrong type"
+    "Raise `ServingError` for the first required field without a column, or whose column has the wrong type"
     for field in fields:
         if field.name not in schema.names:
+            if not field.required:
+                continue
             hint = did_you_mean(field.name, schema.names)
             raise ServingError(
                 f"{path} has no column {field.name!r}{hint}; the model needs {', '.join(f.name for f in fields)}"
@@ -197,6 +210,7 @@ _TEXT_PATTERNS = {
     "integer": r"^-?[0-9]{1,16}$",
     "number": r"^-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?$",
     "time": r"^[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})$",
+    "boolean": r"^(?i:true|false|1|0)$",
 }
 
 
@@ -228,26 +242,70 @@ def _cast(column: pa.Array, kind: pa.DataType) -> pa.Array:
         return pa.concat_arrays([_cast(column[:middle], kind), _cast(column[middle:], kind)])
 
 
-def _values(column: pa.Array, field: Field) -> pa.Array:
-    "A column in the type of `field`, null if a value is not of that type"
-    if field.type == "string":
-        return column.cast(pa.large_string())
-    if not is_text_type(column.type):
-        return without_dictionary(column)
+def _booleans(column: pa.Array) -> pa.Array:
+    "Texts as booleans, in the spellings of JSON, pandas, R and spreadsheets"
+    usual = pc.if_else(pc.match_substring_regex(column, _TEXT_PATTERNS["boolean"]), column, None)
+    is_true = pc.is_in(pc.utf8_lower(usual), pa.array(["true", "1"], column.type))
+    return pc.if_else(usual.is_valid(), is_true, None)
+
+
+def _decoded(column: pa.Array, field: Field, decode: Callable) -> pa.Array:
+    "Texts decoded one by one, null if a text cannot be"
+    return pa.array([decode(text) for text in column.to_pylist()], arrow_type(field))
+
+
+def _from_text(column: pa.Array, field: Field) -> pa.Array:
+    "Texts of a CSV file in the type of `field`, null if a value is not of that type"
     if field.type == "time":
         return _times(column)
+    if field.type == "boolean":
+        return _booleans(column)
+    if field.type in TENSOR_TYPES:
+        return _decoded(column, field, partial(_try, msgspec.json.Decoder(msgspec_type(field)).decode))
+    if field.type in BINARY_TYPES:
+        return _decoded(column, field, partial(_try, partial(msgspec.convert, type=bytes)))
     numbers = pc.if_else(pc.match_substring_regex(column, _TEXT_PATTERNS[field.type]), column, None)
     return _cast(numbers, _NUMBER_TYPES[field.type])
+
+
+def _try(decode: Callable, text: str | None):
+    "What `decode` returns, None if the text is missing or cannot be decoded"
+    with suppress(msgspec.MsgspecError):
+        return None if text is None else decode(text)
+
+
+def _values(column: pa.Array, field: Field) -> pa.Array:
+    "A column in the type of `field`, null if a value is not of that type"
+    if pa.types.is_null(column.type):
+        return column
+    if field.type in ("string", "category"):
+        return column.cast(pa.large_string())
+    return _from_text(column, field) if is_text_type(column.type) else without_dictionary(column)
 
 # %% ../../nbs/serving/14_table_files.ipynb #dddcde02
 def _problems(column: pa.Array, values: pa.Array, field: Field) -> list[str]:
     "The problem of each value of a column of invalid values"
     if pa.types.is_timestamp(column.type) or pa.types.is_decimal(column.type):
         column = column.cast(pa.string())
-    out_of_range = values.is_valid() if field.type == "time" else pa.repeat(False, len(values))
-    problem = {True: OUT_OF_RANGE, False: f"is not {EXPECTED_FORMATS[field.type]}"}
-    pairs = zip(column.to_pylist(), out_of_range.to_pylist(), strict=True)
-    return ["is missing" if value is None else f"{short_json(value)} {problem[late]}" for value, late in pairs]
+    pairs = zip(column.to_pylist(), values.is_valid().to_pylist(), strict=True)
+    return [_problem(cell, is_valid, field) for cell, is_valid in pairs]
+
+
+def _problem(cell: Any, is_valid: bool, field: Field) -> str:
+    "What is wrong with a cell; `is_valid` says whether it has the type of the field"
+    if cell is None:
+        return "is missing"
+    if field.type == "time" and is_valid:
+        return f"{short_json(cell)} {OUT_OF_RANGE}"
+    if isinstance(cell, bytes):
+        cell = b64encode(cell).decode()
+    elif field.type in TENSOR_TYPES and isinstance(cell, str):
+        cell = _try(msgspec.json.decode, cell) or cell
+    explained = value_problem(field, cell) if field.type in _EXPLAINED else None
+    return explained or f"{short_json(cell)} is not {expected_value(field)}"
+
+
+_EXPLAINED = ("string", "category", *TENSOR_TYPES, *BINARY_TYPES)  # types whose problem depends on the value
 
 # %% ../../nbs/serving/14_table_files.ipynb #3d7945f4
 PROBLEM_SCHEMA = pa.schema(
@@ -263,13 +321,28 @@ def problem_table(numbers: np.ndarray, field: str | None, problems: Sequence[str
     )
 
 
+def _checked_column(column: pa.Array, values: pa.Array, field: Field, text: bool) -> tuple[np.ndarray, np.ndarray]:
+    "The values of a column and which of them are wrong; in a `text` a field with a default may be left out"
+    checked, wrong = to_column(field, values)
+    null = column.is_null().to_numpy(zero_copy_only=False)
+    if field.nullable:
+        return checked, wrong | (values.is_null().to_numpy(zero_copy_only=False) & ~null)
+    if field.required or not text:
+        return checked, wrong
+    default = field_type(field).column([field.default])
+    return np.where(null.reshape(-1, *[1] * (checked.ndim - 1)), default, checked), wrong & ~null
+
+
 def validate_batch(batch: RowBatch, fields: Sequence[Field]) -> tuple[Columns, np.ndarray, pa.Table]:
     "The request columns of the valid rows, and the problems of the others"
     valid, columns, problems = np.ones(len(batch.numbers), bool), {}, []
     for field in fields:
+        if field.name not in batch.table.schema.names:
+            columns[field.name] = field_type(field).column([field.default] * len(valid))
+            continue
         column = batch.table.column(field.name)
         values = _values(column, field)
-        columns[field.name], wrong = CONVERTERS[field.type](values)
+        columns[field.name], wrong = _checked_column(column, values, field, batch.text)
         if wrong.any():
             messages = _problems(column.filter(wrong), values.filter(wrong), field)
             problems.append(problem_table(batch.numbers[wrong], field.name, messages, expected_format(field)))

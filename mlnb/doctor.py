@@ -294,7 +294,7 @@ def variables(settings: Settings | None) -> Iterator[DoctorFinding]:
 def _settings_finding(error: str) -> DoctorFinding:
     "A finding for settings that cannot be read, or outside of any project"
     if error.startswith("no project at"):
-        return DoctorFinding("Project", NOTE, "none at or above this folder", "create one: mlnb new NAME")
+        return DoctorFinding("Project", NOTE, "none at or above this folder", "create one: mlnb new NAME, or mlnb init")
     return DoctorFinding("Settings", MISSING, error, "correct pyproject.toml or the variable")
 
 

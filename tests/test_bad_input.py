@@ -175,7 +175,7 @@ def test_a_missing_pipeline_and_a_broken_env(project):
     (project / "env.yaml").write_text("")
     refused(project, "run", "'{{n}}' names 'n', which env.yaml does not define")
     (project / "pipeline.yaml").unlink()
-    refused(project, "run", "there is no", "pipeline.yaml; write it, or create a project with: mlnb new NAME")
+    refused(project, "run", "there is no", "pipeline.yaml; write it, or add it with: mlnb init")
 
 
 @pytest.mark.parametrize("text", ["", '{"cells": [', "[]", "print('no notebook')"])

@@ -27,6 +27,7 @@ HEAVY = {
 }
 COMMANDS = [
     "new",
+    "init",
     "doctor",
     "check",
     "plan",

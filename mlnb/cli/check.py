@@ -24,12 +24,13 @@ PIPELINE_HEADLINE = "the pipeline is what it should be"
 
 def _pipeline(settings: "Settings") -> tuple[list | None, list, str]:
     "The notebooks of pipeline.yaml (None if it cannot be read), its products, and its first error"
-    from mlnb.pipelines.spec import read
+    from mlnb.pipelines.spec import read, read_yaml
     from mlnb.project.errors import PipelineError
 
-    if not settings.path(settings.pipeline).exists():
-        return [], [], ""
+    path = settings.path(settings.pipeline)
     try:
+        if not path.exists() or read_yaml(path) is None:  # a new one has comments only
+            return [], [], ""
         tasks = read(settings).tasks.values()
     except PipelineError as e:
         return None, [], str(e)

@@ -24,6 +24,7 @@ from ..project.text import printable
 # %% ../../nbs/cli/00_main.ipynb #a8b2df5e
 COMMANDS = {
     "new": "Create a project that runs at once.",
+    "init": "Add mlnb to a repository that exists.",
     "doctor": "Check your installation and project, and show how to fix problems.",
     "check": "Check notebooks and the pipeline without running them.",
     "plan": "Show which tasks would run, and why.",

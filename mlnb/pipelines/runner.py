@@ -119,7 +119,7 @@ def _job(pipeline: "Pipeline", task: TaskSpec, stage: Staging, notebook: Path, d
     settings = pipeline.settings
     staged = {key: str(stage.path(key)) for key in task.products}
     parameters = dict(task.params)
-    if not task.is_alone:
+    if "product" in task.declared and not task.is_alone:
         parameters["product"] = staged if isinstance(task.product, dict) else staged["nb"]
     if "upstream" in task.declared and not task.is_alone:
         products = {u: pipeline.spec.tasks[u].product for u in task.upstream}

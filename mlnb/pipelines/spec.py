@@ -72,7 +72,7 @@ def read_yaml(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise PipelineError(f"there is no {path}; write it, or create a project with: mlnb new NAME") from None
+        raise PipelineError(f"there is no {path}; write it, or add it with: mlnb init") from None
     except (OSError, UnicodeDecodeError) as e:
         raise PipelineError(f"{path} cannot be read: {e}") from None
     return parse_yaml(text, path)
@@ -390,8 +390,12 @@ def _task(item, number: int, env: dict, root: Path) -> TaskSpec:
         declared = cells.parameters(path)
     except NotebookError as e:
         raise PipelineError(f"task '{name}': {e}") from None
+    product = _product(values["product"], root, where)
+    if "product" not in declared and isinstance(product, dict) and product.keys() - {"nb"}:
+        problem = f"the parameters cell of {source} does not declare product, the paths that it has to write"
+        raise PipelineError(f"{where}: {problem}; add to it: product = None")
     return TaskSpec(
-        name, path, _product(values["product"], root, where), values["params"],
+        name, path, product, values["params"],
         _upstream(values["upstream"], declared, where), declared, values["executor_params"].get("execution_timeout"),
         tuple(dict.fromkeys(_local_path(text, "inputs", where) for text in as_list(values["inputs"]))),
         values["cpu"], values["gpu"], _bytes(values["memory"]), values["retries"], values["retry_delay"],

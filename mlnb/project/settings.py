@@ -273,10 +273,10 @@ def find_root(start: str | Path | None = None) -> Path:
     start = Path(start or os.environ.get("MLNB_ROOT") or Path.cwd()).resolve()
     for folder in (start, *start.parents):
         file = folder / "pyproject.toml"
-        if file.is_file() and "mlnb" in _read_toml(file).get("tool", {}):
+        if file.is_file() and isinstance(tool := _read_toml(file).get("tool"), dict) and "mlnb" in tool:
             return folder
     problem = f"no project at or above {start}: no pyproject.toml there has a [tool.mlnb] table"
-    raise ProjectNotFound(f"{problem}; create one with: mlnb new NAME")
+    raise ProjectNotFound(f"{problem}; create one with: mlnb new NAME, or add mlnb to a repository with: mlnb init")
 
 # %% ../../nbs/project/01_settings.ipynb #12210f6a
 def load_settings(

@@ -31,6 +31,7 @@ class FeatureColumn(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unkn
     kind: Kind
     categories: tuple[str | float, ...] = ()  # in the order of their codes
     shape: tuple[int, ...] = ()  # of one value: (k,) of a vector
+    integer: bool = False  # numbers were integers, such as positions in a vocabulary
     missing: bool = False  # of text: it was missing in some training rows, so an empty text is missing
 
     @property
@@ -49,7 +50,7 @@ def _column_of_array(name: str, values: np.ndarray) -> FeatureColumn:
     if (kind := _KINDS.get(values.dtype.kind)) is None or (values.ndim > 1 and kind not in ("number", "boolean")):
         details = f"feature {name!r} holds {values.dtype} values of shape {values.shape}"
         raise ModelError(f"{details}; give numbers, True and False, texts or times, or vectors of numbers")
-    return FeatureColumn(name, kind, shape=values.shape[1:])
+    return FeatureColumn(name, kind, shape=values.shape[1:], integer=values.dtype.kind in "iu")
 
 
 def _column_of(name: str, values: Any, is_category: bool) -> FeatureColumn:

@@ -50,6 +50,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     numeric: tuple[str, ...]
     predictor: str  # package.module.Class
     code: str | None = None  # fingerprint of that class, if it is a hooks.Model of the project
+    model_code: tuple[CodeReference, ...] = ()  # functions and classes of the project that the files of the model name
     threshold: Annotated[float, msgspec.Meta(ge=0, le=1)]
     problem: dict = msgspec.field(default_factory=lambda: {"kind": "binary"})  # see mlnb.models.problems
     training: dict
@@ -58,9 +59,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def functions(self) -> list[CodeReference]:
-        "The project's code that the bundle needs: feature functions, and the class of a hooks.Model"
+        "The project's code that the bundle needs: feature functions, the class of a hooks.Model, what its files name"
         model = CodeReference(self.predictor, self.code) if self.code else None
-        return [r for r in (self.request_features, self.context_features, model) if r]
+        return [r for r in (self.request_features, self.context_features, model, *self.model_code) if r]
 
 # %% ../../nbs/models/09_manifest.ipynb #bf53abb8
 _MAX_JSON_BYTES = 64 << 20  # of bundle.json and of samples.json

@@ -12,6 +12,7 @@ import importlib.util
 import subprocess
 import sys
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
 from importlib.machinery import ModuleSpec
@@ -152,7 +153,7 @@ def trusted_point_in_time(name: str, trust: Trust, folder: Path | None = None) -
 
 PREDICTORS = (  # mlnb's own, which any bundle may name
     "mlnb.models.tabular.TabularPredictor",
-    *(f"mlnb.models.adapters.{name}Model" for name in ("Sklearn", "LightGBM", "XGBoost")),
+    *(f"mlnb.models.adapters.{name}Model" for name in ("Sklearn", "LightGBM", "XGBoost", "Onnx", "Torch")),
 )
 _INHERITED = Trust(("mlnb.models.hooks", "mlnb.models.adapters"))  # whose `load` a class may inherit
 
@@ -175,8 +176,8 @@ def trusted_predictor(name: str, trust: Trust, folder: Path | None = None) -> ty
     return value
 
 
-def qualified_name(kind: type) -> str:
-    "package.module.Class"
+def qualified_name(kind: type | Callable) -> str:
+    "package.module.Class, or package.module.function"
     return f"{kind.__module__}.{kind.__qualname__}"
 
 # %% ../../nbs/models/08_trust.ipynb #ab47170f

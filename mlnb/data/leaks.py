@@ -131,7 +131,7 @@ def _after_decision(values: "pd.Series", decision: "pd.Series") -> str:
     return f"is a time after {decision.name!r} in {after:.0%} of the rows"
 
 # %% ../../nbs/data/11_leaks.ipynb #followers
-_FOLLOWS, _DIFFERENCE = 0.6, 0.95  # R2
+_FOLLOWS, _DIFFERENCE, _LITTLE = 0.75, 0.95, 0.6  # R2; a difference says much more than its parts alone
 _MAX_PAIRED, _PAIR_ROWS = 60, 4000  # columns and rows of which differences are tried
 
 
@@ -189,9 +189,12 @@ def _later_of_pairs(
     "Of two columns whose difference orders `target`, (n,), the one that tells more of it -> the other, the difference"
     names = [n for n in names if _is_continuous(sample[n])][:_MAX_PAIRED]
     numbers, few = {n: column_numbers(sample[n]) for n in names}, slice(0, _PAIR_ROWS)
+    alone = {n: score(numbers[n][few], target[few]) for n in names}
     later: dict[str, tuple[str, np.ndarray]] = {}
     for a, b in combinations(names, 2):
         if a in later or b in later or (sample[a].dtype.kind == "M") != (sample[b].dtype.kind == "M"):
+            continue
+        if max(alone[a], alone[b]) > _LITTLE:
             continue
         if score(_difference(numbers[a][few], numbers[b][few]), target[few]) >= _DIFFERENCE:
             known = np.isfinite(target)
@@ -260,14 +263,16 @@ def find_leaks(
             if _is_continuous(sample[name]) and _strength(sample.loc[present, name], y[present], alone) >= 1 - MARGIN:
                 outcomes[repr(name)] = column_numbers(sample[name])
     if len(problem.classes) < 3:
-        left, score = [n for n in names if n not in found], _separation if problem.classes else _agreement
-        for name, (other, difference) in _later_of_pairs(sample, left, y, score).items():
+        left, order = [n for n in names if n not in found], _separation if problem.classes else _agreement
+        for name, (other, difference) in _later_of_pairs(sample, left, y, order).items():
             found[name] = f"minus {other!r} gives the target almost exactly, so it is not known at the decision"
             outcomes[f"the difference of {name!r} and {other!r}"] = difference
     for leak in list(found):
         missing = sample[leak].isna().to_numpy()
         flags = [n for n in names if n not in found and _says_missing(sample[n], missing)]
         found |= dict.fromkeys(flags, f"says whether {leak!r} has a value, which is not known at the decision")
+    if not problem.classes:  # a number that follows the target closely may well be its cause
+        return found
     return found | _companions(sample, [n for n in names if n not in found], outcomes)
 
 

@@ -77,12 +77,13 @@ def infer_problem(frame: "pd.DataFrame", target: str, kind: str | None = None) -
         raise ContractError(f"{problem}; at least {MIN_ROWS} are needed")
     counts = labels.value_counts()
     if len(counts) < 2:
-        problem = f"target {target!r} has the value {counts.index[0]!r} in every row"
+        problem = f"target {target!r} has the value {str(counts.index[0])!r} in every row"
         raise ContractError(f"{problem}; there is nothing to predict")
     inferred = kind or _kind_of(labels, counts)
     if inferred == "regression":
         if labels.dtype.kind not in "iufb":
-            raise ContractError(f"target {target!r} has values such as {counts.index[0]!r}; a regression needs numbers")
+            problem = f"target {target!r} has values such as {str(counts.index[0])!r}"
+            raise ContractError(f"{problem}; a regression needs numbers")
         return Problem("regression", target, unlabelled=int(values.isna().sum()))
     return _classification(target, values, counts, inferred)
 
@@ -131,11 +132,11 @@ def _classification(target: str, values: "pd.Series", counts: "pd.Series", kind:
     rare = tuple(counts.index[counts < MIN_CLASS_ROWS])
     classes = [value for value in counts.index if value not in rare]
     if len(classes) < 2:
-        few = ", ".join(f"{value!r} ({count})" for value, count in counts.tail(3).items())
+        few = ", ".join(f"{str(value)!r} ({count})" for value, count in counts.tail(3).items())
         problem = f"target {target!r} has fewer than {MIN_CLASS_ROWS} rows of some classes: {few}"
         raise ContractError(f"{problem}; give more rows of these classes")
     if len(classes) > MAX_CLASSES:
-        problem = f"target {target!r} has {len(counts)} different values, such as {counts.index[0]!r}"
+        problem = f"target {target!r} has {len(counts)} different values, such as {str(counts.index[0])!r}"
         raise ContractError(f"{problem}; mlnb new --from takes up to {MAX_CLASSES} classes, or numbers to regress")
     if kind == "binary" and len(classes) > 2:
         problem = f"target {target!r} has {len(classes)} classes"

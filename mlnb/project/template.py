@@ -82,6 +82,7 @@ def template_files(root: Path, template: str | None = None) -> dict[str, str]:
     "Path below `root` -> path in the new project, of every file of a template; by default the files of all"
     names = TEMPLATES if template is None else [template]
     targets = _file_targets(root, COMMON_FILES)
+    targets |= _file_targets(root, {"template/table": ""}) if template is None else {}  # of `mlnb new --from`
     for name in names:
         targets |= _file_targets(root, TEMPLATES[name].files)
     return targets

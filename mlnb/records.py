@@ -12,6 +12,7 @@ import datetime as dt
 import json
 import os
 import shlex
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, suppress
 from functools import cache, cached_property
 from pathlib import Path
@@ -410,22 +411,24 @@ class RecordStore(RunWriter):
 class Records(RecordStore):
     "The store of runs, tasks and alerts"
 
-    def runs(self, limit: int | None = 20, pipeline: str | None = None, status: str | None = None) -> list[dict]:
-        """Runs, the newest first: at most `limit`, of one pipeline or of all, with one status or any.
+    def runs(
+        self, limit: int | None = 20, pipeline: str | Iterable[str] | None = None, status: str | None = None
+    ) -> list[dict]:
+        """Runs, the newest first: at most `limit`, of one pipeline, some or all, with one status or any.
 
         A running one whose process has ended is `lost`; others are running, succeeded, failed or interrupted.
         """
         run = self.table("run")
         query = run.select().order_by(run.c.started.desc(), run.c.id.desc())
         if pipeline:
-            query = query.where(run.c.pipeline == pipeline)
+            query = query.where(run.c.pipeline.in_(_names(pipeline)))
         if status:
             query = query.where(run.c.status == ("running" if status == "lost" else status))
         filter_in_python = status in ("running", "lost")  # both are `running` in the store
         rows = [_with_lost_status(row) for row in self._select(query if filter_in_python else query.limit(limit))]
         return [row for row in rows if row["status"] == (status or row["status"])][:limit]
 
-    def run(self, which: str = "last", pipeline: str | None = None) -> dict:
+    def run(self, which: str = "last", pipeline: str | Iterable[str] | None = None) -> dict:
         "The run with an id, its beginning or last six characters, `last` or `last~1`; a `RecordError` unless it is one"
         run = self.table("run")
         (row,) = self._select(run.select().where(run.c.id == _run_id(self, which, pipeline)))
@@ -470,10 +473,14 @@ def _with_lost_status(row: dict) -> dict:
     return row | {"status": "lost"} if lost else row
 
 
-def _run_id(records: Records, which: str, pipeline: str | None) -> str:
+def _names(pipeline: str | Iterable[str]) -> list[str]:
+    return [pipeline] if isinstance(pipeline, str) else list(pipeline)
+
+
+def _run_id(records: Records, which: str, pipeline: str | Iterable[str] | None) -> str:
     run = records.table("run")
     newest = run.select().with_only_columns(run.c.id).order_by(run.c.started.desc(), run.c.id.desc())
-    newest = newest.where(run.c.pipeline == pipeline) if pipeline else newest
+    newest = newest.where(run.c.pipeline.in_(_names(pipeline))) if pipeline else newest
     name, _, back = which.partition("~")
     if name == "last":
         return _nth(records._select(newest.limit(_number(back, which) + 1)), which, _number(back, which))

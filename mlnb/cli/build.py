@@ -37,4 +37,5 @@ def build(bundle, as_json):
         return print_json(asdict(built))
     click.echo(f"Built {click.style(built.tag, bold=True)} of model {built.model} {built.version}")
     click.echo(f"  {built.samples} samples answered bit for bit\n  {built.path}")
-    return click.echo(f"\nNext:\n  mlnb serve    # answers at http://127.0.0.1:{settings.port}")
+    serve = f"mlnb serve {settings.model}".rstrip()
+    return click.echo(f"\nNext:\n  {serve}    # answers at http://127.0.0.1:{settings.port}")

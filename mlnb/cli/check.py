@@ -22,26 +22,31 @@ if TYPE_CHECKING:
 PIPELINE_HEADLINE = "the pipeline is what it should be"
 
 
-def _pipeline(settings: "Settings") -> tuple[list | None, list, str]:
-    "The notebooks of pipeline.yaml (None if it cannot be read), its products, and its first error"
+def _pipelines(settings: "Settings") -> tuple[list | None, list, str]:
+    "The notebooks of all pipelines (None if one cannot be read), their products, and the first error"
     from mlnb.pipelines.spec import read, read_yaml
     from mlnb.project.errors import PipelineError
+    from mlnb.project.settings import settings_of_models
 
-    path = settings.path(settings.pipeline)
-    try:
-        if not path.exists() or read_yaml(path) is None:  # a new one has comments only
-            return [], [], ""
-        tasks = read(settings).tasks.values()
-    except PipelineError as e:
-        return None, [], str(e)
-    return [t.source for t in tasks], [p for t in tasks for p in t.products.values()], ""
+    sources, products = [], []
+    by_path = {s.path(s.pipeline): s for s in [*settings_of_models(settings), settings]}
+    for of_model in (s for path, s in by_path.items() if path.exists()):
+        try:
+            if read_yaml(of_model.path(of_model.pipeline)) is None:
+                continue  # a new one has comments only
+            tasks = read(of_model).tasks.values()
+        except PipelineError as e:
+            return None, [], str(e)
+        sources += [t.source for t in tasks]
+        products += [p for t in tasks for p in t.products.values()]
+    return sources, products, ""
 
 
 def _run_checks(settings: "Settings") -> "LintReport":
     "The report of all checks, including the pipeline's"
     from mlnb.notebooks import lint
 
-    tasks, products, error = _pipeline(settings)
+    tasks, products, error = _pipelines(settings)
     report = lint.run_checks(settings, tasks, products)
     if error and not any(f.check == "parameters" or f.message in error for f in report.findings):
         report.findings.append(lint.LintFinding("pipeline", settings.pipeline, error))
@@ -78,7 +83,7 @@ def check(as_json):
     """
     from mlnb.notebooks.lint import CHECKS
 
-    report = _run_checks(load_settings())
+    report = _run_checks(load_settings(any_model=True))
     ok = bool(report.notebooks) and not report.findings
     if as_json:
         summary = {"ok": ok, "notebooks": report.notebooks, "not_examined": report.skipped_subjects}

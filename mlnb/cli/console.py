@@ -4,14 +4,16 @@
 
 # %% auto #0
 __all__ = ['json_option', 'OUTPUT_FILE', 'spreadsheet_option', 'bundle_option', 'html_option', 'print_option', 'rich_escaped',
-           'local_time', 'number', 'terminal', 'new_table', 'print_blocks', 'load_settings', 'json_value', 'print_json',
-           'nothing_to_do', 'write_file', 'open_in_lab', 'Group', 'current_arguments']
+           'local_time', 'number', 'terminal', 'new_table', 'print_blocks', 'load_settings', 'load_pipeline_settings',
+           'select_model', 'json_value', 'print_json', 'nothing_to_do', 'write_file', 'open_in_lab', 'Group',
+           'current_arguments']
 
 # %% ../../nbs/cli/19_console.ipynb #b88b6822
 import json
 import os
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,17 +84,39 @@ def print_blocks(*blocks: "Table | str | None", console: "Console | None" = None
         console.print(block, soft_wrap=isinstance(block, str))
 
 # %% ../../nbs/cli/19_console.ipynb #7c479249
-def load_settings(or_folder: bool = False) -> "Settings":
-    "The settings of the project, or of a folder in which notebooks ran; their module is imported when a command runs"
+def load_settings(or_folder: bool = False, any_model: bool = False) -> "Settings":
+    """The settings of the project, or of a folder in which notebooks ran; their module is imported when a command runs.
+
+    Raises a `SettingError` if the project has several models and none is selected, unless `any_model`.
+    """
     from mlnb.project.errors import ProjectNotFound
     from mlnb.project.settings import folder_settings, load_settings
 
     try:
-        return load_settings()
+        return load_settings() if any_model else load_settings().require_model()
     except ProjectNotFound:
         if or_folder and (settings := folder_settings()).path(".mlnb/runs").is_dir():
             return settings
         raise
+
+
+def load_pipeline_settings() -> "Settings":
+    "The settings for a pipeline: the project's own, if it has one, needs no model"
+    settings = load_settings(any_model=True)
+    return settings if settings.path(settings.pipeline).exists() else settings.require_model()
+
+
+def select_model(_context: object, _option: object, name: str | None) -> str | None:
+    "Select a model for this command and its child processes, as a callback of click"
+    from mlnb.project.errors import MlnbError
+    from mlnb.project.permissions import apply_file_permissions
+    from mlnb.project.settings import load_settings
+
+    if name:
+        os.environ["MLNB_MODEL"] = name
+        with suppress(MlnbError, OSError):  # the command reports it
+            apply_file_permissions(load_settings())
+    return name
 
 
 def json_value(value: object) -> object:

@@ -16,7 +16,7 @@ from contextlib import suppress
 import click
 
 import mlnb
-from .console import current_arguments
+from .console import current_arguments, select_model
 from ..project.errors import MlnbError
 from ..project.renames import RenamedWarning, renames, warn_renamed
 from ..project.text import printable
@@ -45,6 +45,21 @@ COMMANDS = {
 }
 
 # %% ../../nbs/cli/00_main.ipynb #efeea7ad
+_WITHOUT_MODEL = ("new", "init", "doctor", "kernels", "upgrade")
+_MODEL_HELP = "Model: a [tool.mlnb.models.NAME] table of pyproject.toml.  [default: $MLNB_MODEL]"
+
+
+def _with_model_option(command: click.Command) -> click.Command:
+    "A command, and its subcommands, with the option `--model`"
+    if not any("--model" in option.opts for option in command.params):
+        option = click.Option(["--model"], metavar="NAME", callback=select_model, expose_value=False, help=_MODEL_HELP)
+        option.is_eager = True
+        command.params.append(option)
+    for subcommand in getattr(command, "commands", {}).values():
+        _with_model_option(subcommand)
+    return command
+
+
 class LazyGroup(click.Group):
     "A group whose commands live in `mlnb.cli.<name>` and are imported when called"
 
@@ -52,7 +67,10 @@ class LazyGroup(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx, name):
-        return getattr(importlib.import_module(f"mlnb.cli.{name}"), name) if name in COMMANDS else None
+        if name not in COMMANDS:
+            return None
+        command = getattr(importlib.import_module(f"mlnb.cli.{name}"), name)
+        return command if name in _WITHOUT_MODEL else _with_model_option(command)
 
     def format_commands(self, ctx, formatter):
         with formatter.section("Commands"):
@@ -88,6 +106,7 @@ def _apply_permissions() -> None:
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(mlnb.__version__, prog_name="mlnb")
+@click.option("--model", metavar="NAME", callback=select_model, expose_value=False, help=_MODEL_HELP)
 @click.option("--env", help="Environment: a [tool.mlnb.env.NAME] table of pyproject.toml.  [default: $MLNB_ENV]")
 def cli(env):
     """From a notebook in JupyterLab to a monitored model in production.

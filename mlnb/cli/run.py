@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, NoReturn
 
 import click
 
-from .console import json_option, load_settings, new_table, nothing_to_do, print_json
+from mlnb.cli.console import (
+    json_option, load_pipeline_settings, load_settings, new_table, nothing_to_do, print_json, select_model,
+)  # fmt: skip
 from ..project.text import duration
 
 if TYPE_CHECKING:
@@ -69,6 +71,9 @@ def _resumed(settings: "Settings", run_name: str) -> tuple["Pipeline", dict]:
     if run["status"] == "succeeded":
         hint = f"there is nothing to resume; see it with: mlnb runs show {run['id']}"
         raise click.UsageError(f"run {run['id']} succeeded, so {hint}")
+    if run["pipeline"] in settings.models and run["pipeline"] != settings.model:
+        select_model(None, None, run["pipeline"])
+        settings = load_settings()
     selection = run["selection"] or {}
     if "notebook" in selection:
         return resumed_pipeline(settings, selection), {"resumed": run["id"]}
@@ -134,7 +139,7 @@ def run(tasks, params, output, raw, yaml, files, to, from_, force, jobs, keep_go
     if resume:
         if params or any((arguments | for_notebook).values()):
             raise click.UsageError("--resume takes tasks and parameters from the earlier run; leave them out")
-        pipeline, arguments = _resumed(load_settings(or_folder=True), resume)
+        pipeline, arguments = _resumed(load_settings(or_folder=True, any_model=True), resume)
         return _run_and_report(pipeline, arguments | options, as_json)
     settings, notebook = None, None
     if any(name.endswith((".ipynb", ".py")) or "/" in name for name in tasks):
@@ -149,7 +154,7 @@ def run(tasks, params, output, raw, yaml, files, to, from_, force, jobs, keep_go
     if any(for_notebook.values()):
         right = "mlnb run notebooks/report.ipynb -p month=3 -o march.ipynb"
         raise click.UsageError(f"-o, -r, -y and -f are for one notebook that is no task, as in: {right}")
-    settings = settings or load_settings()
+    settings = settings or load_pipeline_settings()
     if not force and (cached := cached_plan(settings, params, arguments["only"], to, from_)) is not None:
         return _print_nothing_to_do(settings, [s.name for s in cached], as_json)
     return _run_and_report(_pipeline(settings, params), arguments | options, as_json)

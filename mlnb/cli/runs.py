@@ -36,7 +36,7 @@ def _open_records(to_write: bool = False) -> Iterator[tuple["Settings", "Records
     from mlnb.pipelines.recorder import JOURNAL, replay
     from mlnb.project.errors import SettingError
 
-    settings = load_settings(or_folder=True)
+    settings = load_settings(or_folder=True, any_model=True)
     folder = settings.path(".mlnb/runs")
     pending = may_write(folder) and any(folder.glob(f"*/{JOURNAL}"))
     with open_records(settings, to_write or pending) as records:
@@ -81,14 +81,16 @@ def _document(row: dict) -> dict:
     return {k: v.replace(tzinfo=UTC).isoformat() if hasattr(v, "isoformat") else v for k, v in row.items()}
 
 # %% ../../nbs/cli/10_runs.ipynb #3c86937d
-def _list(records: "Records", limit: int, pipeline: str | None, status: str | None) -> list[dict]:
+def _list(records: "Records", limit: int, pipelines: Iterable[str], status: str | None) -> list[dict]:
     "Runs with their number of tasks by status, and the parameters that differ from the run before"
     from mlnb.pipelines.history import changed_values, duration_seconds
 
-    listed = records.runs(limit, pipeline, status)
-    unfiltered = records.runs(None if status else limit + 1, pipeline)
-    same = [[run for run in unfiltered if _notebook_of(run) == name] for name in {_notebook_of(r) for r in unfiltered}]
-    before = {run["id"]: older["parameters"] for runs in same for run, older in pairwise(runs)}
+    listed = records.runs(limit, pipelines, status)
+    unfiltered = records.runs(None if status else limit + 1, pipelines)
+    alike: dict[tuple, list[dict]] = {}
+    for run in unfiltered:
+        alike.setdefault((run["pipeline"], _notebook_of(run)), []).append(run)
+    before = {run["id"]: older["parameters"] for runs in alike.values() for run, older in pairwise(runs)}
     counts = records.counts([run["id"] for run in listed])
     for run in listed:
         changed = changed_values(before[run["id"]], run["parameters"]) if run["id"] in before else {}
@@ -135,13 +137,17 @@ def runs(ctx, limit, status, pipeline, as_json):
     if ctx.invoked_subcommand:
         return
     with _open_records() as (settings, records):
-        listed = _list(records, limit, pipeline or settings.name, status)
+        listed = _list(records, limit, [pipeline] if pipeline else settings.pipelines, status)
     if as_json:
         print_json([_document(run) for run in listed])
     elif listed:
         numbers = ("took", "ran", "skip", "fail")
         columns = ("run", "started", "took", "status", "ran", "skip", "fail", "parameters")
-        print_blocks(_table(*columns, rows=map(_list_row, listed), right=numbers))
+        rows = list(map(_list_row, listed))
+        if settings.models:
+            columns = (*columns[:1], "pipeline", *columns[1:])
+            rows = [(*row[:1], rich_escaped(run["pipeline"]), *row[1:]) for row, run in zip(rows, listed, strict=True)]
+        print_blocks(_table(*columns, rows=rows, right=numbers))
     else:
         hint = f" with status {status}" if status else ", start one with: mlnb run"
         click.echo(f"No runs of pipeline '{pipeline or settings.name}'{hint}")
@@ -239,7 +245,7 @@ def show(run, as_json):
 
 def _find(records: "Records", name: str, settings: "Settings") -> dict:
     "A run by its name: `last` is this project's last run; an id may be of another pipeline"
-    return records.run(name, settings.name if name.startswith("last") else None)
+    return records.run(name, settings.pipelines if name.startswith("last") else None)
 
 # %% ../../nbs/cli/10_runs.ipynb #4781471e
 def _seconds(task: dict, side: int) -> str:
@@ -380,7 +386,7 @@ def prune(keep, older_than, yes, as_json):
     if as_json and not yes:
         raise click.UsageError("--json cannot ask, so it needs --yes")
     with _open_records(to_write=True) as (settings, records):
-        old = [r["id"] for r in history.prunable_runs(records, settings.name, keep, older_than)]
+        old = [r["id"] for r in history.prunable_runs(records, settings.pipelines, keep, older_than)]
         if old and not yes:
             names = f"{_short(old[-1])} to {_short(old[0])}"
             click.confirm(f"Remove {count_of(len(old), 'run')}, {names}, with their executed notebooks?", abort=True)

@@ -8,11 +8,12 @@ __all__ = ['serve']
 # %% ../../nbs/cli/06_serve.ipynb #81478f32
 import click
 
-from .console import load_settings
+from .console import load_settings, select_model
 
 
 # %% ../../nbs/cli/06_serve.ipynb #dc7bb199
 @click.command()
+@click.argument("model", required=False, callback=select_model, expose_value=False)
 @click.option("--host", metavar="ADDRESS", default="127.0.0.1", show_default=True, help="Address; 0.0.0.0 for all.")
 @click.option("--port", type=click.IntRange(1, 65535), help="Port to listen on.  [default: setting port]")
 @click.option("--bento", metavar="TAG", help="Which Bento to serve.  [default: the newest]")
@@ -22,7 +23,7 @@ from .console import load_settings
 def serve(host, port, bento, development, no_bento, workers):
     """Serve the model over HTTP.
 
-    Every prediction is logged before it is answered.
+    Every prediction is logged before it is answered. MODEL is a [tool.mlnb.models.NAME] table, if there are several.
 
     \b
     Example:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .console import load_settings
+from .console import load_settings, select_model
 from ..project.errors import ProjectNotFound
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def settings_around(notebook: Path) -> "Settings":
     from mlnb.project.settings import find_or_default_settings, load_settings as load_project
 
     if os.environ.get("MLNB_ROOT"):
-        return load_settings()
+        return load_settings(any_model=True)
     try:
         return load_project(notebook.parent)
     except ProjectNotFound:
@@ -52,6 +52,7 @@ def resolve(words: Iterable[str]) -> tuple["Settings", Path | None, list[str]]:
     words = list(words)
     notebooks = {word: find_notebook(word) for word in words if is_path(word)}
     settings, names = settings_around(next(iter(notebooks.values()))), []
+    settings = _model_with_task(settings, notebooks.values())
     for word in words:
         tasks = tasks_of(settings, notebooks[word]) if word in notebooks else [word]
         if not tasks and len(words) == 1:
@@ -64,6 +65,18 @@ def resolve(words: Iterable[str]) -> tuple["Settings", Path | None, list[str]]:
             click.echo(f"{word} is {_listed(tasks)} of {settings.pipeline}, {same}", err=True)
         names += tasks
     return settings, None, names
+
+
+def _model_with_task(settings: "Settings", notebooks: Iterable[Path]) -> "Settings":
+    "The settings of the first model with a pipeline that has one of these notebooks, if no model is selected"
+    from mlnb.pipelines.single_notebook import tasks_of
+    from mlnb.project.settings import settings_of_models
+
+    for of_model in [settings, *settings_of_models(settings)]:
+        if any(tasks_of(of_model, notebook) for notebook in notebooks):
+            select_model(None, None, of_model.model)
+            return of_model
+    return settings
 
 
 def _listed(tasks: list[str]) -> str:

@@ -10,6 +10,7 @@ __all__ = ['MAX_RUNS', 'LOGGED_SUFFIX', 'PROBLEM_FILE', 'LOG_FILE', 'last_proble
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from ..pipelines.recorder import replay
@@ -25,9 +26,9 @@ MAX_RUNS = 1000  # newest runs that are checked
 LOGGED_SUFFIX = " is in MLflow"  # end of a log line for a run that was logged
 
 
-def _pending(records: Records, pipeline: str) -> list[dict]:
+def _pending(records: Records, pipelines: Iterable[str]) -> list[dict]:
     "Runs that MLflow does not have, newest first"
-    finished_runs = [r for r in records.runs(MAX_RUNS, pipeline) if r["status"] != "running" and r["tracked"] is None]
+    finished_runs = [r for r in records.runs(MAX_RUNS, pipelines) if r["status"] != "running" and r["tracked"] is None]
     counts = records.counts([r["id"] for r in finished_runs])
     loggable = {r["id"] for r in finished_runs if {"executed", "failed"} & counts[r["id"]].keys()}
     for r in finished_runs:
@@ -58,7 +59,7 @@ def _log_each(settings: Settings, records: Records) -> int:
     from mlnb.models.registry import Tracking, log_pipeline_run  # imports MLflow when used
 
     url, failed = settings.url(settings.tracking), set()
-    while pending := [r for r in _pending(records, settings.name) if r["id"] not in failed]:
+    while pending := [r for r in _pending(records, settings.pipelines) if r["id"] not in failed]:
         Tracking(url).client  # raises once if no MLflow answers
         try:
             records.set_tracked(pending[0]["id"], log_pipeline_run(url, pending[0], records.tasks(pending[0]["id"])))
@@ -97,6 +98,7 @@ def start_tracker(settings: Settings, run_id: str) -> Path | None:  # the log; N
     log = settings.path(".mlnb/runs") / run_id / LOG_FILE
     make_folder(log.parent)
     environ = os.environ | {"MLNB_ROOT": str(settings.root)}
+    environ.pop("MLNB_MODEL", None)  # it logs the runs of all models
     if settings.env != "default":
         environ["MLNB_ENV"] = settings.env
     with open(log, "ab", opener=opener) as f:

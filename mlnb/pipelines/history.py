@@ -8,6 +8,7 @@ __all__ = ['changed_values', 'duration_seconds', 'compare', 'folder_bytes', 'pru
 # %% ../../nbs/pipelines/06_history.ipynb #7bfade8b
 import datetime as dt
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 from .changes import describe_changes
@@ -60,7 +61,7 @@ def folder_bytes(folder: Path) -> int:
 
 def prunable_runs(
     records: Records,
-    pipeline: str,
+    pipeline: str | Iterable[str],  # one or several
     keep: int | None = None,  # keep so many of the newest runs
     days: float | None = None,  # keep runs that started in the last days
 ) -> list[dict]:

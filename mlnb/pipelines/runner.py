@@ -129,11 +129,13 @@ def _job(pipeline: "Pipeline", task: TaskSpec, stage: Staging, notebook: Path, d
     if settings.checkpoints and not task.gpu:
         sockets = resume_folder(settings) / task.name
         checkpoints = {"folder": str(sockets), "watched": [str(f) for f in stage.folders.values()]}
+    env = {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {}
+    env |= {"MLNB_MODEL": settings.model} if settings.model else {}
     return {
         "notebook": str(task.source), "output": str(notebook), "parameters": parameters,
         "cwd": str(task.cwd or settings.root),
         "timeout": task.timeout, "notebook_timeout": task.task_timeout, "log": str(notebook.with_suffix(".log")),
-        "env": {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else None, "checkpoints": checkpoints,
+        "env": env or None, "checkpoints": checkpoints,
         "any_parameters": task.is_alone,
     }  # fmt: skip
 

@@ -24,7 +24,7 @@ from bentoml.exceptions import BentoMLException
 from ..models.bundle import Bundle
 from ..project.errors import MlnbError, ServingError
 from ..project.processes import end_with_parent
-from ..project.settings import BENTO_BUNDLE_FOLDER, Settings
+from ..project.settings import BENTO_BUNDLE_FOLDER, BENTO_MODEL_FILE, Settings
 from .bento_requirements import imported_packages, service_requirements
 from .uvicorn_server import LimitedHttpProtocol
 from .worker import METRICS_DIR_VARIABLE, SUPERVISOR_VARIABLE, before_workers, exit_worker, service_settings
@@ -148,6 +148,8 @@ def _add_sources(settings: Settings, bundle: Bundle, bento: bentoml.Bento, packa
     for name, folder in packages.items():
         shutil.copytree(folder, source / name, ignore=_ignored_files, dirs_exist_ok=True)
     shutil.copytree(bundle.folder, source / BENTO_BUNDLE_FOLDER)
+    if settings.model:
+        (source / BENTO_MODEL_FILE).write_text(settings.model)
     _pack_signers(settings, source)
     _write_service_requirements(settings, bento, source)
     Path(bento.path_of(_COMPLETE)).touch()

@@ -68,10 +68,11 @@ def find_bento(settings: Settings, tag: str | None = None) -> Any:
     store = use_bento_store(settings)
     from mlnb.serving.bento import list_bentos
 
-    bentos = list_bentos(store)
+    bentos = [b for b in list_bentos(store) if not settings.model or b.info.labels.get("project") == settings.name]
     if not bentos:
         first = "" if settings.path(settings.bundle).is_dir() else "mlnb run, then "
-        raise ServingError(f"no Bento has been built yet; run: {first}mlnb build")
+        of_model = f" of model {settings.model}" if settings.model else ""
+        raise ServingError(f"no Bento{of_model} has been built yet; run: {first}mlnb build")
     matches = [b for b in bentos if tag in (None, str(b.tag))] or [b for b in bentos if b.tag.name == tag]
     if not matches:
         raise ServingError(f"there is no Bento {tag!r}; built are {', '.join(str(b.tag) for b in bentos[:5])}")
@@ -122,6 +123,8 @@ def process_environment(settings: Settings, workers: int = 1) -> dict[str, str]:
     values |= {name: value for name in FORWARDED_SETTINGS if (value := getattr(settings, name)) not in ("", ())}
     text = lambda value: ",".join(value) if isinstance(value, tuple) else str(value)
     variables = {f"MLNB_{name.upper()}": text(value) for name, value in (values | {"workers": workers}).items()}
+    if settings.model:
+        variables["MLNB_MODEL"] = settings.model
     if file := os.environ.get("MLNB_KEYS_FILE"):
         variables["MLNB_KEYS_FILE"] = os.path.abspath(file)
     inherited = {k: v for k, v in os.environ.items() if k not in ("MLNB_ROOT", "MLNB_BUNDLE")}

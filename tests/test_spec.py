@@ -155,7 +155,7 @@ def test_missing_or_empty_files(project):
     (project / "env.yaml").unlink()
     assert "names 'n', which env.yaml does not define" in sentence(project)
     (project / "pipeline.yaml").unlink()
-    assert "pipeline.yaml; write it, or create a project" in sentence(project)
+    assert "pipeline.yaml; write it, or add it with: mlnb init" in sentence(project)
 
 
 def test_overrides(project):

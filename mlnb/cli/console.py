@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['json_option', 'OUTPUT_FILE', 'spreadsheet_option', 'bundle_option', 'html_option', 'print_option', 'rich_escaped',
            'local_time', 'number', 'terminal', 'new_table', 'print_blocks', 'load_settings', 'load_pipeline_settings',
-           'select_model', 'json_value', 'print_json', 'nothing_to_do', 'write_file', 'open_in_lab', 'Group',
-           'current_arguments']
+           'select_model', 'json_value', 'print_json', 'show_export_warnings', 'nothing_to_do', 'write_file',
+           'open_in_lab', 'Group', 'current_arguments']
 
 # %% ../../nbs/cli/19_console.ipynb #b88b6822
 import json
@@ -141,6 +141,14 @@ print_option = click.option("--print", "only_print", is_flag=True, help="Print t
 def print_json(value: object) -> None:
     "Print one JSON document in ASCII; values that JSON does not know become text"
     click.echo(json.dumps(value, indent=2, default=str))
+
+
+def show_export_warnings(settings: "Settings") -> None:
+    "Say which modules are not what their notebooks export, so that tasks use old code"
+    from mlnb.notebooks.exports import export_warnings
+
+    for warning in export_warnings(settings):
+        click.echo(f"{click.style('Warning', fg='yellow', bold=True)}: {printable(warning)}", err=True)
 
 
 def nothing_to_do(tasks: int) -> str:

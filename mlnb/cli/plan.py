@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from .console import json_option, load_pipeline_settings, nothing_to_do, print_json
+from .console import json_option, load_pipeline_settings, nothing_to_do, print_json, show_export_warnings
 
 if TYPE_CHECKING:
     from mlnb.pipelines.plan_cache import TaskState
@@ -91,7 +91,9 @@ def plan(tasks, params, to, from_, as_json):
       mlnb plan train --param seed=1
       mlnb plan --from features --json | python -m json.tool
     """
-    states, warnings = planned_states(load_pipeline_settings(), params, tasks, to, from_)
+    settings = load_pipeline_settings()
+    show_export_warnings(settings)
+    states, warnings = planned_states(settings, params, tasks, to, from_)
     for warning in warnings:
         click.echo(warning, err=True)
     if as_json:

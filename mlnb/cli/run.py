@@ -17,6 +17,7 @@ import click
 
 from mlnb.cli.console import (
     json_option, load_pipeline_settings, load_settings, new_table, nothing_to_do, print_json, select_model,
+    show_export_warnings,
 )  # fmt: skip
 from ..project.text import duration
 
@@ -156,6 +157,7 @@ def run(tasks, params, output, raw, yaml, files, to, from_, force, jobs, keep_go
         raise click.UsageError(f"-o, -r, -y and -f are for one notebook that is no task, as in: {right}")
     settings = settings or load_pipeline_settings()
     if not force and (cached := cached_plan(settings, params, arguments["only"], to, from_)) is not None:
+        show_export_warnings(settings)
         return _print_nothing_to_do(settings, [s.name for s in cached], as_json)
     return _run_and_report(_pipeline(settings, params), arguments | options, as_json)
 
@@ -168,6 +170,7 @@ def _run_and_report(pipeline: "Pipeline", arguments: dict, as_json: bool) -> Non
     from mlnb.pipelines.resources import cores
 
     settings = pipeline.settings
+    show_export_warnings(settings)
     errors, arguments = Console(stderr=True), {**arguments, "jobs": arguments["jobs"] or settings.jobs or cores()}
     signal.signal(signal.SIGTERM, _on_sigterm)
     try:

@@ -353,6 +353,10 @@ def application() -> Any:
             super().init_path()
             _add_import_folders()
 
+        def init_shell(self):
+            super().init_shell()
+            self.shell.events.register("post_run_cell", _show_export_hint)
+
         def init_iopub(self, context):
             "Send without a limit: ZeroMQ would silently drop outputs above it"
             context.setsockopt(zmq.SNDHWM, 0)
@@ -377,6 +381,15 @@ def _add_import_folders() -> None:
     if "" in sys.path:
         at = sys.path.index("") + 1
         sys.path[at:at] = [f for f in folders if f and f not in sys.path]
+
+# %% ../../nbs/notebooks/05_forkserver.ipynb #c92db20a
+def _show_export_hint(result: Any) -> None:
+    "Show whether an export is missing, after a cell that could not import something"
+    folders, error = os.environ.get(IMPORT_FOLDERS_VARIABLE), result.error_in_exec
+    if folders and isinstance(error, ImportError | AttributeError):
+        from mlnb.notebooks.exports import show_kernel_hint
+
+        show_kernel_hint(folders.split(os.pathsep)[0], error)
 
 # %% ../../nbs/notebooks/05_forkserver.ipynb #87187f61
 def _forked_app():

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Repository', 'examine_repository', 'Addition', 'missing_files', 'add_files', 'undo_steps']
 
-# %% ../../nbs/pipelines/15_repository.ipynb #80b1b3f2
+# %% ../../nbs/pipelines/15_repository.ipynb #a437a542
 import json
 import os
 import re
@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..notebooks import cells
-from ..notebooks.lint import notebooks_below
+from ..notebooks.exports import notebooks_below
 from ..project import yaml_reader
 from ..project.errors import NotebookError, SettingError
 from ..project.settings import Settings, find_root, load_settings
 
-# %% ../../nbs/pipelines/15_repository.ipynb #a2e35e60
+# %% ../../nbs/pipelines/15_repository.ipynb #4eb0f416
 _NO_PACKAGES = {"tests", "test", "docs", "doc", "examples", "scripts", "notebooks", "nbs", "build", "dist", "products"}
 
 
@@ -58,7 +58,7 @@ def _choose_package(root: Path, name: str, wanted: str | None) -> tuple[str, str
         raise SettingError(f"package {chosen[0]!r} cannot be imported under that name; rename its folder to {right}")
     return (layout, chosen[0]) if chosen else ("", "")
 
-# %% ../../nbs/pipelines/15_repository.ipynb #f32edbc9
+# %% ../../nbs/pipelines/15_repository.ipynb #21ae33f7
 _DEPENDENCY_FILES = ("requirements.txt", "environment.yml", "environment.yaml", "Pipfile", "setup.cfg", "setup.py")
 
 
@@ -115,7 +115,7 @@ class Repository:
             ("git", str(self.git) if self.git else "no repository"),
         ]
 
-# %% ../../nbs/pipelines/15_repository.ipynb #82ba8184
+# %% ../../nbs/pipelines/15_repository.ipynb #b1802b06
 _OUTPUTS = ("products", "mlnb-products")
 
 
@@ -184,7 +184,7 @@ def _check_not_inside_project(root: Path) -> None:
     if project != root:
         raise SettingError(f"{root} is inside the project {project}; run mlnb init there")
 
-# %% ../../nbs/pipelines/15_repository.ipynb #02054b56
+# %% ../../nbs/pipelines/15_repository.ipynb #31378ae6
 @dataclass(frozen=True)
 class Addition:
     "Text that is appended to a file, which is created if it is missing"
@@ -240,7 +240,7 @@ def _settings_lines(repository: Repository) -> list[str]:
     comment = "  # the service answers this machine without a key, and no other"
     return ["[tool.mlnb]", *lines, f"keys_required = false{comment}"]
 
-# %% ../../nbs/pipelines/15_repository.ipynb #9d7e3f6e
+# %% ../../nbs/pipelines/15_repository.ipynb #0f815bcc
 _EXAMPLE = """
 # Notebooks that `mlnb run` executes as tasks, in the order of their upstream tasks, and only if something changed.
 # A task needs one cell tagged `parameters` (in JupyterLab: property inspector) with its parameters and their defaults;
@@ -293,7 +293,7 @@ def _pipeline_lines(repository: Repository) -> list[str]:
         text = text.replace(name, value)
     return text.splitlines()
 
-# %% ../../nbs/pipelines/15_repository.ipynb #534b6804
+# %% ../../nbs/pipelines/15_repository.ipynb #d49e2f36
 def _is_ignored(repository: Repository, name: str) -> bool:
     "Whether git, or without git a line of .gitignore, ignores a folder"
     if repository.git:
@@ -344,7 +344,7 @@ def _check_writable(addition: Addition) -> None:
         if not added:
             raise SettingError(f"{path} has `tool` in a form that no table can be added to; write [tool.NAME] tables")
 
-# %% ../../nbs/pipelines/15_repository.ipynb #7949b3c0
+# %% ../../nbs/pipelines/15_repository.ipynb #365758e9
 def add_files(additions: list[Addition]) -> None:
     "Append every addition to its file, or none of them; raises a `SettingError` if one cannot be written"
     done: list[tuple[Addition, int]] = []

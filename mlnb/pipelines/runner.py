@@ -17,6 +17,7 @@ from datetime import datetime
 from itertools import chain, count
 from pathlib import Path
 
+from ..notebooks.exports import export_hint
 from . import plan_cache
 from . import spec as specification
 from .plan import Planner, TaskFingerprint, TaskState
@@ -175,7 +176,9 @@ class _Attempts:
             if answer["error"]:
                 if task.output:
                     answer["error"] = answer["error"].replace(str(notebook), str(task.output))
-                raise PipelineError(answer["error"] + self.save_checkpoint(task, start_fingerprint, stage, answer))
+                hint = await asyncio.to_thread(export_hint, self.pipeline.settings, answer["error"])
+                error = f"{answer['error']}; {hint}" if hint else answer["error"]
+                raise PipelineError(error + self.save_checkpoint(task, start_fingerprint, stage, answer))
             if "nb" in task.products:
                 write_atomic(stage.path("nb"), notebook.read_bytes(), durable=False)
             await self.in_planner_thread(self.publish, task, start_fingerprint, stage)

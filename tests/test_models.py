@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 
 import pytest
+import toy_project
 import warm_cli
 from pipeline_project import make, notebook
 
@@ -133,6 +135,7 @@ def test_commands_say_which_models_there_are(project):
         assert done.returncode == 2 and "this project has 2 models: churn, prices" in done.stderr, words
     done = mlnb(project, "serve", "chrun", "--no-bento")
     assert done.returncode == 2 and "no model 'chrun' (did you mean 'churn'?)" in done.stderr
+    assert "Warning" not in done.stderr
     done = mlnb(project, "serve", "churn", "--no-bento")
     assert done.returncode == 1 and "products/churn/bundle" in done.stderr
     done = mlnb(project, "labels", "status", "--model", "churn")
@@ -142,3 +145,22 @@ def test_commands_say_which_models_there_are(project):
     assert items["Models"] == "churn, prices; selected: none, each is checked"
     assert items["prices: Model bundle"] == "none yet"
     assert "models/churn" not in mlnb(project, "check").stdout
+
+
+@pytest.mark.long
+def test_a_bento_is_of_one_model(tmp_path):
+    root = toy_project.make_without_context(tmp_path / "two")
+    for model in ("churn", "prices"):
+        shutil.copytree(root / "products" / "bundle", root / "products" / model / "bundle")
+    with open(root / "pyproject.toml", "a") as file:
+        file.write("[tool.mlnb.models.churn]\nport = 3171\n[tool.mlnb.models.prices]\n")
+    variables = {"PYTHONPATH": str(root), "BENTOML_HOME": str(tmp_path / "bentos")}
+    tags = {}
+    for model in ("churn", "prices"):
+        done = mlnb(root, "build", "--model", model, "--json", **variables)
+        assert done.returncode == 0, done.stderr
+        tags[model] = json.loads(done.stdout)
+    settings = load_settings(f"{tags['churn']['path']}/src")
+    assert (settings.model, settings.port, settings.predictions) == ("churn", 3171, ".mlnb/predictions/churn")
+    done = mlnb(root, "serve", "churn", "--bento", tags["prices"]["tag"], **variables)
+    assert done.returncode == 1 and f"there is no Bento '{tags['prices']['tag']}'" in done.stderr

@@ -52,7 +52,8 @@ _MODEL_HELP = "Model: a [tool.mlnb.models.NAME] table of pyproject.toml.  [defau
 def _with_model_option(command: click.Command) -> click.Command:
     "A command, and its subcommands, with the option `--model`"
     if not any("--model" in option.opts for option in command.params):
-        option = click.Option(["--model"], metavar="NAME", callback=select_model, expose_value=False, help=_MODEL_HELP)
+        names, texts = ["--model", "selected_model"], {"metavar": "NAME", "help": _MODEL_HELP}
+        option = click.Option(names, callback=select_model, expose_value=False, **texts)  # type: ignore[arg-type]
         option.is_eager = True
         command.params.append(option)
     for subcommand in getattr(command, "commands", {}).values():

@@ -1,7 +1,10 @@
 """Fitted models of each library become bundles that another process loads, and that refuse tampering."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
 import sys
 from hashlib import sha256
 
@@ -18,7 +21,7 @@ from mlnb.models.feature_schema import FeatureSchema
 from mlnb.models.multiclass import Multiclass
 from mlnb.models.regression import Regression
 from mlnb.models.write_bundle import Samples, write_bundle
-from mlnb.project.errors import BundleError
+from mlnb.project.errors import BundleError, MlnbError
 
 ROWS = 160
 CODE = {
@@ -297,3 +300,58 @@ def test_another_version_of_the_library(project, bundles, monkeypatch):
     (copy / "bundle.json").write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match=r"sample 3 .* it was trained with lightgbm 3.0, here is 4"):
         Bundle.load(copy)
+
+
+def test_mlflow_predicts_what_the_bundle_answers(project, bundles, tmp_path):
+    from mlflow import pyfunc, set_registry_uri, set_tracking_uri
+    from mlflow.models import get_model_info
+
+    from mlnb.models.registry import Tracking
+
+    tracking = Tracking(f"sqlite:///{tmp_path}/mlflow.db")
+    set_tracking_uri(tracking.url)
+    set_registry_uri(tracking.url)
+    frame = pd.DataFrame(samples(table()).requests).replace({"plan": {"": None}})
+    for name, kind in (("sklearn", "binary"), ("torch", "multiclass"), ("onnx", "regression")):
+        bundle, *_ = refused(bundles, name, kind)
+        with tracking.run("shop") as run:
+            version = tracking.register("shop", bundle.folder, run)
+        model = pyfunc.load_model(uri := f"models:/shop/{version}")
+        expected = bundle.outputs(bundle.features(dict(samples(table()).requests), {}))
+        answers, example = model.predict(frame), model.predict(model.input_example)
+        assert list(answers) == list(expected) == [c.name for c in get_model_info(uri).signature.outputs]
+        for field, column in expected.items():
+            assert np.array_equal(np.array(answers[field].tolist()), column)
+            assert np.array_equal(np.array(example[field].tolist()), column[:5])
+        assert model.metadata.signature.inputs.input_names() == [*(f.name for f in FIELDS), "decision_time"]
+        copy = tracking.download("shop", version, tmp_path / f"copy-{version}")
+        assert Bundle.load(copy).self_test() == 24
+    with pytest.raises(Exception, match="age"):
+        model.predict(frame.assign(age="old"))
+    with pytest.raises(MlnbError, match=r"row 0: plan .platinum. is not one of"):
+        model.predict(frame.assign(plan="platinum"))
+
+
+@pytest.mark.long
+def test_mlflow_serves_what_the_bundle_answers(project, bundles, tmp_path):
+    import httpx
+    from waiting import free_port, wait_until_ready
+
+    from mlnb.models.registry import Tracking
+
+    bundle, *_ = refused(bundles, "lightgbm", "multiclass")
+    tracking = Tracking(f"sqlite:///{tmp_path}/mlflow.db")
+    with tracking.run("shop") as run:
+        tracking.register("shop", bundle.folder, run)
+    port, env = free_port(), toy_project.environment(project) | {"MLFLOW_TRACKING_URI": tracking.url}
+    command = ["-m", "mlflow", "models", "serve", "-m", "models:/shop/1", "--env-manager", "local", "-p", str(port)]
+    process = subprocess.Popen([sys.executable, *command], cwd=project, env=env, start_new_session=True)
+    try:
+        url = wait_until_ready(process, f"http://127.0.0.1:{port}", "/ping")
+        rows = bundle.samples["requests"]
+        answers = httpx.post(f"{url}/invocations", json={"dataframe_records": rows}, timeout=60).json()["predictions"]
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    outputs = bundle.samples["outputs"]
+    assert answers == [dict(zip(outputs, row, strict=True)) for row in zip(*outputs.values(), strict=True)]

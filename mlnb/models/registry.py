@@ -4,10 +4,12 @@
 
 # %% auto #0
 __all__ = ['TRACKING_FORMS', 'SERVER_TIMEOUT_SECONDS', 'ARTIFACT_FOLDER', 'MLFLOW_BATCH_SIZES', 'MAX_TAG_LENGTH',
-           'MAX_EXPERIMENT_LENGTH', 'check_server', 'Store', 'Run', 'RunStore', 'Tracking', 'log_pipeline_run']
+           'MAX_EXPERIMENT_LENGTH', 'PYFUNC_LOADER', 'check_server', 'Store', 'Run', 'RunStore', 'write_mlflow_model',
+           'Tracking', 'log_pipeline_run']
 
 # %% ../../nbs/models/04_registry.ipynb #21e058ac
 import errno
+import json
 import logging
 import os
 import tempfile
@@ -21,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..pipelines.task_metrics import MLFLOW_MAX_PARAMETER_CHARS, mlflow_name, mlflow_names
-from ..project.errors import TrackingError
+from ..project.errors import BundleError, TrackingError
 from ..project.permissions import make_folder, make_private_file, make_private_folder
 from ..project.renames import renamed_keywords, renamed_members
 from ..project.secrets import redact
@@ -29,6 +31,9 @@ from ..records import sqlite_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+    from mlnb.data.fields import Field
+    from mlnb.models.manifest import Manifest
 
 # %% ../../nbs/models/04_registry.ipynb #23d8425d
 TRACKING_FORMS = 'or write tracking = "sqlite:///.mlnb/mlflow.db" or tracking = "http://host:5000"'
@@ -257,6 +262,56 @@ class RunStore(Store):
             client.get_run(run_id)
         return Run(self, run_id)
 
+# %% ../../nbs/models/04_registry.ipynb #de343003
+PYFUNC_LOADER = "mlnb.serving.pyfunc"
+_COLUMN_TYPES = {
+    "string": "string", "category": "string", "time": "string", "integer": "long", "number": "double",
+    "boolean": "boolean", "image": "binary", "bytes": "binary",
+}  # fmt: skip
+
+
+def _column_type(field: "Field") -> Any:
+    "The type of a field in a signature of MLflow, in which whole numbers and booleans have no missing value"
+    from mlflow.types.schema import AnyType, Array, DataType
+
+    if field.type in ("vector", "tensor"):
+        kind: Any = DataType.double
+        for _ in field.shape or (0,):
+            kind = Array(kind)
+        return kind
+    if field.type == "boolean" and field.nullable:
+        return AnyType()
+    return DataType.double if field.type == "integer" and field.nullable else DataType[_COLUMN_TYPES[field.type]]
+
+
+def _signature(manifest: "Manifest") -> Any:
+    "The signature of a bundle; the decision time is optional"
+    from mlflow.models import ModelSignature
+    from mlflow.types.schema import ColSpec, DataType, Schema
+
+    inputs = [ColSpec(_column_type(f), f.name, required=f.required) for f in manifest.request]
+    inputs.append(ColSpec(DataType.string, "decision_time", required=False))
+    return ModelSignature(Schema(inputs), Schema([ColSpec(_column_type(f), f.name) for f in manifest.output]))
+
+
+def write_mlflow_model(folder: Path, bundle: Path, run_id: str) -> None:
+    "Write `MLmodel` and an input example to `folder`, for a `bundle` that will be beside them; raises a `BundleError`"
+    from mlflow import pyfunc
+    from mlflow.models import Model
+
+    from mlnb.models.manifest import read_json, read_manifest
+
+    manifest, samples = read_manifest(bundle / "bundle.json"), read_json(bundle / "samples.json")[1]["requests"][:5]
+    model = Model(run_id=run_id, signature=_signature(manifest), metadata={"mlnb.version": manifest.version})
+    pyfunc.add_to_model(model, loader_module=PYFUNC_LOADER, data="bundle")
+    names = list(samples[0])
+    table = {"columns": names, "data": [[row.get(name) for name in names] for row in samples]}
+    (folder / "input_example.json").write_text(json.dumps(table))
+    (folder / "serving_input_example.json").write_text(json.dumps({"dataframe_split": table}))
+    example = {"artifact_path": "input_example.json", "type": "dataframe", "pandas_orient": "split"}
+    model.saved_input_example_info = example | {"serving_input_path": "serving_input_example.json"}
+    model.save(folder / "MLmodel")
+
 # %% ../../nbs/models/04_registry.ipynb #c27467f9
 class Tracking(RunStore):
     "The MLflow store at a URL: runs, and versions of models"
@@ -269,13 +324,21 @@ class Tracking(RunStore):
         run: Run | str,  # that trained it, or its id
         tags: dict[str, str] | None = None,
     ) -> int:
-        "Copy the bundle to the run and register it as the next version of the model"
+        """Copy the bundle to the run, describe it for MLflow, and register it as the next version of the model.
+
+        The version is all files of the run: MLflow finds `MLmodel` there, and mlnb the folder `bundle`.
+        """
         run = Run(self, run) if isinstance(run, str) else run
         run.files(folder, "bundle")
-        with self.connected() as client:
+        with self.connected() as client, tempfile.TemporaryDirectory() as described:
+            try:
+                write_mlflow_model(Path(described), Path(folder), run.id)
+            except (BundleError, OSError) as e:
+                _log.warning("MLflow cannot load this version of %r, since it is no bundle: %s", name, e)
+            client.log_artifacts(run.id, described)
             if not client.search_registered_models(f"name = '{name}'"):
                 client.create_registered_model(name)
-            source = f"{client.get_run(run.id).info.artifact_uri}/bundle"
+            source = client.get_run(run.id).info.artifact_uri
             return int(client.create_model_version(name, source, run_id=run.id, tags=tags).version)
 
     def set_alias(self, name: str, alias: str, version: int) -> None:

@@ -18,7 +18,8 @@ import numpy as np
 from ..data.point_in_time import Columns
 from ..data.fields import BINARY_TYPES, DECISION_TIME, Field, field_type
 from ..data.field_values import OUT_OF_RANGE, STRING_ENCODED_TYPES, expected_value, value_problem
-from .arrow_fields import accepts_arrow_type, expected_arrow_type, to_column, to_logged, without_dictionary
+from .arrow_fields import accepts_arrow_type, expected_arrow_type, is_null_type, to_column, to_logged
+from .arrow_fields import without_dictionary
 from .row_validation import BodyValidator, JsonObject, RequestError, field_error, parse, request_error
 from .row_validation import unknown_fields, value_check, without_escaped_quotes
 
@@ -53,6 +54,7 @@ class JsonColumns(BodyValidator):
         super().__init__(fields)
         self._decode = msgspec.json.Decoder(self._struct(list.__class_getitem__)).decode
         self._checks = {name: check for name, f in self._by_name.items() if (check := value_check(f))}
+        self._columns = {name: field_type(f).column for name, f in self._by_name.items()}
 
     def decode(self, body: bytes) -> RequestTable:  # of n rows; decision_time only if it was sent
         "The columns of a request; raises a `RequestError` that names every wrong column with its first wrong rows"
@@ -65,7 +67,7 @@ class JsonColumns(BodyValidator):
             raise self.explain_errors(body, "its columns differ in length, or a value is out of range")
         rows = len(next(iter(values.values())))
         values |= {name: [default] * rows for name, default in self._defaults.items() if name not in values}
-        columns = {name: field_type(self._by_name[name]).column(column) for name, column in values.items()}
+        columns = {name: self._columns[name](column) for name, column in values.items()}
         return RequestTable(columns, {name: to_logged(self._by_name[name], c) for name, c in columns.items()})
 
     def _is_valid(self, body: bytes, values: dict[str, list]) -> bool:
@@ -201,8 +203,6 @@ def _oversized_texts(field: Field, array) -> np.ndarray | None:  # (n,) bool
     "Which texts are certainly too long; None if none is; raises `RequestError` if a column cannot hold all"
     import pyarrow as pa
 
-    if pa.types.is_large_string(array.type):
-        return None  # each row has its own bytes
     sizes, (max_bytes, max_total) = list(map(_byte_lengths, array.chunks)), _max_bytes(field)
     largest = max((int(chunk.max()) for chunk in sizes if len(chunk)), default=0)
     if largest <= max_bytes and largest * len(array) <= max_total:
@@ -247,8 +247,9 @@ def _read_column(field: Field, array, request: RequestTable) -> list[dict]:
     "Add a column to the request, or return its problems"
     if not accepts_arrow_type(field, array.type):
         return [field_error(field, f"has the type {str(array.type)[:60]}") | {"expected": expected_arrow_type(field)}]
-    is_text = field.type in ("string", "category") and array.type != "null"
-    if is_text and array.type != "string" and (wrong := _oversized_texts(field, array)) is not None:
+    is_text = field.type in ("string", "category") and not is_null_type(array.type)
+    may_expand = is_text and array.type not in ("string", "large_string")
+    if may_expand and (wrong := _oversized_texts(field, array)) is not None:
         return _wrong_row_problems(field, array, wrong)
     single = array.num_chunks == 1
     decoded = array.chunk(0) if single else array  # one chunk is cast without a pool of threads

@@ -31,7 +31,8 @@ from ..data.field_values import MSGSPEC_TYPES, OUT_OF_RANGE, expected_format, ex
 from ..data.field_values import value_problem
 from ..project.errors import ServingError, did_you_mean
 from ..project.text import short_json
-from .arrow_fields import accepts_arrow_type, arrow_type, is_text_type, to_column, without_dictionary
+from .arrow_fields import accepts_arrow_type, arrow_type, is_null_type, is_text_type, to_column
+from .arrow_fields import without_dictionary
 
 # %% ../../nbs/serving/14_table_files.ipynb #a024bbf3
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class RowBatch:
 
 
 MAX_BATCH_ROWS, MAX_BATCH_BYTES = 1 << 16, 1 << 25  # of a batch; they bound the memory
+_MAX_LINE_BYTES = MAX_BATCH_BYTES // 4  # of CSV
 
 # %% ../../nbs/serving/14_table_files.ipynb #a2ab7236
 class ParquetReader:
@@ -106,7 +108,7 @@ class CsvReader:
         return pyarrow.csv.open_csv(
             file,
             pyarrow.csv.ReadOptions(
-                use_threads=False, block_size=MAX_BATCH_BYTES // 4
+                use_threads=False, block_size=_MAX_LINE_BYTES
             ),  # threads would lose row numbers
             pyarrow.csv.ParseOptions(newlines_in_values=True, invalid_row_handler=quarantine_row),
             pyarrow.csv.ConvertOptions(
@@ -159,7 +161,9 @@ def reading(path: Path) -> Iterator[None]:
     except UnicodeDecodeError as e:
         raise ServingError(f"{path} is not UTF-8 from byte {e.start} on; write it in UTF-8") from None
     except (pa.ArrowException, csv.Error, OSError) as e:
-        raise ServingError(f"{path} cannot be read: {str(e).splitlines()[0]}") from None
+        too_long = f"a line is longer than {_MAX_LINE_BYTES >> 20} MB; write the file as Parquet"
+        reason = too_long if "straddling" in str(e) else str(e).splitlines()[0]
+        raise ServingError(f"{path} cannot be read: {reason}") from None
 
 # %% ../../nbs/serving/14_table_files.ipynb #720db79c
 def read_batches(source: ParquetReader | CsvReader, path: Path) -> Iterator[RowBatch]:
@@ -276,7 +280,7 @@ def _try(decode: Callable, text: str | None):
 
 def _values(column: pa.Array, field: Field) -> pa.Array:
     "A column in the type of `field`, null if a value is not of that type"
-    if pa.types.is_null(column.type):
+    if is_null_type(column.type):
         return column
     if field.type in ("string", "category"):
         return column.cast(pa.large_string())

@@ -21,13 +21,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from report import arguments, at_most, finish, row
 
+from mlnb.models.binary import Binary, cost_objective
 from mlnb.models.metrics import Cost
 from mlnb.monitoring.labels import import_labels
 from mlnb.monitoring.performance import measure_performance
 from mlnb.serving.labels import LabelStore
 
 FLIGHTS = Path(__file__).parent.parent / "products" / "flights"
-COST, LABEL_HOURS, END = Cost(1, 3), 24, np.datetime64("2014-02-01")
+OBJECTIVE, LABEL_HOURS, END = cost_objective(Cost(1, 3)), 24, np.datetime64("2014-02-01")
 FIGURES = {"auc": ("AUC", ".4f"), "cost_per_1000": ("cost per 1000", ".1f"), "log_loss": ("log-loss", ".4f")}
 
 
@@ -69,7 +70,7 @@ def flights() -> tuple[pa.Table, pa.Table]:
 
 def expectations(predictions: pa.Table, labels: pa.Table) -> list[dict]:
     """Expected and realised figures of every month."""
-    found = measure_performance(predictions, labels, COST, LABEL_HOURS, END, samples=0)
+    found = measure_performance(predictions, labels, Binary(), LABEL_HOURS, END, samples=0, objective=OBJECTIVE)
     months = [m for m in found.months if m.days > 1]
     return [
         row(
@@ -91,14 +92,14 @@ def replayed(predictions: pa.Table, labels: pa.Table, weeks: int) -> list[dict]:
     for hour in range(24, 24 * (7 * weeks + 3)):
         as_of = start + np.timedelta64(hour, "h")
         days = measure_performance(
-            predictions, labels.filter(observed <= as_of), COST, LABEL_HOURS, as_of, samples=0
+            predictions, labels.filter(observed <= as_of), Binary(), LABEL_HOURS, as_of, samples=0, objective=OBJECTIVE
         ).days
         early += sum(
             bool(d.realised is not None and np.datetime64(d.name) + np.timedelta64(24 + LABEL_HOURS, "h") > as_of)
             for d in days
         )
         scored |= {d.name: d for d in days if d.realised is not None and d.name not in scored}
-    batch = measure_performance(predictions, labels, COST, LABEL_HOURS, END, samples=0).days
+    batch = measure_performance(predictions, labels, Binary(), LABEL_HOURS, END, samples=0, objective=OBJECTIVE).days
     largest_difference = max(
         abs(scored[d.name].realised[name] - value) for d in batch for name, value in d.realised.items()
     )
@@ -126,7 +127,7 @@ def a_million(n: int = 1_000_000) -> list[dict]:
         kept, more = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         table = store.read()
         read = time.process_time()
-        found = measure_performance(predictions, table, COST, LABEL_HOURS, END)
+        found = measure_performance(predictions, table, Binary(), LABEL_HOURS, END, objective=OBJECTIVE)
         scored = time.process_time()
         size = sum(store.parts().values()) / n
     assert found.overall.known == n

@@ -1,6 +1,7 @@
 """Flights replayed hour by hour with their labels as they came in; and performance by the definition, row by row."""
 
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,13 +10,16 @@ import pyarrow as pa
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from mlnb.models.binary import Binary, cost_objective
 from mlnb.models.metrics import Cost, calibration_error, log_loss, scores
-from mlnb.monitoring.performance import intervals, join_labels, measure_performance, realised
+from mlnb.monitoring.performance import join_labels, measure_performance
 from mlnb.project.errors import ModelError
 from mlnb.serving.labels import current_labels
 
 FLIGHTS = Path(__file__).parent.parent / "products" / "flights"
 COST, START = Cost(1, 3), np.datetime64("2013-07-01T00:00")
+OBJECTIVE, BINARY = cost_objective(COST), Binary()
+measure_performance = partial(measure_performance, objective=OBJECTIVE)
 
 
 def as_utc(times):
@@ -68,13 +72,13 @@ def test_hour_by_hour_no_day_is_scored_early_and_the_end_equals_the_batch(july):
     for hour in range(24, 17 * 24):
         as_of = START + np.timedelta64(hour, "h")
         arrived = told.filter(observed <= as_of.astype("datetime64[us]"))  # nothing else is there yet
-        found = measure_performance(asked, arrived, COST, 24, as_of, samples=0)
+        found = measure_performance(asked, arrived, BINARY, 24, as_of, samples=0)
         for day in found.days:
             over = np.datetime64(day.name) + np.timedelta64(48, "h") <= as_of
             assert day.closed == over == (day.realised is not None), f"{day.name} at {as_of}"
             if over:
                 assert day.coverage == 1 and scored.setdefault(day.name, day) == day  # what has been scored stays so
-    batch = measure_performance(asked, told, COST, 24, np.datetime64("2014-01-01"), samples=0)
+    batch = measure_performance(asked, told, BINARY, 24, np.datetime64("2014-01-01"), samples=0)
     assert set(scored) == {day.name for day in batch.days} and len(scored) == 14
     for day in batch.days:
         rows = asked["time"].to_numpy().astype("datetime64[D]") == np.datetime64(day.name)
@@ -100,11 +104,11 @@ def test_labels_that_are_early_would_have_lied(july):
     asked, told = july
     noon = np.datetime64("2013-07-10T22:00")
     early = told.filter(told["observed_at"].to_numpy() <= noon.astype("datetime64[us]"))
-    both = join_labels(asked, current_labels(early))
+    both = join_labels(asked, current_labels(early), BINARY)
     recent = asked["time"].to_numpy()
     recent = (recent <= noon) & (recent > noon - np.timedelta64(6, "h"))
-    share, rate = np.mean(~np.isnan(both.y[recent])), np.nanmean(both.y[recent])
-    in_the_end = join_labels(asked, current_labels(told)).y[recent].mean()
+    share, rate = np.mean(both.known[recent]), both.labels[recent & both.known].mean()
+    in_the_end = join_labels(asked, current_labels(told), BINARY).labels[recent].mean()
     assert share < 0.5 and abs(rate - in_the_end) > 0.05
 
 
@@ -112,9 +116,9 @@ def test_the_same_numbers_in_any_order(july):
     asked, told = july
     rng = np.random.default_rng(0)
     end = np.datetime64("2014-01-01")
-    one = measure_performance(asked, told, COST, 24, end, segment="origin")
+    one = measure_performance(asked, told, BINARY, 24, end, segment="origin")
     mixed = pa.concat_tables([told, told]).take(rng.permutation(2 * len(told)))
-    other = measure_performance(asked.take(rng.permutation(len(asked))), mixed, COST, 24, end, "origin")
+    other = measure_performance(asked.take(rng.permutation(len(asked))), mixed, BINARY, 24, end, "origin")
     for a, b in zip(
         [one.overall, *one.days, *one.segments], [other.overall, *other.days, *other.segments], strict=True
     ):
@@ -152,11 +156,11 @@ def test_which_prediction_counts(seed):
     seen = START + rng.permutation(4 * 1440)[:100] * np.timedelta64(1, "m")
     told = [(f"e{rng.integers(90)}", float(rng.integers(2)), t, t + rng.integers(60)) for t in seen]
     entity, time, arm, p = zip(*rows, strict=True)
-    both = join_labels(
-        decisions(entity, time, p, arm=pa.array(map(str, arm))), current_labels(labels(*zip(*told, strict=True)))
-    )
+    known = current_labels(labels(*zip(*told, strict=True)))
+    both = join_labels(decisions(entity, time, p, arm=pa.array(map(str, arm))), known, BINARY)
     held = slowly(rows, told)
-    found = sorted(zip(both.p, [None if np.isnan(y) else y for y in both.y], strict=True), key=lambda pair: pair[0])
+    found = [label if known else None for label, known in zip(both.labels.tolist(), both.known, strict=True)]
+    found = sorted(zip(both.outputs["probability"], found, strict=True), key=lambda pair: pair[0])
     assert found == sorted(held.values(), key=lambda pair: pair[0])
     assert both.repeated == 300 - len(held)
 
@@ -169,8 +173,9 @@ def test_which_of_several_of_one_second_counts_is_not_a_matter_of_their_order(se
         [f"e{i}" for i in rng.integers(20, size=n)], np.full(n, START), rng.random(n).round(1), model_version=version
     )
     told = current_labels(labels(["e0"], [1], np.array([START + 60])))
-    counted = lambda both: sorted(zip(both.version, both.p, both.positive_decisions, strict=True))
-    assert counted(join_labels(asked, told)) == counted(join_labels(asked.take(rng.permutation(n)), told))
+    counted = lambda both: sorted(zip(both.version, *both.outputs.values(), strict=True))
+    mixed = asked.take(rng.permutation(n))
+    assert counted(join_labels(asked, told, BINARY)) == counted(join_labels(mixed, told, BINARY))
 
 
 def test_a_later_correction_changes_the_day_and_an_older_moment_does_not_know_it():
@@ -178,7 +183,7 @@ def test_a_later_correction_changes_the_day_and_an_older_moment_does_not_know_it
     asked = decisions(map(str, range(20)), moments, np.linspace(0, 1, 20))
     told = labels(map(str, range(20)), np.arange(20) % 2, moments + np.timedelta64(3, "h"))
     corrected = pa.concat_tables([told, labels(["0"], [1], [np.datetime64("2013-07-20T00:00")])])
-    rate = lambda table, day: measure_performance(asked, table, COST, 24, np.datetime64(day)).overall.realised[
+    rate = lambda table, day: measure_performance(asked, table, BINARY, 24, np.datetime64(day)).overall.realised[
         "base_rate"
     ]
     assert rate(corrected, "2013-07-19") == rate(told, "2013-07-21") == 0.5 and rate(corrected, "2013-07-21") == 0.55
@@ -188,7 +193,7 @@ def test_coverage_is_shown_and_a_day_without_outcomes_has_no_figures():
     moments = START + np.arange(48) * np.timedelta64(1, "h")
     asked = decisions(map(str, range(48)), moments, np.linspace(0, 1, 48))
     told = labels(map(str, range(12)), np.arange(12) % 2, moments[:12] + np.timedelta64(3, "h"))
-    found = measure_performance(asked, told, COST, 24, np.datetime64("2013-08-01"))
+    found = measure_performance(asked, told, BINARY, 24, np.datetime64("2013-08-01"))
     assert (
         [d.coverage for d in found.days] == [0.5, 0]
         and found.days[1].realised is None
@@ -205,7 +210,7 @@ def test_a_shadow_stands_beside_and_changes_no_answered_figure():
     )
     told = labels(map(str, range(24)), np.arange(24) > 11, moments + np.timedelta64(3, "h"))
     alone, both = (
-        measure_performance(t, told, COST, 24, np.datetime64("2013-08-01"))
+        measure_performance(t, told, BINARY, 24, np.datetime64("2013-08-01"))
         for t in (asked, pa.concat_tables([asked, shadow]))
     )
     assert alone.overall == both.overall and alone.months == both.months and both.repeated == 0
@@ -216,26 +221,26 @@ def test_a_shadow_stands_beside_and_changes_no_answered_figure():
 def test_one_class_one_row_and_nothing():
     asked = decisions(["a"], [START], [0.7])
     told = labels(["a"], [1], [START + np.timedelta64(5, "h")])
-    found = measure_performance(asked, told, COST, 24, np.datetime64("2013-08-01")).to_dict()
+    found = measure_performance(asked, told, BINARY, 24, np.datetime64("2013-08-01")).to_dict()
     assert found["overall"]["realised"]["auc"] is None and found["overall"]["realised"]["cost_per_1000"] == 1000
     with pytest.raises(ModelError, match="no decision"):
-        measure_performance(asked, told, COST, 24, START - np.timedelta64(1, "h"))
+        measure_performance(asked, told, BINARY, 24, START - np.timedelta64(1, "h"))
     with pytest.raises(ModelError, match="no decision"):
-        measure_performance(asked.slice(0, 0), told.slice(0, 0), COST, 24, np.datetime64("2013-08-01"))
-    assert measure_performance(asked, told.slice(0, 0), COST, 24, np.datetime64("2013-08-01")).overall.known == 0
+        measure_performance(asked.slice(0, 0), told.slice(0, 0), BINARY, 24, np.datetime64("2013-08-01"))
+    assert measure_performance(asked, told.slice(0, 0), BINARY, 24, np.datetime64("2013-08-01")).overall.known == 0
 
 
 def test_a_probability_that_is_none_is_left_out_and_counted():
     asked = decisions(list("abcde"), [START] * 5, [0.7, np.nan, np.inf, -0.1, 1.0])
     told = labels(list("abcde"), [1] * 5, [START + np.timedelta64(5, "h")] * 5)
-    found = measure_performance(asked, told, COST, 24, np.datetime64("2013-08-01"))
+    found = measure_performance(asked, told, BINARY, 24, np.datetime64("2013-08-01"))
     assert (found.unusable, found.overall.decisions, found.unmatched) == (3, 2, 3)
 
 
 def test_a_window_is_counted_from_the_end_of_the_day():
     asked = decisions(["a"], [START + np.timedelta64(23, "h")], [0.7])
     told = labels(["a"], [1], [START + np.timedelta64(24, "h")])
-    closed = lambda hours, text: measure_performance(asked, told, COST, hours, np.datetime64(text)).overall.closed
+    closed = lambda hours, text: measure_performance(asked, told, BINARY, hours, np.datetime64(text)).overall.closed
     assert not closed(24, "2013-07-02T23:59:59") and closed(24, "2013-07-03T00:00:00") and closed(1, "2013-07-02T01:00")
 
 
@@ -251,7 +256,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
             decisions(map(str, range(1800)), moments, p),
             labels(map(str, range(1800)), y, moments + np.timedelta64(3, "h")),
         )
-        low, high = measure_performance(asked, told, COST, 24, np.datetime64("2013-10-01")).overall.interval[
+        low, high = measure_performance(asked, told, BINARY, 24, np.datetime64("2013-10-01")).overall.interval[
             "base_rate"
         ]
         truth = 0.2936  # of 2,000,000 rows drawn alike
@@ -282,8 +287,8 @@ def test_an_interval_contains_the_figure_that_it_is_of(name, truth):
     rng = np.random.default_rng(1)
     p = SCORES[name](rng, 6000)
     y, day = (rng.random(6000) < truth(p)).astype(float), np.arange(6000) // 200
-    positive_decisions = COST.decide(p)
-    found, spans = realised(y, p, positive_decisions, COST), intervals(day, y, p, positive_decisions, COST)
+    answers = {"probability": p, "decision": COST.decide(p)}
+    found, spans = BINARY.realised(y, answers, OBJECTIVE), BINARY.intervals(day, y, answers, OBJECTIVE)
     plain = scores(y.astype(int), p, COST)
     for figure, (low, high) in spans.items():
         assert low <= found[figure] <= high, (figure, low, found[figure], high)
@@ -300,7 +305,7 @@ def test_the_interval_of_the_calibration_error_covers_the_truth():
             rng = np.random.default_rng(seed)
             p = 0.9 * rng.beta(2, 5, 3000)
             y = (rng.random(3000) < of(p)).astype(float)
-            low, high = intervals(np.arange(3000) // 100, y, p, COST.decide(p), COST)["ece"]
+            low, high = BINARY.intervals(np.arange(3000) // 100, y, {"probability": p})["ece"]
             covered[truth] += low <= truth <= high
     assert min(covered.values()) >= 36, covered
 
@@ -309,5 +314,5 @@ def test_decisions_before_an_outcome_that_came_back_in_time():
     now = datetime(2013, 7, 1, 5, tzinfo=UTC)
     asked = decisions(["a"], [now.replace(tzinfo=None)], [0.7])
     told = labels(["a"], [1], [(now - timedelta(hours=1)).replace(tzinfo=None)])
-    found = measure_performance(asked, told, COST, 24, np.datetime64("2013-08-01"))
+    found = measure_performance(asked, told, BINARY, 24, np.datetime64("2013-08-01"))
     assert found.early == 1 and found.overall.realised is None

@@ -5,6 +5,7 @@ import pyarrow as pa
 import pytest
 
 from mlnb.cli.performance import headline
+from mlnb.models.binary import Binary, cost_objective
 from mlnb.models.metrics import Cost
 from mlnb.monitoring.performance import measure_performance
 from mlnb.monitoring.performance_page import days_chart, page
@@ -30,19 +31,21 @@ def performance(as_of="2013-08-10", useless=False):
     }
     y = (rng.random(ROWS) < (1 - p if useless else p)) * 1.0
     told = {"entity": keys, "value": y, "observed_at": known, "received_at": known, "source": ["x"] * ROWS}
-    return measure_performance(pa.table(asked), pa.table(told), Cost(1, 3), 24, np.datetime64(as_of, "s"))
+    tables, end = (pa.table(asked), pa.table(told)), np.datetime64(as_of, "s")
+    return measure_performance(*tables, Binary(), 24, end, objective=cost_objective(Cost(1, 3)))
 
 
 def test_days_that_wait_are_grey_and_named_and_no_others():
     done, waits = performance(), performance("2013-07-20")
-    assert 'class="waits"' not in days_chart(done.days, "auc") and "labels still to come" not in page(done, "")
-    assert 'class="waits"' in days_chart(waits.days, "auc") and "labels still to come" in page(waits, "")
+    chart = lambda found: days_chart(found.days, "auc", found.shown_metrics["auc"])
+    assert 'class="waits"' not in chart(done) and "labels still to come" not in page(done, "")
+    assert 'class="waits"' in chart(waits) and "labels still to come" in page(waits, "")
 
 
 @pytest.mark.parametrize(("useless", "colour"), [(False, "none"), (True, "moderate")])
 def test_the_headline_is_green_only_where_the_model_saves(useless, colour):
     found = performance(useless=useless)
-    assert (found.overall.realised["cost_per_1000"] > found.best_trivial) == useless
+    assert (found.overall.realised["cost_per_1000"] > found.best_trivial) == found.is_worse_than_constant == useless
     assert f'<p class="say {colour}">' in page(found, "")
 
 
@@ -50,12 +53,11 @@ def test_the_page_says_what_the_terminal_says():
     found = performance()
     shown = page(found, "")
     assert "<th>ECE</th>" in shown and f"<b>{found.months[0].realised['ece']:.3f}</b>" in shown
-    assert (
-        f"a threshold of {found.best_threshold[0]:.2f} would have cost least: {found.best_threshold[1]:.0f} per 1000"
-        in shown
-    )
+    best = found.details["best_threshold"]
+    least = f"would have cost least: {best['cost_per_1000']:.0f} per 1000"
+    assert f"a threshold of {best['threshold']:.2f} {least}" in shown
     assert shown.index(">realised") < shown.index("<svg")
-    assert "min-width" in shown and shown.count('<div class="scroll"><svg class="days"') == 3
+    assert "min-width" in shown and shown.count('<div class="scroll"><svg class="days"') == 4
 
 
 def test_the_headline_counts_those_that_wait():

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import numpy as np
     from rich.table import Table
 
+    from mlnb.models.problems import Metric
     from mlnb.monitoring.performance import GroupPerformance, Performance
 
 # %% ../../nbs/cli/17_performance.ipynb #44cc3fc4
@@ -26,17 +27,15 @@ def _figure(value: float | None, form: str) -> str:
     return "–" if value is None or value != value else format(value, form)
 
 
-def _row(group: "GroupPerformance") -> list[str]:
-    from mlnb.monitoring.performance import SHOWN_METRICS
-
+def _row(group: "GroupPerformance", metrics: "dict[str, Metric]", is_expected: dict[str, bool]) -> list[str]:
     realised = group.realised or {}
     cells = [rich_escaped(group.name), f"{group.decisions:,}", f"{group.coverage:.1%}"]
-    for name, (_, form) in SHOWN_METRICS.items():
-        text = _figure(realised.get(name), form)
+    for name, metric in metrics.items():
+        text = _figure(realised.get(name), metric.format)
         if name in group.interval:
-            text += " [dim]" + "–".join(_figure(end, form) for end in group.interval[name]) + "[/]"
-        cells += [text, _figure(group.expected.get(name), form)]
-    return [*cells, _figure(realised.get("ece"), ".3f"), _state(group)]
+            text += " [dim]" + "–".join(_figure(end, metric.format) for end in group.interval[name]) + "[/]"
+        cells += [text, _figure(group.expected.get(name), metric.format)][: 1 + is_expected[name]]
+    return [*cells, _state(group)]
 
 
 def _state(group: "GroupPerformance") -> str:
@@ -47,61 +46,95 @@ def _state(group: "GroupPerformance") -> str:
     return f"[yellow]{group.waiting_days} more days are waiting[/]" if group.waiting_days else ""
 
 
-def _table(groups: list["GroupPerformance"], first: str) -> "Table":
-    from mlnb.monitoring.performance import SHOWN_METRICS
+def _table(groups: list["GroupPerformance"], first: str, metrics: "dict[str, Metric]") -> "Table":
+    is_expected = {name: any(name in group.expected for group in groups) for name in metrics}
+    titles = [(metric.title, "expected")[: 1 + is_expected[name]] for name, metric in metrics.items()]
+    numbers = ("decisions", "coverage", *(title for pair in titles for title in pair))
+    rows = [_row(group, metrics, is_expected) for group in groups]
+    return new_table(first, *numbers, "", rows=rows, right=numbers)
 
-    metrics = [title for name, _ in SHOWN_METRICS.values() for title in (name, "expected")]
-    numbers = ("decisions", "coverage", *metrics, "ECE")
-    return new_table(first, *numbers, "", rows=map(_row, groups), right=numbers)
+
+def _overall_table(result: "Performance") -> "Table":
+    "Every metric of all days that are evaluated"
+    overall, rows = result.overall, []
+    for name, metric in result.all_metrics.items():
+        interval = " to ".join(_figure(end, metric.format) for end in overall.interval.get(name, ()))
+        values = [(overall.realised or {}).get(name), overall.expected.get(name)]
+        realised, expected = (_figure(value, metric.format) for value in values)
+        rows.append([metric.title, realised, interval, expected])
+    numbers = ("realised", "95% interval", "expected")
+    return new_table("metric", *numbers, rows=rows, right=numbers)
 
 # %% ../../nbs/cli/17_performance.ipynb #512d57f5
+def _described(result: "Performance", values: dict | None, names: tuple[str, ...]) -> str:
+    "Metrics in words, such as AUC 0.731"
+    metrics = result.all_metrics
+    known = [name for name in names if name in metrics and name in (values or {})]
+    return ", ".join(f"{metrics[name].title} {_figure((values or {})[name], metrics[name].format)}" for name in known)
+
+
 def headline(result: "Performance") -> str:
     "The result in a sentence"
-    overall = result.overall
+    overall, names = result.overall, tuple(result.shown_metrics)[:2]
     if not overall.closed:
-        cost, auc = overall.expected["cost_per_1000"], _figure(overall.expected["auc"], ".3f")
-        expected = f"a cost of {cost:.0f} per 1000 decisions and an AUC of {auc}"
-        return f"No day's label window has closed. Expected are {expected}."
+        expected = _described(result, overall.expected, names)
+        closes = _first_closing_time(result)
+        return f"No day's label window has closed; the first closes at {closes}." + (
+            f" Expected: {expected}." if expected else ""
+        )
     if overall.realised is None:
         none = f"None of the {overall.decisions:,} decisions of {count_of(overall.days, 'closed day')} has a label"
         return f"{none}; add some with: mlnb labels add FILE"
-    cost, expected_cost = overall.realised["cost_per_1000"], overall.expected["cost_per_1000"]
-    decisions = f"{overall.decisions:,} decisions of {count_of(overall.days, 'day')}"
-    sentence = f"{decisions} cost {cost:.0f} per 1000, expected were {expected_cost:.0f}"
+    sentence = f"{overall.decisions:,} decisions of {count_of(overall.days, 'day')}"
+    if metric := result.all_metrics.get(result.primary):
+        sentence += f": {_described(result, overall.realised, (result.primary,))}"
+        if result.primary in overall.expected:
+            sentence += f", expected {_figure(overall.expected[result.primary], metric.format)}"
+        if result.best_trivial is not None:
+            sentence += f"; without a model {_figure(result.best_trivial, metric.format)}"
     waiting = sum(day.decisions for day in result.days if not day.closed)
     waiting_note = f"; {waiting:,} more are waiting for labels" if waiting else ""
-    baseline = f"without a model it would have been {result.best_trivial:.0f}"
-    return f"{sentence}; {baseline}. {overall.coverage:.1%} of them have a label{waiting_note}."
+    return f"{sentence}. {overall.coverage:.1%} of them have a label{waiting_note}."
+
+
+def _first_closing_time(result: "Performance") -> str:
+    "When the label window of the first day closes"
+    import numpy as np
+
+    first = np.datetime64(result.days[0].name, "h") + 24 + result.label_hours
+    return f"{first.astype('datetime64[m]')}Z"
 
 
 def _notes(result: "Performance") -> list[str]:
     "What you need to know to read the tables"
-    from mlnb.monitoring.performance import ASSUMPTION
-
-    time = f"{result.as_of.astype('datetime64[s]')}Z"
-    cost = f"A positive decision costs {result.cost.positive:g}, a false negative {result.cost.false_negative:g}"
-    notes = [f"As of {time}; a day (UTC) is scored {result.label_hours} hours after its end. {cost}."]
-    notes.append(f"Intervals: 95% of {result.samples} samples of whole days. {ASSUMPTION}")
-    if result.best_threshold:
-        threshold, best_cost = result.best_threshold
-        notes.append(f"On these days, a threshold of {threshold:.2f} would have cost least: {best_cost:.0f} per 1000.")
+    time, how = f"{result.as_of.astype('datetime64[s]')}Z", result.how
+    notes = [f"As of {time}; a day (UTC) is scored {result.label_hours} hours after its end."]
+    notes += [how.objective.description] if how.objective else []
+    notes.append(f"Intervals: 95% of {how.samples} samples of whole days. {how.problem.assumption}")
+    notes += how.problem.remarks(result.details)
     repeated = "repeated predictions of an entity do not count: the last one of the first day does"
+    right = how.problem.label.description if how.problem.label else "this model has no labels"
     counted = {
         f"{result.repeated:,} {repeated}.": result.repeated,
         result.left_out or "": result.left_out,
         f"{result.early:,} decisions were taken after their label was known and do not count.": result.early,
-        f"{result.unusable:,} predictions have no probability from 0 to 1 and are left out.": result.unusable,
+        f"{result.unusable:,} predictions have no valid answer ({how.problem.valid_answer}) and are left out.":
+            result.unusable,
+        f"{result.invalid_labels:,} labels are of another type and are left out ({right}).": result.invalid_labels,
         f"{result.unmatched:,} labels have no prediction here.": result.unmatched,
-    }
+    }  # fmt: skip
     return notes + [note for note, count in counted.items() if count]
 
 
 def _print(result: "Performance", window: str) -> None:
     console = terminal()
-    by_time = _table(result.days if window == "day" else result.months, window)
-    tables = [_table(groups, by) for by, groups in (("version", result.versions), ("arm", result.arms)) if groups[1:]]
-    tables += [_table(result.segments, result.segment)] if result.segments and result.segment else []
-    print_blocks(f"[bold]{rich_escaped(headline(result))}[/]", by_time, *tables, console=console)
+    metrics = result.shown_metrics
+    by_time = _table(result.days if window == "day" else result.months, window, metrics)
+    groups_by = (("version", result.versions), ("arm", result.arms))
+    tables = [_table(groups, by, metrics) for by, groups in groups_by if groups[1:]]
+    tables += [_table(result.segments, result.segment, metrics)] if result.segments and result.segment else []
+    tables = [by_time, _overall_table(result), *tables]
+    print_blocks(f"[bold]{rich_escaped(headline(result))}[/]", *tables, console=console)
     console.print()
     for note in _notes(result):
         console.print(rich_escaped(note), style="dim")
@@ -127,21 +160,23 @@ def _compute_performance(as_of, since, until, group_by: str | None) -> "Performa
 
     from mlnb.cli.reading import report_log_age, skip_without_access
     from mlnb.monitoring.labels import read_decisions
-    from mlnb.monitoring.performance import load_cost, measure_performance
+    from mlnb.monitoring.performance import load_objective, load_problem, measure_performance
     from mlnb.project.errors import ModelError
     from mlnb.serving.labels import LabelStore, compact_labels
     from mlnb.serving.log_reader import LogReader
 
     settings = load_settings()
-    cost, store = load_cost(settings), LabelStore.of(settings)
+    problem, store = load_problem(settings), LabelStore.of(settings)
+    objective = load_objective(settings, problem)
     with skip_without_access():
         compact_labels(store)
-    decisions = read_decisions(LogReader.of(settings), segment=group_by)
+    decisions = read_decisions(LogReader.of(settings), segment=group_by, output=problem.output)
     if not len(decisions):
         raise ModelError("the prediction log has no rows; serve the model first with: mlnb serve")
     report_log_age(settings)
     as_of_time = np.datetime64("now", "s") if as_of is None else as_of
-    return measure_performance(decisions, store.read(), cost, settings.label_hours, as_of_time, group_by, since, until)
+    days = as_of_time, group_by, since, until
+    return measure_performance(decisions, store.read(), problem, settings.label_hours, *days, objective=objective)
 
 
 @click.command()
@@ -155,8 +190,9 @@ def _compute_performance(as_of, since, until, group_by: str | None) -> "Performa
 def performance(as_of, since, until, window, group_by, as_json, html):
     """Score past decisions against their labels.
 
-    Predictions and labels are joined by entity. A day is scored once its label window (label_hours) has closed,
-    next to the score that the probabilities had led you to expect. Until then, you see the expected score only.
+    Predictions and labels are joined by entity, or by request id if the model has none. A day is scored once its
+    label window (label_hours) has closed, next to the score that the answers had led you to expect. Until then, you
+    see the expected score only.
 
     \b
     Example:

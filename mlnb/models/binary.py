@@ -19,8 +19,10 @@ from mlnb.models.metrics import (
     average_precision,
     calibration_error,
     check_labels,
+    cost_curve,
     log_loss_per_row,
     quantile_bin,
+    reliability_curve,
 )
 from mlnb.models.problems import (
     INTERVAL_QUANTILES, MIN_DAYS, Metric, Objective, Problem, check_column, quantile_interval, resampled_days,
@@ -43,7 +45,9 @@ assert are_all_probabilities(np.array([0.0, 1.0])) and not are_all_probabilities
 # %% ../../nbs/models/11a_binary.ipynb #66403bb9
 def cost_objective(cost: Cost, unit: str = "") -> Objective:
     "The objective of two costs; a label may be a probability too"
-    return Objective(lambda labels, outputs: cost.per_row(labels, outputs["decision"]), unit)
+    description = f"A positive decision costs {cost.positive:g}, a false negative {cost.false_negative:g}."
+    per_row = lambda labels, outputs: cost.per_row(labels, outputs["decision"])
+    return Objective(per_row, unit, description=description, costs=cost)
 
 
 class Binary(Problem, frozen=True, tag="binary"):
@@ -53,13 +57,14 @@ class Binary(Problem, frozen=True, tag="binary"):
         "auc": Metric("AUC", lower_is_better=False),
         "pr_auc": Metric("PR-AUC", lower_is_better=False),
         "log_loss": Metric("log-loss"),
-        "ece": Metric("calibration error"),
+        "ece": Metric("ECE"),
         "base_rate": Metric("base rate"),
     }
     primary: ClassVar = "cost_per_1000"
     score: ClassVar = "probability"
     valid_answer: ClassVar = "a probability from 0 to 1"
     plots: ClassVar = ("reliability", "cost_curve")
+    shown: ClassVar = ("auc", "log_loss", "ece")
     assumption: ClassVar = (
         "Expected metrics assume that the probabilities are calibrated: of 100 decisions at 0.3, 30 turn out positive. "
         "They follow inputs that move, but not concept drift: the same inputs with other outcomes."
@@ -103,7 +108,10 @@ class Binary(Problem, frozen=True, tag="binary"):
         p, one = outputs["probability"], np.ones(len(outputs["probability"]))
         if objective is None:
             return _ranking_metrics(p, p)
-        cost = p * objective(one, outputs) + (1 - p) * objective(0 * one, outputs)
+        if objective.costs:
+            cost = objective(p, outputs)
+        else:
+            cost = p * objective(one, outputs) + (1 - p) * objective(0 * one, outputs)
         return {objective.name: float(1000 * cost.mean())} | _ranking_metrics(p, p)
 
     def intervals(
@@ -125,6 +133,37 @@ class Binary(Problem, frozen=True, tag="binary"):
 
     def baselines(self, labels: np.ndarray) -> dict[str, np.ndarray]:
         return {"base rate": np.array([float(np.mean(labels))])}
+
+    def primary_metric(self, objective: Objective | None = None) -> str:
+        return objective.name if objective else "log_loss"
+
+    def best_constant(self, labels: np.ndarray, objective: Objective | None = None) -> float | None:
+        if objective is None:
+            return super().best_constant(labels)
+        if objective.costs:
+            return objective.costs.best_trivial(labels)
+        rate = np.full(len(labels), np.mean(labels))
+        answers = [{"probability": rate, "decision": np.full(len(labels), value)} for value in (False, True)]
+        values = [float(1000 * objective(labels, answer).mean()) for answer in answers]
+        return max(values) if objective.is_gain else min(values)
+
+    def details(self, labels: np.ndarray, outputs: Columns, objective: Objective | None = None) -> dict:
+        "The points of a reliability diagram; with two costs, what every threshold would have cost"
+        predicted, observed, rows = reliability_curve(labels.astype(np.int64), outputs["probability"])
+        points = {"predicted": predicted, "observed": observed, "rows": rows}
+        details: dict = {"reliability": {name: values.tolist() for name, values in points.items()}}
+        if objective and objective.costs:
+            thresholds, costs = cost_curve(labels, outputs["probability"], objective.costs)
+            best = int(np.argmin(costs))
+            details["cost_curve"] = {"threshold": thresholds.tolist(), "cost_per_1000": costs.tolist()}
+            details["best_threshold"] = {"threshold": float(thresholds[best]), "cost_per_1000": float(costs[best])}
+        return details
+
+    def remarks(self, details: dict) -> list[str]:
+        if not (best := details.get("best_threshold")):
+            return []
+        saved = f"a threshold of {best['threshold']:.2f} would have cost least: {best['cost_per_1000']:.0f} per 1000"
+        return [f"On these days, {saved}."]
 
 
 OUTPUT = (

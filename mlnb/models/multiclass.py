@@ -14,7 +14,7 @@ import numpy as np
 
 from ..data.fields import Field
 from ..data.point_in_time import Columns
-from .metrics import BINS
+from .metrics import BINS, reliability_curve
 from .problems import Metric, Objective, Problem, Sums, check_column, group_sum
 from ..project.errors import ModelError, did_you_mean
 
@@ -32,12 +32,13 @@ class Multiclass(Problem, frozen=True, tag="multiclass"):
         "macro_f1": Metric("macro F1", lower_is_better=False),
         "log_loss": Metric("log-loss"),
         "top_k_accuracy": Metric("top-3 accuracy", lower_is_better=False),
-        "ece": Metric("calibration error"),
+        "ece": Metric("ECE"),
     }
     primary: ClassVar = "log_loss"
     score: ClassVar = "probability"
     valid_answer: ClassVar = "probabilities from 0 to 1 that add up to 1"
-    plots: ClassVar = ("confusion", "reliability")
+    plots: ClassVar = ("confusion", "per_class", "reliability")
+    shown: ClassVar = ("log_loss", "accuracy", "macro_f1")
     assumption: ClassVar = (
         "Expected metrics assume that the probabilities are calibrated: of 100 rows with a probability of 0.3 for a "
         "class, 30 belong to it. They follow inputs that move, but not concept drift: the same inputs, other classes."
@@ -157,8 +158,10 @@ class Multiclass(Problem, frozen=True, tag="multiclass"):
         counts = np.bincount(self.codes(np.asarray(labels)), minlength=len(self.classes))
         return {"class frequencies": (counts / counts.sum())[None]}
 
-    def details(self, labels: np.ndarray, outputs: Columns) -> dict:
-        "The confusion matrix (a row for each label), and precision, recall, F1 and rows of each class"
+    def details(self, labels: np.ndarray, outputs: Columns, objective: Objective | None = None) -> dict:
+        """The confusion matrix (a row for each label), precision, recall, F1 and rows of each class, and the points of
+        a reliability diagram of the predicted class.
+        """
         confusion = self.sums(np.zeros(len(labels), int), 1, labels, outputs, None)["confusion"][0]
         hits, labelled, predicted = np.diag(confusion), confusion.sum(1), confusion.sum(0)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -168,4 +171,20 @@ class Multiclass(Problem, frozen=True, tag="multiclass"):
             name: {key: None if np.isnan(c[i]) else float(c[i]) for key, c in zip(names, columns, strict=True)}
             for i, name in enumerate(self.classes)
         }
-        return {"classes": list(self.classes), "confusion": confusion.astype(int).tolist(), "per_class": by_class}
+        is_right = (self.codes(labels) == self.codes(outputs["prediction"])).astype(np.int64)
+        predicted, observed, rows = reliability_curve(is_right, outputs["probability"].clip(0, 1))
+        points = {"predicted": predicted, "observed": observed, "rows": rows}
+        return {
+            "classes": list(self.classes), "confusion": confusion.astype(int).tolist(), "per_class": by_class,
+            "reliability": {name: values.tolist() for name, values in points.items()},
+        }  # fmt: skip
+
+    def remarks(self, details: dict) -> list[str]:
+        confusion = np.array(details.get("confusion", [[0]]))
+        wrong = confusion * (1 - np.eye(len(confusion), dtype=int))
+        label, prediction = np.unravel_index(wrong.argmax(), wrong.shape)
+        if not (rows := wrong[label, prediction]):
+            return []
+        share = rows / confusion[label].sum()
+        names = f"{self.classes[label]!r} taken for {self.classes[prediction]!r}"
+        return [f"The most frequent error is {names}: {rows:,} rows, {share:.0%} of that class."]

@@ -46,6 +46,8 @@ class Objective:
     per_row: Callable[[np.ndarray, Columns], np.ndarray]  # labels (n,), answers (n,) each -> (n,)
     unit: str = ""  # such as EUR
     is_gain: bool = False  # whether more is better
+    description: str = ""  # a sentence that says what it counts
+    costs: Any = None  # the `metrics.Cost` that it was made from, if any
 
     @property
     def name(self) -> str:
@@ -60,9 +62,13 @@ class Objective:
 
     def __call__(self, labels: np.ndarray, outputs: Columns) -> np.ndarray:
         "The cost or gain of each row, (n,) float64; raises a `ModelError` unless the function gives one number a row"
-        values = np.asarray(self.per_row(labels, outputs))
+        name = getattr(self.per_row, "__qualname__", "the objective")
+        try:
+            values = np.asarray(self.per_row(labels, outputs))
+        except Exception as e:  # whatever the project's function may raise
+            given = f"labels and the columns {', '.join(outputs)}"
+            raise ModelError(f"objective {name} failed with {type(e).__name__}: {e}; it is given {given}") from None
         if values.shape != (len(labels),) or values.dtype.kind not in "fiub" or not np.isfinite(values).all():
-            name = getattr(self.per_row, "__qualname__", "the objective")
             problem = f"{name} gave {values.dtype} of shape {values.shape} for {len(labels)} rows"
             raise ModelError(f"{problem}; return one finite number a row")
         return values.astype(np.float64)
@@ -88,6 +94,7 @@ class Problem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     valid_answer: ClassVar[str] = ""  # the right form of an answer, in words
     assumption: ClassVar[str] = ""  # what `expected` takes for granted; empty if nothing can be expected before labels
     plots: ClassVar[tuple[str, ...]] = ()
+    shown: ClassVar[tuple[str, ...]] = ()  # the metrics of tables and charts, besides the objective; default: all
 
     @property
     def output(self) -> tuple[Field, ...]:
@@ -155,13 +162,41 @@ class Problem(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
         "Predictions of one row without a model, from training labels, by the name of the baseline"
         return {}
 
-    def details(self, labels: np.ndarray, outputs: Columns) -> dict:
-        "Tables beyond single numbers, such as a confusion matrix, as JSON values"
+    def details(self, labels: np.ndarray, outputs: Columns, objective: Objective | None = None) -> dict:
+        "Tables beyond single numbers, such as a confusion matrix, as JSON values; the `plots` draw them"
         return {}
+
+    def remarks(self, details: dict) -> list[str]:
+        "What the details say, in sentences"
+        return []
+
+    def primary_metric(self, objective: Objective | None = None) -> str:
+        "The metric that is shown first: the objective if there is one"
+        return objective.name if objective else self.primary
+
+    def shown_metrics(self, objective: Objective | None = None) -> dict[str, Metric]:
+        "The metrics of tables and charts, the objective first"
+        metrics = self.all_metrics(objective)
+        names = [self.primary_metric(objective), *(self.shown or metrics)]
+        return {name: metrics[name] for name in names if name in metrics}
+
+    def best_constant(self, labels: np.ndarray, objective: Objective | None = None) -> float | None:
+        "The primary metric of the best answer without a model, the same for all rows; None if there is none"
+        name, values = self.primary_metric(objective), []
+        for answer in self.baselines(labels).values():
+            outputs = self.outputs(np.repeat(answer, len(labels), axis=0), _no_decision, "the baseline")
+            values.append(self.realised(labels, outputs, objective).get(name, np.nan))
+        if not values or np.isnan(values).all():
+            return None
+        return float(np.nanmin(values) if self.all_metrics(objective)[name].lower_is_better else np.nanmax(values))
 
     def all_metrics(self, objective: Objective | None = None) -> dict[str, Metric]:
         "The metrics by name, the objective first"
         return ({objective.name: objective.metric} if objective else {}) | dict(self.metrics)
+
+
+def _no_decision(prediction: np.ndarray) -> np.ndarray:
+    return np.zeros(len(prediction), bool)
 
 
 def resampled_days(days: int, samples: int, seed: int) -> np.ndarray:  # (samples, days)

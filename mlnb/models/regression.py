@@ -14,6 +14,7 @@ import numpy as np
 
 from ..data.fields import Field
 from ..data.point_in_time import Columns
+from .metrics import quantile_bin
 from .problems import Metric, Objective, Problem, Sums, check_column, group_sum
 from ..project.errors import ModelError
 
@@ -30,7 +31,7 @@ def round_significant(values: np.ndarray, digits: int) -> np.ndarray:
 assert round_significant(np.array([123456.789, 0.0012345, 0, -np.inf]), 4).tolist() == [123500, 0.001234, 0, -np.inf]
 
 # %% ../../nbs/models/11c_regression.ipynb #ce5a34ca
-ERROR_BINS = 10
+ERROR_BINS, _HISTOGRAM_BINS, _DRAWN_ROWS = 10, 40, 400
 
 
 class ExpectedError(msgspec.Struct, frozen=True):
@@ -56,12 +57,13 @@ class Regression(Problem, frozen=True, tag="regression"):
         "wape": Metric("WAPE", ".1%"),
         "bias": Metric("bias", ",.4g"),
         "pinball": Metric("pinball loss", ",.4g"),
-        "coverage": Metric("interval coverage", ".1%", lower_is_better=False),
+        "interval_coverage": Metric("interval coverage", ".1%", lower_is_better=False),
     }
     primary: ClassVar = "mae"
     score: ClassVar = "prediction"
     valid_answer: ClassVar = "a finite number"
-    plots: ClassVar = ("residuals",)
+    plots: ClassVar = ("predicted", "residuals")
+    shown: ClassVar = ("mae", "rmse", "r2", "bias")
     assumption: ClassVar = (
         "Expected errors are those of validation rows with a similar prediction. They follow predictions that move, "
         "but not concept drift: the same inputs with other values."
@@ -145,7 +147,7 @@ class Regression(Problem, frozen=True, tag="regression"):
                 "bias": sums["error"] / rows,
             }  # fmt: skip
         if "pinball" in sums:
-            metrics |= {"pinball": sums["pinball"] / rows, "coverage": sums["covered"] / rows}
+            metrics |= {"pinball": sums["pinball"] / rows, "interval_coverage": sums["covered"] / rows}
         return {name: 1000 * sums[name] / rows for name in sums if name.endswith("_per_1000")} | metrics
 
     def with_errors(self, labels: np.ndarray, outputs: Columns, bins: int = ERROR_BINS) -> "Regression":
@@ -174,3 +176,34 @@ class Regression(Problem, frozen=True, tag="regression"):
         tail = (1 - self.interval) / 2
         ends = np.quantile(labels, [tail, 1 - tail]).tolist()
         return {name: np.array([[float(value), *ends]]) for name, value in center.items()}
+
+    def all_metrics(self, objective: Objective | None = None) -> dict[str, Metric]:
+        metrics, of_interval = super().all_metrics(objective), ("pinball", "interval_coverage")
+        return metrics if self.interval else {n: metric for n, metric in metrics.items() if n not in of_interval}
+
+    def details(self, labels: np.ndarray, outputs: Columns, objective: Objective | None = None) -> dict:
+        """What was observed for predictions of ten sizes (median, and the 10% and 90% quantiles), some rows to draw,
+        and a histogram of the errors, prediction minus label, whose outer bins hold whatever is beyond.
+        """
+        prediction, error = outputs["prediction"], outputs["prediction"] - labels
+        bin_of_row = quantile_bin(prediction, ERROR_BINS)
+        rows = [np.flatnonzero(bin_of_row == number) for number in np.unique(bin_of_row)]
+        low, median, high = np.array([np.quantile(labels[of_bin], [0.1, 0.5, 0.9]) for of_bin in rows]).T
+        means, counts = [float(prediction[of_bin].mean()) for of_bin in rows], list(map(len, rows))
+        some = np.unique(np.linspace(0, len(labels) - 1, min(len(labels), _DRAWN_ROWS)).astype(int))
+        first, last = np.quantile(error, [0.005, 0.995])
+        edges = np.linspace(first, last if last > first else first + 1, _HISTOGRAM_BINS + 1)
+        histogram = np.histogram(error.clip(edges[0], edges[-1]), edges)[0]
+        return {
+            "predicted": {
+                "prediction": means, "low": low.tolist(), "median": median.tolist(), "high": high.tolist(),
+                "rows": counts, "points": np.stack([prediction[some], labels[some]], 1).tolist(),
+            },
+            "residuals": {"edges": edges.tolist(), "rows": histogram.tolist(), "mean": float(error.mean())},
+        }  # fmt: skip
+
+    def remarks(self, details: dict) -> list[str]:
+        if not (mean := details.get("residuals", {}).get("mean")):
+            return []
+        size = f"{abs(mean):,.4g}" + (f" {self.unit}" if self.unit else "")
+        return [f"On average, predictions are {size} too {'high' if mean > 0 else 'low'}."]

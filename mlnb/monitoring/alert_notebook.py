@@ -24,7 +24,7 @@ from .drift_sources import DriftSource, RowFilter, read_windows
 from .drift_statistics import TOO_SMALL, bin_counts, column_drift, psi, reference_bins
 from .drift_thresholds import assign_bins
 from .http_client import http_get
-from .performance import load_cost, measure_performance
+from .performance import load_objective, load_problem, measure_performance
 from .rules_drift import segment_reference
 from .rules_freshness import FRESHNESS_SOURCES
 from .rules_performance import load_decisions
@@ -236,8 +236,9 @@ def daily_scores(alert: dict, settings: Settings, days: int = 60) -> pd.DataFram
         as_of, labels = np.datetime64("now", "s"), LabelStore.of(settings).read()
         until = np.datetime64(alert.get("until", as_of), "s")
         since = np.minimum(until - np.timedelta64(days, "D"), np.datetime64(alert.get("since", until), "s"))
-        cost, label_hours = load_cost(settings), settings.label_hours
-        performance = measure_performance(decisions, labels, cost, label_hours, as_of, None, since, until, samples=0)
+        problem, hours = load_problem(settings), settings.label_hours
+        period, objective = (as_of, None, since, until, 0), load_objective(settings, problem)
+        performance = measure_performance(decisions, labels, problem, hours, *period, objective=objective)
         rows, names = [], []
         for day in performance.days:
             if day.realised:

@@ -10,7 +10,7 @@ __all__ = ['DECISION_COLUMNS', 'read_decisions', 'LabelIndex', 'DecisionIndex', 
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,7 +36,10 @@ from ..serving.scoring import ScoringProgress, rejected_file
 from ..serving.arrow_fields import is_text_type
 
 # %% ../../nbs/monitoring/08_labels.ipynb #205ddd7f
-DECISION_COLUMNS = ("entity", "time", "logged_at", "model_version", "arm", "probability", "decision")
+DECISION_COLUMNS = ("entity", "time", "logged_at", "model_version", "arm")
+_TIME = pa.timestamp("us", "UTC")
+_OUTPUT_TYPES = {"boolean": pa.bool_(), "time": _TIME, "vector": pa.list_(pa.float64())}
+_OUTPUT_TYPES |= dict.fromkeys(("number", "integer"), pa.float64())  # everything else is text
 
 
 def _log_column(segment: str, names: Collection[str]) -> str | None:
@@ -44,9 +47,20 @@ def _log_column(segment: str, names: Collection[str]) -> str | None:
     return next((name for name in (FEATURE_PREFIX + segment, INPUT_PREFIX + segment, segment) if name in names), None)
 
 
-def _decision_columns(table: pa.Table, segment: str | None) -> pa.Table:
-    "The columns of decisions, with the segment column as text"
+def _output_column(table: pa.Table, field: Field) -> pa.ChunkedArray:
+    "The answers in a field; null where another kind of model gave them"
+    kind = _OUTPUT_TYPES.get(field.type, pa.string())
+    if field.name in table.column_names:
+        with suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
+            return table[field.name].cast(kind)
+    return pa.chunked_array([pa.nulls(len(table), kind)])
+
+
+def _decision_columns(table: pa.Table, output: Sequence[Field], segment: str | None) -> pa.Table:
+    "The columns of decisions with their answers, and the segment column as text"
     decisions = table.select(DECISION_COLUMNS)
+    for field in output:
+        decisions = decisions.append_column(field.name, _output_column(table, field))
     if segment is None:
         return decisions
     name = _log_column(segment, table.schema.names)
@@ -55,18 +69,23 @@ def _decision_columns(table: pa.Table, segment: str | None) -> pa.Table:
 
 
 @storage_errors()
-def _read_part(files: Any, path: str, segment: str | None, names: set[str]) -> pa.Table:
+def _read_part(files: Any, path: str, output: Sequence[Field], segment: str | None, names: set[str]) -> pa.Table:
     "The decision columns of a part; the names of all its columns are added to `names`"
     with open(path, "rb") if "file" in files.protocol else files.open(path) as file:
         part = pq.ParquetFile(file)
         names.update(part.schema_arrow.names)
-        name = segment and _log_column(segment, part.schema_arrow.names)
-        return part.read(list(dict.fromkeys([*DECISION_COLUMNS, *([name] if name else [])])))
+        available = part.schema_arrow.names
+        wanted = [*DECISION_COLUMNS, *(field.name for field in output)]
+        wanted += [name] if segment and (name := _log_column(segment, available)) else []
+        return part.read([name for name in dict.fromkeys(wanted) if name in available])
 
 
-def read_decisions(reader: LogReader, where: LogQuery | None = None, segment: str | None = None) -> pa.Table:
+def read_decisions(
+    reader: LogReader, where: LogQuery | None = None, segment: str | None = None, output: Sequence[Field] = ()
+) -> pa.Table:
     """The decisions of the log, or those of a query, in no particular order: the columns of `DECISION_COLUMNS`.
-    `segment` is an input or feature of the log, which becomes the text column `segment`.
+    `segment` is an input or feature of the log, which becomes the text column `segment`; `output` are the fields of
+    the answers to read too, null where a model of another kind answered.
     """
     where, files = where or LogQuery(), reader.store.files if reader.store else None
 
@@ -75,9 +94,9 @@ def read_decisions(reader: LogReader, where: LogQuery | None = None, segment: st
         condition, tables = where.expression(), []
         for table in reader.read_lines(snapshot, where, []):
             names.update(table.schema.names)
-            tables.append(_decision_columns(table, segment))
+            tables.append(_decision_columns(table, output, segment))
         for part in filter(where.may_match, snapshot.parts):
-            table = _decision_columns(_read_part(files, part.path, segment, names), segment)
+            table = _decision_columns(_read_part(files, part.path, output, segment, names), output, segment)
             tables.append(table if condition is None else table.filter(condition))
         return tables, names
 
@@ -86,14 +105,13 @@ def read_decisions(reader: LogReader, where: LogQuery | None = None, segment: st
         columns = sorted({name.removeprefix(INPUT_PREFIX).removeprefix(FEATURE_PREFIX) for name in names})
         hint = f"{did_you_mean(segment, columns)}; they have {', '.join(columns)}"
         raise ServingError(f"no prediction has an input or feature {segment!r}{hint}")
-    return pa.concat_tables(tables, promote_options="permissive") if tables else _no_decisions(segment)
+    return pa.concat_tables(tables, promote_options="permissive") if tables else _no_decisions(output, segment)
 
 
-def _no_decisions(segment: str | None) -> pa.Table:
-    timestamp = pa.timestamp("us", "UTC")
-    types = {"time": timestamp, "logged_at": timestamp, "probability": pa.float64(), "decision": pa.bool_()}
-    names = [*DECISION_COLUMNS, "segment"] if segment else DECISION_COLUMNS
-    return pa.schema([(name, types.get(name, pa.string())) for name in names]).empty_table()
+def _no_decisions(output: Sequence[Field], segment: str | None) -> pa.Table:
+    types = {name: _TIME if name in ("time", "logged_at") else pa.string() for name in DECISION_COLUMNS}
+    types |= {field.name: _OUTPUT_TYPES.get(field.type, pa.string()) for field in output}
+    return pa.schema(types | ({"segment": pa.string()} if segment else {})).empty_table()
 
 # %% ../../nbs/monitoring/08_labels.ipynb #0da97c1b
 _HASH_KEYS = "outcome-key-of-1", "another-key-of-1"
@@ -360,7 +378,7 @@ class _LabelImport:
         timestamp, n = schema().field("observed_at").type, len(keys)
         observed = pa.array(observed).cast(pa.timestamp("us")).cast(timestamp)
         received, source = pa.repeat(pa.scalar(self.now, timestamp), n), pa.repeat(self.path.name, n)
-        columns = [pa.array(keys, pa.string()), values, observed, received, source]
+        columns = [pa.array(keys, pa.string()), values, pa.nulls(n, pa.string()), observed, received, source]
         self.store.write(pa.table(columns, schema=schema()))
 
     def _count(self, batch: RowBatch, good: int, new: int, unknown: int, problems: pa.Table) -> None:

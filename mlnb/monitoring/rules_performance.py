@@ -10,14 +10,17 @@ import datetime as dt
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from .rule_base import NoDataError, Rule, RuleContext, RuleFinding
 from .table_settings import FINITE, SEGMENT, form
+from ..project.errors import AlertError, did_you_mean
 from ..project.settings import Settings
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from mlnb.models.problems import Objective, Problem
 
 # %% ../../nbs/monitoring/15_rules_performance.ipynb #3b0a84d3
 @dataclass(frozen=True)
@@ -30,15 +33,16 @@ class CohortMetric:
     since: str  # UTC
     until: str
     expected: float | None = None  # before labels arrived
+    lower_is_better: bool = False
 
 
 class PerformanceRule(Rule, frozen=True, kw_only=True):
     "A metric that is beyond a limit, or differs from what was expected before labels arrived"
     kind = "performance"
     metric: Annotated[
-        Literal["auc", "log_loss", "cost_per_1000", "ece", "coverage"],
-        form('"auc", one of auc, log_loss, cost_per_1000, ece, coverage'),
-    ] = "auc"
+        str, form('"auc", a metric of the model (see mlnb performance --json) or coverage', pattern=r"^\w*\Z")
+    ] = ""
+    worse_than: Annotated[float, form("0.65, the metric must not be worse", **FINITE)] = math.nan
     below: Annotated[float, form("0.65, the metric must not be below it", **FINITE)] = math.nan
     above: Annotated[float, form("0.5, the metric must not be above it", **FINITE)] = math.nan
     max_deviation: Annotated[
@@ -49,8 +53,9 @@ class PerformanceRule(Rule, frozen=True, kw_only=True):
     segment: Annotated[str, form('"origin=JFK", a column and its value; default: every row', pattern=SEGMENT)] = ""
 
     def __post_init__(self) -> None:
-        if all(map(math.isnan, (self.below, self.above, self.max_deviation))):
-            raise ValueError("a performance rule has no limit; write below = 0.65, above = 0.5 or max_deviation = 0.05")
+        if all(map(math.isnan, (self.worse_than, self.below, self.above, self.max_deviation))):
+            limits = "worse_than = 0.65, below = 0.65, above = 0.5 or max_deviation = 0.05"
+            raise ValueError(f"a performance rule has no limit; write {limits}")
 
     def find(self, context: RuleContext) -> Iterator[RuleFinding]:
         score = _cohort_metric(context.settings, self, context.now)
@@ -64,11 +69,14 @@ class PerformanceRule(Rule, frozen=True, kw_only=True):
 
 def _violated_limit(rule: PerformanceRule, score: CohortMetric) -> tuple[str, float] | None:
     "The words and the limit that a metric violates"
+    below, above = rule.below, rule.above
+    if not math.isnan(rule.worse_than):
+        below, above = (below, rule.worse_than) if score.lower_is_better else (rule.worse_than, above)
     words = f"{score.metric} is {score.value:.4g} ({score.low:.4g} to {score.high:.4g})"
-    if score.high < rule.below:
-        return f"{words}, below {rule.below:g}", rule.below
-    if score.low > rule.above:
-        return f"{words}, above {rule.above:g}", rule.above
+    if score.high < below:
+        return f"{words}, below {below:g}", below
+    if score.low > above:
+        return f"{words}, above {above:g}", above
     if score.expected is None or not abs(score.value - score.expected) > rule.max_deviation:
         return None
     if not (score.high < score.expected or score.low > score.expected):
@@ -81,9 +89,12 @@ def _cohort_metric(settings: Settings, rule: PerformanceRule, now: dt.datetime) 
     import numpy as np
     import pyarrow.compute as pc
 
-    from mlnb.monitoring.performance import SHADOW, closed_days, load_cost, measure_performance
+    from mlnb.monitoring.performance import SHADOW, closed_days, load_objective, load_problem, measure_performance
     from mlnb.serving.labels import LabelStore
 
+    problem = load_problem(settings)
+    objective = load_objective(settings, problem)
+    name, lower_is_better = _metric_name(rule, problem, objective)
     as_of, decisions = np.datetime64(now, "s"), load_decisions(settings, rule.version, rule.segment)
     answered = decisions.filter(pc.not_equal(decisions["arm"], SHADOW))
     days = np.unique(answered["time"].to_numpy().astype("datetime64[D]"))
@@ -91,27 +102,42 @@ def _cohort_metric(settings: Settings, rule: PerformanceRule, now: dt.datetime) 
     if not len(closed):
         raise NoDataError("the label window of no day of decisions has closed yet")
     since, until = closed[0], closed[-1] + 1
-    labels, cost = LabelStore.of(settings).read(), load_cost(settings)
-    group = measure_performance(decisions, labels, cost, settings.label_hours, as_of, None, since, until).overall
-    value = ((group.realised or {}) | {"coverage": group.coverage}).get(rule.metric)
+    labels, days = LabelStore.of(settings).read(), (as_of, None, since, until)
+    group = measure_performance(decisions, labels, problem, settings.label_hours, *days, objective=objective).overall
+    value = ((group.realised or {}) | {"coverage": group.coverage}).get(name)
     if value is None:
         raise NoDataError(f"none of the decisions from {since} to {closed[-1]} has a label")
     if math.isnan(value):
         labelled = f"the labels of the decisions from {since} to {closed[-1]}"
-        raise NoDataError(f"{labelled} are all the same, so there is no {rule.metric}")
-    low, high = group.interval.get(rule.metric, (value, value))
+        raise NoDataError(f"{labelled} are all the same, so there is no {name}")
+    low, high = group.interval.get(name, (value, value))
     bounds = str(since.astype("datetime64[s]")), str(until.astype("datetime64[s]"))
-    return CohortMetric(rule.metric, value, low, high, *bounds, group.expected.get(rule.metric))
+    return CohortMetric(name, value, low, high, *bounds, group.expected.get(name), lower_is_better)
+
+
+def _metric_name(rule: PerformanceRule, problem: "Problem", objective: "Objective | None") -> tuple[str, bool]:
+    "The metric of a rule, and whether lower is better; raises `AlertError` if the model has no such metric"
+    metrics = problem.all_metrics(objective)
+    name = rule.metric or ("auc" if "auc" in metrics else problem.primary_metric(objective))
+    if name == "coverage":
+        return name, False
+    if name not in metrics:
+        names = [*metrics, "coverage"]
+        problem_words = f"rule {rule.name!r}: the model has no metric {name!r}{did_you_mean(name, names)}"
+        raise AlertError(f"{problem_words}; it has {', '.join(names)}")
+    return name, metrics[name].lower_is_better
 
 
 def load_decisions(settings: Settings, version: str = "", segment: str = "") -> "pa.Table":
     "The decisions of a model version and of a segment such as `origin=JFK`, as `read_decisions` returns them"
     from mlnb.data.segments import segment_mask
     from mlnb.monitoring.labels import read_decisions
+    from mlnb.monitoring.performance import load_problem
     from mlnb.serving.log_reader import LogQuery, LogReader
 
     column, _, value = segment.partition("=")
-    decisions = read_decisions(LogReader.of(settings), LogQuery(version=version or None), column or None)
+    output = load_problem(settings).output
+    decisions = read_decisions(LogReader.of(settings), LogQuery(version=version or None), column or None, output)
     if not column:
         return decisions
     return decisions.filter(segment_mask(decisions["segment"].to_pandas(), value or "missing").to_numpy())

@@ -27,6 +27,7 @@ def _setting(default, form: str, allowed: Container | str = ()):
 
 _URL, _LOCAL, _PACKAGE = r"\w[\w+.-]*://.+", r"(?!.*://).+", r"[^\W\d]\w*"
 _MODULE = rf"{_PACKAGE}(\.{_PACKAGE})*"
+_NAME = rf"{_PACKAGE}(\.{_PACKAGE})+"  # package.module.name
 _PREFIX, _ORIGIN = r"(/[\w.~-]+)+", r"\*|https?://[\w.-]+(:\d+)?|https?://\[[\da-f:]+\](:\d+)?"
 _FILE_URL = re.compile(r"(sqlite(?:\+\w+)?:///|file://|local://)(?!:memory:)(.+)")
 
@@ -43,6 +44,7 @@ _POSITIVE = range(1, 1 << 31)
 _FILE_MODES = ("private", "group", "umask")
 _FOLDERS = ("notebook", "project")
 _SYNC_MODES = ("none", "interval", "always")
+_DIRECTIONS = ("minimize", "maximize")
 
 # %% ../../nbs/project/01_settings.ipynb #2e04a208
 @dataclass(frozen=True)
@@ -69,6 +71,9 @@ class Settings:
     label_hours: int = _setting(24, "24, hours after a day until its labels are known", range(1, 1 << 20))
     cost_positive: float = _setting(1.0, "1.0, the cost of a positive decision, a number above 0")
     cost_false_negative: float = _setting(0.0, "3.0, a number above cost_positive; 0.0: by the model's threshold")
+    objective: str = _setting("", '"shop.costs.error_cost", a function of labels and answers', _NAME)
+    objective_unit: str = _setting("", '"EUR", what it counts')
+    objective_direction: str = _setting("minimize", '"minimize" for a cost, "maximize" for a gain', _DIRECTIONS)
     snapshot_max_age_minutes: int = _setting(60, "60, minutes, at least 1", _POSITIVE)
     port: int = _setting(3000, "3000, a free TCP port from 1 to 65535", range(1, 1 << 16))
     checkpoints: bool = _setting(True, "false, or true: whether failed notebooks can be resumed")

@@ -4,13 +4,15 @@
 
 # %% auto #0
 __all__ = ['LABEL_FIELDS', 'EXPECTED_FORMS', 'Label', 'schema', 'parse_labels', 'example_label', 'LabelLog', 'as_table',
-           'to_microseconds', 'drop_repetitions', 'current_labels', 'LabelStore', 'compact_labels']
+           'with_text', 'to_stored', 'label_values', 'to_microseconds', 'drop_repetitions', 'current_labels',
+           'LabelStore', 'compact_labels']
 
 # %% ../../nbs/serving/19_labels.ipynb #127e90c6
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO, TypeVar
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 class Label(msgspec.Struct, gc=False):
     "One label as it is stored; times are in UTC"
     entity: str  # key by which it is joined to predictions
-    value: float  # 0 or 1
+    value: float | str  # a number, 1 for true; else a text, such as a class
     observed_at: Annotated[datetime, msgspec.Meta(tz=True)]  # from when on it was known
     received_at: Annotated[datetime, msgspec.Meta(tz=True)]
     source: str  # "service", or the name of a file
@@ -50,8 +52,8 @@ def schema() -> "pa.Schema":
     import pyarrow as pa
 
     time = pa.timestamp("us", "UTC")
-    columns = [("entity", pa.string()), ("value", pa.float64()), ("observed_at", time), ("received_at", time)]
-    return pa.schema([*columns, ("source", pa.string())])
+    columns = [("entity", pa.string()), ("value", pa.float64()), ("text", pa.string()), ("observed_at", time)]
+    return pa.schema([*columns, ("received_at", time), ("source", pa.string())])
 
 # %% ../../nbs/serving/19_labels.ipynb #f14ff547
 LABEL_FIELDS = (
@@ -127,7 +129,85 @@ def as_table(labels: Iterable[Label]) -> "pa.Table":
     import pyarrow as pa
 
     rows = list(labels)
-    return pa.table({name: [getattr(row, name) for row in rows] for name in schema().names}, schema=schema())
+    columns = {name: [getattr(row, name) for row in rows] for name in schema().names if name != "text"}
+    columns["text"] = [value if isinstance(value, str) else None for value in columns["value"]]
+    columns["value"] = [None if isinstance(value, str) else value for value in columns["value"]]
+    return pa.table({name: columns[name] for name in schema().names}, schema=schema())
+
+
+def with_text(table: "pa.Table") -> "pa.Table":
+    "Labels with the column of texts, which those of earlier releases lack"
+    import pyarrow as pa
+
+    return table if "text" in table.column_names else table.append_column("text", pa.nulls(len(table), pa.string()))
+
+# %% ../../nbs/serving/19_labels.ipynb #00bd3a6c
+_NUMBER_TYPES = ("label", "boolean", "number", "integer")  # whose labels are stored as numbers
+
+
+def to_stored(field: Field, values: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    "Valid labels, (n,) or (n, k), as they are stored: numbers, NaN for a text, and texts; None if all are numbers"
+    if field.type in _NUMBER_TYPES:
+        return values.astype(np.float64), None
+    if field.type == "time":
+        texts = np.char.add(np.datetime_as_string(values.astype("datetime64[s]")), "Z")
+    elif values.ndim > 1:
+        texts = np.array([msgspec.json.encode(row).decode() for row in values.tolist()], object)
+    else:
+        texts = values.astype(str)
+    return np.full(len(values), np.nan), texts.astype(object)
+
+
+def _text_values(field: Field, texts: list) -> tuple[np.ndarray, list[bool]]:
+    "Texts in the type of a field, and which of them have it"
+    if field.type == "category":
+        known = set(field.categories)
+        is_label = [text in known for text in texts]
+        return np.array([text if ok else "" for text, ok in zip(texts, is_label, strict=True)], str), is_label
+    if field.type == "string":
+        return np.array([text or "" for text in texts], str), [text is not None for text in texts]
+    decode = _decode_time if field.type == "time" else partial(_decode_vector, int(np.prod(field.shape)))
+    values = [decode(text) for text in texts]
+    filler = next((value for value in values if value is not None), 0)
+    return np.array([filler if v is None else v for v in values]), [v is not None for v in values]
+
+
+def _decode_time(text: str | None) -> np.datetime64 | None:
+    try:
+        return np.datetime64((text or "").removesuffix("Z"), "s") if text else None
+    except ValueError:
+        return None
+
+
+def _decode_vector(width: int, text: str | None) -> list[float] | None:
+    try:
+        values = msgspec.json.decode(text or "", type=list[float])
+    except msgspec.MsgspecError:
+        return None
+    return values if len(values) == width else None
+
+
+def label_values(table: "pa.Table", field: Field | None) -> tuple[np.ndarray, np.ndarray]:
+    "The labels of a table that are of a field's type, in that type, and which of its n labels these are, (n,) bool"
+    numbers = table["value"].to_numpy()
+    if field is None:
+        return numbers[:0], np.zeros(len(numbers), bool)
+    if field.type not in _NUMBER_TYPES:
+        texts = _as_texts(numbers, with_text(table)["text"])
+        values, is_text_label = _text_values(field, texts)
+        is_label = np.array(is_text_label, bool)
+        return values[is_label], is_label
+    is_label = np.isfinite(numbers)
+    if field.type in ("label", "boolean"):
+        is_label = np.isin(numbers, (0, 1))
+    values = numbers if is_label.all() else numbers[is_label]
+    return (values.astype(bool) if field.type == "boolean" else values), is_label
+
+
+def _as_texts(numbers: np.ndarray, texts: "pa.ChunkedArray") -> list[str | None]:
+    "The texts of labels, and whole numbers as text: the classes 0 to 9 are stored so if a client sends numbers"
+    whole = {float(n): str(int(n)) for n in np.unique(numbers[np.isfinite(numbers)]) if n == int(n)}
+    return [whole.get(n) if text is None else text for n, text in zip(numbers.tolist(), texts.to_pylist(), strict=True)]
 
 # %% ../../nbs/serving/19_labels.ipynb #7bd7aede
 def _lexsort(*keys) -> np.ndarray:
@@ -143,6 +223,17 @@ def to_microseconds(column: "pa.ChunkedArray") -> np.ndarray:  # (n,) int64
 def _codes(table) -> np.ndarray:
     "The number of each row's entity: 0 to the number of entities"
     return table["entity"].combine_chunks().dictionary_encode().indices.to_numpy()
+
+
+def _value_ranks(table) -> np.ndarray:
+    "Numbers that are equal for equal labels, and order them: numbers, then texts"
+    numbers, texts = table["value"].to_numpy(), with_text(table)["text"]
+    if texts.null_count == len(texts):
+        return numbers
+    is_text, ranks = texts.is_valid().to_numpy(), np.empty(len(numbers))
+    ranks[~is_text] = np.unique(numbers[~is_text], return_inverse=True)[1]
+    ranks[is_text] = len(numbers) + np.unique(texts.drop_null().to_numpy().astype(str), return_inverse=True)[1]
+    return ranks
 
 
 def _all_unique(codes: np.ndarray) -> bool:
@@ -161,7 +252,7 @@ def _drop_repetitions(table, codes: np.ndarray):
     columns = [
         codes,
         to_microseconds(table["observed_at"]),
-        table["value"].to_numpy(),
+        _value_ranks(table),
         to_microseconds(table["received_at"]),
     ]
     keys = [column[repeated] for column in columns]
@@ -175,7 +266,7 @@ def _drop_repetitions(table, codes: np.ndarray):
 def current_labels(table: "pa.Table", as_of: np.datetime64 | None = None) -> "pa.Table":
     """The current label of each entity, of those known `as_of` (UTC; default: now), and when its first was observed.
 
-    It is the label that was observed last, and of those received last. Columns: entity, value, observed_at,
+    It is the label that was observed last, and of those received last. Columns: entity, value, text, observed_at,
     first_observed."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -185,11 +276,11 @@ def current_labels(table: "pa.Table", as_of: np.datetime64 | None = None) -> "pa
     codes = _codes(table)
     distinct = _drop_repetitions(table, codes)
     codes = codes if distinct is table else _codes(distinct)
-    labels = distinct.select(["entity", "value", "observed_at"])
+    labels = with_text(distinct).select(["entity", "value", "text", "observed_at"])
     if _all_unique(codes):
         return labels.append_column("first_observed", labels["observed_at"])
     observed = to_microseconds(distinct["observed_at"])
-    order = _lexsort(codes, observed, to_microseconds(distinct["received_at"]), distinct["value"].to_numpy())
+    order = _lexsort(codes, observed, to_microseconds(distinct["received_at"]), _value_ranks(distinct))
     begins = np.flatnonzero(np.diff(codes[order], prepend=-1))
     first = pa.array(observed[order[begins]].view("datetime64[us]")).cast(schema().field("observed_at").type)
     last = order[np.append(begins[1:], len(order)) - 1]
@@ -233,7 +324,8 @@ class LabelStore:
     def write(self, table: "pa.Table", name: str | None = None) -> None:
         "Write labels as one part; a part of the same name is overwritten"
         name = name or f"{datetime.now(UTC):%Y%m%dT%H%M%S%f}-{uuid4().hex[:8]}"
-        self.part_store.write_table(f"{self.part_store.folder}/{name}.parquet", table.cast(schema()))
+        table = with_text(table).select(schema().names).cast(schema())
+        self.part_store.write_table(f"{self.part_store.folder}/{name}.parquet", table)
         self.part_store.sync()
 
     @storage_errors()
@@ -243,7 +335,7 @@ class LabelStore:
 
         with self.part_store.files.open(path) as file:
             # a thread that still reads when the process ends would abort it
-            return pq.ParquetFile(file, pre_buffer=False).read(use_threads=False)
+            return with_text(pq.ParquetFile(file, pre_buffer=False).read(use_threads=False)).select(schema().names)
 
     def _tables(self) -> Iterator:
         yield from map(_read_file, self.lines())
@@ -271,7 +363,7 @@ class LabelStore:
 
         table = self.read()
         labels = drop_repetitions(table.filter(pc.equal(table["entity"], entity)))
-        return labels.sort_by([("observed_at", "ascending"), ("received_at", "ascending"), ("value", "ascending")])
+        return labels.sort_by([(n, "ascending") for n in ("observed_at", "received_at", "value", "text")])
 
 # %% ../../nbs/serving/19_labels.ipynb #5daab896
 _MERGE_MIN_PARTS, _SMALL_PART_BYTES = 16, 2 << 20

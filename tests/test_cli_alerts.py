@@ -184,7 +184,7 @@ def test_what_was_not_examined_comes_first_and_is_not_green(tmp_path):
     assert "had 0 requests since an earlier check, fewer than min_requests = 50" in shown.stdout
     assert shown.stdout.index("● up") < shown.stdout.index("acknowledged")
     log, day = PredictionLog.of(settings), "2013-07-01T05:00:00Z"
-    output = ("v1", "champion", "", 1.0, 0.5, True)
+    output = ("v1", "champion", "", 1.0, {"probability": 0.5, "decision": True})
     log.append([Prediction(f"r{i}", f"e{i}", day, day, *output, {}, {"x": 1.0}) for i in range(20)])
     log.close()
     reasons = {one["rule"]: one["unexamined"] for one in document(tmp_path, "check")[0]["rules"]}

@@ -26,7 +26,8 @@ def moment(text):
 
 
 def prediction(entity, time, q, input):
-    return Prediction(f"r-{entity}", entity, time, time, "v1", "champion", "", 1.0, q, q >= 1 / 3, input, {})
+    answer = {"probability": q, "decision": q >= 1 / 3}
+    return Prediction(f"r-{entity}", entity, time, time, "v1", "champion", "", 1.0, answer, input, {})
 
 
 @pytest.fixture

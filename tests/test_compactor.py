@@ -30,9 +30,8 @@ def prediction(number, version="v1", hour=None):
     at = f"2013-07-01T{number % 3 if hour is None else hour:02}:{number % 60:02}:00Z"
     raw = {"carrier": "UA", "distance": 1400, "departure": "2013-07-01T20:00:00-04:00"}
     seen = {"carrier": "UA", "wind": None if number % 2 else 3.5}
-    return Prediction(
-        f"r{number:06}", f"UA/{number}", at, at, version, "champion", at, 0.5, 0.1 + 0.2, number % 2 == 0, raw, seen
-    )
+    answer = {"probability": 0.1 + 0.2, "decision": number % 2 == 0}
+    return Prediction(f"r{number:06}", f"UA/{number}", at, at, version, "champion", at, 0.5, answer, raw, seen)
 
 
 def columns(numbers, version="v1", arm="champion"):
@@ -46,7 +45,7 @@ def columns(numbers, version="v1", arm="champion"):
         "logged_at": times,
     }
     own |= {"model_version": version, "arm": arm, "context_moment": times, "latency_ms": 0.5}
-    own |= {"probability": np.full(len(rows), 0.1 + 0.2), "decision": np.array([r.decision for r in rows])}
+    own |= {"probability": np.full(len(rows), 0.1 + 0.2), "decision": np.array([r.output["decision"] for r in rows])}
     raw = {"carrier": np.full(len(rows), "UA"), "distance": np.full(len(rows), 1400)}
     raw["departure"] = np.full(len(rows), np.datetime64("2013-07-02T00:00:00"))
     wind = np.where(np.array(numbers) % 2, np.nan, 3.5)

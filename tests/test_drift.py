@@ -331,8 +331,7 @@ def prediction(at: str, number: int) -> Prediction:
         arm="champion",
         context_moment=f"{at}Z",
         latency_ms=0.4,
-        probability=0.25,
-        decision=bool(number % 2),
+        output={"probability": 0.25, "decision": bool(number % 2)},
         input=inputs,
         features={"carrier": inputs["carrier"], "wind": None if number % 5 == 0 else float(number)},
     )

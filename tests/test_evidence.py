@@ -36,7 +36,7 @@ def project(tmp_path_factory):
         )
         far = [m * (1.9 if i % 3 == 1 and day == "2013-07-04" else 1) for i, m in enumerate(miles)]
         inputs = [{"origin": ["EWR", "JFK", "LGA"][i % 3]} for i in range(1200)]
-        output = ("v1", "champion", times[0], 1.0, 0.1, False)
+        output = ("v1", "champion", times[0], 1.0, {"probability": 0.1, "decision": False})
         log.append(
             [Prediction(f"{day}{i}", "k", t, t, *output, inputs[i], {"distance": far[i]}) for i, t in enumerate(times)]
         )
@@ -106,8 +106,7 @@ def airport(tmp_path):
                         arm,
                         at,
                         1.0,
-                        0.1,
-                        False,
+                        {"probability": 0.1, "decision": False},
                         raw,
                         {"far": far if arm == "champion" else 0.0},
                     )

@@ -36,10 +36,10 @@ def append(project, first: int, rows: int):
     times = np.datetime64("2013-07-01T00:30") + (first + np.arange(rows)) * np.timedelta64(1, "h")
     texts = [f"{np.datetime_as_string(time, 's')}Z" for time in times]
     log = PredictionLog(project / ".mlnb/predictions")
-    fields = enumerate(texts, first)
+    fields, answer = enumerate(texts, first), {"probability": 0.4, "decision": True}
     log.append(
         [
-            Prediction(f"r{i}", f"e{i}", t, t, "v1", "champion", "", 1.0, 0.4, True, {"distance": i % 24}, {})
+            Prediction(f"r{i}", f"e{i}", t, t, "v1", "champion", "", 1.0, answer, {"distance": i % 24}, {})
             for i, t in fields
         ]
     )

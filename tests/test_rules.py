@@ -32,6 +32,8 @@ from mlnb.serving.compactor import Compactor
 from mlnb.serving.labels import Label, LabelLog
 from mlnb.serving.predictions import Prediction, PredictionLog
 
+ANSWER = {"probability": 0.1, "decision": False}
+
 
 @pytest.fixture
 def project(tmp_path):
@@ -217,7 +219,7 @@ def test_context_and_predictions_age(project, toy):
     store.write(snapshot.newest(as_of))
     t = f"{now():%Y-%m-%dT%H:%M:%S}Z"
     log = PredictionLog.of(settings)
-    log.append([Prediction("a", "k", "2013-07-01T00:00:00Z", t, "v1", "champion", t, 1.0, 0.1, False, {}, {"x": 1.0})])
+    log.append([Prediction("a", "k", "2013-07-01T00:00:00Z", t, "v1", "champion", t, 1.0, ANSWER, {}, {"x": 1.0})])
     log.close()
     assert list(found(fresh, project, as_of.item() + dt.timedelta(minutes=59))) == []
     assert list(found(fresh, project)) == ["context"]  # the decision is of 2013, the answer of now
@@ -241,13 +243,13 @@ def test_what_is_dated_ahead_of_the_clock_is_not_fresh(project, toy, ahead):
         replace(snapshot.newest(snapshot.as_of_times()[-1]), as_of=np.datetime64(later, "s"))
     )
     log, t = PredictionLog.of(settings), f"{later:%Y-%m-%dT%H:%M:%S}Z"
-    log.append([Prediction("a", "k", t, t, "v1", "champion", t, 1.0, 0.1, False, {}, {"x": 1.0})])
+    log.append([Prediction("a", "k", t, t, "v1", "champion", t, 1.0, ANSWER, {}, {"x": 1.0})])
     LabelLog.of(settings).append(
         [Label("k", 1.0, dt.datetime(2013, 7, 2, tzinfo=dt.UTC), later.replace(tzinfo=dt.UTC), "service")]
     )
     assert sorted(found(fresh, project)) == ["context", "outcome", "prediction"]
     t = f"{now():%Y-%m-%dT%H:%M:%S}Z"
-    log.append([Prediction("b", "k", t, t, "v1", "champion", t, 1.0, 0.1, False, {}, {"x": 1.0})])
+    log.append([Prediction("b", "k", t, t, "v1", "champion", t, 1.0, ANSWER, {}, {"x": 1.0})])
     log.close()
     assert sorted(found(fresh, project)) == ["context", "outcome"]
 
@@ -276,7 +278,7 @@ def serve(log, day, n, shift=0.0, version="v1", hours=(0, 24)):
     rng = np.random.default_rng(0)
     at = [f"{day}T{hours[0] + i * (hours[1] - hours[0]) // n:02}:00:00Z" for i in range(n)]
     far = rng.normal(10 + shift, 2, n).tolist()
-    said = (version, "champion", at[0], 1.0, 0.1, False)
+    said = (version, "champion", at[0], 1.0, ANSWER)
     log.append(
         [
             Prediction(f"{day}{version}{i}", "k", at[i], at[i], *said, {"carrier": "AB"[i % 2]}, {"far": far[i]})
@@ -352,7 +354,7 @@ def test_drift_that_only_the_hours_show(project, options):
         Profile.of(known).write(bundle / folder / "reference.profile")
         (bundle / folder / "drift.json").write_bytes(calibrate(known).to_bytes())
     for day, far in {"2013-06-10": 0.0, "2013-06-11": 3.0}.items():
-        at, said = f"{day}T00:00:00Z", ("v1", "champion", f"{day}T00:00:00Z", 1.0, 0.1, False)
+        at, said = f"{day}T00:00:00Z", ("v1", "champion", f"{day}T00:00:00Z", 1.0, ANSWER)
         served = rows[rows.time.dt.strftime("%Y-%m-%d") == day]
         times = served.time.dt.strftime("%Y-%m-%dT%H:%M:%SZ")
         values = zip(times, served.carrier, served.level + far, served.double, strict=True)
@@ -438,7 +440,7 @@ def test_a_segment_is_the_same_rows_for_all(project, segments):
     for i in range(900):  # in some hours every row says `maybe`, in others not
         at, maybe = f"2013-07-04T{i * 24 // 900:02}:00:00Z", 2 if i < 450 or i % 5 else None
         raw = {"vip": bool(i % 2), "maybe": maybe}
-        log.append([Prediction(str(i), "k", at, at, "v1", "champion", at, 1.0, 0.1, False, raw, {"far": far[i]})])
+        log.append([Prediction(str(i), "k", at, at, "v1", "champion", at, 1.0, ANSWER, raw, {"far": far[i]})])
     log.close()
     Profile.of({"far": np.random.default_rng(1).normal(10, 2, 9000)}).write(
         settings.root / "products/bundle/reference.profile"
@@ -465,7 +467,8 @@ def test_performance(project):
     for day in range(1, 15):
         when, p = f"2013-07-{day:02}T12:00:00Z", rng.random(200)
         happened = rng.random(200) < (p if day <= 7 else 1 - p)  # from the eighth on the model is wrong
-        said = [(("v1", "champion", when, 1.0, float(p[i]), bool(p[i] > 0.3)), i) for i in range(200)]
+        answers = [{"probability": float(q), "decision": bool(q > 0.3)} for q in p]
+        said = [(("v1", "champion", when, 1.0, answer), i) for i, answer in enumerate(answers)]
         log.append(
             [
                 Prediction(f"{day}-{i}", f"{day}-{i}", when, when, *values, {"carrier": "AB"[i % 2]}, {})

@@ -228,17 +228,20 @@ class Fails:
             raise ValueError("flight 103 is unknown")
         return np.where(wrong, np.nan, found)
 
+    def outputs(self, features):
+        return self.bundle.problem.outputs(self.predict(features), self.bundle.model.decide, "")
+
 
 @pytest.mark.parametrize("how", [ValueError, TypeError, None])
 def test_rows_that_the_model_fails_on_leave_the_others(model, newest, rows, tmp_path, small, how):
     source, output = parquet(tmp_path / "in.parquet", many(rows, 40)), tmp_path / "out.parquet"
     log = PredictionLog(tmp_path / "log")
     done = scoring.score(source, output, Fails(model, how), newest, 60, log=log)
-    why = f"the model raised {how.__name__}" if how else "the model gave no number from 0 to 1"
+    why = f"the model raised {how.__name__}" if how else "the model gave no valid answer"
     assert (done.rows, done.rejected, done.problem) == (40, 4, f"row 3: {why}")
     explained = pq.read_table(scoring.rejected_file(output)).to_pylist()
     assert explained == [
-        {"row": row, "field": None, "problem": why, "expected": "a probability"} for row in (3, 15, 27, 39)
+        {"row": row, "field": None, "problem": why, "expected": "a probability from 0 to 1"} for row in (3, 15, 27, 39)
     ]
     answered = [i for i in range(40) if i % 12 != 3]
     expected = model.samples["outputs"]["probability"]
@@ -334,7 +337,7 @@ def test_what_cannot_work_is_said_before_the_first_row(model, newest, rows, tmp_
         "'distance' has type string; write it as numbers",
     )
     refused(parquet(tmp_path / "d.parquet", [rows[0] | {"decision": True}]), "name of an answer")
-    refused(parquet(tmp_path / "e.parquet", [rows[0] | {"tags": [1]}]), "CSV cannot hold", output="out.csv")
+    refused(parquet(tmp_path / "e.parquet", [rows[0] | {"tags": {"a": 1}}]), "CSV cannot hold", output="out.csv")
     for kind in (pa.binary(), pa.binary(2), pa.dictionary(pa.int32(), pa.binary())):
         pq.write_table(pq.read_table(good).append_column("more", pa.nulls(len(rows), kind)), tmp_path / "g.parquet")
         refused(tmp_path / "g.parquet", "column 'more' has type", "CSV cannot hold", output="out.csv")

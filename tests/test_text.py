@@ -45,7 +45,7 @@ def project(tmp_path_factory):
     root = toy_project.make_without_context(tmp_path_factory.mktemp("text") / "project")
     log = PredictionLog(root / ".mlnb/predictions")
     t = f"{datetime.now(UTC):%Y-%m-%dT00:00:00Z}"
-    said = ("v1", "champion", "", 1.0, 0.5, True)
+    said = ("v1", "champion", "", 1.0, {"probability": 0.5, "decision": True})
     log.append(
         [
             Prediction(f"r{i}{text[:900]}", text[:900], t, t, *said, {}, {"c": text})

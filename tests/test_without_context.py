@@ -47,7 +47,7 @@ def yesterday(hour: int) -> str:
 
 
 def test_score_by_file_and_service_alike(project, mlnb):
-    expected = json.loads((project / "products/bundle/samples.json").read_text())["probability"]
+    expected = json.loads((project / "products/bundle/samples.json").read_text())["outputs"]["probability"]
     pd.DataFrame(rows(project)).to_csv(project / "in.csv", index=False)
     pd.DataFrame(rows(project)).to_parquet(project / "in.parquet")
     for source, output in (("in.csv", "out.csv"), ("in.parquet", "out.parquet")):

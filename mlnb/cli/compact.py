@@ -70,7 +70,8 @@ def _warn_unknown_segments(settings: "Settings") -> None:
         return
     if manifest is None:
         return
-    names = [*(f.name for f in manifest.request), *manifest.categorical, *manifest.numeric, *RECORD_FIELDS]
+    fields = [f.name for f in (*manifest.request, *manifest.output)]
+    names = [*fields, *manifest.categorical, *manifest.numeric, *RECORD_FIELDS]
     for name in settings.profile_segments:
         if name not in names:
             warning = f"setting 'profile_segments' names {name!r}{did_you_mean(name, names)}, which no prediction has"

@@ -120,7 +120,11 @@ def select_model(_context: object, _option: object, name: str | None) -> str | N
 
 
 def json_value(value: object) -> object:
-    "A value for JSON: missing values are null, times are ISO 8601 with their zone"
+    "A value for JSON: missing values are null, times are ISO 8601 with their zone, arrays are lists"
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
+        return list(map(json_value, value))
+    if hasattr(value, "tolist"):
+        value = value.tolist()
     if value is None or value != value:
         return None
     return f"{value:%Y-%m-%dT%H:%M:%SZ}" if hasattr(value, "strftime") else value

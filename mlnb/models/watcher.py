@@ -80,6 +80,11 @@ def releases_folder(settings: Settings) -> Path:
     return settings.path(settings.model_cache) / f"{followed_model(settings.serve_from)}-{store}"
 
 # %% ../../nbs/models/07_watcher.ipynb #8a0cbed6
+def _answer_schema(bundle: Bundle) -> str:
+    describe = lambda f: f"{f.name} ({' '.join([f.type, *map(repr, f.categories), *map(str, f.shape)])})"
+    return ", ".join(map(describe, bundle.problem.output))
+
+
 def _request_schema(bundle: Bundle) -> str:
     fields = ", ".join(f"{f.name} ({f.type})" for f in bundle.request)
     entity = f"the entity {', '.join(bundle.manifest.entity)}" if bundle.manifest.entity else "no entity"
@@ -87,12 +92,13 @@ def _request_schema(bundle: Bundle) -> str:
 
 
 def verify_servable(folder: str | Path, served: Bundle | None = None) -> Bundle:
-    "The bundle after its self-test; a `BundleError` if it fails, or takes other requests than the served one"
+    "The bundle after its self-test; a `BundleError` if it fails, or has other requests or answers than the served one"
     bundle = Bundle.load(folder, served)
-    if served and (schema := _request_schema(bundle)) != (old := _request_schema(served)):
-        difference = f"version {bundle.version} takes {schema}, but {served.version}, which is served, takes {old}"
-        remedy = "start one with another folder in the setting 'model_cache'"
-        raise BundleError(f"{difference}; other requests need a service of their own: {remedy}")
+    for verb, what, schema in (("takes", "requests", _request_schema), ("answers", "answers", _answer_schema)):
+        if served and (new := schema(bundle)) != (old := schema(served)):
+            difference = f"version {bundle.version} {verb} {new}, but {served.version}, which is served, {verb} {old}"
+            remedy = "start one with another folder in the setting 'model_cache'"
+            raise BundleError(f"{difference}; other {what} need a service of their own: {remedy}")
     bundle.self_test()
     return bundle
 

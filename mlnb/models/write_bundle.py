@@ -28,7 +28,7 @@ from .binary import Binary
 from .bundle import Bundle, compare_samples, compute_samples, load_model, resolve_code, to_json_values
 from .hooks import Model
 from mlnb.models.manifest import (
-    FORMAT, Manifest, PrintableText, check_fields, code_reference, file_digest, segment_folder,
+    FORMAT, Manifest, PrintableText, check_answer_fields, check_fields, code_reference, file_digest, segment_folder,
 )  # fmt: skip
 from .problems import Problem
 from .trust import PREDICTORS, Trust, qualified_name, sign
@@ -139,6 +139,7 @@ def _write_samples(folder: Path, bundle: Bundle, samples: Samples) -> None:
         (folder / "context" / f"{str(snapshot.as_of).replace(':', '')}.snapshot").write_bytes(snapshot.to_bytes())
     requests = records_of([f for f in (*bundle.request, DECISION_TIME) if f.name in samples.requests], samples.requests)
     features, answers = compute_samples(bundle, requests, bundle.sample_snapshots())
+    check_answer_fields(bundle.problem.output, features)
     as_json = lambda columns: {name: to_json_values(column) for name, column in columns.items()}
     content = {"requests": requests, "features": as_json(features), "outputs": as_json(answers)}
     if samples.features is not None:
@@ -200,6 +201,7 @@ def write_bundle(
     lists = {"entity": entity, "categorical": categorical, "numeric": numeric}
     _check_arguments({"name": name, "version": version}, lists, threshold)
     check_fields(request, entity)
+    check_answer_fields(problem.output, [*(field.name for field in request), *categorical, *numeric])
     _check_samples(request, [*categorical, *numeric], samples, context_features is not None)
     _check_hooks(predictor, predictor_name, request_features)
     unsigned = Trust(trust.packages)  # the draft is signed last

@@ -267,7 +267,8 @@ def _reference_bins(values: pd.Series, column: ColumnProfile) -> tuple[np.ndarra
 
 def _segment_columns(requests: pd.DataFrame, column: str) -> list[str]:
     "Columns with few distinct values, by which requests can be grouped"
-    names = [n for n in requests if n != column and (n not in RECORD_FIELDS or n in ("arm", "model_version"))]
+    own = {*RECORD_FIELDS, *requests.attrs.get("output", ())}
+    names = [n for n in requests if n != column and (n not in own or n in ("arm", "model_version"))]
     names = [n for n in names if requests[n].dtype.kind != "f" and not requests[n].map(type).isin((dict, list)).any()]
     return [n for n in names if 2 <= requests[n].nunique() <= 30]
 

@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 from ..project.errors import ServingError
 from ..project.settings import Settings
 from .log_records import FEATURE_PREFIX, INPUT_PREFIX, RECORD_FIELDS, SORT_KEY, concat_tables
-from .log_records import group_by_version, read_tables, split_by_hour, time_scalar
+from .log_records import group_by_version, output_columns, read_tables, split_by_hour, time_scalar
 from .part_store import LogPart, LogPartStore, parts_url, retry_on_change
 
 # %% ../../nbs/serving/04_log_reader.ipynb #ca5fb67e
@@ -76,15 +76,16 @@ _ISO_TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)
 
 
 def _flat_names(names: list[str]) -> dict[str, str]:
-    "Flat name -> column: the record's own fields, then inputs and features, of which features win"
+    "Flat name -> column: the fields of the record and of the answer, then inputs and features, of which features win"
+    own = [*RECORD_FIELDS, *output_columns(names)]
     flat = {
         name.removeprefix(prefix): name
         for prefix in (INPUT_PREFIX, FEATURE_PREFIX)
         for name in names
         if name.startswith(prefix)
     }
-    return {name: name for name in RECORD_FIELDS} | {
-        name: column for name, column in flat.items() if name not in RECORD_FIELDS
+    return {name: name for name in own} | {
+        name: column for name, column in flat.items() if name not in own
     }
 
 
@@ -109,7 +110,9 @@ def _to_seconds(column):
 
 
 def to_frame(tables: Iterable[pa.Table]) -> pd.DataFrame:
-    "Rows of the log as one flat table, ordered by time, each row once"
+    "Rows of the log as one flat table, ordered by time, each row once; `.attrs` names the fields of the `output`"
+    tables = list(tables)
+    output = list(dict.fromkeys(name for table in tables for name in output_columns(table.column_names)))
     frames = [
         _without_prefixes(table).to_pandas()
         for _, version_tables in sorted(group_by_version(tables).items())
@@ -119,6 +122,7 @@ def to_frame(tables: Iterable[pa.Table]) -> pd.DataFrame:
     rows = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=list(RECORD_FIELDS))
     order = ["time", "logged_at", "request_id"]
     rows = rows.sort_values(order, kind="stable", ignore_index=True)
+    rows.attrs["output"] = output
     if rows["request_id"].is_unique:  # takes a quarter of the time of the full comparison
         return rows
     distinct = rows.drop_duplicates([*SORT_KEY, "model_version"])

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['RECORD_FIELDS', 'TIME_FIELDS', 'INPUT_PREFIX', 'FEATURE_PREFIX', 'BLOCK_BYTES', 'SORT_KEY', 'Prediction',
-           'to_arrow_array', 'time_scalar', 'to_record_batch', 'read_records', 'read_tables', 'read_batches',
-           'sort_rows', 'drop_duplicate_rows', 'concat_tables', 'group_by_version', 'split_by_hour']
+           'output_types', 'is_list_type', 'lists_of_floats', 'to_arrow_array', 'time_scalar', 'to_record_batch',
+           'output_columns', 'read_records', 'read_tables', 'read_batches', 'sort_rows', 'drop_duplicate_rows',
+           'concat_tables', 'group_by_version', 'split_by_hour']
 
 # %% ../../nbs/serving/01a_log_records.ipynb #454f86dd
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO
 
 import msgspec
 import numpy as np
+
+from ..data.fields import Field
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -32,8 +35,7 @@ class Prediction(msgspec.Struct, gc=False):
     arm: str  # arm of the traffic split
     context_moment: str  # as-of time of the point-in-time features
     latency_ms: float  # from the last byte of the body to the log
-    probability: float
-    decision: bool
+    output: object  # the fields of the answer that the problem declares
     input: object  # the raw request fields
     features: dict  # what the model received; a missing number is null
     unseen: object = None
@@ -42,7 +44,7 @@ class Prediction(msgspec.Struct, gc=False):
     )
 
 # %% ../../nbs/serving/01a_log_records.ipynb #c82f4f3b
-RECORD_FIELDS = tuple(f for f in Prediction.__struct_fields__ if f not in ("input", "features", "unseen", "integers"))
+RECORD_FIELDS = Prediction.__struct_fields__[: Prediction.__struct_fields__.index("output")]
 TIME_FIELDS = ("time", "logged_at", "context_moment")
 INPUT_PREFIX, FEATURE_PREFIX = "input.", "features."
 _MIN_TIME, _MAX_TIME = np.datetime64("0001-01-01", "s"), np.datetime64("9999-01-01", "s")
@@ -55,8 +57,45 @@ def _record_types() -> dict:
     import pyarrow as pa
 
     times = dict.fromkeys(TIME_FIELDS, pa.timestamp("us", "UTC"))
-    others = {"latency_ms": pa.float64(), "probability": pa.float64(), "decision": pa.bool_()}
-    return dict.fromkeys(RECORD_FIELDS, pa.string()) | times | others
+    return dict.fromkeys(RECORD_FIELDS, pa.string()) | times | {"latency_ms": pa.float64()}
+
+
+def output_types(output: Sequence[Field]) -> dict[str, "pa.DataType"]:
+    "The Arrow types of the fields of an answer, by name"
+    import pyarrow as pa
+
+    types = {"number": pa.float64(), "integer": pa.int64(), "boolean": pa.bool_(), "vector": pa.list_(pa.float64())}
+    types["time"] = pa.timestamp("us", "UTC")
+    return {field.name: types.get(field.type, pa.string()) for field in output}
+
+
+def is_list_type(kind: "pa.DataType") -> bool:
+    "Whether the values of a column are lists, such as those of a vector"
+    import pyarrow as pa
+
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+
+
+def lists_of_floats(kind: "pa.DataType") -> "pa.DataType | None":
+    "The type in which lists of this type are logged, list<double> or lists of them; None if they are not of numbers"
+    import pyarrow as pa
+
+    if is_list_type(kind):
+        values = lists_of_floats(kind.value_type)
+        return values and pa.list_(values)
+    is_number = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)
+    return pa.float64() if is_number else None
+
+
+def _array_of_lists(values: np.ndarray) -> "pa.Array":
+    "An array (n, ...) as lists of numbers; NaN is a missing number"
+    import pyarrow as pa
+
+    array = pa.array(values.reshape(-1).astype(np.float64, copy=False), from_pandas=True)
+    for axis in range(values.ndim - 1, 0, -1):
+        lists = int(np.prod(values.shape[:axis]))
+        array = pa.ListArray.from_arrays(np.arange(lists + 1, dtype=np.int32) * values.shape[axis], array)
+    return array
 
 
 def to_arrow_array(values: Any, rows: int, kind: "pa.DataType | None" = None) -> "pa.Array":
@@ -65,9 +104,14 @@ def to_arrow_array(values: Any, rows: int, kind: "pa.DataType | None" = None) ->
 
     if isinstance(values, str) or not hasattr(values, "__len__"):
         return pa.repeat(pa.scalar(values.item() if isinstance(values, np.generic) else values, kind), rows)
-    if isinstance(values, np.ndarray) and values.dtype.kind == "U":
-        values = values.tolist()  # Arrow converts Python strings in half the time of numpy's
+    if isinstance(values, np.ndarray):
+        if values.ndim > 1:
+            return _array_of_lists(values)
+        if values.dtype.kind == "U":
+            values = values.tolist()  # Arrow converts Python strings in half the time of numpy's
     array = values if isinstance(values, pa.Array) else pa.array(values, from_pandas=True)
+    if kind is None and is_list_type(array.type):
+        kind = lists_of_floats(array.type)
     return array if kind in (None, array.type) else array.cast(kind)
 
 
@@ -81,13 +125,14 @@ def time_scalar(time: np.datetime64) -> "pa.Scalar":
 def to_record_batch(input: dict[str, Any], features: dict[str, Any], **fields) -> "pa.RecordBatch":
     """The predictions of n rows, to be logged; a feature that is the same array object as an input is stored once.
 
-    Inputs are numpy or Arrow arrays or lists (n,), features arrays (n,). The other fields of a `Prediction` are
-    arrays (n,), or one value for all rows; times are datetime64 in UTC.
+    Inputs are numpy or Arrow arrays or lists (n,), features arrays (n,) or (n, ...). `fields` are the others of a
+    `Prediction` and those of the answer: arrays (n,) or (n, k), or one value for all rows. Times are datetime64 in UTC.
     """
     import pyarrow as pa
 
     rows, inputs = len(fields["request_id"]), {id(values): INPUT_PREFIX + name for name, values in input.items()}
     columns = {name: to_arrow_array(fields[name], rows, kind) for name, kind in _record_types().items()}
+    columns |= {name: to_arrow_array(values, rows) for name, values in fields.items() if name not in columns}
     columns |= {INPUT_PREFIX + name: to_arrow_array(values, rows) for name, values in input.items()}
     stored = dict(zip(columns, columns, strict=True))
     for name, values in features.items():
@@ -109,6 +154,11 @@ def _out_of_range(times: np.ndarray) -> bool:
     return bool(((times < _MIN_TIME) | (times >= _MAX_TIME)).any())
 
 
+def output_columns(names: Iterable[str]) -> list[str]:
+    "Which columns of a table of the log are fields of the answer"
+    return [name for name in names if name not in RECORD_FIELDS and not name.startswith((INPUT_PREFIX, FEATURE_PREFIX))]
+
+
 def _expand_columns(table):
     "A table of `to_record_batch` with every column, including those that share their values with another"
     stored = (table.schema.metadata or {}).get(_STORED_COLUMNS)
@@ -123,7 +173,7 @@ _DECODE_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _AwareTime = Annotated[datetime, msgspec.Meta(tz=True)]
 
 
-class _LoggedLine(Prediction, gc=False):
+class _LoggedLine(Prediction, gc=False, kw_only=True):
     "A record as it is read; one without time, version or fields is damaged"
     time: _AwareTime  # type: ignore[assignment]  # a text when it is written
     logged_at: _AwareTime  # type: ignore[assignment]
@@ -131,6 +181,15 @@ class _LoggedLine(Prediction, gc=False):
     input: dict
     unseen: tuple[str, ...] | None = None
     integers: tuple[str, ...] | None = None
+    output: dict = msgspec.field(default_factory=dict)
+    probability: float | None = None  # the answers of mlnb 0.1, which had no `output`
+    decision: bool | None = None
+
+    def __post_init__(self):
+        if not self.output:
+            self.output = {"probability": self.probability, "decision": self.decision}
+            if None in self.output.values():
+                raise ValueError("no output")
 
 
 def _decode_lines(decoder: msgspec.json.Decoder, lines: list[bytes], damaged: list[bytes]) -> list:
@@ -160,9 +219,11 @@ def _values_array(values: list, as_float: bool):
 
     try:
         array = pa.array([float(v) if type(v) is int else v for v in values] if as_float else values)
-        if pa.types.is_nested(array.type):
+        if not pa.types.is_nested(array.type):
+            return array
+        if (kind := lists_of_floats(array.type)) is None:
             raise pa.ArrowTypeError
-        return array
+        return array.cast(kind)
     except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
         return pa.array([None if v is None else msgspec.json.encode(v).decode() for v in values])
 
@@ -198,6 +259,7 @@ def _to_table(records: list[_LoggedLine]):
     fields["context_moment"] = _parse_times(fields["context_moment"])
     columns = {name: pa.array(fields[name], kind) for name, kind in _record_types().items()}
     first = records[0]
+    columns |= _to_columns([record.output for record in records])
     inputs = _to_columns([record.input for record in records], first.integers)
     shared = [] if first.unseen is None else [name for name in inputs if name not in first.unseen]
     features = {name: _to_feature(inputs[name], True) for name in shared}
@@ -226,13 +288,9 @@ def _check_columns(schema):
     "Raise `ValueError` unless these are the columns of `to_record_batch`"
     schema = _expand_columns(schema.empty_table()).schema
     types = dict(zip(schema.names, schema.types, strict=True))
-    prefixes = (INPUT_PREFIX, FEATURE_PREFIX)
-    unexpected = [name for name in types if name not in RECORD_FIELDS and not name.startswith(prefixes)]
-    if (
-        unexpected
-        or len(types) < len(schema.names)
-        or {name: types.get(name) for name in RECORD_FIELDS} != _record_types()
-    ):
+    if len(types) < len(schema.names) or {name: types.get(name) for name in RECORD_FIELDS} != _record_types():
+        raise ValueError
+    if not output_columns(schema.names):
         raise ValueError
 
 

@@ -6,27 +6,47 @@
 __all__ = ['openapi', 'index_page']
 
 # %% ../../nbs/serving/10_openapi.ipynb #4b9d2e33
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
 
-from ..data.fields import DECISION_TIME, Field
+from ..data.fields import BINARY_TYPES, DECISION_TIME, TENSOR_TYPES, Field
 from ..models.bundle import Bundle
 from .column_validation import ARROW
 from .labels import EXPECTED_FORMS, LABEL_FIELDS, example_label
-from .messages import Answer
+from .messages import ANSWER_FIELDS
 from .routing import Routing
 from ..data.field_values import expected_format
 
 # %% ../../nbs/serving/10_openapi.ipynb #4b9d2e35
+def _array_schema(shape: Sequence[int], items: dict) -> dict:
+    "Nested arrays of this shape"
+    for size in reversed(shape):
+        items = {"type": "array", "minItems": size, "maxItems": size, "items": items}
+    return items
+
+
 def _type_schema(field: Field) -> dict:
-    time, text = {"type": "string", "format": "date-time"}, {"type": "string"}
-    return {"time": time, "past time": time, "entity key": text}.get(field.type, {"type": field.type})
+    "The JSON schema of the values of a field"
+    text: dict = {"type": "string"}
+    time = text | {"format": "date-time"}
+    schemas: dict[str, dict] = {"time": time, "past time": time, "entity key": text}
+    schemas |= dict.fromkeys(BINARY_TYPES, text | {"contentEncoding": "base64"})
+    schemas["category"] = text | {"enum": list(field.categories)}
+    if field.type in TENSOR_TYPES:
+        return _array_schema(field.shape, {"type": "integer" if "int" in field.dtype else "number"})
+    length = {"maxLength": field.max_length} if field.max_length and field.type == "string" else {}
+    return schemas.get(field.type, {"type": field.type}) | length
 
 
 def _field_schema(field: Field) -> dict:
-    return _type_schema(field) | {"description": field.description, "example": field.example}
+    "The JSON schema of a field, whose values may be null"
+    schema = _type_schema(field)
+    if field.nullable:
+        schema = {"anyOf": [schema, {"type": "null"}]}
+    default = {} if field.required else {"default": field.default}
+    return schema | {"description": field.description, "example": field.example} | default
 
 
 def _label_schema(field: Field) -> dict:
@@ -53,18 +73,29 @@ _one_or_many = lambda name: {"oneOf": [_ref(name), _array(_ref(name))]}
 _json = lambda schema=None, **extra: {"application/json": ({"schema": schema} if schema else {}) | extra}
 
 
+_REQUEST_ID = Field("request_id", "string", "Id of the row, by which its prediction is logged", "5f0c6f8e9a1b2c3d4e5f")
+
+
+def _example_answer(bundle: Bundle) -> dict:
+    "What the bundle answers to its first sample"
+    answer = {field.name: field.example for field in (_REQUEST_ID, *ANSWER_FIELDS)} | {"model_version": bundle.version}
+    answer |= {} if bundle.needs_point_in_time else {"context_moment": None, "context_age_seconds": None}
+    outputs = bundle.samples["outputs"]
+    return {"request_id": answer["request_id"]} | {name: values[0] for name, values in outputs.items()} | answer
+
+
 def _schemas(bundle: Bundle) -> dict:
     "The schemas of rows, columns, answers, labels and errors"
-    fields = (*bundle.request, DECISION_TIME)
-    generated = msgspec.json.schema_components([Answer, Routing], ref_template="#/components/schemas/{name}")[1]
-    answer = generated["Answer"]
-    columns = {name: _array(kind) for name, kind in answer["properties"].items()}
+    fields, required = (*bundle.request, DECISION_TIME), [field for field in bundle.request if field.required]
+    answer = (_REQUEST_ID, *bundle.problem.output, *ANSWER_FIELDS)
+    routing = msgspec.json.schema_components([Routing], ref_template="#/components/schemas/{name}")[1]["Routing"]
+    columns = lambda field: _array(_field_schema(field))
     return {
-        "Row": _object_schema(fields, bundle.request),
-        "Columns": _object_schema(fields, bundle.request, lambda f: _array(_field_schema(f))),
-        "Answer": answer,
-        "Routing": generated["Routing"],
-        "AnswerColumns": {"type": "object", "required": answer["required"], "properties": columns},
+        "Row": _object_schema(fields, required),
+        "Columns": _object_schema(fields, required, columns),
+        "Answer": _object_schema(answer, answer) | {"additionalProperties": True},
+        "Routing": routing,
+        "AnswerColumns": _object_schema(answer, answer, columns) | {"additionalProperties": True},
         "Error": {
             "type": "object",
             "required": ["error"],
@@ -124,7 +155,7 @@ def _routing_path() -> dict:
 
 
 def _paths(bundle: Bundle) -> dict:
-    row = bundle.samples["requests"][0]
+    row, answer = bundle.samples["requests"][0], _example_answer(bundle)
     public: dict[str, Any] = {"security": [{}]}
     arrow = {
         ARROW.decode(): {
@@ -133,15 +164,16 @@ def _paths(bundle: Bundle) -> dict:
     }
     answered = "One answer per row, in the format of the request"
     columns = _json(_ref("Columns"), example={name: [value] for name, value in row.items()})
+    answers = _json(_ref("AnswerColumns"), example={name: [value] for name, value in answer.items()})
     labels = _json(_one_or_many("Label"), example=example_label(bundle))
     return {
         "/predict": _post(
             "Predict one row or many",
             answered,
             _json(_one_or_many("Row"), example=row) | arrow,
-            _json(_one_or_many("Answer")) | arrow,
+            _json(_one_or_many("Answer"), example=answer) | arrow,
         ),
-        "/predict/columns": _post("Predict the rows of JSON columns", answered, columns, _json(_ref("AnswerColumns"))),
+        "/predict/columns": _post("Predict the rows of JSON columns", answered, columns, answers),
         "/labels": _post(
             "Send ground-truth labels (needs a key with the role admin)",
             "All are written",
@@ -180,6 +212,7 @@ def index_page(bundle: Bundle, root_path: str = "") -> dict:
         "version": bundle.version,
         "predict": f"POST {root_path}/predict with one JSON object, or an array of them",
         "example": bundle.samples["requests"][0],
+        "answer": _example_answer(bundle),
         "labels": f"POST {root_path}/labels with ground-truth labels",
         "columns": f"POST {root_path}/predict with an Arrow IPC stream, or POST {root_path}/predict/columns with JSON "
         "columns",

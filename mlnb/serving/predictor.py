@@ -9,7 +9,7 @@ __all__ = ['log_before_answering', 'log_rows', 'log_tables', 'answers_to_arrow',
 # %% ../../nbs/serving/05_predictor.ipynb #b6d02a51
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from itertools import chain, groupby, repeat
 from typing import TYPE_CHECKING, Any
@@ -17,17 +17,16 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from ..data.fields import DECISION_TIME, entity_keys
+from ..data.fields import DECISION_TIME, Field, entity_keys, field_type
 from ..data.point_in_time import Columns
 from ..project.text import rough_duration
 from ..data.snapshot_store import SnapshotStore
-from ..models.binary import are_all_probabilities, are_probabilities
 from ..models.bundle import Bundle
 from ..project.errors import ServingError
 from ..project.settings import Settings
 from .messages import ANSWER_FIELDS, CHAMPION, Answer, HttpError, PendingAnswers, RequestRows, RowScores
-from .messages import ScoringBatch, report
-from .log_records import RECORD_FIELDS, to_arrow_array, to_record_batch
+from .messages import ScoringBatch, answer_type, output_type, report
+from .log_records import output_types, to_arrow_array, to_record_batch
 from .predictions import Prediction, PredictionLog
 
 if TYPE_CHECKING:
@@ -81,6 +80,9 @@ def _run_callbacks(parts: Sequence[PendingAnswers]) -> None:
             part.on_logged()
 
 # %% ../../nbs/serving/05_predictor.ipynb #c1bcf0eb
+_to_list = np.ndarray.tolist
+
+
 def _to_iso(times: np.ndarray) -> list[str]:
     return [time.isoformat() + "Z" for time in times.tolist()]
 
@@ -104,28 +106,18 @@ def _unchanged_features(features: Columns, request: Columns) -> dict[str, str]:
     return {name: fields[id(column)] for name, column in features.items() if id(column) in fields}
 
 # %% ../../nbs/serving/05_predictor.ipynb #da2d1acd
-def answers_to_arrow(columns: dict[str, Any]) -> "pa.RecordBatch":
+def answers_to_arrow(columns: dict[str, Any], output: Sequence[Field]) -> "pa.RecordBatch":
     "Answers as an Arrow table, from the fields of an `Answer`: n values each, or one for all rows"
     import pyarrow as pa
 
-    types = {
-        str: pa.string(),
-        float: pa.float64(),
-        int: pa.int64(),
-        bool: pa.bool_(),
-        str | None: pa.string(),
-        int | None: pa.int64(),
-    }
-    n = len(columns["request_id"])
-    return pa.RecordBatch.from_pydict(
-        {name: to_arrow_array(columns[name], n, types[kind]) for name, kind in Answer.__annotations__.items()}
-    )
+    n, types = len(columns["request_id"]), {"request_id": pa.string()} | output_types([*output, *ANSWER_FIELDS])
+    return pa.RecordBatch.from_pydict({name: to_arrow_array(columns[name], n, kind) for name, kind in types.items()})
 
 
 def answer_and_log_batches(batch: ScoringBatch, sent: "pa.RecordBatch", scores: RowScores, started: float) -> tuple:
     "The answers, and what has to be logged before they are sent"
-    rows, answers = batch.rows, answers_to_arrow({"request_id": batch.ids} | scores.answers)
-    record = {name: answers[name] for name in RECORD_FIELDS if name in answers.schema.names}
+    rows, answers = batch.rows, answers_to_arrow({"request_id": batch.ids} | scores.answers, scores.output)
+    record = {name: answers[name] for name in answers.schema.names if name != "context_age_seconds"}
     record |= {"entity": batch.entities, "time": rows.decision_times}
     record["logged_at"] = np.datetime64(rows.received.replace(tzinfo=None), "s")
     latency = round((time.perf_counter() - started) * 1e3, 3)
@@ -162,36 +154,39 @@ class Predictor:
         self._integers = _json_names(tuple(f.name for f in bundle.request if f.type == "integer"))
         self._times = {f.name for f in bundle.request if f.type == "time"}
         self._fields = [f.name for f in (*bundle.request, DECISION_TIME)]
+        self.output = output = bundle.problem.output
+        self._answer, self._output = answer_type(output), output_type(output)
+        self._to_json = [(f.name, field_type(f).values if f.type in ("integer", "time") else _to_list) for f in output]
 
     def score(self, batch: ScoringBatch) -> tuple[list[Answer], list[Prediction]]:  # n each
         "The answers, and what has to be logged before they are sent; raises `HttpError`"
         started, rows = time.perf_counter(), batch.rows
-        features, probability, as_of_times, ages = self._predict(rows)
+        features, outputs, as_of_times, ages = self._predict(rows)
         snapshot = (repeat(None), repeat(None)) if as_of_times is None else (_to_iso(as_of_times), ages.tolist())
-        version, decisions = (repeat(self.bundle.version), repeat(self.arm)), self.bundle.decide(probability).tolist()
-        answers = list(map(Answer, batch.ids, probability.tolist(), decisions, *version, *snapshot))
-        return answers, self._records(batch, features, answers, started)
+        values = [to_json(outputs[name]) for name, to_json in self._to_json]
+        version = repeat(self.bundle.version), repeat(self.arm)
+        answers = list(map(self._answer, batch.ids, *values, *version, *snapshot))
+        return answers, self._records(batch, features, answers, map(self._output, *values), started)
 
     def score_columns(self, batch: ScoringBatch) -> RowScores:
         "The answers and what the model saw, as columns: no object is made per row; raises `HttpError`"
-        features, probability, as_of_times, ages = self._predict(batch.rows)
-        answers = dict.fromkeys(ANSWER_FIELDS) | {"model_version": self.bundle.version, "arm": self.arm}
-        answers |= {"probability": probability, "decision": self.bundle.decide(probability)}
+        features, outputs, as_of_times, ages = self._predict(batch.rows)
+        answers = outputs | {"model_version": self.bundle.version, "arm": self.arm}
+        answers |= {"context_moment": None, "context_age_seconds": None}
         if as_of_times is not None:
             answers |= {"context_moment": np.array(_to_iso(as_of_times)), "context_age_seconds": ages}
-        return RowScores(features, answers, _unchanged_features(features, batch.rows.request))
+        return RowScores(features, answers, _unchanged_features(features, batch.rows.request), self.output)
 
-    def _predict(self, rows: RequestRows) -> tuple:  # features; (n,) probabilities; (n,) as-of times and ages, or None
-        "What the model saw and predicted; raises `HttpError`"
+    def _predict(self, rows: RequestRows) -> tuple:  # features; answer fields; (n,) as-of times and ages, or None
+        "What the model saw and answers; raises `HttpError`"
         point_in_time, as_of_times, ages = self._point_in_time(rows)
         features = self.bundle.features(rows.request, point_in_time)
-        probability = self.bundle.predict(features)
-        if not are_all_probabilities(probability):
-            row = int(np.flatnonzero(~are_probabilities(probability))[0])
-            raise ArithmeticError(
-                f"the model gave row {row} the value {probability[row]}, which is no probability from 0 to 1"
-            )
-        return features, probability, as_of_times, ages
+        outputs, problem = self.bundle.outputs(features), self.bundle.problem
+        if not problem.are_valid(outputs):
+            row = int(np.flatnonzero(problem.invalid(outputs))[0])
+            answer = ", ".join(f"{name} {column[row]}" for name, column in outputs.items())
+            raise ArithmeticError(f"the model gave row {row} the answer {answer}; expected {problem.valid_answer}")
+        return features, outputs, as_of_times, ages
 
     def _point_in_time(self, rows: RequestRows) -> tuple[Columns, np.ndarray | None, np.ndarray | None]:
         "The features of rows, their as-of times and ages in seconds; raises `HttpError` if one has none or is too old"
@@ -208,7 +203,7 @@ class Predictor:
         return point_in_time, as_of_times, ages
 
     def _records(
-        self, batch: ScoringBatch, features: Columns, answers: list[Answer], started: float
+        self, batch: ScoringBatch, features: Columns, answers: list[Answer], outputs: Iterable, started: float
     ) -> list[Prediction]:
         "What is logged of each answer"
         rows = batch.rows
@@ -220,9 +215,11 @@ class Predictor:
         return [
             Prediction(
                 a.request_id, entity, decided_at, logged_at, a.model_version, a.arm, a.context_moment or "",
-                latency, a.probability, a.decision, request, row_features, *field_names,
+                latency, output, request, row_features, *field_names,
             )
-            for a, entity, decided_at, request, row_features in zip(answers, batch.entities, *columns, strict=True)
+            for a, output, entity, decided_at, request, row_features in zip(
+                answers, outputs, batch.entities, *columns, strict=True
+            )
         ]  # fmt: skip
 
     def _split_features(self, features: Columns, request: Columns) -> tuple[Columns, tuple[str, ...] | None]:

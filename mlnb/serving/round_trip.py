@@ -12,9 +12,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
+import msgspec
+
 from ..models.bundle import Bundle
 from ..project.errors import BundleError, MlnbError
-from .messages import Answer
 from .log_records import read_tables
 from .predictions import PredictionLog
 from .predictor import Predictor
@@ -39,29 +40,29 @@ def verify_round_trip(bundle: Bundle) -> int:
     return tested
 
 
-def _answers(bundle: Bundle, log: PredictionLog) -> Iterator[Answer]:
+def _answers(bundle: Bundle, log: PredictionLog) -> Iterator[dict]:
     "The logged answers to the samples, as rows and as a table"
     decoder, samples = RequestDecoder(bundle.request), bundle.samples["requests"]
     store = SimpleNamespace(newest=bundle.sample_snapshots())
     scorer = LoggedScorer(Arms(Predictor(bundle, store, snapshot_max_age_minutes=2**40)), store, log)
     rows, _ = decoder.decoders["/predict"][JSON](json.dumps(samples).encode())
-    yield from scorer(decoder.to_request_rows(rows))
+    yield from map(msgspec.structs.asdict, scorer(decoder.to_request_rows(rows)))
     columns = {name: [row[name] for row in samples] for name in samples[0]}
     table, _ = decoder.decoders["/predict/columns"][JSON](json.dumps(columns).encode())
-    yield from (Answer(**row) for row in scorer.table(table)[0].to_pylist())
+    yield from scorer.table(table)[0].to_pylist()
 
 
-def _compare(bundle: Bundle, answers: list[Answer], folder: Path) -> None:
+def _compare(bundle: Bundle, answers: list[dict], folder: Path) -> None:
     "Raise `BundleError` if the log does not hold the answers"
     tables = [table for file in folder.iterdir() for table in read_tables(file, [])]
     records = {row["request_id"]: row for table in tables for row in table.to_pylist()}
+    names = [*(field.name for field in bundle.problem.output), "model_version"]
     for answer in answers:
-        record = records.get(answer.request_id, {})
-        answered = answer.probability, answer.decision, answer.model_version
-        if (logged := tuple(map(record.get, ("probability", "decision", "model_version")))) != answered:
-            raise BundleError(
-                f"bundle {bundle.folder}: a sample is answered with {answered}, and read back from the log as {logged}"
-            )
+        record = records.get(answer["request_id"], {})
+        answered, logged = ({name: row.get(name) for name in names} for row in (answer, record))
+        if msgspec.json.encode(answered) != msgspec.json.encode(logged):
+            problem = f"a sample is answered with {answered}, and read back from the log as {logged}"
+            raise BundleError(f"bundle {bundle.folder}: {problem}")
 
 
 def main(folder: str) -> None:

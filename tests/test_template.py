@@ -141,7 +141,7 @@ LONG = pytest.mark.long
 AVIATION = re.compile(r"flight|airport|airline|carrier|aviation|departure", re.IGNORECASE)
 
 
-@pytest.mark.parametrize("template", ["minimal"])
+@pytest.mark.parametrize("template", ["minimal", pytest.param("text", marks=LONG), pytest.param("image", marks=LONG)])
 def test_a_template_runs_answers_the_curl_of_its_readme_and_passes_its_tests(template, tmp_path):
     project = new_project("first-model", tmp_path, template)
     for file in text_files(project):

@@ -47,6 +47,8 @@ TEMPLATES = {
     "minimal": Template(
         "one notebook: train, evaluate and bundle a yes/no model on a small table", {"template/minimal": ""}
     ),
+    "text": Template("one notebook: sort short messages into topics", {"template/text": ""}),
+    "image": Template("one notebook: read handwritten digits with a small PyTorch network", {"template/image": ""}),
     "flights": Template(
         "the reference project: will a flight be late? Eight notebooks, point-in-time features",
         {

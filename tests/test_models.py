@@ -80,6 +80,14 @@ def test_settings(project, monkeypatch):
         load_settings(project)
 
 
+def test_the_folder_of_a_pipeline_selects_its_model(project, monkeypatch):
+    (project / "models" / "churn" / "deep").mkdir()
+    assert load_settings(project / "models" / "churn" / "deep").model == "churn"
+    assert load_settings(project / "models").model == ""
+    monkeypatch.setenv("MLNB_MODEL", "prices")
+    assert load_settings(project / "models" / "churn").model == "prices"
+
+
 def test_the_only_model_is_selected(project):
     file = project / "pyproject.toml"
     file.write_text(file.read_text().partition("[tool.mlnb.models.prices]")[0])

@@ -77,6 +77,7 @@ def test_a_task(project):
     assert mlnb(project, "plan", "second").returncode == 0
 
 
+@pytest.mark.long
 def test_a_failed_task_is_resumed(project):
     source = project / "nbs" / "second.py"
     edit(source, "+ extra", "+ extra / 0")

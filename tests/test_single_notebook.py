@@ -114,6 +114,7 @@ def test_a_task_is_run_as_a_task(project):
         (["pipeline.yaml/"], "is not a notebook"),
         (["notebooks/report.ipynb", "-p", "month=March"], "parameter 'month' has value 'March' of type str"),
         (["notebooks/report.ipynb", "-p", "month"], "parameter 'month' is not of the form name=value"),
+        (["notebooks/report.ipynb", "-p", "month", "3"], "write -p month=VALUE"),
         (["notebooks/report.ipynb", "-y", "[1]"], "-y has value [1]; write names with values"),
         (["notebooks/report.ipynb", "-o", "out.html"], "write for example: -o out.ipynb"),
         (["notebooks/report.ipynb", "-o", "notebooks"], "is a folder; write a file in it: -o notebooks/report.ipynb"),
@@ -124,6 +125,12 @@ def test_mistakes(project, words, says):
     done = mlnb(project, "run", *words)
     assert done.returncode in (1, 2) and says in done.stderr and "Traceback" not in done.stderr and not done.stdout
     assert not (project / ".mlnb" / "runs").exists()
+
+
+def test_a_notebook_has_no_plan(project):
+    done = mlnb(project, "plan", "notebooks/report.ipynb")
+    assert done.returncode == 2 and "mlnb run notebooks/report.ipynb always runs it" in done.stderr
+    assert mlnb(project, "plan", "nbs/other.ipynb").stdout.startswith("● other")
 
 
 def test_two_at_once(project):
@@ -142,6 +149,7 @@ def test_two_at_once(project):
     assert len(runs(project)) == 3
 
 
+@pytest.mark.long
 def test_resume_after_a_fix_and_ctrl_c(project):
     source = notebook(
         project / "notebooks" / "slow.ipynb", "month = 1", "import time; time.sleep(1.2); n = 5", "print(n / 0, month)"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .console import json_option, load_pipeline_settings, nothing_to_do, print_json, show_export_warnings
+from .single_notebook import is_path, resolve
 
 if TYPE_CHECKING:
     from mlnb.pipelines.plan_cache import TaskState
@@ -91,9 +92,12 @@ def plan(tasks, params, to, from_, as_json):
       mlnb plan train --param seed=1
       mlnb plan --from features --json | python -m json.tool
     """
-    settings = load_pipeline_settings()
+    settings, notebook, names = resolve(tasks) if any(map(is_path, tasks)) else (None, None, tasks)
+    if notebook:
+        raise click.UsageError(f"{tasks[0]} is no task, so it has no plan: mlnb run {tasks[0]} always runs it")
+    settings = settings or load_pipeline_settings()
     show_export_warnings(settings)
-    states, warnings = planned_states(settings, params, tasks, to, from_)
+    states, warnings = planned_states(settings, params, names, to, from_)
     for warning in warnings:
         click.echo(warning, err=True)
     if as_json:

@@ -19,6 +19,7 @@ from mlnb.cli.console import (
     json_option, load_pipeline_settings, load_settings, new_table, nothing_to_do, print_json, select_model,
     show_export_warnings,
 )  # fmt: skip
+from .single_notebook import is_path, notebook_pipeline, resolve, resumed_pipeline
 from ..project.text import duration
 
 if TYPE_CHECKING:
@@ -63,7 +64,6 @@ def _print_nothing_to_do(settings: "Settings", names: list[str], as_json: bool) 
 def _resumed(settings: "Settings", run_name: str) -> tuple["Pipeline", dict]:
     "The pipeline of an earlier run and the arguments of `Pipeline.run`; parameters from env.yaml are read again"
     from mlnb.cli.reading import open_records
-    from mlnb.cli.single_notebook import resumed_pipeline
     from mlnb.pipelines.runner import load
 
     with open_records(settings) as records:
@@ -143,9 +143,9 @@ def run(tasks, params, output, raw, yaml, files, to, from_, force, jobs, keep_go
         pipeline, arguments = _resumed(load_settings(or_folder=True, any_model=True), resume)
         return _run_and_report(pipeline, arguments | options, as_json)
     settings, notebook = None, None
-    if any(name.endswith((".ipynb", ".py")) or "/" in name for name in tasks):
-        from mlnb.cli.single_notebook import notebook_pipeline, resolve
-
+    if any(map(is_path, tasks)):
+        if wrong := next((param for param in params if "=" not in param), None):
+            raise click.UsageError(f"parameter {wrong!r} is not of the form name=value; write -p {wrong}=VALUE")
         settings, notebook, arguments["only"] = resolve(tasks)
     if notebook:
         if to or from_:

@@ -299,6 +299,14 @@ def _check_models(tables: object, where: str) -> None:
                 raise SettingError(f"{where}: {problem}; write another folder for one of them")
 
 
+def _model_around(tables: dict, root: Path, start: str | Path | None) -> str | None:
+    "The model whose pipeline lies in a folder of its own at or above `start`, as in JupyterLab; None if it is not one"
+    start = Path(start or os.environ.get("MLNB_ROOT") or Path.cwd()).resolve()
+    folders = {name: (root / str(table.get("pipeline", "pipeline.yaml"))).parent for name, table in tables.items()}
+    near = [name for name, folder in folders.items() if folder != root and start.is_relative_to(folder)]
+    return near[0] if len(near) == 1 else None
+
+
 def _selected_model(tables: dict, model: str | None, where: str) -> str:
     "The name of the selected model, the only one by default; empty if there is none or no choice was made"
     if not model:
@@ -354,7 +362,7 @@ def load_settings(
     _check_models(models := table.get("models", {}), where)
     in_bento, packed = (root.parent / "bento.yaml").is_file(), root / BENTO_MODEL_FILE
     model = model or os.environ.get("MLNB_MODEL") or (packed.read_text() if in_bento and packed.is_file() else None)
-    model = _selected_model(models, model, where)
+    model = _selected_model(models, model or _model_around(models, root, start), where)
     values = _from_table(table, env, where, model) | _from_variables(os.environ)
     name = document.get("project", {}).get("name", root.name)
     values = {"package": name.replace("-", "_")} | values

@@ -11,9 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from jsonschema import Draft202012Validator
 from PIL import Image
 
 from mlnb.data import field_values
+from mlnb.data.field_schemas import json_schema
 from mlnb.data.fields import Field, columns_of, field_type, records_of
 from mlnb.models.manifest import check_fields
 from mlnb.project.errors import BundleError, ServingError
@@ -277,3 +279,18 @@ def test_an_entity_is_always_there_and_its_texts_are_short():
         check_fields((field,), ("x",))
     (bounded,) = field_values.bound_entity((FIELDS["string"][0],), ("x",))
     assert field_values.value_problem(bounded, "x" * 101) and not field_values.value_problem(bounded, "x" * 100)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_openapi_accepts_what_the_service_does(name):
+    field, values = FIELDS[name]
+    schema = json_schema(field)
+    Draft202012Validator.check_schema(schema)
+    accepts = Draft202012Validator(schema).is_valid
+    assert all(map(accepts, [*values, schema["example"]])) and not accepts(None)
+    if name in NULLABLE:
+        nullable = json_schema(msgspec.structs.replace(field, nullable=True, default=values[0]))
+        assert all(map(Draft202012Validator(nullable).is_valid, [*values, None])) and nullable["default"] == values[0]
+    for wrong, value, _ in WRONG:
+        is_structural = wrong not in ("image", "float32", "bytes") and value != "a\0"  # what a schema cannot say
+        assert wrong != name or not (is_structural and accepts(value)), value

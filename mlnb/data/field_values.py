@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['MAX_ENTITY_LENGTH', 'MAX_KEY_LENGTH', 'MAX_EXACT_INTEGER', 'YEAR_RANGE', 'CLOCK_SKEW', 'SAFE_YEARS', 'OUT_OF_RANGE',
            'UNPRINTABLE', 'STRING_ENCODED_TYPES', 'MSGSPEC_TYPES', 'TENSOR_DTYPES', 'EXPECTED_FORMATS',
-           'MAX_IMAGE_PIXELS', 'bound_entity', 'msgspec_type', 'expected_value', 'expected_format', 'image_problem',
-           'is_in_year_range', 'value_problem', 'field_problem']
+           'MAX_IMAGE_PIXELS', 'bound_entity', 'tensor_limits', 'msgspec_type', 'expected_value', 'expected_format',
+           'image_problem', 'is_in_year_range', 'value_problem', 'field_problem']
 
-# %% ../../nbs/data/09_field_values.ipynb #00ce2455
+# %% ../../nbs/data/09_field_values.ipynb #6f5a2012
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from .fields import BINARY_TYPES, TENSOR_TYPES, Field
 from ..project.errors import did_you_mean
 from ..project.text import short_json
 
-# %% ../../nbs/data/09_field_values.ipynb #a14f1d13
+# %% ../../nbs/data/09_field_values.ipynb #38996968
 MAX_ENTITY_LENGTH, MAX_KEY_LENGTH = 100, 1000  # characters of a text in a key, unless its field says more; of a key
 MAX_EXACT_INTEGER = 2**53
 YEAR_RANGE = (1900, 2200)
@@ -53,7 +53,7 @@ def bound_entity(fields: Sequence[Field], entity: Sequence[str]) -> tuple[Field,
     limit = lambda f: msgspec.structs.replace(f, max_length=MAX_ENTITY_LENGTH) if unbounded(f) else f
     return tuple(map(limit, fields))
 
-# %% ../../nbs/data/09_field_values.ipynb #4f8f1d45
+# %% ../../nbs/data/09_field_values.ipynb #2f429e18
 _TENSOR_DTYPES = {
     **{name: np.finfo(name) for name in ("float64", "float32", "float16")},
     **{name: np.iinfo(name) for name in ("int64", "int32", "int16", "int8", "uint8", "uint16", "uint32")},
@@ -62,8 +62,13 @@ _TENSOR_DTYPES = {
 TENSOR_DTYPES = tuple(_TENSOR_DTYPES)
 
 
+def tensor_limits(dtype: str) -> Any:
+    "The `numpy.finfo` or `numpy.iinfo` of the elements of a tensor, None for booleans"
+    return _TENSOR_DTYPES[dtype]
+
+
 def _element_type(dtype: str) -> Any:
-    limits = _TENSOR_DTYPES[dtype]
+    limits = tensor_limits(dtype)
     if limits is None or dtype == "float64":
         return float if limits else bool
     number: Any = float if isinstance(limits, np.finfo) else int
@@ -92,7 +97,7 @@ def msgspec_type(field: Field) -> Any:
         kind = MSGSPEC_TYPES[field.type]
     return kind | None if field.nullable else kind
 
-# %% ../../nbs/data/09_field_values.ipynb #e898bb0d
+# %% ../../nbs/data/09_field_values.ipynb #59a05f4a
 EXPECTED_FORMATS = {
     "string": "text of at least 1 printable character",
     "integer": f"a whole number without a point, at most {MAX_EXACT_INTEGER} in size",
@@ -111,7 +116,7 @@ def _shape_name(shape: Sequence[int]) -> str:
 
 
 def _expected_elements(dtype: str) -> str:
-    limits = _TENSOR_DTYPES[dtype]
+    limits = tensor_limits(dtype)
     if limits is None:
         return "true or false"
     return "finite numbers" if isinstance(limits, np.finfo) else f"whole numbers from {limits.min} to {limits.max}"
@@ -156,7 +161,7 @@ def expected_format(field: Field) -> str:
     example = json.dumps(field.example) if field.type in EXPECTED_FORMATS else short_json(field.example)
     return f"{expected_value(field)}, for example {example}"
 
-# %% ../../nbs/data/09_field_values.ipynb #a2728d4d
+# %% ../../nbs/data/09_field_values.ipynb #7ed73b9f
 MAX_IMAGE_PIXELS = 1 << 25  # 100 MB when decoded to RGB
 _IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
 
@@ -182,7 +187,7 @@ def image_problem(field: Field, data: bytes) -> str | None:
         return f"is a corrupt or truncated image ({str(e)[:80] or type(e).__name__})"
     return None
 
-# %% ../../nbs/data/09_field_values.ipynb #a69e5673
+# %% ../../nbs/data/09_field_values.ipynb #a2b701d4
 def is_in_year_range(time: datetime) -> bool:
     "Whether an aware time is within `YEAR_RANGE` in UTC, whatever its offset"
     if time.year in SAFE_YEARS:
@@ -287,7 +292,7 @@ def _simple_problem(field: Field, value: object) -> str | None:
         return f"{short_json(value)} is in the future; the server's time is {now:%Y-%m-%dT%H:%M:%SZ}"
     return None
 
-# %% ../../nbs/data/09_field_values.ipynb #3587d464
+# %% ../../nbs/data/09_field_values.ipynb #28e80ad8
 _OPTIONS = {
     "max_length": ("string", *BINARY_TYPES), "categories": ("category",), "dtype": TENSOR_TYPES,
     "shape": (*TENSOR_TYPES, "image"),

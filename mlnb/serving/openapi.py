@@ -6,56 +6,27 @@
 __all__ = ['openapi', 'index_page']
 
 # %% ../../nbs/serving/10_openapi.ipynb #4b9d2e33
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import msgspec
 
-from ..data.fields import BINARY_TYPES, DECISION_TIME, TENSOR_TYPES, Field
+from ..data.field_schemas import json_schema, with_samples
+from ..data.field_values import expected_format
+from ..data.fields import DECISION_TIME, Field
 from ..models.bundle import Bundle
 from .column_validation import ARROW
 from .labels import EXPECTED_FORMS, LABEL_FIELDS, example_label
 from .messages import ANSWER_FIELDS
 from .routing import Routing
-from ..data.field_values import expected_format
 
 # %% ../../nbs/serving/10_openapi.ipynb #4b9d2e35
-def _array_schema(shape: Sequence[int], items: dict) -> dict:
-    "Nested arrays of this shape"
-    for size in reversed(shape):
-        items = {"type": "array", "minItems": size, "maxItems": size, "items": items}
-    return items
-
-
-def _type_schema(field: Field) -> dict:
-    "The JSON schema of the values of a field"
-    text: dict = {"type": "string"}
-    time = text | {"format": "date-time"}
-    schemas: dict[str, dict] = {"time": time, "past time": time, "entity key": text}
-    schemas |= dict.fromkeys(BINARY_TYPES, text | {"contentEncoding": "base64"})
-    schemas["category"] = text | {"enum": list(field.categories)}
-    if field.type in TENSOR_TYPES:
-        return _array_schema(field.shape, {"type": "integer" if "int" in field.dtype else "number"})
-    length = {"maxLength": field.max_length} if field.max_length and field.type == "string" else {}
-    return schemas.get(field.type, {"type": field.type}) | length
-
-
-def _field_schema(field: Field) -> dict:
-    "The JSON schema of a field, whose values may be null"
-    schema = _type_schema(field)
-    if field.nullable:
-        schema = {"anyOf": [schema, {"type": "null"}]}
-    default = {} if field.required else {"default": field.default}
-    return schema | {"description": field.description, "example": field.example} | default
-
-
 def _label_schema(field: Field) -> dict:
-    kind = {"enum": [0, 1]} if field.name == "value" else _type_schema(field)
-    return kind | {"description": f"{field.description}; {EXPECTED_FORMS[field.name]}"}
+    return json_schema(field) | {"description": f"{field.description}; {EXPECTED_FORMS[field.name]}"}
 
 
 def _object_schema(
-    fields: Iterable[Field], required: Iterable[Field], make: Callable[[Field], dict] = _field_schema
+    fields: Iterable[Field], required: Iterable[Field], make: Callable[[Field], dict] = json_schema
 ) -> dict:
     "Fields as the JSON schema of an object"
     properties = {f.name: make(f) for f in fields}
@@ -86,10 +57,11 @@ def _example_answer(bundle: Bundle) -> dict:
 
 def _schemas(bundle: Bundle) -> dict:
     "The schemas of rows, columns, answers, labels and errors"
-    fields, required = (*bundle.request, DECISION_TIME), [field for field in bundle.request if field.required]
+    fields = with_samples((*bundle.request, DECISION_TIME), bundle.samples["requests"])
+    required = [field for field in bundle.request if field.required]
     answer = (_REQUEST_ID, *bundle.problem.output, *ANSWER_FIELDS)
     routing = msgspec.json.schema_components([Routing], ref_template="#/components/schemas/{name}")[1]["Routing"]
-    columns = lambda field: _array(_field_schema(field))
+    columns = lambda field: _array(json_schema(field))
     return {
         "Row": _object_schema(fields, required),
         "Columns": _object_schema(fields, required, columns),

@@ -93,7 +93,10 @@ def load_settings(or_folder: bool = False, any_model: bool = False) -> "Settings
     from mlnb.project.settings import folder_settings, load_settings
 
     try:
-        return load_settings() if any_model else load_settings().require_model()
+        settings = load_settings() if any_model else load_settings().require_model()
+        if settings.model:
+            os.environ["MLNB_MODEL"] = settings.model  # for child processes, which may work in another folder
+        return settings
     except ProjectNotFound:
         if or_folder and (settings := folder_settings()).path(".mlnb/runs").is_dir():
             return settings

@@ -43,7 +43,7 @@ def _ignore_state_folder(settings: "Settings") -> None:
     from mlnb.project.files import write_atomic
 
     file = settings.path(".mlnb/.gitignore")
-    if not file.exists() and not settings.path("pyproject.toml").exists():
+    if not settings.package and not file.exists():
         write_atomic(file, "*\n", durable=False)
 
 

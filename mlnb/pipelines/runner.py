@@ -273,7 +273,9 @@ class _Run:
         self.jobs, self.keep_going = options["jobs"], options["keep_going"]
         selection = {k: v for k, v in options.items() if k in {"tasks", "to", "from", "force"} and v}
         selection |= {"params": spec.overrides} if spec.overrides else {}
-        selection = {**spec.notebook, "slot": pipeline.settings.pipeline} | selection if spec.notebook else selection
+        if spec.notebook and pipeline.settings.pipeline != spec.notebook["notebook"]:
+            selection["slot"] = pipeline.settings.pipeline
+        selection = spec.notebook | selection
         resumed, listener = options["resumed"], options["on_event"]
         self.id = recorder.start_run(settings.name, spec.parameters, selection=selection, resumed=resumed)
         self.log = _RunLog(recorder, self.id, settings.path(f".mlnb/runs/{self.id}"), listener)

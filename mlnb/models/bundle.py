@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from ..data.field_values import bound_entity
-from ..data.fields import DECISION_TIME, columns_of, floats_to_json
+from ..data.fields import DECISION_TIME, columns_of, field_type, floats_to_json
 from ..data.point_in_time import Columns, FeatureSnapshot, NewestSnapshot, PointInTimeFeatures
 from .hooks import FunctionFeatures, Model
 from .manifest import Manifest, check_output, check_unchanged, read_json, verify
@@ -295,14 +295,18 @@ def _explain_read_only(predictor: str) -> Iterator[None]:
 def compute_samples(
     bundle: Bundle, requests: list[dict], newest: NewestSnapshot
 ) -> tuple[Columns, dict[str, np.ndarray]]:
-    "Features and answers of raw requests, as the service computes them; a `BundleError` if they cannot be logged"
+    """Features and answers of raw requests, as the service computes them; a `BundleError` if they cannot be logged.
+
+    Times in the answers are texts, as they are sent.
+    """
     with _explain_read_only(bundle.manifest.predictor):
         features = _sample_features(bundle, requests, newest)
         for name, column in features.items():
             check_feature(name, column, len(requests))
         outputs = bundle.outputs(features)
     check_answers(bundle.problem, outputs, len(requests), "sample")
-    return features, outputs
+    times = [field for field in bundle.problem.output if field.type == "time"]
+    return features, outputs | {field.name: np.array(field_type(field).values(outputs[field.name])) for field in times}
 
 
 def check_answers(problem: Problem, outputs: Columns, rows: int, name: str) -> None:
@@ -321,7 +325,7 @@ def to_json_values(column: np.ndarray) -> list:
         return [to_json_values(row) for row in column]
     if column.dtype.kind == "O":
         return [b64encode(value).decode() if isinstance(value, bytes) else value for value in column]
-    return column.tolist() if column.dtype.kind in "Ub" else floats_to_json(column)
+    return column.tolist() if column.dtype.kind in "Ubiu" else floats_to_json(column)
 
 
 def compare_samples(samples: dict, features: Columns, answers: dict[str, np.ndarray], name: str) -> None:

@@ -290,7 +290,7 @@ def _check_columns(schema):
     types = dict(zip(schema.names, schema.types, strict=True))
     if len(types) < len(schema.names) or {name: types.get(name) for name in RECORD_FIELDS} != _record_types():
         raise ValueError
-    if not output_columns(schema.names):
+    if not (output := output_columns(types)) or not all(map(str.isidentifier, output)):
         raise ValueError
 
 

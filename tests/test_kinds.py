@@ -1,0 +1,157 @@
+"""A model of each kind: served, scored from files, logged, compacted, read back, swapped for another version."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import httpx
+import kinds
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from test_app import serving
+from toy_project import environment, run
+
+from mlnb.serving.column_validation import ARROW
+from mlnb.serving.compactor import Compactor
+from mlnb.serving.log_reader import LogReader
+
+OWN = ("model_version", "arm", "context_moment", "context_age_seconds")
+
+
+@pytest.fixture(scope="module", params=kinds.KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def project(kind, tmp_path_factory):
+    return kinds.make(tmp_path_factory.mktemp(kind) / "project", kind)
+
+
+@pytest.fixture(scope="module")
+def samples(project):
+    return json.loads((project / "products/bundle/samples.json").read_text())
+
+
+def mlnb(project, *words, code=0):
+    command = [sys.executable, "-m", "mlnb.cli.main", *words]
+    done = subprocess.run(command, cwd=project, env=environment(project), capture_output=True, text=True)
+    assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
+    return done.stdout + done.stderr
+
+
+def test_each_kind_is_served_logged_and_read_back(project, samples, kind):
+    rows, outputs = samples["requests"], samples["outputs"]
+    expected = [dict(zip(outputs, values, strict=True)) for values in zip(*outputs.values(), strict=True)]
+    columns = {name: [row[name] for row in rows] for name in rows[0]}
+    log = project / ".mlnb/predictions"
+    with (
+        serving(project, log, MLNB_LOG_COMPACT_MINUTES="0") as (_, url),
+        httpx.Client(base_url=url, timeout=60) as client,
+    ):
+        many, one = client.post("/predict", json=rows), client.post("/predict", json=rows[0])
+        assert many.status_code == one.status_code == 200, many.text
+        answers = many.json()
+        assert list(one.json()) == list(answers[0]) == ["request_id", *outputs, *OWN]
+        assert [{name: answer[name] for name in outputs} for answer in [*answers, one.json()]] == [
+            *expected,
+            expected[0],
+        ]
+        by_column = client.post("/predict/columns", json=columns).json()
+        assert {name: by_column[name] for name in outputs} == outputs
+        table = pa.RecordBatch.from_pylist(rows) if kind != "custom" else pa.RecordBatch.from_pydict(columns)
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_batch(table)
+        answered = client.post(
+            "/predict", content=sink.getvalue().to_pybytes(), headers={"content-type": ARROW.decode()}
+        )
+        assert answered.status_code == 200, answered.text
+        arrow = pa.ipc.open_stream(answered.content).read_all()
+        assert arrow["model_version"].to_pylist() == ["v1"] * 12 and arrow.column_names == [
+            "request_id",
+            *outputs,
+            *OWN,
+        ]
+        document = client.get("/openapi.json").json()
+        answer = document["components"]["schemas"]["Answer"]
+        assert answer["required"] == ["request_id", *outputs, *OWN]
+    before = LogReader(log, project / ".mlnb/parts").frame()
+    assert Compactor(log, project / ".mlnb/parts").run().rows == 37
+    after = LogReader(log, project / ".mlnb/parts").frame()
+    assert len(before) == len(after) == 37 and before.columns.tolist() == after.columns.tolist()
+    by_id = after.set_index("request_id")
+    for answer in answers:
+        logged = by_id.loc[answer["request_id"]]
+        for name in outputs:
+            want, got = answer[name], logged[name]
+            want = np.datetime64(want.rstrip("Z")) if isinstance(got, pd.Timestamp) else want
+            assert np.array_equal(np.asarray(got), np.asarray(want)), name
+
+
+def test_each_kind_is_scored_from_files(project, samples):
+    requests, outputs = pd.DataFrame(samples["requests"]), samples["outputs"]
+    requests.to_parquet(project / "in.parquet", index=False)
+    texts = requests.map(lambda value: json.dumps(value) if isinstance(value, list) else value)
+    texts.to_csv(project / "in.csv", index=False, na_rep="")
+    for source in ("in.parquet", "in.csv"):
+        for output in ("out.parquet", "out.csv"):
+            said = mlnb(project, "score", source, output, "--log", "--overwrite")
+            assert "12 rows" in said and "rejected" not in said, said
+    scored = pq.read_table(project / "out.parquet")
+    assert scored.column_names[-len(outputs) - 2 :] == [*outputs, "model_version", "context_moment"]
+    with (project / "out.csv").open() as file:
+        first = next(csv.DictReader(file))
+    for name, values in outputs.items():
+        if isinstance(values[0], list):
+            assert json.loads(first[name]) == values[0] and scored[name][0].as_py() == values[0]
+        elif not isinstance(values[0], str):
+            assert json.loads(first[name].lower()) == values[0] and scored[name][0].as_py() == values[0]
+
+
+def test_each_kind_is_shown_profiled_and_exported(project, samples):
+    shown = mlnb(project, "predictions", "--json")
+    assert set(samples["outputs"]) <= set(json.loads(shown)[0])
+    assert next(iter(samples["outputs"])) in mlnb(project, "predictions", "--limit", "3").replace("\n", "")
+    for file in ("all.csv", "all.parquet"):
+        mlnb(project, "predictions", "--output", file)
+    assert "profiled" in mlnb(project, "compact")
+    assert len(pd.read_parquet(project / "all.parquet")) == len(pd.read_csv(project / "all.csv"))
+
+
+def test_the_round_trip_of_each_kind(project):
+    code = "from mlnb.serving.round_trip import *; from mlnb.models.bundle import Bundle; "
+    done = run(project, "-c", code + "print(verify_round_trip(Bundle.load('products/bundle')))")
+    assert done.stdout.strip() == "12", done.stderr
+
+
+def test_other_answers_need_a_service_of_their_own(tmp_path):
+    code = """
+from tiny import bundle, model
+from mlnb.models.multiclass import Multiclass
+from mlnb.models.watcher import verify_servable
+served = bundle.build("one", "multiclass")
+other = bundle.build("two", "multiclass", version="v2", problem=Multiclass(classes=("zero", "eight", "one")))
+verify_servable("two", served)
+"""
+    done = run(kinds.make(tmp_path / "project", "multiclass"), "-c", code)
+    assert "version v2 answers prediction (category 'zero' 'eight' 'one'), " in done.stderr
+    assert "other answers need a service of their own" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "name, message", [("entity", "so has every logged prediction"), ("text", "the model's inputs")]
+)
+def test_answers_that_the_log_could_not_hold_are_refused(tmp_path, name, message):
+    code = f"""
+from mlnb.data.fields import Field
+from mlnb.models.custom import Custom
+from tiny import bundle
+bundle.build("other", "custom", problem=Custom((Field({name!r}, "number", "Name", 1.0),)))
+"""
+    done = run(kinds.make(tmp_path / "project", "custom"), "-c", code)
+    assert message in done.stderr and not (tmp_path / "project/other").exists()

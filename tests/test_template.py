@@ -146,7 +146,7 @@ def test_a_template_runs_answers_the_curl_of_its_readme_and_passes_its_tests(tem
     project = new_project("first-model", tmp_path, template)
     for file in text_files(project):
         assert file.name in COMMON_FILES or not AVIATION.search(file.read_text()), file
-    report = json.loads(run("mlnb", "run", "--json", cwd=project))
+    report = json.loads(run("mlnb", "run", "--json", cwd=project / "tests"))
     assert {t["status"] for t in report["tasks"]} == {"executed"} and not any(t["notes"] for t in report["tasks"])
     run("mlnb", "check", cwd=project)
     assert "passed" in run(sys.executable, "-m", "pytest", cwd=project)

@@ -61,6 +61,10 @@ def _trust_error(name: str, reason: str) -> BundleError:
 def _check_name(name: str, trust: Trust) -> None:
     "Raise a `BundleError` unless the name is a dotted name inside a trusted package"
     components = name.split(".")
+    if components[0] == "__main__":
+        package = next(iter(trust.packages), "PACKAGE")
+        remedy = f"export it, run nbdev-export, and write: from {package}.MODULE import {components[-1]}"
+        raise BundleError(f"{components[-1]} is defined in a notebook, where no service can import it; {remedy}")
     if len(components) < 2 or not all(map(str.isidentifier, components)) or unicodedata.normalize("NFKC", name) != name:
         raise _trust_error(name, "which does not have the form package.module.name")
     if any(part.startswith("__") for part in components):

@@ -6,7 +6,7 @@
 __all__ = ['MAX_SENTENCES', 'notebooks_below', 'exported_cells', 'module_cells', 'StaleModule', 'stale_modules',
            'export_warnings', 'export_hint', 'show_kernel_hint']
 
-# %% ../../nbs/notebooks/18_exports.ipynb #2a2e14f2
+# %% ../../nbs/notebooks/18_exports.ipynb #c711b634
 import json
 import os
 import re
@@ -24,7 +24,7 @@ from ..project.files import write_atomic
 from ..project.permissions import make_folder
 from ..project.settings import Settings, load_settings
 
-# %% ../../nbs/notebooks/18_exports.ipynb #2ebeaad4
+# %% ../../nbs/notebooks/18_exports.ipynb #fba6f0a3
 def _is_environment(folder: Path) -> bool:
     "Whether a folder is a virtual environment, or one of conda"
     return (folder / "pyvenv.cfg").exists() or (folder / "conda-meta").exists()
@@ -40,7 +40,7 @@ def notebooks_below(top: Path, skipped: Iterable[Path]) -> Iterator[Path]:
         named = [f for f in [*files, *folders] if f.endswith(".ipynb") and not f.startswith((".", "_"))]
         yield from (current / f for f in named if current / f not in skipped)
 
-# %% ../../nbs/notebooks/18_exports.ipynb #74269879
+# %% ../../nbs/notebooks/18_exports.ipynb #248f76fc
 _DIRECTIVE = re.compile(r"\s*#\s*\|\s*(\w*):?\s*(.*?)\s*$")
 _MARKER = re.compile(r"^# %% .*\n", re.MULTILINE)
 
@@ -84,7 +84,7 @@ def module_cells(text: str) -> list[str]:
     sections = [s for s in _MARKER.split(text)[1:] if not s.startswith("__all__ = ")]
     return [code for s in sections if (code := _digest([x for x in s.splitlines() if not _DIRECTIVE.match(x)]))]
 
-# %% ../../nbs/notebooks/18_exports.ipynb #d7f03d53
+# %% ../../nbs/notebooks/18_exports.ipynb #d1256d29
 @dataclass(frozen=True)
 class StaleModule:
     "A module that is missing, or differs from what its notebooks export"
@@ -164,7 +164,7 @@ def stale_modules(settings: Settings) -> list[StaleModule]:
     cache.save()
     return stale
 
-# %% ../../nbs/notebooks/18_exports.ipynb #f7e91e5a
+# %% ../../nbs/notebooks/18_exports.ipynb #894677ae
 MAX_SENTENCES = 3
 
 
@@ -176,7 +176,7 @@ def export_warnings(settings: Settings) -> list[str]:
     return [module.sentence(settings.root) for module in stale[:MAX_SENTENCES]] + rest
 
 
-_IMPORT_ERRORS = re.compile(r"\b(ModuleNotFoundError|ImportError|AttributeError)\b")
+_IMPORT_ERRORS = re.compile(r"\b(ModuleNotFoundError|ImportError|AttributeError)\b|cannot be imported")
 
 
 def export_hint(settings: Settings, error: str) -> str:

@@ -122,6 +122,7 @@ def select_model(_context: object, _option: object, name: str | None) -> str | N
     return name
 
 
+# %% ../../nbs/cli/19_console.ipynb #4a9f1b16
 def json_value(value: object) -> object:
     "A value for JSON: missing values are null, times are ISO 8601 with their zone, arrays are lists"
     if isinstance(value, Iterable) and not isinstance(value, str | bytes):

@@ -142,14 +142,10 @@ def run(tasks, params, output, raw, yaml, files, to, from_, force, jobs, keep_go
             raise click.UsageError("--resume takes tasks and parameters from the earlier run; leave them out")
         pipeline, arguments = _resumed(load_settings(or_folder=True, any_model=True), resume)
         return _run_and_report(pipeline, arguments | options, as_json)
-    settings, notebook = None, None
-    if any(map(is_path, tasks)):
-        if wrong := next((param for param in params if "=" not in param), None):
-            raise click.UsageError(f"parameter {wrong!r} is not of the form name=value; write -p {wrong}=VALUE")
-        settings, notebook, arguments["only"] = resolve(tasks)
+    settings, notebook, arguments["only"] = _resolved(tasks, params)
+    if notebook and (to or from_):
+        raise click.UsageError(f"--to and --from choose tasks, and {tasks[0]} is no task; leave them out")
     if notebook:
-        if to or from_:
-            raise click.UsageError(f"--to and --from choose tasks, and {tasks[0]} is no task; leave them out")
         pipeline = notebook_pipeline(settings, notebook, assignments=params, **for_notebook)
         return _run_and_report(pipeline, options, as_json)
     if any(for_notebook.values()):
@@ -160,6 +156,16 @@ def run(tasks, params, output, raw, yaml, files, to, from_, force, jobs, keep_go
         show_export_warnings(settings)
         return _print_nothing_to_do(settings, [s.name for s in cached], as_json)
     return _run_and_report(_pipeline(settings, params), arguments | options, as_json)
+
+
+# %% ../../nbs/cli/04_run.ipynb #e18d4089
+def _resolved(names: tuple, params: tuple) -> tuple:
+    "What `resolve` makes of paths among names; papermill's `-p month 3` would be read as the name of a task"
+    if not any(map(is_path, names)):
+        return None, None, names
+    if wrong := next((param for param in params if "=" not in param), None):
+        raise click.UsageError(f"parameter {wrong!r} is not of the form name=value; write -p {wrong}=VALUE")
+    return resolve(names)
 
 
 def _run_and_report(pipeline: "Pipeline", arguments: dict, as_json: bool) -> None:

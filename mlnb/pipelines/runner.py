@@ -141,6 +141,17 @@ def _job(pipeline: "Pipeline", task: TaskSpec, stage: Staging, notebook: Path, d
     }  # fmt: skip
 
 # %% ../../nbs/pipelines/10_runner.ipynb #53d39a65
+def _write_output(pipeline: "Pipeline", task: TaskSpec, executed: Path) -> None:
+    "Write the executed notebook to the output of a task, unless that is its source and was edited meanwhile"
+    if not task.output:
+        return
+    before = pipeline.spec.signatures.get(str(task.output))
+    if before is not None and file_signature(task.output) != before:
+        problem = "was edited while it ran, so it is not overwritten"
+        raise PipelineError(f"{task.output} {problem}; the executed copy is {executed}")
+    write_atomic(task.output, executed.read_bytes())
+
+# %% ../../nbs/pipelines/10_runner.ipynb #8990de54
 TIMEOUT_MARGIN_SECONDS = 60  # for a worker to report the timeout of its task
 
 
@@ -172,7 +183,7 @@ class _Attempts:
                 if notebook.exists():
                     text = stage.replace_staged_paths(notebook.read_text(encoding="utf-8"))
                     write_atomic(notebook, text, durable=False)
-                    await asyncio.to_thread(self.write_output, task, text)
+                    await asyncio.to_thread(_write_output, self.pipeline, task, notebook)
             if answer["error"]:
                 if task.output:
                     answer["error"] = answer["error"].replace(str(notebook), str(task.output))
@@ -193,17 +204,6 @@ class _Attempts:
         except TimeoutError:
             problem = f"the notebook took longer than {task.task_timeout:g} seconds and did not stop"
             raise PipelineError(problem) from None
-
-    def write_output(self, task: TaskSpec, text: str) -> None:
-        "Write the executed notebook to the output of a task; a source that was edited meanwhile is not overwritten"
-        if not task.output:
-            return
-        before = self.pipeline.spec.signatures.get(str(task.output))
-        if before is not None and file_signature(task.output) != before:
-            executed = self.log.notebook(task.name)
-            problem = "was edited while it ran, so it is not overwritten"
-            raise PipelineError(f"{task.output} {problem}; the executed copy is {executed}")
-        write_atomic(task.output, text)
 
     def publish(self, task: TaskSpec, start_fingerprint: TaskFingerprint, stage: Staging) -> None:
         "Replace the products and their record"

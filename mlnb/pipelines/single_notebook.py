@@ -172,7 +172,7 @@ def load_notebook(
 ) -> tuple[Pipeline, list[str]]:  # and notes on the parameters
     "A notebook of no pipeline, ready to run; raises an `MlnbError` that says what is wrong with it"
     content = cells.read(notebook)
-    languages.language_of(content.get("metadata") or {}, notebook)
+    languages.kernel_of(content.get("metadata") or {}, notebook)  # refuses one that is not installed
     declared = declared_parameters(notebook, content)
     values = _checked(notebook, declared or {}, parse(declared or {}))
     name = os.path.relpath(notebook, settings.root)

@@ -302,15 +302,14 @@ def test_another_version_of_the_library(project, bundles, monkeypatch):
         Bundle.load(copy)
 
 
-def test_mlflow_predicts_what_the_bundle_answers(project, bundles, tmp_path):
-    from mlflow import pyfunc, set_registry_uri, set_tracking_uri
+def test_mlflow_predicts_what_the_bundle_answers(project, bundles, tmp_path, monkeypatch):
+    from mlflow import pyfunc
     from mlflow.models import get_model_info
 
     from mlnb.models.registry import Tracking
 
     tracking = Tracking(f"sqlite:///{tmp_path}/mlflow.db")
-    set_tracking_uri(tracking.url)
-    set_registry_uri(tracking.url)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.url)
     frame = pd.DataFrame(samples(table()).requests).replace({"plan": {"": None}})
     for name, kind in (("sklearn", "binary"), ("torch", "multiclass"), ("onnx", "regression")):
         bundle, *_ = refused(bundles, name, kind)

@@ -85,6 +85,8 @@ def test_what_a_bento_holds(built):
         "bundle", "mlnb", "pyproject.toml", "requirements.lock", "toy",
     ]  # fmt: skip
     assert Bundle.load(source / "bundle").self_test() == 12
+    about = (source.parent / "bento.yaml").read_text()
+    assert "problem: binary" in about and "answer: probability (number), decision (boolean)" in about
     assert {p.name for p in source.glob("toy/*.*")} == {"__init__.py", "bundle.py", "features.py", "model.py"}
 
 

@@ -5,7 +5,10 @@ import os
 import socket
 import time
 
+import pipeline_project
 import pytest
+import toy_project
+from waiting import until
 
 from mlnb.models import tracker
 from mlnb.models.registry import Tracking
@@ -56,6 +59,31 @@ def test_what_is_worth_logging_is_logged_once(settings, records):
     )
     records.end_run(going, "interrupted")
     assert tracker.log_pending_runs(settings) == 0 and logged(settings) == sorted([run, going])
+
+
+def test_training_runs_are_children_of_their_pipeline_run(tmp_path):
+    root = pipeline_project.make(tmp_path / "planes")
+    train = """
+    from pathlib import Path
+    from mlnb.models.registry import Tracking
+    from mlnb.project.settings import load_settings
+    settings = load_settings()
+    with Tracking(settings.url(settings.tracking)).run(settings.name, "training", tags={"kind": "x"}) as run:
+        run.metrics({"loss": 0.5})
+    Path(product["data"]).write_text(upstream["first"]["data"])
+    """
+    pipeline_project.notebook(root / "nbs/second.ipynb", 'upstream = ["first"]\nproduct = None\nextra = 1', train)
+    done = toy_project.run(root, "-m", "mlnb.cli.main", "run", "second", "--json")
+    assert done.returncode == 0, done.stderr
+    settings = load_settings(root)
+    until(lambda: tracker.log_pending_runs(settings) == 0)  # the process that the run left behind may have begun
+    client = Tracking(settings.url(settings.tracking)).client
+    runs = client.search_runs([client.get_experiment_by_name("planes").experiment_id])
+    child, parent = sorted(runs, key=lambda r: "mlnb.run" in r.data.tags)
+    tags = child.data.tags
+    assert tags["mlflow.parentRunId"] == parent.info.run_id and child.data.metrics == {"loss": 0.5}
+    assert (tags["mlnb.pipeline_run"], tags["mlnb.task"]) == (parent.data.tags["mlnb.run"], "second")
+    assert len(tags["mlnb.data.first.data"]) == 16 and tags["kind"] == "x"
 
 
 def test_a_process_is_left_behind(settings, records, monkeypatch):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TRACKING_FORMS', 'SERVER_TIMEOUT_SECONDS', 'ARTIFACT_FOLDER', 'MLFLOW_BATCH_SIZES', 'MAX_TAG_LENGTH',
-           'MAX_EXPERIMENT_LENGTH', 'PYFUNC_LOADER', 'check_server', 'Store', 'Run', 'RunStore', 'write_mlflow_model',
-           'Tracking', 'log_pipeline_run']
+           'MAX_EXPERIMENT_LENGTH', 'PYFUNC_LOADER', 'check_server', 'Store', 'Run', 'task_tags', 'RunStore',
+           'write_mlflow_model', 'Tracking', 'log_pipeline_run']
 
 # %% ../../nbs/models/04_registry.ipynb #21e058ac
 import errno
@@ -22,7 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..pipelines.task_metrics import MLFLOW_MAX_PARAMETER_CHARS, mlflow_name, mlflow_names
+from ..pipelines.task_metrics import MLFLOW_MAX_PARAMETER_CHARS, TASK_VARIABLE, mlflow_name, mlflow_names
 from ..project.errors import BundleError, TrackingError
 from ..project.permissions import make_folder, make_private_file, make_private_folder
 from ..project.renames import renamed_keywords, renamed_members
@@ -213,6 +213,12 @@ class Run:
             log(self.id, str(path), folder)
 
 # %% ../../nbs/models/04_registry.ipynb #c294954a
+def task_tags(task: str) -> dict[str, str]:
+    "The tags of a run that is logged in a task, which is RUN/TASK; empty outside a task"
+    run, _, name = task.rpartition("/")
+    return {"mlnb.pipeline_run": run, "mlnb.task": name} if run else {}
+
+
 class RunStore(Store):
     "The runs of a store, in experiments"
 
@@ -241,7 +247,11 @@ class RunStore(Store):
         parameters: dict | None = None,
         tags: dict[str, str] | None = None,
     ) -> Iterator[Run]:
-        "A `Run` that ends with the block, as failed if the block raises"
+        """A `Run` that ends with the block, as failed if the block raises.
+
+        In a task it becomes a child of the pipeline run, once that has ended and is logged.
+        """
+        tags = task_tags(os.environ.get(TASK_VARIABLE, "")) | (tags or {})
         with self.connected() as client:
             created = client.create_run(self._experiment(experiment), run_name=name, tags=tags)
         run, status = Run(self, created.info.run_id), "FAILED"
@@ -424,6 +434,23 @@ def _find_or_create_run(tracking: Tracking, run: dict, tags: dict) -> tuple[str,
     return client.create_run(experiment, _milliseconds(run["started"]), first, run_name=run["id"]).info.run_id, False
 
 
+def _data_tags(fingerprint: dict) -> dict[str, str]:
+    "The content of what a task read, from its fingerprint: the first 16 hex digits of each product and input file"
+    products = {f"{task}.{key}": v for task, of in (fingerprint.get("upstream") or {}).items() for key, v in of.items()}
+    contents = products | (fingerprint.get("inputs") or {})
+    return {f"mlnb.data.{name}": str(content)[:16] for name, content in contents.items()}
+
+
+def _adopt_training_runs(tracking: Tracking, parent: str, run: dict, tasks: list[dict]) -> None:
+    "Make what the tasks of a pipeline run logged its children, with the tags of its code and of their data"
+    fingerprints = {t["name"]: t.get("fingerprint") or {} for t in tasks}
+    code = {name: tag for name, tag in _run_tags(run, []).items() if name in ("mlflow.source.git.commit", "mlnb.dirty")}
+    experiments = [e.experiment_id for e in tracking.client.search_experiments()]
+    for child in tracking.client.search_runs(experiments, f"tags.`mlnb.pipeline_run` = '{run['id']}'"):
+        data = _data_tags(fingerprints.get(child.data.tags.get("mlnb.task"), {}))
+        Run(tracking, child.info.run_id).tags({"mlflow.parentRunId": parent} | code | data)
+
+
 def log_pipeline_run(url: str, run: dict, tasks: list[dict]) -> str:  # MLflow's run id
     "Log a run that has ended, and its tasks, to the experiment of its pipeline; logging it again changes nothing"
     tracking, tags = Tracking(url), _run_tags(run, tasks)
@@ -435,6 +462,7 @@ def log_pipeline_run(url: str, run: dict, tasks: list[dict]) -> str:  # MLflow's
         logged.parameters(run["parameters"])
         logged.tags(tags)
         logged.metrics(_run_metrics(tasks), timestamp_ms=ended_at)
+        _adopt_training_runs(tracking, run_id, run, tasks)
         for path in (Path(t["notebook"]) for t in tasks if t.get("notebook") and sqlite_file(url) is None):
             if path.exists():
                 logged.files(path, "notebooks")

@@ -27,7 +27,7 @@ from .resources import ResourcePool, cores
 from .resume import ResumeStore, remove_orphaned_pipeline_stages
 from .resume import folder as resume_folder
 from .spec import Names, TaskSpec, as_list
-from .task_metrics import mlflow_notes, read_task_metrics
+from .task_metrics import TASK_VARIABLE, mlflow_notes, read_task_metrics
 from .workers import WorkerPool
 from ..project.errors import MlnbError, PipelineError
 from ..project.file_signatures import file_signature
@@ -130,13 +130,14 @@ def _job(pipeline: "Pipeline", task: TaskSpec, stage: Staging, notebook: Path, d
     if settings.checkpoints and not task.gpu:
         sockets = resume_folder(settings) / task.name
         checkpoints = {"folder": str(sockets), "watched": [str(f) for f in stage.folders.values()]}
-    env = {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {}
+    env = {TASK_VARIABLE: f"{notebook.parent.name}/{task.name}"}
+    env |= {"CUDA_VISIBLE_DEVICES": ",".join(devices)} if devices else {}
     env |= {"MLNB_MODEL": settings.model} if settings.model else {}
     return {
         "notebook": str(task.source), "output": str(notebook), "parameters": parameters,
         "cwd": str(task.cwd or settings.root),
         "timeout": task.timeout, "notebook_timeout": task.task_timeout, "log": str(notebook.with_suffix(".log")),
-        "env": env or None, "checkpoints": checkpoints,
+        "env": env, "checkpoints": checkpoints,
         "any_parameters": task.is_alone,
     }  # fmt: skip
 

@@ -173,3 +173,10 @@ def test_all_or_nothing(repository, monkeypatch):
     with pytest.raises(SettingError, match=r"pyproject.toml cannot be written \(No space left on device\); nothing"):
         add_files(additions)
     assert files_of(repository) == before
+
+
+def test_an_executed_copy_is_no_task(repository):
+    notebook(repository / "work/report.ipynb", "month = 2", "month")
+    mlnb(repository, "run", "work/report.ipynb", "-p", "month=7", "-o", "work/july.ipynb")
+    found = examine_repository(repository)
+    assert len(found.notebooks) == 3 and [str(path) for path in found.task_notebooks] == ["work/report.ipynb"]

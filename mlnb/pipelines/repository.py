@@ -137,12 +137,13 @@ def _environment_folder(root: Path) -> str:
 
 
 def _has_parameters(path: Path) -> bool:
-    "Whether a notebook has one parameters cell that mlnb can read"
+    "Whether a notebook has one parameters cell that mlnb can read, and is not the executed copy of another one"
     try:
-        cells.parameters(path)
+        notebook = cells.read(path)
+        cells.parameters(path, notebook)
     except NotebookError:
         return False
-    return True
+    return not cells.find_tagged(notebook, "injected-parameters")
 
 
 def examine_repository(root: str | Path = ".", package: str | None = None) -> Repository:

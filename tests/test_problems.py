@@ -140,7 +140,7 @@ def test_regression_metrics_are_those_of_scikit_learn(offset):
             "wape": np.abs(labels - prediction).sum() / np.abs(labels).sum(),
             "bias": (prediction - labels).mean(),
             "pinball": np.mean(pinball),
-            "coverage": (np.abs(labels - prediction) <= 0.7).mean(),
+            "interval_coverage": (np.abs(labels - prediction) <= 0.7).mean(),
         },
         rel=1e-12,
     )

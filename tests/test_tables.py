@@ -13,9 +13,11 @@ from mlnb.models.bundle import Bundle
 from mlnb.serving import row_validation
 from mlnb.serving.app import ARROW
 from mlnb.serving.column_validation import ArrowColumns, JsonColumns
-from mlnb.serving.labels import parse_labels
+from mlnb.serving.labels import LabelDecoder
 from mlnb.serving.log_reader import read_predictions
 from mlnb.serving.row_validation import RequestError, RequestSchema
+
+parse_labels = LabelDecoder().labels
 
 FIELDS = (
     Field("carrier", "string", "Airline", "UA", max_length=100),

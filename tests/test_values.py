@@ -14,10 +14,11 @@ from mlnb.data.fields import Field
 from mlnb.monitoring.labels import import_labels
 from mlnb.project.errors import ServingError
 from mlnb.serving.column_validation import ArrowColumns, JsonColumns, to_arrow_stream
-from mlnb.serving.labels import LabelStore, parse_labels
+from mlnb.serving.labels import LabelDecoder, LabelStore
 from mlnb.serving.row_validation import RequestSchema
 from mlnb.serving.table_files import check_columns, open_reader, validate_batch
 
+parse_labels = LabelDecoder().labels
 EXAMPLES = {"string": "UA", "integer": 1, "number": 1.5, "time": "2013-07-01T05:15:00Z"}
 REFUSED = "refused"
 

@@ -16,6 +16,8 @@ from .console import Group, json_option, json_value, load_settings, print_json, 
 from ..project.text import duration, printable
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from mlnb.models.bundle import Field
     from mlnb.monitoring.labels import LabelImportResult
     from mlnb.project.settings import Settings
@@ -34,17 +36,19 @@ def labels():
     """
 
 # %% ../../nbs/cli/16_labels.ipynb #7774c2e3
-def _entity_fields(settings: "Settings") -> tuple["Field", ...]:
-    "The fields of the entity in the project's bundle; empty without a bundle"
-    from mlnb.models.manifest import verify
-    from mlnb.project.errors import BundleError
+def _entity_and_label(settings: "Settings") -> tuple[tuple["Field", ...], "Field"]:
+    "The fields of the entity in the served bundle, none without a bundle, and the label of its problem"
+    from mlnb.monitoring.performance import load_problem, served_manifest
+    from mlnb.project.errors import BundleError, ModelError
 
+    if (label := load_problem(settings).label) is None:
+        raise ModelError("the model declares no labels; give its problem a label_field, and train again: mlnb run")
     try:
-        manifest = verify(settings.path(settings.bundle))
+        manifest = served_manifest(settings)
     except BundleError:
-        return ()
+        return (), label
     by_name = {f.name: f for f in manifest.request}
-    return tuple(by_name[name] for name in manifest.entity)
+    return tuple(by_name[name] for name in manifest.entity), label
 
 
 def _summary(path: Path, result: "LabelImportResult") -> str:
@@ -53,6 +57,8 @@ def _summary(path: Path, result: "LabelImportResult") -> str:
         sentences.append(f"  {result.duplicates:,} had been added before.")
     if result.unknown:
         sentences.append(f"  {result.unknown:,} of those added have no prediction in the log; they are kept.")
+    if result.added and result.unknown == result.added:
+        sentences.append("  None of them has a prediction: is this a file of another model?")
     if result.rejected:
         sentences.append(f"  {result.rejected:,} were quarantined; the reasons are in {result.rejected_file}")
         sentences.append(f"  the first is {result.problem}")
@@ -60,17 +66,20 @@ def _summary(path: Path, result: "LabelImportResult") -> str:
 
 # %% ../../nbs/cli/16_labels.ipynb #5090e573
 _ENTITY_HELP = "Column of entity keys; else the entity's own fields."
-_OBSERVED_HELP = "Column with the time of observation.  [default: observed_at, else the file's modification time]"
+_OBSERVED_HELP = "Column with the time of observation.  [default: observed_at, else now]"
 
 
 @labels.command()
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--entity", metavar="NAME", default="entity", show_default=True, help=_ENTITY_HELP)
-@click.option("--label", metavar="NAME", default="value", show_default=True, help="Column with the label, 1 or 0.")
+@click.option("--label", metavar="NAME", default="value", show_default=True, help="Column with the label.")
 @click.option("--observed", metavar="NAME", help=_OBSERVED_HELP)
 @json_option
 def add(file, entity, label, observed, as_json):
     """Add the labels of a Parquet or CSV file.
+
+    The model's problem says what a label is: 0 or 1, a number, or the name of a class. Rows are joined to predictions
+    by entity, or by request_id if the model has no entity.
 
     Adding a row again changes nothing; a later observation corrects an earlier one. Invalid rows are quarantined
     with the reason; if no row is valid, the exit code is 1. To finish an interrupted import, give the same command
@@ -87,10 +96,11 @@ def add(file, entity, label, observed, as_json):
     from mlnb.serving.log_reader import LogReader
 
     settings = load_settings()
+    entity_fields, declared = _entity_and_label(settings)
     with progress_listener(terminal(stderr=True)) as on_progress:
         decisions = label_files.read_decisions(LogReader.of(settings))
-        columns = (_entity_fields(settings), entity, label, observed)
-        result = label_files.import_labels(file, LabelStore.of(settings), decisions, *columns, on_progress)
+        columns = (entity_fields, entity, label, observed, on_progress)
+        result = label_files.import_labels(file, LabelStore.of(settings), decisions, *columns, label=declared)
     if as_json:
         print_json(asdict(result))
     else:
@@ -101,6 +111,12 @@ def add(file, entity, label, observed, as_json):
 # %% ../../nbs/cli/16_labels.ipynb #0b8d50a8
 def _json_row(row: dict) -> dict:
     return {name: json_value(value) for name, value in row.items()}
+
+
+def _history_row(row: dict) -> dict:
+    "A stored label, whose value is a number or a text"
+    text = row.pop("text")
+    return _json_row(row | ({} if text is None else {"value": text}))
 
 
 @labels.command()
@@ -115,16 +131,35 @@ def show(entity, as_json):
     """
     from mlnb.serving.labels import LabelStore
 
-    rows = [_json_row(row) for row in LabelStore.of(load_settings()).history(entity).to_pylist()]
+    rows = [_history_row(row) for row in LabelStore.of(load_settings()).history(entity).to_pylist()]
     if as_json:
         return print_json(rows)
     times = "observed at {observed_at}, received {received_at} from {source}"
-    lines = [f"{row['value']:g}  {times.format(**row)}" for row in rows] or [f"{entity!r} has no label."]
+    value = lambda row: row["value"] if isinstance(row["value"], str) else f"{row['value']:g}"
+    lines = [f"{value(row)}  {times.format(**row)}" for row in rows] or [f"{entity!r} has no label."]
     return click.echo("\n".join(map(printable, lines)))
+
+
+def _frequent(latest: "pa.Table", limit: int = 10) -> dict[str, int]:
+    "How often the most frequent texts are the current label"
+    counts = latest["text"].drop_null().value_counts().to_pylist()
+    counts.sort(key=lambda count: (-count["counts"], count["values"]))
+    return {count["values"]: count["counts"] for count in counts[:limit]}
+
+
+def _described(counts: dict) -> str:
+    "What the current labels are, in words"
+    if classes := counts["classes"]:
+        names = ", ".join(f"{name} ({rows / counts['entities']:.0%})" for name, rows in list(classes.items())[:5])
+        return f"the most frequent: {names}"
+    if counts["is_binary"]:
+        return f"{counts['rate']:.1%} of them 1"
+    return f"{counts['rate']:,.4g} on average"
 
 
 def label_status(store: "LabelStore") -> dict:
     "Counts, rate and times of all labels"
+    import pyarrow as pa
     import pyarrow.compute as pc
 
     from mlnb.serving.labels import current_labels, drop_repetitions
@@ -134,6 +169,8 @@ def label_status(store: "LabelStore") -> dict:
     observed = pc.min_max(latest["observed_at"]).as_py()
     return _json_row({
         "entities": latest.num_rows, "outcomes": table.num_rows, "rate": pc.mean(latest["value"]).as_py(),
+        "is_binary": bool(pc.all(pc.is_in(latest["value"].drop_null(), pa.array([0.0, 1.0]))).as_py()),
+        "classes": _frequent(latest),
         "first_observed": observed["min"], "last_observed": observed["max"],
         "parquet_files": len(store.parts()), "files_of_lines": len(store.lines()),
         "damaged_lines": sum(len(file.read_bytes().splitlines()) for file in store.damaged.glob("*.jsonl")),
@@ -157,7 +194,7 @@ def status(as_json):
         return print_json(counts)
     if counts["entities"]:
         observed = f"observed from {counts['first_observed']} to {counts['last_observed']}"
-        labelled = f"{counts['entities']:,} entities have a label, {counts['rate']:.1%} of them 1, {observed}"
+        labelled = f"{counts['entities']:,} entities have a label, {_described(counts)}, {observed}"
         click.echo(f"{labelled}; {counts['outcomes'] - counts['entities']:,} corrections.")
     else:
         click.echo("There are no labels yet. Add some with: mlnb labels add FILE")

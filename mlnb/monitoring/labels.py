@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -28,12 +29,12 @@ from ..project.files import storage_errors
 from ..serving.table_files import PROBLEM_SCHEMA, RowBatch, check_columns, problem_table
 from ..serving.table_files import open_reader, read_batches, validate_batch
 from ..serving.log_reader import LogQuery, LogReader, LogSnapshot
-from ..serving.labels import EXPECTED_FORMS, LabelStore
-from ..serving.labels import compact_labels, schema, to_microseconds
+from ..serving.labels import BINARY_LABEL, EXPECTED_FORMS, LabelStore, newest_labels, with_text
+from ..serving.labels import compact_labels, schema, to_microseconds, to_stored
 from ..serving.log_records import FEATURE_PREFIX, INPUT_PREFIX
 from ..data.field_values import CLOCK_SKEW, EXPECTED_FORMATS, MAX_KEY_LENGTH
 from ..serving.scoring import ScoringProgress, rejected_file
-from ..serving.arrow_fields import is_text_type
+from ..serving.arrow_fields import is_text_type, without_dictionary
 
 # %% ../../nbs/monitoring/08_labels.ipynb #205ddd7f
 DECISION_COLUMNS = ("entity", "time", "logged_at", "model_version", "arm")
@@ -117,11 +118,16 @@ def _no_decisions(output: Sequence[Field], segment: str | None) -> pa.Table:
 _HASH_KEYS = "outcome-key-of-1", "another-key-of-1"
 
 
-def _hashes(entities: Iterable[str], values: np.ndarray, observed: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    "Two uint64 hashes of each row"
+def _hashes(
+    entities: Iterable[str], numbers: np.ndarray, texts: np.ndarray, observed: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    "Two uint64 hashes of each row, whose value is a number, or a text where that is not None"
     import pandas as pd
-    from pandas.util import hash_pandas_object
+    from pandas.util import hash_array, hash_pandas_object
 
+    values = (numbers + 0.0).view(np.uint64)  # 0.0 for -0.0
+    is_text = np.not_equal(texts, None).astype(bool)
+    values[is_text] = hash_array(texts[is_text].astype(object))
     columns = {"entity": pd.Series(entities, dtype=object), "value": values, "observed": observed}
     rows = pd.DataFrame(columns)
     first, second = (hash_pandas_object(rows, index=False, hash_key=key, categorize=False) for key in _HASH_KEYS)
@@ -129,25 +135,34 @@ def _hashes(entities: Iterable[str], values: np.ndarray, observed: np.ndarray) -
 
 
 class LabelIndex:
-    "Which labels are stored already"
+    "Which labels are stored already; if they are not timed, which of their values entities have now"
 
-    def __init__(self, tables: Iterable[pa.Table] = ()):
+    def __init__(self, tables: Iterable[pa.Table] = (), is_timed: bool = True):
         self._first = self._second = np.empty(0, np.uint64)
-        columns = [(t["entity"], t["value"].to_numpy(), to_microseconds(t["observed_at"])) for t in tables]
-        if hashes := [_hashes(_to_objects(entity), *numbers) for entity, *numbers in columns]:
+        self._is_timed = is_timed
+        if not is_timed and (everything := list(tables)):
+            tables = [newest_labels(pa.concat_tables(everything))]
+        if hashes := [self._hashes_of(table) for table in tables]:
             first, second = (np.concatenate(side) for side in zip(*hashes, strict=True))
             self._insert(first, second)
+
+    def _hashes_of(self, table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+        texts = with_text(table)["text"].to_numpy(zero_copy_only=False)
+        observed = to_microseconds(table["observed_at"]) if self._is_timed else np.zeros(len(table), np.int64)
+        return _hashes(_to_objects(table["entity"]), table["value"].to_numpy(), texts, observed)
 
     def _insert(self, first: np.ndarray, second: np.ndarray) -> None:
         first, second = np.concatenate([self._first, first]), np.concatenate([self._second, second])
         order = np.argsort(first, kind="stable")
         self._first, self._second = first[order], second[order]
 
-    def add_new(self, entities: Sequence[str], values: np.ndarray, observed: np.ndarray) -> np.ndarray:
+    def add_new(
+        self, entities: Sequence[str], numbers: np.ndarray, texts: np.ndarray, observed: np.ndarray
+    ) -> np.ndarray:
         "Add n labels, observed at so many microseconds; returns which of them were new, (n,) bool"
         import pandas as pd
 
-        first, second = _hashes(entities, values, observed)
+        first, second = _hashes(entities, numbers, texts, observed if self._is_timed else 0 * observed)
         is_stored = np.zeros(len(first), bool)
         if len(self._first):
             position = np.minimum(np.searchsorted(self._first, first), len(self._first) - 1)
@@ -179,6 +194,7 @@ class DecisionIndex:
 
 # %% ../../nbs/monitoring/08_labels.ipynb #cbc22595
 _REQUEST_ID = "request_id"
+_YES_OR_NO = ("label", "boolean")  # types whose labels are 0 or 1, true or false
 
 
 @dataclass(frozen=True)
@@ -188,43 +204,69 @@ class LabelColumns:
     entity: tuple[Field, ...]  # of the bundle, if the key is made of them; empty: there is a key column
     key: str
     value: str
-    observed: str | None  # None: the file's modification time
+    observed: str | None  # None: labels are observed when they are added
+    label: Field  # as the model declares it
 
 
 def detect_columns(
     path: Path, names: list[str], entity: tuple[Field, ...], key: str = "entity", value: str = "value",
-    observed: str | None = None,
+    observed: str | None = None, label: Field = BINARY_LABEL,
 ) -> LabelColumns:  # fmt: skip
     """The columns of a file, given their `names`; raises `ServingError` if one is missing.
-    `entity` has the fields of the bundle's entity, `observed` is by default observed_at if there is such a column.
+    `entity` has the fields of the bundle's entity, `observed` is by default observed_at if there is such a column,
+    and `label` is the problem's label.
     """
     observed = observed or ("observed_at" if "observed_at" in names else None)
-    fields: tuple[Field, ...] = (Field(value, "number", "What happened", 1),)
+    kind = "number" if label.type in _YES_OR_NO else label.type
+    fields: tuple[Field, ...] = (msgspec.structs.replace(label, name=value, type=kind),)
     if observed:
         fields += (Field(observed, "time", "When that was known", "2013-07-01T13:25:00Z"),)
     if key in names:
-        return LabelColumns(fields, (), key, value, observed)
+        return LabelColumns(fields, (), key, value, observed, label)
     if not entity and key == "entity" and _REQUEST_ID in names:  # the key of a model without an entity
-        return LabelColumns(fields, (), _REQUEST_ID, value, observed)
+        return LabelColumns(fields, (), _REQUEST_ID, value, observed, label)
     if not entity:
         hint = did_you_mean(key, names)
         raise ServingError(f"{path} has no column {key!r}{hint}, and there is no bundle that names the entity's fields")
     if missing := [f.name for f in entity if f.name not in names]:
         hint, needed = did_you_mean(missing[0], names), ", ".join(f.name for f in entity)
         raise ServingError(f"{path} has no column {missing[0]!r}{hint}; it needs {key}, or all of {needed}")
-    return LabelColumns((*entity, *fields), entity, key, value, observed)
+    return LabelColumns((*entity, *fields), entity, key, value, observed, label)
 
 # %% ../../nbs/monitoring/08_labels.ipynb #a21784ef
-def _normalise_labels(batch: pa.RecordBatch, value: str) -> pa.RecordBatch:
+def _yes_or_no(column: pa.Array) -> pa.Array:
     "Booleans as 0 and 1, also the texts `true` of JSON, `True` of pandas and `TRUE` of R and Excel"
-    position = batch.schema.get_field_index(value)
-    column = batch.column(position)
     if pa.types.is_boolean(column.type):
-        column = column.cast(pa.int8())
+        return column.cast(pa.int8())
     if is_text_type(column.type):
         for word, number in (("true", "1"), ("false", "0")):
             column = pc.replace_substring_regex(column, f"(?i)^{word}$", number)
-    return batch.set_column(position, value, column)
+    return column
+
+
+def _class_names(column: pa.Array, categories: Sequence[str]) -> pa.Array:
+    "Whole numbers and booleans as the names of classes: 3 and 3.0 as '3', true as 'True' if there is such a class"
+    column = without_dictionary(column)
+    if pa.types.is_floating(column.type):
+        whole = pc.equal(column, pc.floor(column))
+        digits = pc.if_else(whole, column, None).cast(pa.int64(), safe=False).cast(pa.string())
+        return pc.if_else(whole, digits, column.cast(pa.string()))
+    if pa.types.is_boolean(column.type):
+        names = pc.if_else(column, "true", "false")
+        return pc.utf8_capitalize(names) if "True" in categories else names
+    return column.cast(pa.string()) if pa.types.is_integer(column.type) else column
+
+
+def _normalised(column: pa.Array, label: Field) -> pa.Array:
+    "A column of labels in the form in which those of a type are validated"
+    if label.type in _YES_OR_NO:
+        return _yes_or_no(column)
+    return _class_names(column, label.categories) if label.type in ("category", "string") else column
+
+
+def _normalise_labels(batch: pa.RecordBatch, columns: LabelColumns) -> pa.RecordBatch:
+    position = batch.schema.get_field_index(columns.value)
+    return batch.set_column(position, columns.value, _normalised(batch.column(position), columns.label))
 
 
 def _valid_keys(column: pa.Array) -> np.ndarray:
@@ -235,8 +277,11 @@ def _valid_keys(column: pa.Array) -> np.ndarray:
     return pc.fill_null(is_valid, False).to_numpy(zero_copy_only=False)
 
 
-def _label_problems(problems: pa.Table, value: str) -> pa.Table:
-    "Problems of labels in the words of labels: they are 0 or 1"
+def _label_problems(problems: pa.Table, columns: LabelColumns) -> pa.Table:
+    "Problems of labels that are 0 or 1 in these words"
+    if columns.label.type not in _YES_OR_NO:
+        return problems
+    value = columns.value
     is_label = pc.fill_null(pc.equal(problems["field"], value), False)
     not_number = f" is not {EXPECTED_FORMATS['number']}$"
     problem = pc.replace_substring_regex(problems["problem"], not_number, " is neither 0 nor 1")
@@ -247,9 +292,9 @@ def _label_problems(problems: pa.Table, value: str) -> pa.Table:
 
 def _check_batch(batch: RowBatch, columns: LabelColumns) -> tuple[np.ndarray, dict, pa.Table]:
     'Positions of the valid rows, their columns ("" for the keys), and the problems of the others'
-    batch = RowBatch(_normalise_labels(batch.table, columns.value), batch.numbers, batch.malformed, batch.done)
+    batch = RowBatch(_normalise_labels(batch.table, columns), batch.numbers, batch.malformed, batch.done)
     values, is_valid, problems = validate_batch(batch, columns.fields)
-    problems = _label_problems(problems, columns.value)
+    problems = _label_problems(problems, columns)
     if columns.entity:
         keys, has_key = np.array(entity_keys(columns.entity, values), object), np.ones(is_valid.sum(), bool)
     else:
@@ -266,15 +311,21 @@ def _check_batch(batch: RowBatch, columns: LabelColumns) -> tuple[np.ndarray, di
 def _check_times(
     numbers: np.ndarray, columns: LabelColumns, values: np.ndarray, observed: np.ndarray, now: int, since: np.ndarray
 ) -> tuple[np.ndarray, list[pa.Table]]:
-    "Which labels are 0 or 1 and observed between their decision and now, and the problems of the others"
+    "Which labels are valid and observed between their decision and now, and the problems of the others"
     column, right = columns.observed or "observed_at", f"{EXPECTED_FORMS['observed_at']}, nor before the decision"
+    wrong = np.zeros(len(observed), bool)
+    if columns.label.type in _YES_OR_NO:
+        wrong = ~np.isin(values, (0, 1))
+    wrong_texts = [f"{number:g} is neither 0 nor 1" for number in values[wrong].tolist()]
+    value_problems = problem_table(numbers[wrong], columns.value, wrong_texts, EXPECTED_FORMS["value"])
+    if columns.observed is None:
+        return ~wrong, [value_problems]
     checks = [
-        (~np.isin(values, (0, 1)), columns.value, "is neither 0 nor 1", EXPECTED_FORMS["value"]),
         (observed > now + CLOCK_SKEW.total_seconds() * 1e6, column, "is in the future", right),
         (observed < since, column, "is before the decision on this entity", right),
     ]
     tables = [problem_table(numbers[rows], name, [text] * int(rows.sum()), form) for rows, name, text, form in checks]
-    return ~np.logical_or.reduce([rows for rows, *_ in checks]), tables
+    return ~np.logical_or.reduce([wrong, *(rows for rows, *_ in checks)]), [value_problems, *tables]
 
 # %% ../../nbs/monitoring/08_labels.ipynb #2563c92f
 @dataclass
@@ -321,14 +372,14 @@ def import_labels(
     entity: tuple[Field, ...] = (),  # of the bundle
     key: str = "entity",  # names of columns
     value: str = "value",
-    observed: str | None = None,  # default: observed_at, else the file's modification time
+    observed: str | None = None,  # default: observed_at, else labels are observed now
     on_progress: Callable[[ScoringProgress], object] = lambda progress: None,  # called after each batch
+    label: Field = BINARY_LABEL,  # of the problem
 ) -> LabelImportResult:
     "Store the labels of a file; raises `ServingError` if it cannot be read or a column is missing"
     reader = open_reader(path)
-    columns = detect_columns(path, reader.schema.names, entity, key, value, observed)
-    numbers = pa.schema([f.with_type(pa.int8()) if pa.types.is_boolean(f.type) else f for f in reader.schema])
-    check_columns(path, numbers, columns.fields, reader.text)
+    columns = detect_columns(path, reader.schema.names, entity, key, value, observed, label)
+    _check_types(path, reader.schema, columns, reader.text)
     if not columns.entity and not is_text_type(kind := reader.schema.field(columns.key).type):
         raise ServingError(f"{path}: column {columns.key!r} has type {kind}; write it as text")
     run, started = _LabelImport(path, store, columns, decisions), time.monotonic()
@@ -346,39 +397,53 @@ def import_labels(
     result.rejected_file = str(rejected_file(path)) if result.rejected else None
     return replace(result, seconds=time.monotonic() - started)
 
+# %% ../../nbs/monitoring/08_labels.ipynb #5d4965d5
+def _check_types(path: Path, schema: pa.Schema, columns: LabelColumns, text: bool) -> None:
+    "Raise `ServingError` unless every column has a type that can hold its field"
+    position = schema.get_field_index(columns.value)
+    if position >= 0 and not text:  # booleans may be labels, but are not numbers of another kind
+        kind = _normalised(pa.array([], schema.field(position).type), columns.label).type
+        schema = schema.set(position, schema.field(position).with_type(kind))
+    check_columns(path, schema, columns.fields, text)
+
 # %% ../../nbs/monitoring/08_labels.ipynb #c20df05d
 class _LabelImport:
     "The import of one file"
 
     def __init__(self, path: Path, store: LabelStore, columns: LabelColumns, decisions: pa.Table):
         self.path, self.store, self.columns = path, store, columns
-        self.decisions, self.labels = DecisionIndex(decisions), store.with_retries(LabelIndex)
+        is_timed = columns.observed is not None
+        index = store.with_retries(lambda tables: LabelIndex(tables, is_timed))
+        self.decisions, self.labels = DecisionIndex(decisions), index
         self.result, self.now = LabelImportResult(), datetime.now(UTC)
-        self.modified = np.datetime64(int(path.stat().st_mtime), "s")
 
     def store_batch(self, batch: RowBatch) -> pa.Table:
         "Store the valid rows of a batch; returns the problems of the others"
         positions, rows, problems = _check_batch(batch, self.columns)
         keys, values = rows[""], rows[self.columns.value]
-        times = rows[self.columns.observed] if self.columns.observed else np.full(len(keys), self.modified)
-        observed = times.astype("datetime64[us]").astype(np.int64)
         now = int(self.now.timestamp() * 1e6)
+        observed = np.full(len(keys), now)
+        if self.columns.observed:
+            observed = rows[self.columns.observed].astype("datetime64[us]").astype(np.int64)
         is_known, since = self.decisions.look_up(keys)
         since = np.where(is_known, since, np.iinfo(np.int64).min)
         good, tables = _check_times(batch.numbers[positions], self.columns, values, observed, now, since)
-        is_new = self.labels.add_new(keys[good], values[good], observed[good])
-        self._write(keys[good][is_new], values[good][is_new], observed[good][is_new])
+        keys, observed, stored = keys[good], observed[good], to_stored(self.columns.label, values[good])
+        is_new = self.labels.add_new(keys, *stored, observed)
+        numbers, texts = (side[is_new] for side in stored)
+        self._write(keys[is_new], numbers, texts, observed[is_new])
         problems = pa.concat_tables([problems, *tables]).sort_by("row")
         self._count(batch, int(good.sum()), int(is_new.sum()), int((~is_known[good][is_new]).sum()), problems)
         return problems
 
-    def _write(self, keys: np.ndarray, values: np.ndarray, observed: np.ndarray) -> None:
+    def _write(self, keys: np.ndarray, numbers: np.ndarray, texts: np.ndarray, observed: np.ndarray) -> None:
         if not len(keys):
             return
         timestamp, n = schema().field("observed_at").type, len(keys)
         observed = pa.array(observed).cast(pa.timestamp("us")).cast(timestamp)
         received, source = pa.repeat(pa.scalar(self.now, timestamp), n), pa.repeat(self.path.name, n)
-        columns = [pa.array(keys, pa.string()), values, pa.nulls(n, pa.string()), observed, received, source]
+        values = pa.array(numbers, from_pandas=True), pa.array(texts, pa.string())
+        columns = [pa.array(keys, pa.string()), *values, observed, received, source]
         self.store.write(pa.table(columns, schema=schema()))
 
     def _count(self, batch: RowBatch, good: int, new: int, unknown: int, problems: pa.Table) -> None:
@@ -391,4 +456,4 @@ class _LabelImport:
         if problems.num_rows and not result.problem:
             first = problems.slice(0, 1).to_pylist()[0]
             field = f", field {first['field']!r}" if first["field"] else ""
-            result.problem = f"row {first['row']}{field}: {first['problem']}"
+            result.problem = f"row {first['row']}{field}: {first['problem']}; write {first['expected']}"

@@ -33,7 +33,7 @@ from ..project.settings import Settings
 from .chunked_scoring import ChunkedScorer, SnapshotReader
 from .column_validation import ARROW, to_arrow_stream
 from .guard import ROLES, ApiKeys, Guard, Limits, load_api_keys, parse_headers
-from .labels import LabelLog, parse_labels
+from .labels import Label, LabelDecoder, LabelLog
 from .messages import Answer, HttpError, RequestRows, report
 from .microbatcher import MicroBatcher
 from .openapi import index_page, openapi
@@ -203,15 +203,24 @@ def _parse_routing(body: bytes) -> Routing:
 class LabelHandler:
     "Answers who sends labels"
 
-    def __init__(self, labels: LabelLog, guard: Guard, metrics: ServiceMetrics):
-        self.labels, self.guard, self.metrics = labels, guard, metrics
+    def __init__(self, labels: LabelLog, predictor: LoggedScorer, guard: Guard, metrics: ServiceMetrics):
+        self.labels, self.predictor, self.guard, self.metrics = labels, predictor, guard, metrics
+        self._decoder: LabelDecoder | None = None
+
+    def _decode(self, body: bytes) -> list[Label]:
+        "The labels in a body, as the model that is served now declares them"
+        if (label := self.predictor.bundle.problem.label) is None:
+            raise HttpError(400, "the model declares no labels, so none are accepted")
+        if self._decoder is None or self._decoder.label != label:
+            self._decoder = LabelDecoder(label)
+        return self._decoder.labels(body)
 
     async def handle(self, scope: dict, headers: dict, receive: Callable) -> Response:
         "The response to one request, after its labels were written"
         validity = "unread"
         try:
             self.guard.admit(scope, headers, ROLES[1])
-            decode = by_content_type({JSON: parse_labels}, headers)
+            decode = by_content_type({JSON: self._decode}, headers)
             body = await self.guard.body(headers, receive)
             validity = "invalid"
             labels = decode(body)
@@ -291,7 +300,7 @@ class App:
         }
         self.handlers["/routing"] = {"GET": routing, "PUT": routing}
         if labels:
-            handler = LabelHandler(labels, guard, self.metrics)
+            handler = LabelHandler(labels, predictor, guard, self.metrics)
             self.handlers |= {"/labels": {"POST": handler.handle}, "/outcomes": {"POST": handler.handle_outcomes}}
         for methods in self.handlers.values():
             methods |= {"HEAD": methods["GET"]} if "GET" in methods else {}

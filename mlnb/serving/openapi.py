@@ -12,17 +12,17 @@ from typing import Any
 import msgspec
 
 from ..data.field_schemas import json_schema, with_samples
-from ..data.field_values import expected_format
+from ..data.field_values import expected_format, expected_value
 from ..data.fields import DECISION_TIME, Field
 from ..models.bundle import Bundle
 from .column_validation import ARROW
-from .labels import EXPECTED_FORMS, LABEL_FIELDS, example_label
+from .labels import BINARY_LABEL, example_label, label_fields
 from .messages import ANSWER_FIELDS
 from .routing import Routing
 
 # %% ../../nbs/serving/10_openapi.ipynb #4b9d2e35
 def _label_schema(field: Field) -> dict:
-    return json_schema(field) | {"description": f"{field.description}; {EXPECTED_FORMS[field.name]}"}
+    return json_schema(field) | {"description": f"{field.description}; {expected_value(field)}"}
 
 
 def _object_schema(
@@ -55,6 +55,12 @@ def _example_answer(bundle: Bundle) -> dict:
     return {"request_id": answer["request_id"]} | {name: values[0] for name, values in outputs.items()} | answer
 
 
+def _label_object(bundle: Bundle) -> dict:
+    "The schema of a label, whose value the model's problem declares"
+    fields = label_fields(bundle.problem.label or BINARY_LABEL)
+    return _object_schema(fields, fields[:2], _label_schema)
+
+
 def _schemas(bundle: Bundle) -> dict:
     "The schemas of rows, columns, answers, labels and errors"
     fields = with_samples((*bundle.request, DECISION_TIME), bundle.samples["requests"])
@@ -73,7 +79,7 @@ def _schemas(bundle: Bundle) -> dict:
             "required": ["error"],
             "properties": {"error": {"type": "string"}, "fields": {"type": "array"}},
         },
-        "Label": _object_schema(LABEL_FIELDS, LABEL_FIELDS[:2], _label_schema),
+        "Label": _label_object(bundle),
         "Written": {"type": "object", "required": ["written"], "properties": {"written": {"type": "integer"}}},
     }
 

@@ -142,13 +142,13 @@ def test_wrong_rows_are_set_aside_and_the_good_ones_kept(project):
     assert counts(result) == (14, 2, 1, 1, 11)
     aside = pd.read_csv(project / "bad.rejected.csv")
     assert aside["row"].tolist() == list(range(3, 14)) and result["rejected_file"] == "bad.rejected.csv"
-    assert {"is in the future", "is before the decision on this entity", "is neither 0 nor 1", "is not a key"} <= set(
+    assert {"is in the future", "is before the decision on this entity", "2 is neither 0 nor 1", "is not a key"} <= set(
         aside["problem"]
     )
     output = mlnb(project, "labels", "add", "bad.csv")
     assert (
         "11 were quarantined; the reasons are in bad.rejected.csv" in output
-        and "row 3, field 'value': is neither 0 nor 1" in output
+        and "row 3, field 'value': 2 is neither 0 nor 1; write 0 or 1" in output
     )
     (project / "bad.csv").write_text(f"entity,value,observed_at\ne0,1,{good}\n")
     assert counts(added(project, "bad.csv")) == (1, 0, 1, 0, 0) and not (project / "bad.rejected.csv").exists()

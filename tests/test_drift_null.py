@@ -67,7 +67,7 @@ def test_families_and_lengths(thresholds):
         "carrier": "input",
         "disrupted_7d": "label rate",
         "probability": "score",
-        "decision": "decision",
+        "decision": "output",
     }
     assert {point.days for point in thresholds.ordinary} == {1, 7, 30} and thresholds.days == DAYS - 2
 

@@ -24,12 +24,18 @@ from .drift_thresholds import time_span_days, to_log_scale, usable_std
 
 # %% ../../nbs/monitoring/05_alarms.ipynb #a1b2c305
 def window_days(
-    profile: Profile, window_size: str | None = None, rows_a_day: float = 0.0, day_span: float = 1.0
-) -> float:  # below 1: a part of a day
+    profile: Profile, window_size: str | None = None, rows_a_day: float = 0.0, day_span: float = 1.0,
+    spacing: float = 1.0,
+) -> float:  # fmt: skip
     """The days that a window spans, by its times; without times by its size (month, day, hour), or by its rows.
-    `rows_a_day` and `day_span`, the days that the times of one day span, are those of the reference.
+    Below 1 it is a part of a day. `rows_a_day` and `day_span`, the days that the times of one day span, are those of
+    the reference; if its days with rows are `spacing` days apart, those of the window are counted.
     """
     span = time_span_days(profile)
+    if spacing > 1 and window_size != "hour":
+        by_size = {"day": 1.0, "month": max(1.0, float(np.round(30 / spacing)))}
+        by_rows = max(1.0, float(np.round(profile.rows / max(rows_a_day, 1))))
+        return by_size.get(window_size or "", by_rows) if span is None else float(np.round(span / spacing)) + 1
     if span is None or window_size == "hour":
         by_rows = max(1.0, float(np.round(profile.rows / max(rows_a_day, 1))))
         return {"hour": 1 / 24, "day": 1.0, "month": 30.0}.get(window_size or "", by_rows)
@@ -161,7 +167,7 @@ def assess_window(
     """The alarms of one window, a month, day or hour; by default of all its columns.
     `hours` are its hourly statistics, of `WindowResiduals.effects`: column -> statistic -> effect.
     """
-    days = window_days(current, window_size, thresholds.rows_a_day, thresholds.day_span)
+    days = window_days(current, window_size, thresholds.rows_a_day, thresholds.day_span, thresholds.spacing)
     if days < 1:
         return WindowAssessment(days, [], "not assessed: the window is shorter than a day")
     min_rows = min(point.rows for point in thresholds.ordinary)
@@ -181,7 +187,7 @@ def assess_window(
             continue
         statistics, p, q = _column_statistics(before, after)
         score_shift = _expected_score_shift(thresholds.scores.get(name), p, q)
-        if score_shift is not None and thresholds.families[name] not in ("score", "decision"):
+        if score_shift is not None and FAMILY_GROUPS[thresholds.families[name]] != "outputs":
             score_shifts.append((name, score_shift))
         statistics |= {s: effect for s, effect in (hours or {}).get(name, {}).items() if np.isfinite(effect)}
         if alarm := _alarm(name, thresholds, ordinary, statistics, row_share, score_shift):
@@ -189,7 +195,8 @@ def assess_window(
     alarms = sorted(_without_explained(alarms, thresholds.consistency), key=lambda alarm: (-alarm.excess, alarm.column))
     score_shifts.sort(key=lambda pair: (-abs(pair[1]), pair[0]))
     difference = _score_difference(reference, current, thresholds)
-    return WindowAssessment(days, alarms, "", thresholds.rate * 7 / days, score_shifts, difference)
+    weekly = thresholds.rate * 7 / (days * thresholds.spacing)
+    return WindowAssessment(days * thresholds.spacing, alarms, "", weekly, score_shifts, difference)
 
 
 def _without_explained(alarms: list[Alarm], model: CrossColumnModel) -> list[Alarm]:

@@ -57,7 +57,7 @@ def find_time_column(frame: "pd.DataFrame", name: str | None = None) -> str:
     names = [n for n in TIME_COLUMNS if n in frame]
     names += [n for n in frame if pd.api.types.is_datetime64_any_dtype(frame[n].dtype)]
     if not names:
-        raise ProfileError("the table has no time column; name one with --time NAME")
+        raise ProfileError("the table has no time column; name one with --time NAME, or compare the whole table")
     return names[0]
 
 

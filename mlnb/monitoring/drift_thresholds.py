@@ -10,6 +10,7 @@ __all__ = ['STATISTIC_NAMES', 'FALSE_ALARM_RATE', 'FAMILY_GROUPS', 'HOURLY_GROUP
 # %% ../../nbs/monitoring/04_drift_thresholds.ipynb #b7942c1a
 import fnmatch
 import json
+import re
 from collections.abc import Collection, Mapping
 from statistics import NormalDist
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ import numpy as np
 
 from ..data.hourly_profiles import HourlyProfile
 from ..data.profiles import ColumnProfile, Profile
+from ..models.binary import Binary
+from ..models.problems import Problem
 from .cross_column import HOURLY_STATISTICS, CrossColumnModel, Residuals, effects, fit_cross_column
 from .drift import drifts_by_construction, is_timestamp
 from .drift_sources import TIME_COLUMNS, RowFilter, hourly_from_table, split_windows
@@ -205,14 +208,18 @@ class _ReferenceHours:
 # %% ../../nbs/monitoring/04_drift_thresholds.ipynb #425e47cd
 FALSE_ALARM_RATE = 0.04  # of reports when nothing is wrong
 FAMILY_GROUPS = {  # family -> group with a limit of its own
-    "input": "inputs", "feature": "inputs", "label rate": "labels", "score": "outputs", "decision": "outputs",
+    "input": "inputs", "feature": "inputs", "label rate": "labels", "score": "outputs", "output": "outputs",
+    "decision": "outputs",  # of bundles of earlier releases
 }  # fmt: skip
 HOURLY_GROUP = "hours"  # the group of hourly statistics
+_MIN_LIMIT = 0.5  # of columns that are constant in the reference
 _MIN_HOURLY_LIMIT = 1.5  # since a fit is never as good on new data
 _RATE_SHARES = {"inputs": 0.3, HOURLY_GROUP: 0.2, "labels": 0.25, "outputs": 0.25}  # of the false alarm rate
 _TAIL, _MIN_SPREAD, _FOLDS = 0.9, 0.25, 5
 _WEEK, _DRAWS = 7, 1000  # days; number of bootstrapped windows
 _WINDOW_DAYS = (1, 7, 30)  # days
+_MIN_BLOCKS, _MIN_DAYS = 8, 28  # a block is a day with rows
+_SPARSE = 1.5  # days between blocks, above which there is no weekly season within them
 _ROW_FRACTIONS, _MIN_ROWS = (1, 8, 64), 50  # a window has rows / fraction rows, but at least so many
 
 
@@ -248,17 +255,17 @@ def _cross_fit_excess(logs: np.ndarray, windows: np.ndarray, fold: np.ndarray) -
     return np.concatenate(excess)
 
 
-def _consecutive_windows(days: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+def _consecutive_windows(days: int, length: int, week: int = _WEEK) -> tuple[np.ndarray, np.ndarray]:
     "All windows of consecutive days, (windows, days) of 0 and 1, and the fold of each"
     starts = np.arange(days - length + 1)
     offset = np.arange(days) - starts[:, None]
-    return ((offset >= 0) & (offset < length)).astype(float), starts // max(length, _WEEK) % _FOLDS
+    return ((offset >= 0) & (offset < length)).astype(float), starts // max(length, week) % _FOLDS
 
 
-def _draw_week_windows(days: int, length: int, seed: int) -> np.ndarray:
+def _draw_week_windows(days: int, length: int, seed: int, week: int = _WEEK) -> np.ndarray:
     "Windows of weeks drawn with replacement, (windows, days): how often each contains each day"
-    rng, weeks = np.random.default_rng(seed), days // _WEEK
-    drawn = rng.integers(weeks, size=(_DRAWS, -(-length // _WEEK)))[:, :, None] * _WEEK + np.arange(_WEEK)
+    rng, weeks = np.random.default_rng(seed), days // week
+    drawn = rng.integers(weeks, size=(_DRAWS, -(-length // week)))[:, :, None] * week + np.arange(week)
     counts = np.zeros((_DRAWS, days))
     np.add.at(counts, (np.arange(_DRAWS)[:, None], drawn.reshape(_DRAWS, -1)[:, :length]), 1)
     return counts
@@ -282,10 +289,13 @@ class DriftThresholds(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ordinary: list[ThresholdPoint]
     day_span: float = 1.0  # days from the first time of a day to the last: 0.4 for a service that decides from 8 to 18
     consistency: CrossColumnModel = CrossColumnModel()  # of the hours; not in bundles of early releases
+    spacing: float = 1.0  # days from one day with rows to the next: 7 for a weekly scorer
 
     def to_bytes(self) -> bytes:
         "The thresholds as JSON"
         values = msgspec.to_builtins(self)
+        if self.spacing == 1:
+            del values["spacing"]
         consistency = {"consistency": values.pop("consistency")}  # a mean of 1e9 needs all of its digits
         document = {"format": 1} | _rounded(values) | consistency
         return json.dumps(document, separators=(",", ":"), allow_nan=False).encode()
@@ -317,21 +327,25 @@ def thresholds_from_days(
     hourly: HourlyProfile | None = None,  # the same rows by hour, if the labels are days of UTC such as 2013-07-04
     request: tuple[str, ...] = (),  # columns that a caller sends: family input
     label_rates: tuple[str, ...] = (),  # names or patterns of columns that are rates of labels, such as "*_disrupted_*"
-    score: str = "probability",
-    decision: str = "decision",
+    problem: Problem | None = None,  # whose answers are families of their own; default: binary
     rate: float = FALSE_ALARM_RATE,
     left_out: tuple[str, ...] = (),  # columns that drift by construction in this project, such as identifiers
     scores: dict[str, list] | None = None,  # as in `DriftThresholds`
     seed: int = 0,
 ) -> DriftThresholds:
-    "The thresholds of a reference, from its days; raises `ProfileError` if there are fewer than 28"
-    days = dict([(label, day) for label, day in days.items() if day.rows][1:-1])  # the outer ones may be incomplete
+    """The thresholds of a reference, from its days; raises `ProfileError` if there are fewer than 28.
+
+    Days with rows may be days apart, as those of a weekly scorer: then eight are enough, or as many as four weeks have.
+    """
+    days = {label: day for label, day in days.items() if day.rows}
+    spacing = _days_apart(list(days))
+    if spacing < _SPARSE:
+        days = dict(list(days.items())[1:-1])  # the outer ones may be incomplete
     profiles = list(days.values())
-    if len(profiles) < 4 * 7:
-        problem = f"the reference has {len(profiles)} complete days with rows"
-        raise ProfileError(f"{problem}; drift thresholds need at least 28")
+    _check_blocks(len(profiles), spacing)
+    output, score = [field.name for field in (problem or Binary()).output], (problem or Binary()).score
     reference = Profile.merged(profiles)
-    families = {name: _family(name, request, label_rates, score, decision) for name in reference.columns}
+    families = {name: _family(name, request, label_rates, output, score) for name in reference.columns}
     usable = [name for name, column in reference.columns.items() if _usable(column) and name not in left_out]
     by_day = {name: [day.columns.get(name, ColumnProfile()) for day in profiles] for name in usable}
     columns = {name: _ReferenceColumn(reference.columns[name], days_of) for name, days_of in by_day.items()}
@@ -339,20 +353,43 @@ def thresholds_from_days(
     scale = {name: (reference.columns[name].mean, reference.columns[name].std) for name in hourly_columns}
     model, residuals = fit_cross_column(hourly or HourlyProfile(), scale)
     hours, rows_a_day, points = _ReferenceHours(residuals, list(days)), reference.rows / len(profiles), []
-    for length in (length for length in _WINDOW_DAYS if 4 * length <= len(profiles)):
-        window_size = "day" if length < 7 else "month"
+    for length in dict.fromkeys(max(1, round(days_of_window / spacing)) for days_of_window in _WINDOW_DAYS):
+        if 4 * length > len(profiles):
+            continue
+        window_size = "day" if length * spacing < 7 else "month"
         names = [name for name in usable if not drifts_by_construction(name, [reference.columns[name]], window_size)]
         if not names:
             available = ", ".join(usable) or "there is none"
             raise ProfileError(f"every column of the reference drifts by construction: {available}")
         groups = {name: FAMILY_GROUPS[families[name]] for name in names}
-        points += _fit_points({name: columns[name] for name in names}, hours, groups, length, rows_a_day, rate, seed)
+        fitted_columns, settings = {name: columns[name] for name in names}, (length, rows_a_day, rate, seed, spacing)
+        points += _fit_points(fitted_columns, hours, groups, *settings)
     fitted = {name for point in points for name in point.columns}
     scores = {name: means for name, means in (scores or {}).items() if name in fitted}
     families = {name: family for name, family in families.items() if name in fitted}
     spans = [span for span in map(time_span_days, profiles) if span is not None]
     day_span = float(np.median(spans)) if spans else 1.0
-    return DriftThresholds(len(profiles), rows_a_day, rate, families, scores, points, day_span, model)
+    return DriftThresholds(len(profiles), rows_a_day, rate, families, scores, points, day_span, model, spacing)
+
+
+def _days_apart(labels: list[str]) -> float:
+    "The usual number of days from one day with rows to the next; 1 if the labels are not days"
+    if len(labels) < 2 or not all(re.fullmatch(r"\d{4}-\d\d-\d\d", label) for label in labels):
+        return 1.0
+    apart = float(np.median(np.diff(np.array(labels, "datetime64[D]").astype(int))))
+    return apart if apart >= _SPARSE else 1.0
+
+
+def _check_blocks(blocks: int, spacing: float) -> None:
+    "Raise a `ProfileError` if there are too few days with rows to say how far columns move when nothing is wrong"
+    needed = max(_MIN_BLOCKS, int(np.ceil(_MIN_DAYS / spacing)))
+    if blocks >= needed:
+        return
+    apart = "" if spacing < _SPARSE else f", about {spacing:.0f} days apart"
+    complete = "complete days" if spacing < _SPARSE else "days"
+    why = "four of each weekday" if spacing < _SPARSE else "fewer do not show how much days differ"
+    problem = f"the reference has {blocks} {complete} with rows{apart}; drift thresholds need at least {needed}: {why}"
+    raise ProfileError(f"{problem}. Without them columns are compared by effect size only")
 
 
 def _hourly_columns(reference: Profile, usable: list[str], families: dict[str, str]) -> list[str]:
@@ -372,9 +409,11 @@ def _usable(column: ColumnProfile) -> bool:
     return column.kind == "number" or (column.kind == "category" and not has_high_cardinality(column))
 
 
-def _family(name: str, request: Collection[str], label_rates: Collection[str], score: str, decision: str) -> str:
-    if name in (score, decision):
-        return "score" if name == score else "decision"
+def _family(
+    name: str, request: Collection[str], label_rates: Collection[str], output: Collection[str], score: str
+) -> str:
+    if name in output:
+        return "score" if name == score else "output"
     if any(fnmatch.fnmatchcase(name, pattern) for pattern in label_rates):
         return "label rate"
     return "input" if name in request else "feature"
@@ -382,14 +421,15 @@ def _family(name: str, request: Collection[str], label_rates: Collection[str], s
 # %% ../../nbs/monitoring/04_drift_thresholds.ipynb #f370ca49
 def _fit_points(
     columns: dict[str, _ReferenceColumn], hours: _ReferenceHours, groups: dict[str, str], length: int,
-    rows_a_day: float, rate: float, seed: int,
+    rows_a_day: float, rate: float, seed: int, spacing: float,
 ) -> list[ThresholdPoint]:  # fmt: skip
     """The ordinary range for windows of `length` days, with all rows and with fewer, for which hours are too noisy.
     `groups` has the group of each column.
     """
     days = len(next(iter(columns.values())).days)
-    windows, fold = _consecutive_windows(days, length)
-    weeks = _draw_week_windows(days, length, seed) if length > _WEEK else np.empty((0, days))
+    week = _WEEK if spacing < _SPARSE else max(1, round(_WEEK / spacing))
+    windows, fold = _consecutive_windows(days, length, week)
+    weeks = _draw_week_windows(days, length, seed, week) if length > week else np.empty((0, days))
     in_windows = {name: _ColumnWindows(column, windows) for name, column in columns.items()}
     in_weeks = {name: _ColumnWindows(column, weeks, held_out=False) for name, column in columns.items() if len(weeks)}
     may_show_faults = lambda key, values: key[0] in columns and values.max() < _MIN_FAULT_EFFECTS[key[1]]
@@ -402,7 +442,7 @@ def _fit_points(
         names, logs = _log_statistics(in_windows, hourly_keys, rows, drawn, rng)
         centre, spread = _fit_tail(logs)
         group = np.array([HOURLY_GROUP if name[1] in HOURLY_STATISTICS else groups[name[0]] for name in names])
-        limits = _limits(_cross_fit_excess(logs, windows, fold), group, rate)
+        limits = _limits(_cross_fit_excess(logs, windows, fold), group, rate, days)
         if in_weeks:
             of_weeks = {key: hourly_of_weeks[key] for key in hourly_keys}
             excess = (_log_statistics(in_weeks, of_weeks, rows, drawn, rng)[1] - centre) / spread
@@ -416,12 +456,18 @@ def _fit_points(
     return points
 
 
-def _limits(excess: np.ndarray, group: np.ndarray, rate: float) -> dict[str, float]:
-    "The limit of each group: a quantile of the largest excess of each window"
+def _limits(excess: np.ndarray, group: np.ndarray, rate: float, days: int) -> dict[str, float]:
+    """The limit of each group: a quantile of the largest excess of each window.
+
+    Few days never reach far enough into the tail; the largest of them is extrapolated as that of a normal tail.
+    """
     limits = {}
     for name in dict.fromkeys(group.tolist()):
-        quantile = float(np.quantile(excess[:, group == name].max(1), 1 - rate * _RATE_SHARES[name]))
-        limits[name] = max(_MIN_HOURLY_LIMIT if name == HOURLY_GROUP else 0.0, quantile)
+        tail = rate * _RATE_SHARES[name]
+        quantile = float(np.quantile(excess[:, group == name].max(1), 1 - tail))
+        if days < _MIN_DAYS:
+            quantile *= NormalDist().inv_cdf(1 - tail) / NormalDist().inv_cdf(days / (days + 1))
+        limits[name] = max(_MIN_HOURLY_LIMIT if name == HOURLY_GROUP else _MIN_LIMIT, quantile)
     return limits
 
 
@@ -461,10 +507,10 @@ def _mean_score_by_bin(frame: "pd.DataFrame", reference: Profile, score: str) ->
 
 
 def calibrate(frame: "pd.DataFrame", time: str | None = None, **options) -> DriftThresholds:
-    """The drift thresholds of a reference table with a time column and, if available, the model's score and decision.
-    `time` is as in `split_windows`; options are those of `thresholds_from_days`: request, label_rates, score, ...
+    """The drift thresholds of a reference table with a time column and, if available, the model's answers.
+    `time` is as in `split_windows`; options are those of `thresholds_from_days`: request, label_rates, problem, ...
     """
-    days, score = split_windows(frame, "day", time), options.get("score", "probability")
+    days, score = split_windows(frame, "day", time), (options.get("problem") or Binary()).score
     scores = _mean_score_by_bin(frame, Profile.of(frame), score) if score in frame else None
     return thresholds_from_days(days, hourly=hourly_from_table(frame, time), scores=scores, **options)
 

@@ -94,7 +94,7 @@ def reference_of(
     problem: Problem | None = None,  # default: Binary()
     left_out: Sequence[str] = (),  # columns that change by construction, such as identifiers
 ) -> Reference:
-    """The reference profile of training rows and, if `time` covers at least 28 days, their drift thresholds.
+    """The reference profile of training rows and their drift thresholds, if `time` covers 28 days, or 8 weeks apart.
 
     Raises a `ProfileError` for a table that lacks a column that the log will have, or holds other values in it.
     """
@@ -112,7 +112,7 @@ def reference_of(
     dated = frame if time in frame else frame.assign(**{time: table[time].to_numpy()})
     names = tuple(field.name for field in fields)
     try:
-        thresholds = calibrate(dated, time, request=names, score=problem.score, left_out=tuple(left_out)).to_bytes()
+        thresholds = calibrate(dated, time, request=names, problem=problem, left_out=tuple(left_out)).to_bytes()
     except ProfileError as e:
         return Reference(profile, None, tuple(logged), len(frame), str(e))
     return Reference(profile, thresholds, tuple(logged), len(frame))

@@ -78,7 +78,7 @@ def test_generated_columns_equal_stock():
             "flag": rng.random(n) < 0.3,
             "nullable": pd.array(np.where(holes, None, rng.integers(0, 9, n)), dtype="Int64"),
             "category": pd.Categorical(rng.choice(["a", "b", "c"], n)),
-            "text": rng.choice(["x", "y", "z", "long " * 40], n),
+            "text": rng.choice(["x", "y", "z", "long " * 20], n),
             "mixed": pd.Series([1, 2.5, "t", None, True] * (n // 5), dtype=object),
             "nothing": np.full(n, np.nan),
         }
@@ -456,9 +456,11 @@ def test_mixed_objects():
     assert column.max == 7
 
 
-def test_a_text_of_a_megabyte_is_cut():
+def test_a_text_of_a_megabyte_is_a_hash():
     profile = Profile.of(pd.DataFrame({"t": ["x" * 1_000_000, "y", "x" * 999_999]}))
-    assert profile.columns["t"].frequent() == ({"x" * 128: 2, "y": 1}, 0)
+    frequent, others = profile.columns["t"].frequent()
+    assert frequent.pop("y") == 1 and others == 0 and list(frequent.values()) == [1, 1]
+    assert all(len(text) == len("sha256:") + 16 for text in frequent)
     assert round(profile.columns["t"].distinct) == 3 and len(profile.to_bytes()) < 5000
 
 
@@ -488,11 +490,7 @@ def test_many_different_texts_are_not_exact():
         ({"a": np.arange(3), "b": np.arange(4)}, "'a' has 3 rows, 'b' has 4"),
         ([1, 2, 3], "row 0 of the list is an object of type int"),
         (np.zeros((3, 2)), r"cannot profile an object of type ndarray and shape \(3, 2\)"),
-        (
-            {"a": np.arange(3), "b": np.zeros((3, 2))},
-            r"column 'b' is an object of type ndarray and shape \(3, 2\), not one value per row",
-        ),
-        ({"a": 3}, "column 'a' is an object of type int, not one value per row"),
+        ({"a": 3}, "column 'a' is an object of type int; pass one value per row"),
         ({"a": np.array(3)}, "column 'a' is an object of type ndarray and shape"),
         ({"a": "abc"}, "column 'a' is an object of type str"),
     ],

@@ -157,7 +157,7 @@ def test_rows_frames_and_files_say_the_same(tmp_path):
 def test_a_profiler_takes_nothing_of_what_it_refuses():
     profiler = Profiler()
     profiler.add({"a": 1})
-    for wrong in ({1: 2}, {"a": np.zeros((2, 2))}, 3, [1]):
+    for wrong in ({1: 2}, {"a": np.zeros((2, 2)), "b": np.zeros(3)}, 3, [1]):
         with pytest.raises(ProfileError):
             profiler.add(wrong)
     profiler.add({"a": float("inf"), "b": "x" * 10**6})

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['MAX_ENTITY_LENGTH', 'MAX_KEY_LENGTH', 'MAX_EXACT_INTEGER', 'YEAR_RANGE', 'CLOCK_SKEW', 'SAFE_YEARS', 'OUT_OF_RANGE',
            'UNPRINTABLE', 'STRING_ENCODED_TYPES', 'MSGSPEC_TYPES', 'TENSOR_DTYPES', 'EXPECTED_FORMATS',
-           'MAX_IMAGE_PIXELS', 'bound_entity', 'tensor_limits', 'msgspec_type', 'expected_value', 'expected_format',
-           'image_problem', 'is_in_year_range', 'value_problem', 'field_problem']
+           'MAX_IMAGE_PIXELS', 'IMAGE_FORMATS', 'bound_entity', 'tensor_limits', 'msgspec_type', 'expected_value',
+           'expected_format', 'image_problem', 'is_in_year_range', 'value_problem', 'field_problem']
 
-# %% ../../nbs/data/09_field_values.ipynb #6f5a2012
+# %% ../../nbs/data/09_field_values.ipynb #de294ab5
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ from .fields import BINARY_TYPES, TENSOR_TYPES, Field
 from ..project.errors import did_you_mean
 from ..project.text import short_json
 
-# %% ../../nbs/data/09_field_values.ipynb #38996968
+# %% ../../nbs/data/09_field_values.ipynb #1bb57735
 MAX_ENTITY_LENGTH, MAX_KEY_LENGTH = 100, 1000  # characters of a text in a key, unless its field says more; of a key
 MAX_EXACT_INTEGER = 2**53
 YEAR_RANGE = (1900, 2200)
@@ -53,7 +53,7 @@ def bound_entity(fields: Sequence[Field], entity: Sequence[str]) -> tuple[Field,
     limit = lambda f: msgspec.structs.replace(f, max_length=MAX_ENTITY_LENGTH) if unbounded(f) else f
     return tuple(map(limit, fields))
 
-# %% ../../nbs/data/09_field_values.ipynb #2f429e18
+# %% ../../nbs/data/09_field_values.ipynb #e46b3c8e
 _TENSOR_DTYPES = {
     **{name: np.finfo(name) for name in ("float64", "float32", "float16")},
     **{name: np.iinfo(name) for name in ("int64", "int32", "int16", "int8", "uint8", "uint16", "uint32")},
@@ -97,7 +97,7 @@ def msgspec_type(field: Field) -> Any:
         kind = MSGSPEC_TYPES[field.type]
     return kind | None if field.nullable else kind
 
-# %% ../../nbs/data/09_field_values.ipynb #59a05f4a
+# %% ../../nbs/data/09_field_values.ipynb #d707a62d
 EXPECTED_FORMATS = {
     "string": "text of at least 1 printable character",
     "integer": f"a whole number without a point, at most {MAX_EXACT_INTEGER} in size",
@@ -161,9 +161,9 @@ def expected_format(field: Field) -> str:
     example = json.dumps(field.example) if field.type in EXPECTED_FORMATS else short_json(field.example)
     return f"{expected_value(field)}, for example {example}"
 
-# %% ../../nbs/data/09_field_values.ipynb #7ed73b9f
+# %% ../../nbs/data/09_field_values.ipynb #440652d3
 MAX_IMAGE_PIXELS = 1 << 25  # 100 MB when decoded to RGB
-_IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
+IMAGE_FORMATS = ("PNG", "JPEG", "WEBP")
 
 
 def image_problem(field: Field, data: bytes) -> str | None:
@@ -171,7 +171,7 @@ def image_problem(field: Field, data: bytes) -> str | None:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(BytesIO(data), formats=_IMAGE_FORMATS) as image:
+        with Image.open(BytesIO(data), formats=IMAGE_FORMATS) as image:
             width, height = image.size
             if width * height > MAX_IMAGE_PIXELS:
                 return f"has {width} x {height} pixels, the limit is {MAX_IMAGE_PIXELS:,} pixels"
@@ -187,7 +187,7 @@ def image_problem(field: Field, data: bytes) -> str | None:
         return f"is a corrupt or truncated image ({str(e)[:80] or type(e).__name__})"
     return None
 
-# %% ../../nbs/data/09_field_values.ipynb #a2b701d4
+# %% ../../nbs/data/09_field_values.ipynb #24ca1002
 def is_in_year_range(time: datetime) -> bool:
     "Whether an aware time is within `YEAR_RANGE` in UTC, whatever its offset"
     if time.year in SAFE_YEARS:
@@ -292,7 +292,7 @@ def _simple_problem(field: Field, value: object) -> str | None:
         return f"{short_json(value)} is in the future; the server's time is {now:%Y-%m-%dT%H:%M:%SZ}"
     return None
 
-# %% ../../nbs/data/09_field_values.ipynb #28e80ad8
+# %% ../../nbs/data/09_field_values.ipynb #f43df331
 _OPTIONS = {
     "max_length": ("string", *BINARY_TYPES), "categories": ("category",), "dtype": TENSOR_TYPES,
     "shape": (*TENSOR_TYPES, "image"),

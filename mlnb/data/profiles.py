@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from .column_profiles import ColumnProfile, merge_columns, profile_column
+from .value_summaries import with_summaries
 from .whylogs_format import decode_columns, encode_columns
 from ..project.errors import ProfileError
 from ..project.files import write_atomic
@@ -37,10 +38,12 @@ class Profile:
     def of(cls, data: TableLike) -> "Profile":
         """The profile of a table.
 
-        Booleans, texts and categories are counted; times become seconds since 1970 (UTC).
+        Booleans, texts and categories are counted; times become seconds since 1970 (UTC). Long texts, vectors and
+        bytes are summarised as columns of numbers, such as `review.length`.
         Raises `ProfileError` for a name that is not a text, a duplicate name, or columns of different lengths.
         """
-        return cls({name: profile_column(values) for name, values in table_columns(data)})
+        columns = with_summaries(table_columns(data))
+        return cls({name: profile_column(values) for name, values in columns})
 
     @classmethod
     def merged(cls, profiles: Iterable["Profile"]) -> "Profile":
@@ -121,9 +124,8 @@ def _check_lengths(columns: dict) -> None:
     "Raise `ProfileError` for values that are not a column, and for columns of different lengths"
     for name, values in columns.items():
         is_sequence = hasattr(values, "__len__") and not isinstance(values, (str, bytes, dict))
-        if not is_sequence or len(getattr(values, "shape", (0,))) != 1:
-            problem = f"column {name!r} is {_describe(values)}, not one value per row"
-            raise ProfileError(f"{problem}; split it into several columns")
+        if not is_sequence or len(getattr(values, "shape", (0,))) == 0:
+            raise ProfileError(f"column {name!r} is {_describe(values)}; pass one value per row")
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         few, many = min(lengths, key=lengths.__getitem__), max(lengths, key=lengths.__getitem__)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..data.fields import Field
+from ..data.fields import BINARY_TYPES, TENSOR_TYPES, Field, field_type, is_missing
 from ..data.point_in_time import Columns
 from ..data.profiles import Profile
+from ..data.value_summaries import with_summaries
 from ..models.binary import Binary
 from ..models.hooks import Model
 from ..models.problems import Problem
@@ -37,6 +38,9 @@ def request_columns(table: "pd.DataFrame", fields: Sequence[Field]) -> Columns:
             problem = f"the reference table has no column {field.name!r}{did_you_mean(field.name, table.columns)}"
             raise ProfileError(f"{problem}, which the log will have; its columns are: {available}")
         values = table[field.name]
+        if field.type in (*TENSOR_TYPES, *BINARY_TYPES):
+            columns[field.name] = field_type(field).column([None if is_missing(v) else v for v in values])
+            continue
         if field.type in ("string", "category"):
             values = values.fillna("").to_numpy("U") if str(values.dtype) in ("str", "string", "object") else values
         column = np.asarray(values)
@@ -63,11 +67,11 @@ class Reference:
 
 
 def _logged_columns(request: Columns, predictor: Model, problem: Problem) -> Columns:
-    "Request, features and answers, (n,) each, as the log will hold them; arrays of several values a row are left out"
+    "Request, features and answers, (n,) each, as the log will hold them; long texts and arrays as summaries"
     name = type(predictor).__name__
     features = predictor.features(request, {})
     prediction = problem.check_prediction(predictor.predict(features), None, name, predictor.decimals)
-    columns = request | features | problem.outputs(prediction, predictor.decide, name)
+    columns = dict(with_summaries((request | features | problem.outputs(prediction, predictor.decide, name)).items()))
     return {n: c for n, c in columns.items() if c.ndim == 1 and c.dtype.kind in "biufUM"}
 
 

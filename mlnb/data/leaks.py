@@ -123,10 +123,12 @@ def _missing_with_target(values: "pd.Series", unlabelled: np.ndarray) -> str:
 
 # %% ../../nbs/data/11_leaks.ipynb #92efa367
 def _after_decision(values: "pd.Series", decision: "pd.Series") -> str:
-    "Why a time is not known at the decision; '' if it is in all but a few rows, or always as long after it"
+    "Why a time is not known at the decision, or is the same; '' if it is known in all but a few rows"
     gap = (values - decision).dt.total_seconds().to_numpy()
     after = float(np.mean(gap > 0))
-    if after <= 0.01 or (np.isfinite(gap).all() and gap.std() < 1):
+    if np.isfinite(gap).all() and gap.std() < 1:
+        return f"is always {gap[0] / 3600:+g} hours from {decision.name!r}"
+    if after <= 0.01:
         return ""
     return f"is a time after {decision.name!r} in {after:.0%} of the rows"
 

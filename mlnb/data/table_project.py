@@ -161,7 +161,7 @@ def _field_source(column: TableColumn) -> str:
     if len(line) <= 114:
         return line
     values = [*map(python_literal, parts), *(["nullable=True"] if column.nullable else [])]
-    return "Field(\n        " + ",\n        ".join(values) + ",\n    )  # fmt: skip"
+    return "Field(\n        " + ",\n        ".join(values) + ",\n    )"
 
 
 def _summary(table: InferredTable) -> str:

@@ -25,6 +25,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pandas as pd
+import psutil
 from report import arguments, at_most, finish, row
 
 FEATURES = Path(__file__).parents[1] / "products" / "flights" / "features.parquet"
@@ -86,9 +87,14 @@ def used_columns(project: Path) -> set[str]:
 
 
 def cpu_seconds() -> float:
-    """Of all children that have ended."""
+    """Of all children that have ended, and of the kernels that the fork servers of this interpreter have started."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime
+    total = usage.ru_utime + usage.ru_stime
+    for process in psutil.process_iter(["cmdline", "cpu_times"]):
+        command = process.info["cmdline"] or []
+        if command[:1] == [sys.executable] and "forkserver.py" in " ".join(command):
+            total += sum(process.info["cpu_times"][:4])
+    return total
 
 
 def reference_project(folder: Path) -> list[dict]:
@@ -104,7 +110,7 @@ def reference_project(folder: Path) -> list[dict]:
     run("mlnb", "run", *dates, "evaluate", cwd=project)
     auc = json.loads((project / "products/scores.json").read_text())["LightGBM"]["auc"]
     reference = json.loads(SCORES.read_text())["models"]["tabular network"]["overall"]["auc"]
-    name = f"336,776 rows of CSV to the first answer, seconds (commands alone: {cpu:.0f} CPU-s)"
+    name = f"336,776 rows of CSV to the first answer, seconds ({cpu:.0f} CPU-s)"
     least = reference - MAX_AUC_LOSS
     same_split = row("AUC of that project on the split of the reference project", auc, f"at least {least:.3f}",
                      auc >= least, reference, auc / reference)  # fmt: skip

@@ -2,14 +2,19 @@
 
 import ast
 import json
+import os
+import re
 import subprocess
 import sys
 from decimal import Decimal
+from pathlib import Path
 
+import httpx
 import numpy as np
 import pandas as pd
 import pytest
 from click.testing import CliRunner
+from waiting import free_port, wait_until_ready
 
 from mlnb.cli.new import new
 from mlnb.data.table_inference import infer_table
@@ -184,7 +189,60 @@ def test_names_cannot_become_code(tmp_path):
     assert len(rows) == 200 and set(rows[contract["TARGET"]]) == {0, 1}
 
 
-def command(project, *words, **options):
-    done = subprocess.run([sys.executable, "-m", *words], cwd=project, capture_output=True, text=True, **options)
+def variables(project):
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    return {k: v for k, v in os.environ.items() if k != "MLNB_ROOT"} | {"PATH": path, "PYTHONPATH": str(project)}
+
+
+def command(project, *words):
+    done = subprocess.run([sys.executable, *words], cwd=project, capture_output=True, text=True, env=variables(project))
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def ask(project):
+    "The answers of the service to the requests that stand in the README"
+    words = re.findall(r"(/predict|/labels) .*? -d '(.*)'$", (project / "README.md").read_text(), re.MULTILINE)
+    port = free_port()
+    serve = [sys.executable, "-m", "mlnb.cli.main", "serve", "--no-bento", "--port", str(port)]
+    with subprocess.Popen(serve, cwd=project, env=variables(project), stdout=subprocess.DEVNULL) as service:
+        try:
+            url = wait_until_ready(service, f"http://127.0.0.1:{port}")
+            sent = [httpx.post(f"{url}{path}", content=body, timeout=60) for path, body in words]
+            return [answer.json() for answer in sent]
+        finally:
+            service.terminate()
+
+
+def table_for(kind):
+    frame, rng = customers(600), np.random.default_rng(2)
+    if kind == "binary":
+        return frame, ("--entity", "customer_id", "--time", "signed_up")
+    frame = frame.drop(columns=["signed_up", "churned", "refund", "customer_id"])
+    if kind == "regression":
+        return frame.assign(target=frame["spent"] * 2 + frame["age"].fillna(40) + rng.normal(0, 20, len(frame))), ()
+    noisy = frame["spent"] + rng.normal(0, 30, len(frame))
+    levels = pd.cut(noisy, [-1000, 60, 120, 1e6], labels=["low", "mid", "high"])
+    return frame.assign(target=levels.astype(str)).drop(columns="note"), ()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["binary", "multiclass", "regression"])
+def test_a_project_runs_is_tested_and_answers(tmp_path, kind):
+    frame, options = table_for(kind)
+    target = "churned" if kind == "binary" else "target"
+    frame.to_csv(tmp_path / "customers.csv", index=False)
+    words = ("mlnb.cli.main", "new", "shop", "--from", "customers.csv", "--target", target, *options)
+    command(tmp_path, "-m", *words)
+    project = tmp_path / "shop"
+    command(project, "-m", "mlnb.cli.main", "run")
+    assert "Nothing to do" in command(project, "-m", "mlnb.cli.main", "run")
+    command(project, "-m", "mlnb.cli.main", "check")
+    command(project, "-m", "pytest", "-q")
+    scores = list(json.loads((project / "products/scores.json").read_text()).values())
+    metric = "rmse" if kind == "regression" else "log_loss"
+    assert scores[-1][metric] < scores[0][metric]
+    answer, labels = ask(project)
+    assert (kind != "binary" or labels == {"written": 1}) and {"binary": "probability"}.get(kind, "prediction") in answer
+    drift = command(project, "-m", "mlnb.cli.main", "drift", "products/table.parquet", "--column", "spent")
+    assert "spent" in drift

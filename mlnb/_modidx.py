@@ -729,6 +729,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'mlnb/data/table_reader.py'),
                                         'mlnb.data.table_reader.csv_header': ( 'data/table_reader.html#csv_header',
                                                                                'mlnb/data/table_reader.py'),
+                                        'mlnb.data.table_reader.has_index': ( 'data/table_reader.html#has_index',
+                                                                              'mlnb/data/table_reader.py'),
                                         'mlnb.data.table_reader.plain_types': ( 'data/table_reader.html#plain_types',
                                                                                 'mlnb/data/table_reader.py'),
                                         'mlnb.data.table_reader.query_table': ( 'data/table_reader.html#query_table',

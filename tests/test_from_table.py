@@ -100,6 +100,16 @@ def test_a_regression_loses_the_copy_of_its_target():
     assert table.problem.kind == "regression" and set(table.left_out) == {"tax"}
 
 
+def test_the_index_of_a_parquet_file_is_a_column(tmp_path):
+    frame = customers(120).set_index("customer_id")
+    frame.to_parquet(tmp_path / "indexed.parquet")
+    project, table = project_from_table("shop", str(tmp_path / "indexed.parquet"), "churned", tmp_path, print)
+    assert "identifies rows" in table.left_out["customer_id"]
+    contract = {}
+    exec((project / "shop/contract.py").read_text(), contract)
+    assert "customer_id" in contract["read"](str(tmp_path / "indexed.parquet"))
+
+
 def table_of(**columns):
     return pd.DataFrame({"x": np.arange(100) % 7 + 0.5, "y": np.arange(100) % 2} | columns)
 
@@ -243,6 +253,7 @@ def test_a_project_runs_is_tested_and_answers(tmp_path, kind):
     metric = "rmse" if kind == "regression" else "log_loss"
     assert scores[-1][metric] < scores[0][metric]
     answer, labels = ask(project)
-    assert (kind != "binary" or labels == {"written": 1}) and {"binary": "probability"}.get(kind, "prediction") in answer
+    assert {"binary": "probability"}.get(kind, "prediction") in answer
+    assert labels == {"written": 1}
     drift = command(project, "-m", "mlnb.cli.main", "drift", "products/table.parquet", "--column", "spent")
     assert "spent" in drift

@@ -341,7 +341,8 @@ def _table_columns(
         safe = field_name(name, taken | {f"{other}_{part}" for other in taken for part in DERIVED})
         taken.add(safe)
         nullable = bool(values.isna().any())
-        columns.append(TableColumn(name, safe, kind, nullable, _json_example(values, kind), _describe(values, kind)))
+        description = "Whom or what the row is about" if name == keys[1] else _describe(values, kind)
+        columns.append(TableColumn(name, safe, kind, nullable, _json_example(values, kind), description))
     return tuple(columns)
 
 

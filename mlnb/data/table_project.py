@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .table_inference import MIN_CLASS_ROWS, InferredTable, TableColumn, field_name, infer_table
-from .table_reader import csv_header, read_table, source_format, time_format
+from .table_reader import csv_header, has_index, read_table, source_format, time_format
 from ..project.errors import ContractError
 from ..project.template import common_files, create_project, package_name, project_folder, template_root
 
@@ -68,7 +68,7 @@ def notebook_of(text: str, name: str) -> str:
         cell = {"cell_type": mark[1], "id": digest, "metadata": json.loads(mark[2] or "{}")}
         cell["source"] = source.strip("\n").splitlines(True)
         cells.append(cell | ({"execution_count": None, "outputs": []} if mark[1] == "code" else {}))
-    kernel = {"display_name": "python3", "language": "python", "name": "python3"}
+    kernel = {"display_name": "mlnb", "language": "python", "name": "mlnb"}
     notebook = {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
     return json.dumps(notebook, ensure_ascii=False, indent=1, sort_keys=True) + "\n"
 
@@ -193,6 +193,7 @@ def template_values(
     return {
         "name": name, "package": package_name(name), "kind": problem.kind, "problem_class": problem.kind.capitalize(),
         "source": source if form == "query" else str(Path(source).resolve()), "format": form,
+        "has_index": form == "parquet" and has_index(Path(source)),
         "separator": csv_header(Path(source))[1] if form == "csv" else ",",
         "target": target, "target_in_source": problem.target, "classes": problem.classes,
         "columns": [_field_source(c) for c in table.columns], "renamed": renamed,

@@ -113,6 +113,8 @@ def substitute_names(text: str, name: str, package: str) -> str:
         "products/flights": "products",
         "model_name: flights": f"model_name: {name}",
         'model_name = \\"flights\\"': f'model_name = \\"{name}\\"',  # in the JSON of a notebook
+        '"display_name": "python3"': '"display_name": "mlnb"',  # the kernel that finds the package in JupyterLab
+        '"name": "python3"': '"name": "mlnb"',
         "PROJECT_NAME": name,
         "PROJECT_PACKAGE": package,
     }

@@ -15,6 +15,7 @@ import pytest
 from test_app import serving
 from toy_project import environment, run
 
+from mlnb.project.settings import load_settings
 from mlnb.serving.column_validation import ARROW
 from mlnb.serving.compactor import Compactor
 from mlnb.serving.log_reader import LogReader
@@ -155,3 +156,44 @@ bundle.build("other", "custom", problem=Custom((Field({name!r}, "number", "Name"
 """
     done = run(kinds.make(tmp_path / "project", "custom"), "-c", code)
     assert message in done.stderr and not (tmp_path / "project/other").exists()
+
+
+def test_a_row_with_its_own_request_id_counts_once(tmp_path):
+    project = kinds.make(tmp_path / "project", "multiclass")
+    log, row = project / ".mlnb/predictions", {"pixels": [0.0, 0.5, 0.0, 1.0]}
+    with (
+        serving(project, log, MLNB_LOG_COMPACT_MINUTES="0") as (_, url),
+        httpx.Client(base_url=url, timeout=60) as client,
+    ):
+        first, again = (client.post("/predict", json=row | {"request_id": "r-1"}).json() for _ in range(2))
+        assert first == again and first["request_id"] == "r-1"
+        rows = [row | {"request_id": "r-2"}, row]
+        assert [answer["request_id"] == "r-2" for answer in client.post("/predict", json=rows).json()] == [True, False]
+        columns = {"pixels": [row["pixels"]] * 2, "request_id": ["r-3", "r-4"]}
+        assert client.post("/predict/columns", json=columns).json()["request_id"] == ["r-3", "r-4"]
+        table, sink = pa.table({"pixels": [[1.0, 1.0, 1.0, 1.0]], "request_id": ["r-4"]}), pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, table.schema) as stream:
+            stream.write_table(table)
+        content = {"content": sink.getvalue().to_pybytes(), "headers": {"content-type": ARROW.decode()}}
+        assert client.post("/predict", **content).status_code == 200
+        for wrong, problem in (
+            ("", "1 to 128"),
+            (7, "7"),
+            ("x" * 129, "128"),
+            ("a\nb", "not printable"),
+            (None, "null"),
+        ):
+            refused = client.post("/predict", json=row | {"request_id": wrong})
+            assert refused.status_code == 400 and problem in refused.text, refused.text
+        assert client.get("/openapi.json").json()["components"]["schemas"]["Row"]["required"] == ["pixels"]
+    settings = load_settings(project)
+    reader = LogReader.of(settings)
+    before = reader.frame()
+    Compactor.of(settings).run()
+    for frame in (before, reader.frame()):
+        ids = frame["request_id"].tolist()
+        assert len(ids) == 5 and {"r-1", "r-2", "r-3", "r-4"} < set(ids) and frame["entity"].tolist() == ids
+        assert frame.attrs["conflicting_ids"] == ["r-4"]
+        assert frame.set_index("request_id").loc["r-4", "pixels"].tolist() == row["pixels"]
+        assert "input.request_id" not in frame
+    assert "1 request id came again with another input: r-4; the first input counts" in mlnb(project, "predictions")

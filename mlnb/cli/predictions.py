@@ -18,7 +18,7 @@ from mlnb.cli.console import (
     OUTPUT_FILE, json_option, json_value, load_settings, new_table, rich_escaped, spreadsheet_option, terminal,
     write_file,
 )  # fmt: skip
-from ..project.text import printable, spreadsheet_safe
+from ..project.text import count_of, printable, spreadsheet_safe
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -149,6 +149,10 @@ def predictions(since, until, version, entity, arm, limit, as_json, output, safe
         terminal().print(_table(rows))
     else:
         click.echo(printable(f"No such prediction is in the log{_version_hint(reader, version)}."))
+    if conflicting := rows.attrs.get("conflicting_ids"):
+        listed = ", ".join(conflicting[:3]) + ", ..." * (len(conflicting) > 3)
+        sent = f"{count_of(len(conflicting), 'request id')} came again with another input: {listed}"
+        click.echo(printable(f"mlnb predictions: {sent}; the first input counts"), err=True)
     report_log_age(settings)
     folder = settings.path(settings.predictions)
     if unreadable := count_unreadable(folder):

@@ -23,7 +23,7 @@ import numpy as np
 from ..data.snapshot_store import NotCached, SnapshotStore
 from ..project.text import printable
 from .guard import Limits, overloaded, queue_timeout
-from .messages import HttpError, PendingAnswers, RequestRows, request_ids, report
+from .messages import HttpError, PendingAnswers, RequestRows, report
 
 # %% ../../nbs/serving/20_chunked_scoring.ipynb #652f94f8
 LISTING_TIMEOUT_SECONDS = 1.0  # for a listing that is due; then the previous one is used again
@@ -123,7 +123,7 @@ class ChunkedScorer:
             self._pending -= 1
 
     async def _score_chunks(self, rows: RequestRows, score: Callable, received_at: float) -> list[PendingAnswers]:
-        chunks, ids, begin = [], request_ids(len(rows)), 0
+        chunks, ids, begin = [], rows.request_ids(), 0
         while begin < len(rows):
             if time.perf_counter() - received_at > self.limits.timeout_seconds:
                 raise queue_timeout(self.limits)

@@ -20,8 +20,8 @@ from ..data.fields import BINARY_TYPES, DECISION_TIME, Field, field_type
 from ..data.field_values import OUT_OF_RANGE, STRING_ENCODED_TYPES, expected_value, value_problem
 from .arrow_fields import accepts_arrow_type, expected_arrow_type, is_null_type, to_column, to_logged
 from .arrow_fields import without_dictionary
-from .row_validation import BodyValidator, JsonObject, RequestError, field_error, parse, request_error
-from .row_validation import unknown_fields, value_check, without_escaped_quotes
+from .row_validation import REQUEST_ID, BodyValidator, JsonObject, RequestError, field_error, parse
+from .row_validation import request_error, unknown_fields, value_check, without_escaped_quotes
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -33,7 +33,7 @@ _NO_ROWS = "the table has no rows; send at least one"
 
 def _column_name_problems(fields: dict[str, Field], names: list[str]) -> list[dict]:
     "The columns that are missing, duplicate or unknown"
-    required = [f for f in fields.values() if f is not DECISION_TIME and f.required]
+    required = [f for f in fields.values() if f not in (DECISION_TIME, REQUEST_ID) and f.required]
     problems = [field_error(f, "is missing") for f in required if f.name not in names]
     problems += [field_error(f, "is there more than once") for f in fields.values() if names.count(f.name) > 1]
     return problems + unknown_fields(dict.fromkeys(names), fields)

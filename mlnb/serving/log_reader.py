@@ -21,8 +21,9 @@ import pyarrow.compute as pc
 
 from ..project.errors import ServingError
 from ..project.settings import Settings
-from .log_records import FEATURE_PREFIX, INPUT_PREFIX, RECORD_FIELDS, SORT_KEY, concat_tables
+from .log_records import FEATURE_PREFIX, INPUT_PREFIX, RECORD_FIELDS, concat_tables
 from .log_records import group_by_version, output_columns, read_tables, split_by_hour, time_scalar
+from .messages import SHADOW
 from .part_store import LogPart, LogPartStore, parts_url, retry_on_change
 
 # %% ../../nbs/serving/04_log_reader.ipynb #ca5fb67e
@@ -125,10 +126,22 @@ def to_frame(tables: Iterable[pa.Table]) -> pd.DataFrame:
     rows.attrs["output"] = output
     if rows["request_id"].is_unique:  # takes a quarter of the time of the full comparison
         return rows
-    distinct = rows.drop_duplicates([*SORT_KEY, "model_version"])
-    return distinct.sort_values(
-        [*order, "arm", "entity", "model_version"], ignore_index=True
-    )  # whichever file came first
+    order += ["arm", "entity", "model_version"]  # whichever file came first
+    return _first_of_each_id(rows, output).sort_values(order, ignore_index=True)
+
+
+def _first_of_each_id(rows: pd.DataFrame, output: list[str]) -> pd.DataFrame:
+    "Rows without those that repeat the request id of an earlier one; `.attrs` lists ids that came with other inputs"
+    by_time = rows.sort_values(["logged_at", "time", "model_version"], kind="stable")
+    key = pd.MultiIndex.from_arrays([by_time["request_id"], by_time["arm"] == SHADOW])
+    repeated = key.duplicated()
+    inputs = by_time.columns.difference([*RECORD_FIELDS, *output])
+    same = by_time[inputs].astype(str).set_axis(key).loc[lambda frame: frame.index.duplicated(keep=False)]
+    changed = same.groupby(level=0).nunique().gt(1).any(axis=1)
+    rows.attrs["conflicting_ids"] = changed.index[changed].tolist()
+    first = by_time[~repeated]
+    first.attrs.update(rows.attrs)
+    return first
 
 # %% ../../nbs/serving/04_log_reader.ipynb #b8bf1632
 @dataclass(frozen=True)

@@ -340,7 +340,7 @@ def sort_rows(table: "pa.Table") -> "pa.Table":
 
 
 def drop_duplicate_rows(table: "pa.Table") -> "pa.Table":
-    "Drop rows that were logged twice from a table sorted by `SORT_KEY`"
+    "Drop rows that were logged twice from a table sorted by `SORT_KEY`; one with another input stays, as evidence"
     import pyarrow.compute as pc
 
     if table.num_rows < 2:
@@ -348,7 +348,13 @@ def drop_duplicate_rows(table: "pa.Table") -> "pa.Table":
     before, after = table.slice(0, table.num_rows - 1), table.slice(1)
     equal = (pc.fill_null(pc.equal(before[name], after[name]), False).to_numpy() for name in SORT_KEY)
     duplicate = reduce(np.logical_and, equal)
-    return table.filter(np.append(True, ~duplicate)) if duplicate.any() else table
+    if not duplicate.any():
+        return table
+    rows = np.flatnonzero(duplicate)
+    inputs = table.select([name for name in table.column_names if name.startswith(INPUT_PREFIX)])
+    first, second = (inputs.take(positions).to_pylist() for positions in (rows, rows + 1))
+    duplicate[rows] = [a == b for a, b in zip(first, second, strict=True)]
+    return table.filter(np.append(True, ~duplicate))
 
 
 def concat_tables(tables: list["pa.Table"]) -> list["pa.Table"]:

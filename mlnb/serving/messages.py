@@ -100,9 +100,17 @@ class RequestRows:
     fields: Sequence[Field] = ()  # of the table
     sent: Any = None  # pyarrow.RecordBatch, n rows: the table as it is logged; None in rows selected by `take`
     newest: Callable | None = None  # as-of time -> FeatureSnapshot or None; default: the store of the predictor
+    ids: Sequence | None = None  # n, as the caller sent them, UNSET where it did not; None if it sent none
 
     def __len__(self) -> int:
         return len(self.decision_times)
+
+    def request_ids(self) -> list[str]:  # n
+        "The ids that were sent, and new ones for the other rows"
+        ids = request_ids(len(self))
+        if self.ids is None:
+            return ids
+        return [new if sent is msgspec.UNSET else sent for sent, new in zip(self.ids, ids, strict=True)]
 
     def take(self, positions: Positions) -> "RequestRows":
         "Some of the rows"

@@ -13,12 +13,13 @@ import msgspec
 
 from ..data.field_schemas import json_schema, with_samples
 from ..data.field_values import expected_format, expected_value
-from ..data.fields import DECISION_TIME, Field
+from ..data.fields import Field
 from ..models.bundle import Bundle
 from .column_validation import ARROW
 from .labels import BINARY_LABEL, example_label, label_fields
 from .messages import ANSWER_FIELDS
 from .routing import Routing
+from .row_validation import optional_fields
 
 # %% ../../nbs/serving/10_openapi.ipynb #4b9d2e35
 def _label_schema(field: Field) -> dict:
@@ -63,7 +64,7 @@ def _label_object(bundle: Bundle) -> dict:
 
 def _schemas(bundle: Bundle) -> dict:
     "The schemas of rows, columns, answers, labels and errors"
-    fields = with_samples((*bundle.request, DECISION_TIME), bundle.samples["requests"])
+    fields = with_samples((*bundle.request, *optional_fields(bundle.request)), bundle.samples["requests"])
     required = [field for field in bundle.request if field.required]
     answer = (_REQUEST_ID, *bundle.problem.output, *ANSWER_FIELDS)
     routing = msgspec.json.schema_components([Routing], ref_template="#/components/schemas/{name}")[1]["Routing"]
@@ -185,6 +186,7 @@ def openapi(bundle: Bundle, root_path: str = "") -> dict:
 
 def index_page(bundle: Bundle, root_path: str = "") -> dict:
     "What a person sees who opens the service in a browser"
+    fields = (*bundle.request, *optional_fields(bundle.request))
     return {
         "model": bundle.name,
         "version": bundle.version,
@@ -194,6 +196,6 @@ def index_page(bundle: Bundle, root_path: str = "") -> dict:
         "labels": f"POST {root_path}/labels with ground-truth labels",
         "columns": f"POST {root_path}/predict with an Arrow IPC stream, or POST {root_path}/predict/columns with JSON "
         "columns",
-        "fields": {f.name: f"{f.description}: {expected_format(f)}" for f in (*bundle.request, DECISION_TIME)},
+        "fields": {f.name: f"{f.description}: {expected_format(f)}" for f in fields},
         "links": [f"{root_path}/{page}" for page in ("openapi.json", "metrics", "readyz", "livez")],
     }

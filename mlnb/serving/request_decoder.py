@@ -14,7 +14,7 @@ import msgspec
 from ..data.fields import DECISION_TIME, FIELD_TYPES, Field
 from .column_validation import ARROW, ArrowColumns, JsonColumns, RequestTable, to_arrow_stream
 from .messages import Answer, HttpError, RequestRows
-from .row_validation import RequestSchema
+from .row_validation import REQUEST_ID, RequestSchema, field_error, optional_fields, request_error
 
 # %% ../../nbs/serving/10_request_decoder.ipynb #2c4e8a14
 to_json = msgspec.json.Encoder().encode
@@ -40,6 +40,7 @@ class RequestDecoder:
 
     def __init__(self, fields: tuple[Field, ...], newest: Callable | None = None):  # newest: as-of time -> snapshot
         self.fields, self.rows, self.newest = fields, RequestSchema(fields), newest
+        self._has_ids = REQUEST_ID in optional_fields(fields)
         json_columns, arrow_columns = JsonColumns(fields), ArrowColumns(fields)
         self.decoders: dict[str, dict[bytes, Callable]] = {
             "/predict": {
@@ -55,14 +56,16 @@ class RequestDecoder:
 
     def _decode_rows(self, body: bytes) -> tuple[list[tuple], Callable]:
         rows, many = self.rows.decode(body)
-        return list(zip(rows, self.rows.raw(body, rows, many), strict=True)), to_json if many else _encode_single
+        if (ids := self.rows.sent_ids(rows)) is not None:
+            _check_ids(ids)
+        raw = self.rows.raw(body, rows, many, ids is not None)
+        return list(zip(rows, raw, strict=True)), to_json if many else _encode_single
 
     def to_request_rows(self, decoded: list[tuple]) -> RequestRows:
         "Decoded rows as columns"
         (rows, raw), received = zip(*decoded, strict=True), datetime.now(UTC)
-        return RequestRows(
-            raw, self.rows.columns(rows), self.rows.decision_times(rows, received), received, newest=self.newest
-        )
+        times, ids = self.rows.decision_times(rows, received), self.rows.sent_ids(rows)
+        return RequestRows(raw, self.rows.columns(rows), times, received, newest=self.newest, ids=ids)
 
     def _table_rows(self, table: RequestTable) -> RequestRows:
         "The rows of a decoded table"
@@ -74,7 +77,17 @@ class RequestDecoder:
         decision_times = table.columns.get(DECISION_TIME.name)
         if decision_times is None:
             decision_times = FIELD_TYPES["time"].column([received]).repeat(sent.num_rows)
-        return RequestRows(None, request, decision_times, received, sent=sent, fields=fields, newest=self.newest)
+        ids = table.columns[REQUEST_ID.name].tolist() if self._has_ids and REQUEST_ID.name in table.columns else None
+        _check_ids(ids)
+        return RequestRows(None, request, decision_times, received, None, fields, sent, self.newest, ids)
+
+
+def _check_ids(ids: list | None) -> None:
+    "Raise a `RequestError` for ids that do not fit in one line"
+    problem = "has a character that is not printable"
+    wrong = lambda value: isinstance(value, str) and not value.isprintable()
+    if problems := [field_error(REQUEST_ID, problem, row) for row, value in enumerate(ids or ()) if wrong(value)]:
+        raise request_error(problems, "")
 
 
 def _encode_single(answers: list[Answer]) -> bytes:

@@ -269,11 +269,11 @@ class LoggedScorer:
 
     def __call__(self, rows: RequestRows) -> list[Answer]:  # n, in the order of the rows
         "The logged answers; raises `HttpError`"
-        return log_rows(self.log, [self.score_rows(rows, request_ids(len(rows)), self.arms)])
+        return log_rows(self.log, [self.score_rows(rows, rows.request_ids(), self.arms)])
 
     def table(self, rows: RequestRows) -> tuple["pa.RecordBatch", Counter]:  # answers in order; (version, arm) -> rows
         "The logged answers; raises `HttpError`"
-        return log_tables(self.log, [self.score_table(rows, request_ids(len(rows)), self.arms)])
+        return log_tables(self.log, [self.score_table(rows, rows.request_ids(), self.arms)])
 
     def score_rows(self, rows: RequestRows, ids: list[str], arms: Arms) -> PendingAnswers:
         "What is answered, in the order of the rows, and logged; `arms` are the same for all parts of a request"

@@ -142,8 +142,9 @@ def _classification(target: str, values: "pd.Series", counts: "pd.Series", kind:
         problem = f"target {target!r} has {len(classes)} classes"
         raise ContractError(f"{problem}, so it is no binary problem but a multiclass one")
     kind = "binary" if len(classes) == 2 else "multiclass"
-    is_text = not all(isinstance(value, bool | int | float | np.generic) for value in classes)
-    classes = sorted(classes, key=lambda value: -counts[value]) if kind == "binary" and is_text else sorted(classes)
+    is_text = not all(isinstance(value, bool | np.bool_) or _is_number(value) for value in classes)
+    by_number = sorted(classes, key=lambda value: value if is_text else float(value))
+    classes = sorted(classes, key=lambda value: -counts[value]) if kind == "binary" and is_text else by_number
     as_python = lambda value: value.item() if isinstance(value, np.generic) else value
     whole = lambda value: int(value) if isinstance(value, float) and value % 1 == 0 else value
     named = [tuple(whole(as_python(value)) for value in part) for part in (classes, rare)]
@@ -301,7 +302,7 @@ def infer_table(
         raise ContractError(f"the table has {len(frame.columns):,} columns, the limit is {MAX_COLUMNS:,}; {remedy}")
     frame = plain_types(frame)
     if time and frame[time].dtype.kind != "M":
-        raise ContractError(f"--time: column {time!r} holds no times but values such as {frame[time].iloc[0]!r}")
+        raise ContractError(f"--time: column {time!r} holds no times but values such as {str(frame[time].iloc[0])!r}")
     for name in (time, entity):
         if name == target or (name and frame[name].isna().any()):
             remedy = "is the target" if name == target else f"is missing in {int(frame[name].isna().sum()):,} rows"
@@ -323,7 +324,7 @@ def infer_table(
         reasons.pop(name, None)
     columns = _table_columns(labelled, types, reasons, (chosen, entity))
     if not [c for c in columns if c.name not in (chosen, entity)] and not chosen:
-        listed = "; ".join(f"{name} {reason}" for name, reason in list(reasons.items())[:5])
+        listed = "; ".join(f"{name} {reason}" for name, reason in list(reasons.items())[:5]) or "it is the only one"
         raise ContractError(f"no column is left to learn {target!r} from: {listed}")
     return InferredTable(problem, columns, reasons, chosen, entity, len(labelled), chosen != time), labelled
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .table_inference import MIN_CLASS_ROWS, InferredTable, TableColumn, field_name, infer_table
-from .table_reader import csv_header, has_index, read_table, source_format, time_format
+from .table_reader import csv_format, has_index, read_table, source_format, time_format
 from ..project.errors import ContractError
 from ..project.template import common_files, create_project, package_name, project_folder, template_root
 
@@ -194,7 +194,7 @@ def template_values(
         "name": name, "package": package_name(name), "kind": problem.kind, "problem_class": problem.kind.capitalize(),
         "source": source if form == "query" else str(Path(source).resolve()), "format": form,
         "has_index": form == "parquet" and has_index(Path(source)),
-        "separator": csv_header(Path(source))[1] if form == "csv" else ",",
+        "csv": csv_format(Path(source)) if form == "csv" else None,
         "target": target, "target_in_source": problem.target, "classes": problem.classes,
         "columns": [_field_source(c) for c in table.columns], "renamed": renamed,
         "time": by_name[table.time].field if table.time else None,

@@ -170,11 +170,10 @@ def label_status(store: "LabelStore") -> dict:
     return _json_row({
         "entities": latest.num_rows, "outcomes": table.num_rows, "rate": pc.mean(latest["value"]).as_py(),
         "is_binary": bool(pc.all(pc.is_in(latest["value"].drop_null(), pa.array([0.0, 1.0]))).as_py()),
-        "classes": _frequent(latest),
         "first_observed": observed["min"], "last_observed": observed["max"],
         "parquet_files": len(store.parts()), "files_of_lines": len(store.lines()),
         "damaged_lines": sum(len(file.read_bytes().splitlines()) for file in store.damaged.glob("*.jsonl")),
-    })  # fmt: skip
+    }) | {"classes": _frequent(latest)}  # fmt: skip
 
 
 @labels.command()

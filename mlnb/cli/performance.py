@@ -33,7 +33,8 @@ def _row(group: "GroupPerformance", metrics: "dict[str, Metric]", is_expected: d
     for name, metric in metrics.items():
         text = _figure(realised.get(name), metric.format)
         if name in group.interval:
-            text += " [dim]" + "–".join(_figure(end, metric.format) for end in group.interval[name]) + "[/]"
+            low, high = (_figure(end, metric.format) for end in group.interval[name])
+            text += f" [dim]{low}{' to ' if '-' in low else '–'}{high}[/]"
         cells += [text, _figure(group.expected.get(name), metric.format)][: 1 + is_expected[name]]
     return [*cells, _state(group)]
 

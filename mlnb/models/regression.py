@@ -179,6 +179,8 @@ class Regression(Problem, frozen=True, tag="regression"):
 
     def all_metrics(self, objective: Objective | None = None) -> dict[str, Metric]:
         metrics, of_interval = super().all_metrics(objective), ("pinball", "interval_coverage")
+        for name in ("mae", "rmse", "bias", "pinball") if self.unit else ():
+            metrics[name] = metrics[name]._replace(title=f"{metrics[name].title} ({self.unit})")
         return metrics if self.interval else {n: metric for n, metric in metrics.items() if n not in of_interval}
 
     def details(self, labels: np.ndarray, outputs: Columns, objective: Objective | None = None) -> dict:

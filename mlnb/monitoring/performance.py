@@ -431,8 +431,8 @@ def _named_objective(settings: Settings) -> Objective:
     try:
         function = trusted_function(settings.objective, Trust.of(settings))
     except BundleError as e:
-        problem = str(e).replace("the bundle ", "setting 'objective' ", 1).replace("a bundle may", "it may", 1)
-        raise SettingError(problem) from None
+        problem = str(e).partition("; ")[0].replace("the bundle ", "setting 'objective' ", 1)
+        raise SettingError(f"{problem}; write package.module.function of your project, which def defines") from None
     is_gain = settings.objective_direction == "maximize"
     unit = f", in {settings.objective_unit}" if settings.objective_unit else ""
     description = f"The {'gain' if is_gain else 'cost'} of a row is {settings.objective}{unit}."

@@ -75,7 +75,7 @@ def _cells(group: GroupPerformance, name: str, form: str) -> list[str]:
         realised = f"<b>{realised}</b>"
     if name in group.interval:
         low, high = (format(bound, form) for bound in group.interval[name])
-        realised += f' <span class="mute">{low}–{high}</span>'
+        realised += f' <span class="mute">{low}{" to " if "-" in low else "–"}{high}</span>'
     return [realised, number_text(_value(group.expected, name), form)]
 
 

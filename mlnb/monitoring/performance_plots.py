@@ -131,7 +131,7 @@ def confusion_plot(details: dict) -> str:
             words = f"{names[label]} predicted as {names[prediction]}: {rows:,} rows, {share:.1%}"
             box = svg_box(x, y, cell - 1, cell - 1, "bar", words)
             shapes.append(box.replace("<rect ", f'<rect fill-opacity="{max(share, 0.04):.2f}" '))
-            css_class = "on" if share > 0.5 else ""
+            css_class = "on" if share > 0.65 else ""
             if rows:
                 shapes.append(svg_text(x + cell / 2, y + cell / 2 + 4, _short_count(rows), css_class, "middle"))
     size = len(shown) * cell

@@ -6,7 +6,10 @@ from pathlib import Path
 from toy_project import PYPROJECT, REPOSITORY, run
 
 MODEL = """
+from io import BytesIO
+
 import numpy as np
+from PIL import Image
 
 from mlnb.models.hooks import Model
 
@@ -36,6 +39,21 @@ class Prices(Model):
         return np.column_stack([price, price - 20, price + 20])
 
 
+class Photos(Model):
+    "The brightness of a photograph, and whether a document comes with it"
+
+    def features(self, request, point_in_time):
+        bright = [np.nan if p is None else Image.open(BytesIO(p)).getextrema()[0] for p in request["photo"]]
+        return {
+            "bright": np.array(bright),
+            "document": np.array([d is not None for d in request["document"]]), "flash": request["flash"],
+            "pixels": request["pixels"].reshape(len(request["pixels"]), -1), "taken": request["taken"],
+        }  # fmt: skip
+
+    def predict(self, features):
+        return np.nan_to_num(features["bright"], nan=0) / 255
+
+
 class Texts(Model):
     "Answers of every type"
 
@@ -54,8 +72,10 @@ class Texts(Model):
 
 BUNDLE = """
 import sys
+from io import BytesIO
 
 import numpy as np
+from PIL import Image
 
 from mlnb.data.fields import Field
 from mlnb.models.binary import Binary
@@ -64,6 +84,11 @@ from mlnb.models.multiclass import Multiclass
 from mlnb.models.regression import Regression
 from mlnb.models.write_bundle import Samples, write_bundle
 from tiny import model
+
+def png(grey):
+    Image.new("L", (6, 4), grey).save(file := BytesIO(), "PNG")
+    return file.getvalue()
+
 
 n = np.arange(12)
 KINDS = {
@@ -90,6 +115,22 @@ KINDS = {
         "samples": {
             "house": np.array([f"Elm Street {i}" for i in n]), "rooms": n % 5 + 1.0,
             "area": np.where(n % 4, n * 9.5, np.nan), "city": np.where(n % 2, "Oslo", "Bergen"),
+        },
+    },
+    "image": {
+        "predictor": model.Photos, "problem": Binary(),
+        "request": [
+            Field("photo", "image", "What was seen", png(7), nullable=True, max_length=10_000),
+            Field("document", "bytes", "What was said", b"hi", nullable=True),
+            Field("pixels", "tensor", "Grey values", [[1, 2], [3, 4]], dtype="uint8", shape=(2, 2)),
+            Field("flash", "boolean", "Whether with flash", True, default=False),
+            Field("taken", "time", "When", "2026-01-01T00:00:00Z", nullable=True),
+        ],
+        "samples": {
+            "photo": np.array([png(int(10 * i)) if i % 5 else None for i in n], object),
+            "document": np.array([bytes([i]) * 3 if i % 3 else None for i in n], object),
+            "pixels": np.arange(48, dtype=np.uint8).reshape(12, 2, 2), "flash": n % 2 == 0,
+            "taken": np.where(n % 4, np.datetime64("2026-01-01T00:00:00"), np.datetime64("NaT")),
         },
     },
     "custom": {
@@ -120,11 +161,11 @@ if __name__ == "__main__":
     build("products/bundle", sys.argv[1])
 """
 
-KINDS = ("binary", "multiclass", "regression", "custom")
+KINDS, LONG_KINDS = ("binary", "multiclass", "regression", "custom"), ("image",)
 
 
 def make(root: Path, kind: str) -> Path:
-    "A project in `root` with its bundle, for one of the `KINDS`"
+    "A project in `root` with its bundle, for one of the `KINDS` or `LONG_KINDS`"
     (root / "tiny").mkdir(parents=True)
     for name, text in {"__init__": "", "model": MODEL, "bundle": BUNDLE}.items():
         (root / "tiny" / f"{name}.py").write_text(text)

@@ -4,6 +4,8 @@ import csv
 import json
 import subprocess
 import sys
+from base64 import b64decode
+from datetime import datetime
 
 import httpx
 import kinds
@@ -23,7 +25,10 @@ from mlnb.serving.log_reader import LogReader
 OWN = ("model_version", "arm", "context_moment", "context_age_seconds")
 
 
-@pytest.fixture(scope="module", params=kinds.KINDS)
+LONG = [pytest.param(kind, marks=pytest.mark.long) for kind in kinds.LONG_KINDS]
+
+
+@pytest.fixture(scope="module", params=[*kinds.KINDS, *LONG])
 def kind(request):
     return request.param
 
@@ -36,6 +41,13 @@ def project(kind, tmp_path_factory):
 @pytest.fixture(scope="module")
 def samples(project):
     return json.loads((project / "products/bundle/samples.json").read_text())
+
+
+def typed(rows: list[dict]) -> list[dict]:
+    "Requests in JSON with bytes and times as Arrow and pandas have them"
+    binary = lambda row: {name: row[name] and b64decode(row[name]) for name in ("photo", "document") if name in row}
+    times = lambda row: {name: row[name] and datetime.fromisoformat(row[name]) for name in ("taken",) if name in row}
+    return [row | binary(row) | times(row) for row in rows]
 
 
 def mlnb(project, *words, code=0):
@@ -64,7 +76,7 @@ def test_each_kind_is_served_logged_and_read_back(project, samples, kind):
         ]
         by_column = client.post("/predict/columns", json=columns).json()
         assert {name: by_column[name] for name in outputs} == outputs
-        table = pa.RecordBatch.from_pylist(rows) if kind != "custom" else pa.RecordBatch.from_pydict(columns)
+        table = pa.RecordBatch.from_pylist(typed(rows)) if kind != "custom" else pa.RecordBatch.from_pydict(columns)
         sink = pa.BufferOutputStream()
         with pa.ipc.new_stream(sink, table.schema) as stream:
             stream.write_batch(table)
@@ -96,7 +108,7 @@ def test_each_kind_is_served_logged_and_read_back(project, samples, kind):
 
 def test_each_kind_is_scored_from_files(project, samples):
     requests, outputs = pd.DataFrame(samples["requests"]), samples["outputs"]
-    requests.to_parquet(project / "in.parquet", index=False)
+    pd.DataFrame(typed(samples["requests"])).to_parquet(project / "in.parquet", index=False)
     texts = requests.map(lambda value: json.dumps(value) if isinstance(value, list) else value)
     texts.to_csv(project / "in.csv", index=False, na_rep="")
     for source in ("in.parquet", "in.csv"):

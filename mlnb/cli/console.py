@@ -12,6 +12,7 @@ __all__ = ['json_option', 'OUTPUT_FILE', 'spreadsheet_option', 'bundle_option', 
 import json
 import os
 import sys
+from base64 import b64encode
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -124,8 +125,10 @@ def select_model(_context: object, _option: object, name: str | None) -> str | N
 
 # %% ../../nbs/cli/19_console.ipynb #4a9f1b16
 def json_value(value: object) -> object:
-    "A value for JSON: missing values are null, times are ISO 8601 with their zone, arrays are lists"
-    if isinstance(value, Iterable) and not isinstance(value, str | bytes):
+    "A value for JSON: missing values are null, times are ISO 8601 with their zone, arrays are lists, bytes base64"
+    if isinstance(value, bytes):
+        return b64encode(value).decode()
+    if isinstance(value, Iterable) and not isinstance(value, str):
         return list(map(json_value, value))
     if hasattr(value, "tolist"):
         value = value.tolist()

@@ -31,6 +31,8 @@ _MAX_NUMBERS = 4  # of a list that a terminal shows
 
 
 def _text(value: object) -> str:
+    if isinstance(value, bytes):
+        return f"{len(value):,} bytes"
     if isinstance(value, Iterable) and not isinstance(value, str):
         values = list(value)
         return " ".join([*map(_text, values[:_MAX_NUMBERS]), *["…"] * (len(values) > _MAX_NUMBERS)])
@@ -66,9 +68,10 @@ def _parquet(frame: "pd.DataFrame") -> bytes:
 
 
 def _csv(frame: "pd.DataFrame") -> bytes:
-    "CSV; a list becomes JSON"
-    is_list = lambda value: isinstance(value, Iterable) and not isinstance(value, str | bytes)
-    as_text = lambda value: json.dumps(json_value(value)) if is_list(value) else value
+    "CSV; a list becomes JSON, bytes become base64"
+    is_list = lambda value: isinstance(value, Iterable) and not isinstance(value, str)
+    encoded = lambda value: json_value(value) if isinstance(value, bytes) else json.dumps(json_value(value))
+    as_text = lambda value: encoded(value) if is_list(value) else value
     lists = [n for n in frame.select_dtypes("object") if frame[n].map(is_list).any()]
     return frame.assign(**{name: frame[name].map(as_text) for name in lists}).to_csv(index=False).encode()
 

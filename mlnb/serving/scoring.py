@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import time
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
@@ -37,7 +38,7 @@ from .table_files import PROBLEM_SCHEMA, RowBatch, read_batches, check_columns, 
 from .table_files import file_format, open_reader, problem_table
 from .log_records import is_list_type, lists_of_floats, output_types, to_arrow_array, to_record_batch
 from .predictions import PredictionLog
-from .arrow_fields import is_text_type
+from .arrow_fields import is_binary_type, is_text_type
 
 # %% ../../nbs/serving/15_scoring.ipynb #42d302f3
 def _select_rows(columns: Columns, rows: np.ndarray | slice) -> Columns:
@@ -273,10 +274,13 @@ def _to_parquet(table: pa.Table) -> bytes:
     return sink.getvalue()
 
 # %% ../../nbs/serving/15_scoring.ipynb #11724a78
-def _lists_as_text(table: pa.Table) -> pa.Table:
-    "A table with its lists as JSON, which is how CSV holds them"
+def _csv_columns(table: pa.Table) -> pa.Table:
+    "A table with its lists as JSON and its bytes as base64, which is how CSV holds them"
     for number, field in enumerate(table.schema):
-        if is_list_type(field.type):
+        if is_binary_type(field.type):
+            texts = [None if v is None else b64encode(v).decode() for v in table[number].to_pylist()]
+            table = table.set_column(number, field.name, pa.array(texts, pa.string()))
+        elif is_list_type(field.type):
             texts = [None if v is None else msgspec.json.encode(v).decode() for v in table[number].to_pylist()]
             table = table.set_column(number, field.name, pa.array(texts, pa.string()))
     return table
@@ -302,7 +306,7 @@ def _safe_texts(column: pa.ChunkedArray) -> pa.Array:
 
 def write_output(files: list[Path], schema: pa.Schema, target: Path, folder: Path, safe: bool = False) -> None:
     "Write Parquet files as one, atomically, with a draft in `folder`; `safe` escapes what a spreadsheet would run"
-    as_text = _lists_as_text if file_format(target) == ".csv" else lambda table: table
+    as_text = _csv_columns if file_format(target) == ".csv" else lambda table: table
     draft, prepare = folder / "draft", (lambda table: _spreadsheet_safe(as_text(table))) if safe else as_text
     with _writer(draft, file_format(target), prepare(schema.empty_table()).schema) as writer:
         for file in files:
@@ -355,6 +359,8 @@ _BINARY_TYPES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_fixed
 
 def _fits_csv(kind: pa.DataType) -> bool:
     "Whether every value of a type can be written as text"
+    if is_binary_type(kind):
+        return True
     if is_list_type(kind):
         return lists_of_floats(kind) is not None
     try:

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import toy_project
 import warm_cli
-from pipeline_project import make, notebook
+from pipeline_project import edit, make, notebook
 
 from mlnb.project.errors import SettingError
 from mlnb.project.settings import load_settings
@@ -153,6 +153,8 @@ def test_commands_say_which_models_there_are(project):
     assert items["Models"] == "churn, prices; selected: none, each is checked"
     assert items["prices: Model bundle"] == "none yet"
     assert "models/churn" not in mlnb(project, "check").stdout
+    edit(project / "models" / "prices" / "pipeline.yaml", "out/prices.ipynb", "out/churn.ipynb")
+    assert "models/churn/pipeline.yaml and models/prices/pipeline.yaml both write" in mlnb(project, "check").stdout
 
 
 @pytest.mark.long

@@ -89,6 +89,7 @@ def test_a_failed_task_is_resumed(project):
     assert done.returncode == 0 and "resumes after cell [3]" in done.stderr, done.stderr
 
 
+@pytest.mark.long
 def test_alone(project):
     (project / "scripts").mkdir()
     (project / "scripts" / "plain.py").write_text("month = 1\n\n\nprint(month)\n")

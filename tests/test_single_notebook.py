@@ -134,10 +134,10 @@ def test_a_notebook_has_no_plan(project):
 
 
 def test_two_at_once(project):
-    notebook(project / "notebooks" / "slow.ipynb", "month = 1", "import time, os; time.sleep(1.2)", "print(month)")
+    notebook(project / "notebooks" / "slow.ipynb", "month = 1", "import time, os; time.sleep(1)", "print(month)")
     script = "from mlnb.cli.main import main; main()"
     processes = []
-    for month in (1, 2, 3):
+    for month in (1, 2):
         words = ["run", "notebooks/slow.ipynb", "-p", f"month={month}", "-o", f"{month}.ipynb"]
         processes.append(
             subprocess.Popen([sys.executable, "-c", script, *words], cwd=project, stderr=subprocess.PIPE, text=True)
@@ -145,8 +145,8 @@ def test_two_at_once(project):
     for process in processes:
         assert process.wait(120) == 0, process.stderr.read()
         process.stderr.close()
-    assert [text(project / f"{month}.ipynb", 3) for month in (1, 2, 3)] == ["1\n", "2\n", "3\n"]
-    assert len(runs(project)) == 3
+    assert [text(project / f"{month}.ipynb", 3) for month in (1, 2)] == ["1\n", "2\n"]
+    assert len(runs(project)) == 2
 
 
 @pytest.mark.long

@@ -28,7 +28,7 @@ def _pipelines(settings: "Settings") -> tuple[list | None, list, str]:
     from mlnb.project.errors import PipelineError
     from mlnb.project.settings import settings_of_models
 
-    sources, products = [], []
+    sources, products, owner = [], [], {}
     by_path = {s.path(s.pipeline): s for s in [*settings_of_models(settings), settings]}
     for of_model in (s for path, s in by_path.items() if path.exists()):
         try:
@@ -38,7 +38,10 @@ def _pipelines(settings: "Settings") -> tuple[list | None, list, str]:
         except PipelineError as e:
             return None, [], str(e)
         sources += [t.source for t in tasks]
-        products += [p for t in tasks for p in t.products.values()]
+        products += (written := [p for t in tasks for p in t.products.values()])
+        for product in written:
+            if (other := owner.setdefault(product, of_model.pipeline)) != of_model.pipeline:
+                return None, products, f"{other} and {of_model.pipeline} both write {product}; change one path"
     return sources, products, ""
 
 

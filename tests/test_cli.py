@@ -38,6 +38,7 @@ COMMANDS = [
     "serve",
     "predictions",
     "compact",
+    "forget",
     "drift",
     "performance",
 ]

@@ -35,6 +35,7 @@ COMMANDS = {
     "serve": "Serve the model over HTTP.",
     "predictions": "Show logged predictions.",
     "compact": "Compact the prediction log to Parquet.",
+    "forget": "Remove all predictions and labels of an entity.",
     "score": "Score a Parquet or CSV file.",
     "containerize": "Build a container image, or print a Kubernetes manifest.",
     "drift": "Compare data with the training data, and raise alarms.",

@@ -140,8 +140,8 @@ def test_an_unknown_upstream_task(project):
         ),
         ("tasks:\n- source: nbs/frist.ipynb\n  product: out/first.ipynb\n", "there is no notebook"),
         (
-            "tasks:\n- source: nbs/first.py\n  product: out/first.ipynb\n",
-            "a task is a notebook, write for example: source:",
+            "tasks:\n- source: nbs/first.R\n  product: out/first.ipynb\n",
+            "a task is a notebook, or a .py file with cells, write for example: source:",
         ),
         ("tasks:\n- source: nbs/first.ipynb\n", "'product' is missing; write for example: product:"),
         (

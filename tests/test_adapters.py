@@ -301,6 +301,43 @@ def test_a_file_of_another_number_of_features_is_refused(project, bundles, name)
         Bundle.load(change(project, f"{name}-binary", "narrow", "model/adapter.json", drop))
 
 
+def fitted(estimator, target=None):
+    frame = table()[["age"]].fillna(50.0)
+    return estimator.fit(frame, targets(table())["regression"] if target is None else target)
+
+
+def test_what_an_adapter_cannot_use_is_named(project, tmp_path):
+    from shop.steps import Fill
+    from sklearn.ensemble import VotingRegressor
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import FunctionTransformer
+    from sklearn.svm import LinearSVC
+
+    frame, words = table()[["age"]].fillna(50.0), np.where(np.arange(ROWS) % 2, "yes", "no")
+    wrong = {
+        "is not a fitted estimator": lambda: SklearnModel(Ridge(), frame),
+        "has no predict_proba.*CalibratedClassifierCV": lambda: SklearnModel(fitted(LinearSVC(), words), frame),
+        r"name the positive one last: classes=\('no', 'yes'\)": lambda: SklearnModel(
+            fitted(LogisticRegression(), words), frame
+        ),
+        "'age' does not fit": lambda: SklearnModel(fitted(Ridge()), table()[["active"]]),
+        "it is a regressor": lambda: SklearnModel(fitted(Ridge()), frame, problem=Binary()),
+        "cannot be read": lambda: OnnxModel(tmp_path / "missing.onnx", frame),
+    }
+    for says, make in wrong.items():
+        with pytest.raises(MlnbError, match=says):
+            make()
+    about = {"request": FIELDS[2:3], "samples": Samples({"age": np.array([20.0, 30.0])})}
+    step = make_pipeline(FunctionTransformer(pd.DataFrame.abs), Ridge())
+    with pytest.raises(BundleError, match=r"'pandas.core.generic' to trusted_packages"):
+        bundle_of(tmp_path / "bundle", SklearnModel(fitted(step), frame), table(), **about)
+    for estimator in (make_pipeline(Fill(), Ridge()), VotingRegressor([("a", Ridge()), ("b", Ridge(2))])):
+        bundle = bundle_of(tmp_path / "bundle", SklearnModel(fitted(estimator), frame), table(), **about)
+        own = [reference.name for reference in bundle.manifest.model_code]
+        assert own == (["shop.steps.Fill"] if hasattr(estimator, "steps") else [])
+
+
 def test_another_version_of_the_library(project, bundles, monkeypatch):
     refused(bundles, "lightgbm")
     copy = change(project, "lightgbm-binary", "older", "model/adapter.json", lambda data: data)

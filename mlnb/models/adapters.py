@@ -100,6 +100,16 @@ def _kind(problem: Problem) -> str:
     return msgspec.to_builtins(problem)["kind"]
 
 
+def _as_numbers(values: np.ndarray, has_interval: bool) -> np.ndarray:
+    "Numbers of a regression, (n,), or (n, 3) with an interval; raises a `BundleError` for what looks like classes"
+    if values.ndim == 2 and values.shape[1] == 1:
+        return values[:, 0]
+    if values.ndim == 2 and not has_interval:
+        problem = f"the model returns {values.shape[1]} numbers a row, and a regression has one"
+        raise BundleError(f"{problem}; name the classes of a classifier: classes=(...)")
+    return values
+
+
 def _order_columns(values: np.ndarray, own: tuple[str, ...], classes: tuple[str, ...]) -> np.ndarray:
     "Probabilities of a library as a column for each class, (n, K); raises a `BundleError` for another shape"
     if len(own) == 2 and values.size == len(values):
@@ -182,7 +192,7 @@ class Adapter(Library):
         schema = features if isinstance(features, FeatureSchema) else FeatureSchema.fit(features, categorical)
         self.request_features = request_features
         self._prepare(estimator, schema, options or {})
-        wanted = classes or getattr(problem, "classes", ())
+        wanted = tuple(classes) or getattr(problem, "classes", ())
         own = self.own_classes(len(wanted) or 2 * isinstance(problem, Binary))
         self._own, self.classes = order_classes(own, wanted)
         self.problem = problem or _default_problem(self.classes)
@@ -194,7 +204,7 @@ class Adapter(Library):
 
     @problem.setter
     def problem(self, problem: Problem) -> None:
-        if isinstance(problem, Multiclass):
+        if isinstance(problem, Multiclass) and self._own:
             self.classes = order_classes(self._own, problem.classes)[1]
         needed = {"binary": 2, "multiclass": len(self.classes) or 2, "regression": 0}.get(_kind(problem))
         if needed not in (None, len(self.classes)):
@@ -240,7 +250,7 @@ class Adapter(Library):
             return scores
         values = np.asarray(scores, np.float64)
         if not self.classes:
-            return values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
+            return _as_numbers(values, getattr(self.problem, "interval", None) is not None)
         values = _order_columns(values, self._own, self.classes)
         return values if isinstance(self.problem, Multiclass) else values[:, 1]
 
@@ -277,6 +287,7 @@ SKLEARN_TYPES = frozenset(
         "sklearn.metrics._dist_metrics.EuclideanDistance64", "sklearn.neighbors._ball_tree.BallTree",
         "sklearn.neighbors._kd_tree.KDTree", "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
         "sklearn.neural_network._stochastic_optimizers.SGDOptimizer", "sklearn.tree._tree.Tree",
+        "sklearn.utils._bunch.Bunch",
     }
 )  # fmt: skip
 
@@ -286,6 +297,9 @@ def _check_types(types: Sequence[str], file: Path) -> None:
     trust = Trust.of_working_folder()
     for name in types:
         module = name.rpartition(".")[0]
+        if module == "__main__" or "<" in name:
+            problem = f"{file.name} needs {name!r}, which is defined in a notebook"
+            raise BundleError(f"{problem}; move it to a module of the project's package, as a function or class")
         if name not in SKLEARN_TYPES and not trust.covers(module):
             remedy = f"if you know that it is harmless, add {module!r} to trusted_packages in [tool.mlnb]"
             raise BundleError(f"{file.name} holds the type {name!r}, which is not trusted; {remedy}")
@@ -315,7 +329,10 @@ def _sklearn_importance(estimator: Any, names: Sequence[str]) -> dict[str, float
     if values is None:
         return {}
     if last is not estimator:
-        names = estimator[:-1].get_feature_names_out()
+        try:
+            names = estimator[:-1].get_feature_names_out()
+        except (AttributeError, ValueError):  # a step does not know them
+            names = names if len(names) == np.size(values) else [f"column_{i}" for i in range(np.size(values))]
     return dict(zip(map(str, names), map(float, np.ravel(values)), strict=True))
 
 # %% ../../nbs/models/12_adapters.ipynb #984d63ae
@@ -325,6 +342,11 @@ class SklearnModel(Adapter):
     packages = ("scikit-learn", "skops", "scipy")
     file = "estimator.skops"
     decimals = 9  # BLAS adds in another order for one row than for many
+
+    def __init__(self, estimator: Any, features: "FeatureSchema | Columns | pd.DataFrame", **arguments: Any):
+        "`arguments` are those of `Adapter`"
+        is_frame = not isinstance(features, dict | FeatureSchema)
+        super().__init__(estimator, features, options={"frame": is_frame}, **arguments)
 
     def open(self, estimator: Any) -> Any:
         from sklearn.exceptions import NotFittedError
@@ -353,8 +375,8 @@ class SklearnModel(Adapter):
             self._matrix_of = schema.matrix
         elif len(schema.columns) == 1 and schema.columns[0].kind == "text":
             self._matrix_of = lambda features: schema.values(features)[0].astype(object)
-        else:
-            raise ModelError("the estimator does not say what it was fitted on; fit it on a DataFrame or one text")
+        elif self.options.get("frame"):  # the first step does not say what it was fitted on
+            self._matrix_of = schema.frame
         return schema
 
     def own_classes(self, wanted: int) -> Sequence | int:
@@ -537,6 +559,13 @@ def _choose_output(outputs: Sequence, name: str | None) -> str:
 
 
 # %% ../../nbs/models/12_adapters.ipynb #3f7b55a0
+def _read_graph(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as e:
+        raise ModelError(f"the graph {file} cannot be read: {e.strerror}") from None
+
+
 class OnnxModel(Adapter):
     "A graph in the ONNX format, run by onnxruntime on the CPU with one thread"
 
@@ -557,7 +586,7 @@ class OnnxModel(Adapter):
     def open(self, estimator: Any) -> Any:
         library = import_library("onnxruntime", "onnxruntime")
         content = estimator.SerializeToString() if hasattr(estimator, "SerializeToString") else estimator
-        self._content = content if isinstance(content, bytes) else Path(content).read_bytes()
+        self._content = content if isinstance(content, bytes) else _read_graph(Path(content))
         options = library.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 4

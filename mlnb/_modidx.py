@@ -5057,6 +5057,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'mlnb/serving/labels.py'),
                                      'mlnb.serving.labels.LabelDecoder._are_in_range': ( 'serving/labels.html#labeldecoder._are_in_range',
                                                                                          'mlnb/serving/labels.py'),
+                                     'mlnb.serving.labels.LabelDecoder._field_problem': ( 'serving/labels.html#labeldecoder._field_problem',
+                                                                                          'mlnb/serving/labels.py'),
                                      'mlnb.serving.labels.LabelDecoder._is_valid': ( 'serving/labels.html#labeldecoder._is_valid',
                                                                                      'mlnb/serving/labels.py'),
                                      'mlnb.serving.labels.LabelDecoder.labels': ( 'serving/labels.html#labeldecoder.labels',

@@ -95,6 +95,9 @@ def test_whole_numbers_name_classes_and_a_column_of_another_type_is_refused_at_o
         pd.DataFrame({"entity": ["a", "b"], "value": values}).to_parquet(file := tmp_path / f"{name}.parquet")
         assert import_labels(file, store, none, label=digits.label).rejected == 0
     assert current_labels(store.read())["text"].to_pylist() == ["3", "9"]
+    with pytest.raises(RequestError) as error:
+        LabelDecoder(digits.label).labels(b'{"entity": "a", "value": 3}')
+    assert error.value.fields[0]["problem"].endswith('names of classes are text: "3"')
     with pytest.raises(ServingError, match=r"column 'value' has type .*; write it as numbers"):
         import_labels(file, store, none, label=Regression().label)
 

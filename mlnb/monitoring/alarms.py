@@ -275,7 +275,8 @@ def describe_alarms(drift: DriftResult) -> list[str]:
     "Notes on the alarms: how often they are false, and what could have moved the score"
     window = drift.newest_assessed()
     if drift.rate is None or (assessment := window.assessment) is None:
-        return ["No alarms: the reference has no drift thresholds; `mlnb run` makes a bundle with them."]
+        need = "they need training rows with times on 28 days, or on 8 that are weeks apart"
+        return [f"No alarms: the reference has no drift thresholds; {need}. Columns are compared by effect size."]
     if assessment.note:
         return [f"{window.window} is {assessment.note}."]
     period = "day" if assessment.days == 1 else f"{assessment.days:.0f} days"

@@ -32,7 +32,7 @@ from .messages import HttpError
 from .part_store import PartStore, parts_to_merge, retry_on_change
 from .predictions import PredictionLog, lock_if_finished
 from ..data.field_values import CLOCK_SKEW, EXPECTED_FORMATS
-from .row_validation import RowDecoder
+from .row_validation import JsonObject, RowDecoder
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -86,6 +86,11 @@ class LabelDecoder(RowDecoder):
         latest = datetime.now(UTC) + CLOCK_SKEW
         is_past = lambda row: row.observed_at is msgspec.UNSET or row.observed_at <= latest
         return super()._are_in_range(rows) and all(self._is_valid(row.value) and is_past(row) for row in rows)
+
+    def _field_problem(self, field: Field, row: JsonObject) -> str | None:
+        problem, value = super()._field_problem(field, row), row.get(field.name)
+        is_name = field.type == "category" and type(value) is int and str(value) in field.categories
+        return f'{problem}; names of classes are text: "{value}"' if problem and is_name else problem
 
     def _is_valid(self, value: Any) -> bool:
         return self.label.type != "label" or value in (0, 1)

@@ -90,6 +90,8 @@ class PredictHandler:
         self.request_decoder = RequestDecoder(predictor.bundle.request, in_memory)
         self.chunked_scorer = ChunkedScorer(guard.limits, SnapshotReader(store))
         self._decode_pool = ThreadPoolExecutor(1, "mlnb-decode")
+        has_images = any(field.type == "image" for field in predictor.bundle.request)  # of many pixels in a few bytes
+        self._max_inline_bytes = 0 if has_images else INLINE_DECODE_BYTES
         self.rows = MicroBatcher(self._predict_rows, guard.limits)
         self.tables = MicroBatcher(self._predict_tables, guard.limits, max_batch_size=1)
 
@@ -102,7 +104,7 @@ class PredictHandler:
             body = await self.guard.body(headers, receive)
             complete_at, validity = time.perf_counter(), "invalid"
             rows, encode = (
-                decode(body) if len(body) <= INLINE_DECODE_BYTES else await self._decode_in_thread(decode, body)
+                decode(body) if len(body) <= self._max_inline_bytes else await self._decode_in_thread(decode, body)
             )
             validity = "valid"
             if isinstance(rows, RequestRows):

@@ -33,8 +33,10 @@ from importlib.metadata import packages_distributions
 import mlnb.serving.app, mlnb.serving.bento
 from mlnb.models.bundle import Bundle
 from mlnb.project.errors import MlnbError
+from mlnb.serving.row_validation import RequestSchema
 try:
-    Bundle.load("bundle").self_test()
+    (bundle := Bundle.load("bundle")).self_test()
+    RequestSchema(bundle.request)  # imports what decodes images
 except MlnbError as e:
     raise SystemExit(str(e))
 packages = packages_distributions()

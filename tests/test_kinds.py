@@ -17,10 +17,12 @@ import pytest
 from test_app import serving
 from toy_project import environment, run
 
+from mlnb.project.errors import SettingError
 from mlnb.project.settings import load_settings
 from mlnb.serving.column_validation import ARROW
 from mlnb.serving.compactor import Compactor
 from mlnb.serving.log_reader import LogReader
+from mlnb.serving.predictions import PredictionLog
 
 OWN = ("model_version", "arm", "context_moment", "context_age_seconds")
 
@@ -209,3 +211,22 @@ def test_a_row_with_its_own_request_id_counts_once(tmp_path):
         assert frame.set_index("request_id").loc["r-4", "pixels"].tolist() == row["pixels"]
         assert "input.request_id" not in frame
     assert "1 request id came again with another input: r-4; the first input counts" in mlnb(project, "predictions")
+
+
+def test_fields_are_masked_and_hashed_in_the_log(tmp_path):
+    project = kinds.make(tmp_path / "project", "regression")
+    log = project / ".mlnb/predictions"
+    (project / "pyproject.toml").open("a").write(
+        'log_masked_fields = ["area"]\nlog_hashed_fields = ["rooms", "city"]\n'
+    )
+    row = {"house": "Elm Street 7", "rooms": 3, "area": 81.5, "city": "Oslo"}
+    with pytest.raises(SettingError, match="set the variable MLNB_LOG_SALT to a long secret text"):
+        PredictionLog.of(load_settings(project))
+    with serving(project, log, MLNB_LOG_SALT="secret") as (_, url), httpx.Client(base_url=url, timeout=60) as client:
+        answers = [client.post("/predict", json=row).json()]
+        columns = client.post("/predict/columns", json={name: [value] for name, value in row.items()}).json()
+    assert answers[0]["prediction"] == columns["prediction"][0] == 273.75
+    logged = LogReader.of(load_settings(project)).frame()
+    assert logged["area"].isna().all() and logged["rooms"].nunique() == logged["city"].nunique() == 1
+    assert logged["rooms"].str.len().eq(32).all() and logged["entity"].eq("Elm Street 7").all()
+    assert not any(b"Oslo" in file.read_bytes() for file in log.iterdir())

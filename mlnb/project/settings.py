@@ -89,6 +89,8 @@ class Settings:
     log_on_failure: str = _setting("refuse", '"refuse" or "serve"', ("refuse", "serve"))
     log_rotate_mb: int = _setting(64, "64, megabytes per file of the prediction log", range(1, 1 << 20))
     log_retention_days: int = _setting(0, "90, days up to 36500; 0: keep for ever", range(36_501))
+    log_masked_fields: tuple = _setting((), '["phone"], fields that are logged as null')
+    log_hashed_fields: tuple = _setting((), '["customer"], fields that are logged as a keyed hash')
     profile_segments: tuple = _setting((), '["origin"], columns to profile the log by')
     log_compact_minutes: int = _setting(10, "10, whole minutes; 0: do not compact", range(1 << 20))
     serve_from: str = _setting("bundle", '"bundle", or "models:/flights", a registered model')

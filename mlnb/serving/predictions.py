@@ -22,6 +22,7 @@ import msgspec
 from ..project.errors import ServingError, SettingError
 from ..project.files import lock_file
 from ..project.settings import Settings
+from .log_privacy import LogPrivacy
 from .log_records import Prediction
 from .messages import report
 
@@ -254,16 +255,20 @@ class PredictionLog:
         self.unlogged_predictions = 0  # served without a record
         self._write_failing, self._files = False, _CurrentFiles(self.folder, rotate_mb << 20, sync)
         self._encode, self._lock = msgspec.json.Encoder().encode_lines, threading.Lock()
+        self.privacy: LogPrivacy | None = None  # changes what is logged of some fields
 
     @classmethod
     def of(cls, settings: Settings) -> "PredictionLog":
         "The log of a project"
-        return cls(
-            settings.path(settings.predictions), settings.log_sync, settings.log_on_failure, settings.log_rotate_mb
-        )
+        folder = settings.path(settings.predictions)
+        log = cls(folder, settings.log_sync, settings.log_on_failure, settings.log_rotate_mb)
+        log.privacy = LogPrivacy.of(settings)
+        return log
 
     def append(self, records: list[Prediction]) -> None:
         "Write records; they survive the process once this returns. Raises `ServingError` if `on_failure` is refuse"
+        if self.privacy:
+            records = list(map(self.privacy.record, records))
         self._append(len(records), self._files.write, (_LINES, self._encode(records)))
 
     def append_table(self, batch: "pa.RecordBatch") -> None:
@@ -273,7 +278,7 @@ class PredictionLog:
     def append_tables(self, batches: Sequence["pa.RecordBatch"]) -> None:
         "Like `append_table`, for several batches of `to_record_batch`: all of them are written, or none"
         data_by_kind: dict = {}
-        for batch in batches:
+        for batch in map(self.privacy.table, batches) if self.privacy else batches:
             kind, data = (".arrows", bytes(batch.schema.serialize())), batch.serialize()
             data_by_kind[kind] = b"".join((data_by_kind[kind], data)) if kind in data_by_kind else data
         self._append(sum(batch.num_rows for batch in batches), self._files.write_all, (data_by_kind,))

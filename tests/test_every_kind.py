@@ -8,6 +8,7 @@ import every_kind
 import httpx
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import toy_project
 import warm_cli
@@ -122,8 +123,7 @@ def test_the_log_is_compacted_and_scored(project, samples):
 
 
 def test_files_are_scored_as_requests_are_answered(project, samples):
-    frame = pd.DataFrame(samples["requests"])
-    frame.to_parquet(project / "in.parquet")
+    pq.write_table(as_table(samples["requests"]), project / "in.parquet")
     mlnb(project, "score", "in.parquet", "out.parquet", "--overwrite")
     scored = pd.read_parquet(project / "out.parquet")
     as_lists = {name: [v.tolist() if hasattr(v, "tolist") else v for v in scored[name]] for name in samples["outputs"]}
@@ -133,7 +133,7 @@ def test_files_are_scored_as_requests_are_answered(project, samples):
 def test_drift_alerts_and_their_notebook(project, samples):
     mlnb(project, "drift", "log", "--html", "drift.html")
     assert (project / "drift.html").read_text().startswith("<!")
-    pd.DataFrame(samples["requests"] * 60).to_parquet(project / "later.parquet")
+    pq.write_table(as_table(samples["requests"] * 60), project / "later.parquet")
     mlnb(project, "drift", "later.parquet")
     done = warm_cli.run(["alerts", "check", "--json"], cwd=project, env=toy_project.environment(project))
     assert done.returncode in (0, 1, 3) and "Traceback" not in done.stderr, done.stderr

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 from base64 import b64encode
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -128,6 +128,8 @@ def json_value(value: object) -> object:
     "A value for JSON: missing values are null, times are ISO 8601 with their zone, arrays are lists, bytes base64"
     if isinstance(value, bytes):
         return b64encode(value).decode()
+    if isinstance(value, Mapping):
+        return {name: json_value(inner) for name, inner in value.items()}
     if isinstance(value, Iterable) and not isinstance(value, str):
         return list(map(json_value, value))
     if hasattr(value, "tolist"):

@@ -5635,6 +5635,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'mlnb/serving/request_decoder.py')},
             'mlnb.serving.round_trip': { 'mlnb.serving.round_trip._answers': ( 'serving/round_trip.html#_answers',
                                                                                'mlnb/serving/round_trip.py'),
+                                         'mlnb.serving.round_trip._answers_to_nulls': ( 'serving/round_trip.html#_answers_to_nulls',
+                                                                                        'mlnb/serving/round_trip.py'),
                                          'mlnb.serving.round_trip._compare': ( 'serving/round_trip.html#_compare',
                                                                                'mlnb/serving/round_trip.py'),
                                          'mlnb.serving.round_trip.main': ('serving/round_trip.html#main', 'mlnb/serving/round_trip.py'),

@@ -230,3 +230,17 @@ def test_fields_are_masked_and_hashed_in_the_log(tmp_path):
     assert logged["area"].isna().all() and logged["rooms"].nunique() == logged["city"].nunique() == 1
     assert logged["rooms"].str.len().eq(32).all() and logged["entity"].eq("Elm Street 7").all()
     assert not any(b"Oslo" in file.read_bytes() for file in log.iterdir())
+
+
+def test_a_field_that_may_be_null_is_tried(tmp_path):
+    code = """
+import msgspec
+from mlnb.data.fields import Field
+from mlnb.serving.round_trip import verify_round_trip
+from tiny import bundle
+customer, months, calls = bundle.KINDS["binary"]["request"]
+calls = msgspec.structs.replace(calls, nullable=True)
+verify_round_trip(bundle.build("one", "binary", request=[customer, months, calls]))
+"""
+    done = run(kinds.make(tmp_path / "project", "binary"), "-c", code)
+    assert "field 'calls' may be null, and tiny.model.Churn cannot answer that" in done.stderr

@@ -30,6 +30,8 @@ def verify_round_trip(bundle: Bundle) -> int:
         log = PredictionLog(folder)
         try:
             answers = list(_answers(bundle, log))
+        except BundleError:
+            raise
         except Exception as e:  # whatever a model, a decoder or an encoder may raise
             raise BundleError(
                 f"bundle {bundle.folder}: the service cannot answer its samples: {type(e).__name__}: {e}"
@@ -50,6 +52,21 @@ def _answers(bundle: Bundle, log: PredictionLog) -> Iterator[dict]:
     columns = {name: [row[name] for row in samples] for name in samples[0]}
     table, _ = decoder.decoders["/predict/columns"][JSON](json.dumps(columns).encode())
     yield from scorer.table(table)[0].to_pylist()
+    yield from _answers_to_nulls(bundle, decoder, scorer)
+
+
+def _answers_to_nulls(bundle: Bundle, decoder: RequestDecoder, scorer: LoggedScorer) -> Iterator[dict]:
+    "The logged answers to one row for each field that may be null, in which it is; a `BundleError` names the field"
+    for field in bundle.request:
+        if field.nullable:
+            row = bundle.samples["requests"][0] | {field.name: None}
+            try:
+                rows, _ = decoder.decoders["/predict"][JSON](json.dumps(row).encode())
+                yield from map(msgspec.structs.asdict, scorer(decoder.to_request_rows(rows)))
+            except Exception as e:  # whatever a model may raise
+                problem = f"field {field.name!r} may be null, and {bundle.manifest.predictor} cannot answer that"
+                remedy = "fill it in the hook features, or declare the field without nullable=True"
+                raise BundleError(f"bundle {bundle.folder}: {problem} ({type(e).__name__}: {e}); {remedy}") from e
 
 
 def _compare(bundle: Bundle, answers: list[dict], folder: Path) -> None:

@@ -2397,6 +2397,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'mlnb/monitoring/performance.py'),
                                              'mlnb.monitoring.performance.closed_days': ( 'monitoring/performance.html#closed_days',
                                                                                           'mlnb/monitoring/performance.py'),
+                                             'mlnb.monitoring.performance.current_time': ( 'monitoring/performance.html#current_time',
+                                                                                           'mlnb/monitoring/performance.py'),
                                              'mlnb.monitoring.performance.evaluate_group': ( 'monitoring/performance.html#evaluate_group',
                                                                                              'mlnb/monitoring/performance.py'),
                                              'mlnb.monitoring.performance.join_labels': ( 'monitoring/performance.html#join_labels',

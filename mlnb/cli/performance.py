@@ -157,11 +157,9 @@ def _parse_time(_context, _option, text: str | None) -> "np.datetime64 | None":
 
 
 def _compute_performance(as_of, since, until, group_by: str | None) -> "Performance":
-    import numpy as np
-
     from mlnb.cli.reading import report_log_age, skip_without_access
     from mlnb.monitoring.labels import read_decisions
-    from mlnb.monitoring.performance import load_objective, load_problem, measure_performance
+    from mlnb.monitoring.performance import current_time, load_objective, load_problem, measure_performance
     from mlnb.project.errors import ModelError
     from mlnb.serving.labels import LabelStore, compact_labels
     from mlnb.serving.log_reader import LogReader
@@ -175,7 +173,7 @@ def _compute_performance(as_of, since, until, group_by: str | None) -> "Performa
     if not len(decisions):
         raise ModelError("the prediction log has no rows; serve the model first with: mlnb serve")
     report_log_age(settings)
-    as_of_time = np.datetime64("now", "s") if as_of is None else as_of
+    as_of_time = current_time() if as_of is None else as_of
     days = as_of_time, group_by, since, until
     return measure_performance(decisions, store.read(), problem, settings.label_hours, *days, objective=objective)
 

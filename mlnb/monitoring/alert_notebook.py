@@ -24,7 +24,7 @@ from .drift_sources import DriftSource, RowFilter, read_windows
 from .drift_statistics import TOO_SMALL, bin_counts, column_drift, psi, reference_bins
 from .drift_thresholds import assign_bins
 from .http_client import http_get
-from .performance import load_objective, load_problem, measure_performance
+from .performance import current_time, load_objective, load_problem, measure_performance
 from .rules_drift import segment_reference
 from .rules_freshness import FRESHNESS_SOURCES
 from .rules_performance import load_decisions
@@ -233,7 +233,7 @@ def daily_scores(alert: dict, settings: Settings, days: int = 60) -> pd.DataFram
     """
     with _print_errors("No scores"):
         decisions = load_decisions(settings, alert.get("version", ""), alert.get("segment", ""))
-        as_of, labels = np.datetime64("now", "s"), LabelStore.of(settings).read()
+        as_of, labels = current_time(), LabelStore.of(settings).read()
         until = np.datetime64(alert.get("until", as_of), "s")
         since = np.minimum(until - np.timedelta64(days, "D"), np.datetime64(alert.get("since", until), "s"))
         problem, hours = load_problem(settings), settings.label_hours

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['BOOTSTRAP_SAMPLES', 'BOOTSTRAP_SEED', 'MAX_SEGMENTS', 'output_columns', 'LabelledDecisions', 'join_labels',
-           'GroupPerformance', 'Evaluation', 'evaluate_group', 'Performance', 'closed_days', 'measure_performance',
-           'served_bundle', 'served_manifest', 'load_problem', 'load_objective']
+           'GroupPerformance', 'Evaluation', 'evaluate_group', 'Performance', 'current_time', 'closed_days',
+           'measure_performance', 'served_bundle', 'served_manifest', 'load_problem', 'load_objective']
 
 # %% ../../nbs/monitoring/09_performance.ipynb #603bc2f2
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from time import time_ns
 
 import numpy as np
 import pyarrow as pa
@@ -304,6 +305,11 @@ def _group_json(group: GroupPerformance) -> dict:
 
 # %% ../../nbs/monitoring/09_performance.ipynb #5d7c2d1b
 MAX_SEGMENTS = 20
+
+
+def current_time() -> np.datetime64:
+    "Now in UTC, to the microsecond: numpy's `now` has whole seconds, and a label of this second would be after it"
+    return np.datetime64(time_ns() // 1000, "us")
 
 
 def closed_days(day: np.ndarray, as_of: np.datetime64, label_hours: int) -> np.ndarray:

@@ -282,7 +282,8 @@ def _check_storage(storage: str) -> DoctorFinding:
 
 # %% ../nbs/03_doctor.ipynb #d2c3f145
 READ_VARIABLES = (
-    *("MLNB_ROOT", "MLNB_ENV", "MLNB_MODEL", "MLNB_WORKERS", "MLNB_KEYS", "MLNB_KEYS_FILE", "MLNB_RUNTIME_DIR"),
+    *("MLNB_ROOT", "MLNB_ENV", "MLNB_MODEL", "MLNB_WORKERS", "MLNB_KEYS", "MLNB_KEYS_FILE", "MLNB_LOG_HASH_KEY"),
+    "MLNB_RUNTIME_DIR",
 )
 # set by mlnb for its child processes
 _INTERNAL_VARIABLES = ("MLNB_CHECKED", "MLNB_IMPORT_FOLDERS", "MLNB_METRICS_DIR", "MLNB_SUPERVISOR", "MLNB_TASK")

@@ -110,9 +110,8 @@ def test_a_bento_answers_as_the_pipeline_did_with_two_workers(built, serve):
     samples = Bundle.load(root / "products/bundle").samples
     process, url, everyone = serve("--workers", "2")
     assert len(everyone) >= 3
-    assert [a["probability"] for a in toy_project.post(f"{url}/predict", json=samples["requests"]).json()] == samples[
-        "probability"
-    ]
+    answers = toy_project.post(f"{url}/predict", json=samples["requests"]).json()
+    assert [answer["probability"] for answer in answers] == samples["outputs"]["probability"]
     answers = [toy_project.post(f"{url}/predict", json=samples["requests"][i % 12]).json() for i in range(60)]
     logged = read_predictions(root / ".mlnb/predictions").set_index("request_id")
     assert [logged.loc[a["request_id"], "probability"] for a in answers] == [a["probability"] for a in answers]

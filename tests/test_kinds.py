@@ -220,9 +220,10 @@ def test_fields_are_masked_and_hashed_in_the_log(tmp_path):
         'log_masked_fields = ["area"]\nlog_hashed_fields = ["rooms", "city"]\n'
     )
     row = {"house": "Elm Street 7", "rooms": 3, "area": 81.5, "city": "Oslo"}
-    with pytest.raises(SettingError, match="set the variable MLNB_LOG_SALT to a long secret text"):
+    with pytest.raises(SettingError, match="set the variable MLNB_LOG_HASH_KEY to a long secret text"):
         PredictionLog.of(load_settings(project))
-    with serving(project, log, MLNB_LOG_SALT="secret") as (_, url), httpx.Client(base_url=url, timeout=60) as client:
+    server = serving(project, log, MLNB_LOG_HASH_KEY="secret")
+    with server as (_, url), httpx.Client(base_url=url, timeout=60) as client:
         answers = [client.post("/predict", json=row).json()]
         columns = client.post("/predict/columns", json={name: [value] for name, value in row.items()}).json()
     assert answers[0]["prediction"] == columns["prediction"][0] == 273.75

@@ -782,7 +782,7 @@ def test_normalised_is_the_same_text_for_every_layout():
 
 
 TRACE = """
-import inspect, sys
+import ast, inspect, sys
 from pathlib import Path
 import mlnb
 from mlnb.notebooks.fingerprint import closure
@@ -797,6 +797,9 @@ def call(frame, event, argument):  # millions of times: texts, not paths
         parts = Path(here.co_filename).relative_to(package.parent).with_suffix("").parts
         ran.add((".".join(p for p in parts if p != "__init__"), here.co_qualname.split(".")[0]))
 
+# bodies of modules also compute constants that the cell does not use
+imports = [n for n in ast.parse(code).body if isinstance(n, (ast.Import, ast.ImportFrom))]
+exec(compile(ast.Module(imports, []), "imports", "exec"), {})
 sys.setprofile(call)
 try:
     exec(compile(code, "cell", "exec"), {"__name__": "cell"})

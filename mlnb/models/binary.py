@@ -38,10 +38,6 @@ def are_all_probabilities(values: np.ndarray) -> bool:
     "Whether all values are from 0 to 1; for a few of them Python is faster than numpy"
     return all(0 <= v <= 1 for v in values.tolist()) if len(values) < 32 else bool(are_probabilities(values).all())
 
-
-assert are_probabilities(np.array([0.0, 1.01, np.nan])).tolist() == [True, False, False]
-assert are_all_probabilities(np.array([0.0, 1.0])) and not are_all_probabilities(np.full(50, np.nan))
-
 # %% ../../nbs/models/11a_binary.ipynb #66403bb9
 def cost_objective(cost: Cost, unit: str = "") -> Objective:
     "The objective of two costs; a label may be a probability too"

@@ -36,9 +36,6 @@ def check_column(name: str, values: Any, kinds: str, expected: str, rows: int | 
         raise BundleError(f"{name} has dtype {column.dtype}; give a numpy array of {expected}")
     return column
 
-
-assert check_column("price", [1, 2], "if", "numbers", 2).tolist() == [1, 2]
-
 # %% ../../nbs/models/11_problems.ipynb #30de80c9
 @dataclass(frozen=True)
 class Objective:

@@ -338,9 +338,9 @@ def test_what_cannot_work_is_said_before_the_first_row(model, newest, rows, tmp_
     )
     refused(parquet(tmp_path / "d.parquet", [rows[0] | {"decision": True}]), "name of an answer")
     refused(parquet(tmp_path / "e.parquet", [rows[0] | {"tags": {"a": 1}}]), "CSV cannot hold", output="out.csv")
-    for kind in (pa.binary(), pa.binary(2), pa.dictionary(pa.int32(), pa.binary())):
-        pq.write_table(pq.read_table(good).append_column("more", pa.nulls(len(rows), kind)), tmp_path / "g.parquet")
-        refused(tmp_path / "g.parquet", "column 'more' has type", "CSV cannot hold", output="out.csv")
+    more = pa.nulls(len(rows), pa.dictionary(pa.int32(), pa.binary()))
+    pq.write_table(pq.read_table(good).append_column("more", more), tmp_path / "g.parquet")
+    refused(tmp_path / "g.parquet", "column 'more' has type", "CSV cannot hold", output="out.csv")
     naive = pq.read_table(good)
     naive = naive.set_column(4, "departure", naive["departure"].cast(pa.timestamp("us")))
     pq.write_table(naive, tmp_path / "f.parquet")

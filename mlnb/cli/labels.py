@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .console import Group, json_option, json_value, load_settings, print_json, terminal
-from ..project.text import duration, printable
+from ..project.text import duration, format_number, printable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -154,7 +154,7 @@ def _described(counts: dict) -> str:
         return f"the most frequent: {names}"
     if counts["is_binary"]:
         return f"{counts['rate']:.1%} of them 1"
-    return f"{counts['rate']:,.4g} on average"
+    return f"{format_number(counts['rate'])} on average"
 
 
 def label_status(store: "LabelStore") -> dict:

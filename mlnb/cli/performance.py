@@ -13,7 +13,7 @@ import click
 from mlnb.cli.console import (
     html_option, json_option, load_settings, new_table, print_blocks, print_json, rich_escaped, terminal, write_file,
 )  # fmt: skip
-from ..project.text import count_of
+from ..project.text import count_of, format_number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/cli/17_performance.ipynb #44cc3fc4
 def _figure(value: float | None, form: str) -> str:
-    return "–" if value is None or value != value else format(value, form)
+    return "–" if value is None or value != value else format_number(value, form)
 
 
 def _row(group: "GroupPerformance", metrics: "dict[str, Metric]", is_expected: dict[str, bool]) -> list[str]:

@@ -17,6 +17,7 @@ from ..data.point_in_time import Columns
 from .metrics import quantile_bin
 from .problems import Metric, Objective, Problem, Sums, check_column, group_sum
 from ..project.errors import ModelError
+from ..project.text import format_number
 
 # %% ../../nbs/models/11c_regression.ipynb #76402771
 def round_significant(values: np.ndarray, digits: int) -> np.ndarray:
@@ -48,12 +49,12 @@ class Regression(Problem, frozen=True, tag="regression"):
     errors: tuple[ExpectedError, ...] = ()  # of validation rows, by prediction; see `with_errors`
 
     metrics: ClassVar = {
-        "mae": Metric("MAE", ",.4g"),
-        "rmse": Metric("RMSE", ",.4g"),
+        "mae": Metric("MAE", ""),
+        "rmse": Metric("RMSE", ""),
         "r2": Metric("R²", lower_is_better=False),
         "wape": Metric("WAPE", ".1%"),
-        "bias": Metric("bias", ",.4g"),
-        "pinball": Metric("pinball loss", ",.4g"),
+        "bias": Metric("bias", ""),
+        "pinball": Metric("pinball loss", ""),
         "interval_coverage": Metric("interval coverage", ".1%", lower_is_better=False),
     }
     primary: ClassVar = "mae"
@@ -204,5 +205,5 @@ class Regression(Problem, frozen=True, tag="regression"):
     def remarks(self, details: dict) -> list[str]:
         if not (mean := details.get("residuals", {}).get("mean")):
             return []
-        size = f"{abs(mean):,.4g}" + (f" {self.unit}" if self.unit else "")
+        size = format_number(abs(mean)) + (f" {self.unit}" if self.unit else "")
         return [f"On average, predictions are {size} too {'high' if mean > 0 else 'low'}."]

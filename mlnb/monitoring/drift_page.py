@@ -20,7 +20,7 @@ from .drift_statistics import LEVELS, NOT_COMPARED, TOO_SMALL, ColumnDrift, desc
 from .drift_thresholds import STATISTIC_NAMES
 from .html import html_page, html_table, number_text, svg, svg_box, svg_path, svg_text
 from ..project.files import write_atomic
-from ..project.text import html_text, shorten
+from ..project.text import format_number, html_text, shorten
 
 # %% ../../nbs/monitoring/07_drift_page.ipynb #e5b2ed7c
 _SHADES = {"none": "h0", "slight": "h1", "moderate": "h2", "large": "h3", TOO_SMALL: "hx", NOT_COMPARED: "hx"}
@@ -207,11 +207,6 @@ _WIDTH, _HEIGHT, _BASE = 420, 168, 144  # of a chart, and the y of its axis
 _AXIS = f'<line class="rule" x1="8" x2="{_WIDTH - 8}" y1="{_BASE}" y2="{_BASE}"/>'
 
 
-def _axis_number(value: float) -> str:
-    "A number on an axis: at most four digits"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value + 0.0:.4g}"
-
-
 def _outline(shares: np.ndarray, largest: float) -> str:
     "The outline of a histogram as a path"
     width, points = (_WIDTH - 16) / len(shares), [f"M8,{_BASE}"]
@@ -229,7 +224,7 @@ def _ticks(edges: np.ndarray) -> list[str]:
     anchors = ["start", "middle", "middle", "middle", "end"]
     positions = 8 + (_WIDTH - 16) * (values - edges[0]) / (edges[-1] - edges[0])
     ticks = zip(positions, values, anchors, strict=True)
-    return [svg_text(x, _HEIGHT - 6, _axis_number(value), "axis", anchor) for x, value, anchor in ticks]
+    return [svg_text(x, _HEIGHT - 6, format_number(value), "axis", anchor) for x, value, anchor in ticks]
 
 
 def histogram_pair(name: str, reference: ColumnProfile, current: ColumnProfile) -> str:
@@ -294,7 +289,7 @@ def hourly_chart(name: str, series: HourlySeries) -> str:
         y = np.full(len(x), np.nan)  # an hour without rows interrupts the line
         y[positions] = _BASE - (_BASE - 14) * (np.array(values, float) - low) / (high - low)
         shapes.append(svg_path(x, y, css_class))
-    shapes += [svg_text(8, 10, _axis_number(high), "axis"), svg_text(8, _BASE - 4, _axis_number(low), "axis")]
+    shapes += [svg_text(8, 10, format_number(high), "axis"), svg_text(8, _BASE - 4, format_number(low), "axis")]
     shapes += [svg_text(8, _HEIGHT - 6, series.hours[0], "axis")]
     shapes += [svg_text(_WIDTH - 8, _HEIGHT - 6, series.hours[-1], "axis", "end")]
     key = '<p class="key"><span><i style="background:var(--a)"></i>mean of each hour</span><span>'
@@ -308,7 +303,7 @@ def _describe_change(column: ColumnDrift, reference: ColumnProfile, current: Col
         return column.note
     changes = []
     if column.kind == "number" and reference.numbers and current.numbers:
-        changes.append(f"mean {_axis_number(reference.mean)} → {_axis_number(current.mean)}")
+        changes.append(f"mean {format_number(reference.mean)} → {format_number(current.mean)}")
         changes += [f"{column.shift:+z.2f} standard deviations"] if column.shift is not None else []
     if column.unseen:
         changes.append(f"{column.unseen:.1%} of rows have a value that is not in the reference")

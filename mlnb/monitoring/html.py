@@ -10,12 +10,12 @@ from importlib.resources import files
 
 import numpy as np
 
-from ..project.text import html_text
+from ..project.text import format_number, html_text
 
 # %% ../../nbs/monitoring/06_html.ipynb #e6839992
 def number_text(value: float | None, form: str = ".2f") -> str:
     "A number, or a dash if there is none"
-    return "–" if value is None or not np.isfinite(value) else format(value, form)
+    return "–" if value is None or not np.isfinite(value) else format_number(value, form)
 
 
 def svg(

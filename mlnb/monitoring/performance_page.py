@@ -17,7 +17,7 @@ from .html import html_page, html_table, number_text, svg, svg_box, svg_path, sv
 from .performance import BOOTSTRAP_SEED, GroupPerformance, Performance
 from .performance_plots import PLOT_STYLE, draw_plots
 from ..project.files import write_atomic
-from ..project.text import html_text
+from ..project.text import format_number, html_text
 
 # %% ../../nbs/monitoring/10_performance_page.ipynb #1fd0c1bc
 _WIDTH, _HEIGHT, _LEFT, _FOOT = 940, 170, 52, 22
@@ -55,11 +55,11 @@ def days_chart(days: list[GroupPerformance], name: str, metric: Metric) -> str:
         shapes.append(svg_box(left, 4, _WIDTH - left, _HEIGHT - _FOOT, "waits"))
     for value in (low, high):
         shapes.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
-        shapes.append(svg_text(_LEFT - 6, y(value) + 4, format(value, form), "", "end"))
+        shapes.append(svg_text(_LEFT - 6, y(value) + 4, format_number(value, form), "", "end"))
     shapes.append(svg_path(x[has_expected], y(expected[has_expected]), "expected"))
     for i in np.flatnonzero(has_realised):
-        guess = f", expected {expected[i]:{form}}" if has_expected[i] else ""
-        words = f"{days[i].name}: {realised[i]:{form}}{guess}, coverage {days[i].coverage:.0%}"
+        guess = f", expected {format_number(expected[i], form)}" if has_expected[i] else ""
+        words = f"{days[i].name}: {format_number(realised[i], form)}{guess}, coverage {days[i].coverage:.0%}"
         tooltip = f"<title>{html_text(words)}</title>"
         shapes.append(f'<circle class="realised" cx="{x[i]:.1f}" cy="{y(realised[i]):.1f}" r="2.4">{tooltip}</circle>')
     shapes.append(svg_text(_LEFT, _HEIGHT - 4, days[0].name))
@@ -139,6 +139,7 @@ def page(performance: Performance, headline: str, written: dt.datetime | None = 
         *how.problem.remarks(performance.details),
     ]
     date = f"{written or dt.datetime.now(dt.UTC):%Y-%m-%d %H:%M} UTC"
+    as_of = f"{performance.as_of.astype('datetime64[s]')}Z"
     objective = f"{how.objective.description} " if how.objective else ""
     main = f"""<p class="say {_colour(performance)}">{html_text(headline)}</p>
 {_key(performance)}
@@ -147,9 +148,9 @@ def page(performance: Performance, headline: str, written: dt.datetime | None = 
 {f"<h2>A closer look</h2>{plots}" if plots else ""}
 {_tables(performance)}
 <footer><p class="mute">{html_text(" ".join(notes))}</p><p class="mute">{html_text(how.problem.assumption)}</p>
-<p class="mute">As of {performance.as_of}Z. {html_text(objective)}Written by mlnb performance on {date}.</p></footer>"""
+<p class="mute">As of {as_of}. {html_text(objective)}Written by mlnb performance on {date}.</p></footer>"""
     heading = f"Performance: {days[0].name} to {days[-1].name}"
-    return html_page(f"Performance as of {performance.as_of}", heading, main, _STYLE + PLOT_STYLE)
+    return html_page(f"Performance as of {as_of}", heading, main, _STYLE + PLOT_STYLE)
 
 
 def _chart(performance: Performance, name: str, metric: Metric) -> str:

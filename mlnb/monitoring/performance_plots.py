@@ -12,7 +12,7 @@ from collections.abc import Callable
 import numpy as np
 
 from .html import html_table, number_text, svg, svg_box, svg_path, svg_text
-from ..project.text import html_text, shorten
+from ..project.text import format_number, html_text, shorten
 
 # %% ../../nbs/monitoring/10a_performance_plots.ipynb #833933ac
 PLOT_STYLE = """
@@ -35,9 +35,11 @@ class _Axes:
         width, height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _FOOT - _TOP
         self.shapes = [svg_box(_LEFT, _TOP, width, height, "frame")]
         for value, anchor in zip(self.x_range, ("start", "end"), strict=True):
-            self.shapes.append(svg_text(float(self.x(value)), _HEIGHT - _FOOT + 16, _number(value, form), "", anchor))
+            self.shapes.append(
+                svg_text(float(self.x(value)), _HEIGHT - _FOOT + 16, format_number(value, form), "", anchor)
+            )
         for value in self.y_range:
-            self.shapes.append(svg_text(_LEFT - 6, float(self.y(value)) + 8, _number(value, form), "", "end"))
+            self.shapes.append(svg_text(_LEFT - 6, float(self.y(value)) + 8, format_number(value, form), "", "end"))
         self.shapes.append(svg_text(_LEFT + width / 2, _HEIGHT - 6, x_name, "", "middle"))
         middle = f"rotate(-90 14 {_TOP + height / 2:.0f})"
         text = svg_text(14, _TOP + height / 2, y_name, "", "middle")
@@ -71,10 +73,6 @@ def _widened(ends: _Range) -> _Range:
     return (low, high) if high > low else (low - 0.5, high + 0.5)
 
 
-def _number(value: float, form: str) -> str:
-    return format(float(value) + 0.0, form)  # not -0
-
-
 def _figure(title: str, body: str) -> str:
     return f"<figure><figcaption>{html_text(title)}</figcaption>{body}</figure>"
 
@@ -97,7 +95,7 @@ def cost_curve_plot(details: dict) -> str:
     if not (curve := details.get("cost_curve")):
         return ""
     costs, best = curve["cost_per_1000"], details["best_threshold"]
-    axes = _Axes((0, 1), (min(costs), max(costs)), "threshold", "cost per 1000", ",.4g")
+    axes = _Axes((0, 1), (min(costs), max(costs)), "threshold", "cost per 1000", "")
     axes.line(curve["threshold"], costs, "line")
     words = f"threshold {best['threshold']:.2f}: {best['cost_per_1000']:,.0f} per 1000"
     axes.dot(best["threshold"], best["cost_per_1000"], 4, "mark", words)
@@ -162,25 +160,29 @@ def predicted_plot(details: dict) -> str:
     points, median = np.array(of["points"]), np.array(of["median"])
     values = np.concatenate([points.ravel(), of["low"], of["high"]])
     ends = tuple(np.quantile(values, [0.002, 0.998]).tolist())
-    axes = _Axes(ends, ends, "predicted", "observed", ",.4g")
+    axes = _Axes(ends, ends, "predicted", "observed", "")
     axes.line(axes.x_range, axes.x_range, "guide")
     for prediction, label in points.tolist():
-        axes.dot(prediction, label, 2, "faint", f"predicted {prediction:,.4g}, observed {label:,.4g}")
+        axes.dot(
+            prediction, label, 2, "faint", f"predicted {format_number(prediction)}, observed {format_number(label)}"
+        )
     for x, low, middle, high, rows in zip(
         of["prediction"], of["low"], median.tolist(), of["high"], of["rows"], strict=True
     ):
         axes.line([x, x], [low, high], "median")
-        axes.dot(x, middle, 4, "mark", f"predicted about {x:,.4g}: median {middle:,.4g} of {rows:,} rows")
+        axes.dot(
+            x, middle, 4, "mark", f"predicted about {format_number(x)}: median {format_number(middle)} of {rows:,} rows"
+        )
     return axes.svg("Predicted and observed")
 
 
 def residuals_plot(details: dict) -> str:
     "The histogram of the errors, of `details['residuals']`"
     edges, rows = np.array(details["residuals"]["edges"]), np.array(details["residuals"]["rows"])
-    axes = _Axes((edges[0], edges[-1]), (0, int(rows.max())), "error: prediction minus label", "rows", ",.4g")
+    axes = _Axes((edges[0], edges[-1]), (0, int(rows.max())), "error: prediction minus label", "rows", "")
     left, right, top, foot = axes.x(edges[:-1]), axes.x(edges[1:]), axes.y(rows), float(axes.y(0))
     for i, count in enumerate(rows.tolist()):
-        words = f"{edges[i]:,.4g} to {edges[i + 1]:,.4g}: {count:,} rows"
+        words = f"{format_number(edges[i])} to {format_number(edges[i + 1])}: {count:,} rows"
         axes.shapes.append(svg_box(left[i], top[i], right[i] - left[i] - 1, foot - top[i], "bar", words))
     if edges[0] < 0 < edges[-1]:
         axes.line([0, 0], axes.y_range, "guide")

@@ -16,6 +16,7 @@ from .rule_base import NoDataError, Rule, RuleContext, RuleFinding
 from .table_settings import FINITE, SEGMENT, form
 from ..project.errors import AlertError, did_you_mean
 from ..project.settings import Settings
+from ..project.text import format_number
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -72,7 +73,9 @@ def _violated_limit(rule: PerformanceRule, score: CohortMetric) -> tuple[str, fl
     below, above = rule.below, rule.above
     if not math.isnan(rule.worse_than):
         below, above = (below, rule.worse_than) if score.lower_is_better else (rule.worse_than, above)
-    words = f"{score.metric} is {score.value:.4g} ({score.low:.4g} to {score.high:.4g})"
+    words = (
+        f"{score.metric} is {format_number(score.value)} ({format_number(score.low)} to {format_number(score.high)})"
+    )
     if score.high < below:
         return f"{words}, below {below:g}", below
     if score.low > above:
@@ -81,7 +84,7 @@ def _violated_limit(rule: PerformanceRule, score: CohortMetric) -> tuple[str, fl
         return None
     if not (score.high < score.expected or score.low > score.expected):
         return None
-    return f"{words} where {score.expected:.4g} was expected", rule.max_deviation
+    return f"{words} where {format_number(score.expected)} was expected", rule.max_deviation
 
 # %% ../../nbs/monitoring/15_rules_performance.ipynb #1a423f77
 def _cohort_metric(settings: Settings, rule: PerformanceRule, now: dt.datetime) -> CohortMetric:

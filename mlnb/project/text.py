@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMULA_PREFIX', 'printable', 'one_line', 'shorten', 'json_values', 'short_json', 'duration', 'rough_duration',
-           'count_of', 'html_text', 'markdown_text', 'spreadsheet_safe']
+           'format_number', 'count_of', 'html_text', 'markdown_text', 'spreadsheet_safe']
 
 # %% ../../nbs/project/05_text.ipynb #0d4704ce
 import datetime as dt
@@ -80,6 +80,12 @@ def rough_duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds // size:,.0f} {unit}"
     return f"{seconds // 60:.0f} minutes"
+
+
+def format_number(value: float, form: str = "") -> str:
+    "A number in a format, by default in at most four digits and from 1,000 on as a whole number"
+    default = ",.0f" if abs(value) >= 1000 else ".4g"
+    return format(float(value) + 0.0, form or default)  # not -0
 
 
 def count_of(number: int, noun: str) -> str:

@@ -74,7 +74,7 @@ def _cells(group: GroupPerformance, name: str, form: str) -> list[str]:
     if realised != "–":
         realised = f"<b>{realised}</b>"
     if name in group.interval:
-        low, high = (format(bound, form) for bound in group.interval[name])
+        low, high = (format_number(bound, form) for bound in group.interval[name])
         realised += f' <span class="mute">{low}{" to " if "-" in low else "–"}{high}</span>'
     return [realised, number_text(_value(group.expected, name), form)]
 
@@ -98,7 +98,7 @@ def _overall_table(performance: Performance) -> str:
     for name, metric in performance.all_metrics.items():
         form = metric.format
         realised, expected = (number_text(_value(of, name), form) for of in (overall.realised, overall.expected))
-        interval = " to ".join(format(end, form) for end in overall.interval.get(name, ()))
+        interval = " to ".join(format_number(end, form) for end in overall.interval.get(name, ()))
         rows.append([html_text(metric.title), f"<b>{realised}</b>", interval or "–", expected])
     return html_table(["metric", "realised", f"{CONFIDENCE_LEVEL:.0%} interval", "expected"], rows, "overall")
 

@@ -93,6 +93,31 @@ PROBLEM, ENTITY, TIME = {"kind": "regression", "unit": "EUR"}, [], None
 predictor = SklearnModel(Ridge().fit(table, price), table)
 """
 
+NET_MODEL = """
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from mlnb.models.hooks import Model
+
+
+class NetModel(Model):
+    make = None  # makes the module
+
+    def __init__(self, module):
+        self.module = module.eval()
+
+    def save(self, folder):
+        save_file(self.module.state_dict(), Path(folder) / "weights.safetensors")
+
+    @classmethod
+    def load(cls, folder):
+        module = cls.make()
+        module.load_state_dict(load_file(Path(folder) / "weights.safetensors"))
+        return cls(module)
+
+"""
+
 WORDS = """
 # %%
 import torch
@@ -106,15 +131,11 @@ table = pd.DataFrame({"text": [" ".join(rng.choice(words, 5)) for _ in range(200
 torch.manual_seed(0)
 predictor = Sentiment(Bag(64))
 """
-WORDS_MODEL = """
-from pathlib import Path
+WORDS_MODEL = f"""{NET_MODEL}
 from zlib import crc32
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
-
-from mlnb.models.hooks import Model
 
 
 class Bag(torch.nn.Module):
@@ -127,20 +148,8 @@ class Bag(torch.nn.Module):
         return torch.sigmoid(self.weights(torch.tensor([numbers])))[0, 0]
 
 
-class Sentiment(Model):
-    decimals = 5
-
-    def __init__(self, module):
-        self.module = module.eval()
-
-    def save(self, folder):
-        save_file(self.module.state_dict(), Path(folder) / "weights.safetensors")
-
-    @classmethod
-    def load(cls, folder):
-        module = Bag(64)
-        module.load_state_dict(load_file(Path(folder) / "weights.safetensors"))
-        return cls(module)
+class Sentiment(NetModel):
+    make, decimals = lambda: Bag(64), 5
 
     def predict(self, features):
         with torch.inference_mode():
@@ -149,7 +158,6 @@ class Sentiment(Model):
 
 DIGITS = """
 # %%
-from base64 import b64encode
 from io import BytesIO
 
 from PIL import Image
@@ -159,7 +167,6 @@ import torch
 from shop.model import Digits, Net
 
 raw = load_digits()
-FIELDS = [Field("photo", "image", "A digit, 8 by 8 pixels", None, shape=(8, 8))]
 PROBLEM, ENTITY, TIME = {"kind": "multiclass", "classes": tuple("0123456789")}, [], None
 
 
@@ -180,16 +187,12 @@ for _ in range(30):
     optimizer.step()
 predictor = Digits(net)
 """
-DIGITS_MODEL = """
+DIGITS_MODEL = f"""{NET_MODEL}
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
-
-from mlnb.models.hooks import Model
 
 
 class Net(torch.nn.Module):
@@ -201,20 +204,8 @@ class Net(torch.nn.Module):
         return self.body(pixels)
 
 
-class Digits(Model):
-    decimals = 4
-
-    def __init__(self, module):
-        self.module = module.eval()
-
-    def save(self, folder):
-        save_file(self.module.state_dict(), Path(folder) / "weights.safetensors")
-
-    @classmethod
-    def load(cls, folder):
-        module = Net()
-        module.load_state_dict(load_file(Path(folder) / "weights.safetensors"))
-        return cls(module)
+class Digits(NetModel):
+    make, decimals = Net, 4
 
     def predict(self, features):
         images = [np.asarray(Image.open(BytesIO(data)).convert("L"), np.float32) / 240 for data in features["photo"]]

@@ -75,7 +75,9 @@ def test_nothing_is_to_do_and_all_is_well(project):
     mlnb(project, "check")
 
 
-def test_answers_in_every_format_and_back(project, samples, kind):
+@pytest.fixture(scope="module")
+def answered(project, samples, kind):
+    "The samples were answered in every format, logged, and one of them has a label; labels.csv has the others"
     requests = samples["requests"]
     columns = {name: [row[name] for row in requests] for name in requests[0]}
     server = run_server(project, project / ".mlnb/predictions", MLNB_LOG_COMPACT_MINUTES="0")
@@ -108,9 +110,14 @@ def test_answers_in_every_format_and_back(project, samples, kind):
     pd.DataFrame({"entity": keys[1:], "value": [kind.labels[i % 2] for i in range(len(keys) - 1)]}).to_csv(
         project / "labels.csv", index=False
     )
+    return rows
 
 
-def test_the_log_is_compacted_and_scored(project, samples):
+def test_answers_in_every_format_and_back(answered, samples):
+    assert answers_of(answered, samples) == samples["outputs"]
+
+
+def test_the_log_is_compacted_and_scored(project, samples, answered):
     assert json.loads(mlnb(project, "compact", "--json"))["rows"] == 3 * len(samples["requests"])
     assert "v1" in mlnb(project, "predictions")
     added = json.loads(mlnb(project, "labels", "add", "labels.csv", "--json"))
@@ -130,7 +137,7 @@ def test_files_are_scored_as_requests_are_answered(project, samples):
     assert as_lists == samples["outputs"]
 
 
-def test_drift_alerts_and_their_notebook(project, samples):
+def test_drift_alerts_and_their_notebook(project, samples, answered):
     mlnb(project, "drift", "log", "--html", "drift.html")
     assert (project / "drift.html").read_text().startswith("<!")
     pq.write_table(as_table(samples["requests"] * 60), project / "later.parquet")

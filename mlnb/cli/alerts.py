@@ -19,7 +19,7 @@ from mlnb.cli.console import (
     rich_escaped, terminal,
 )  # fmt: skip
 from ..project.processes import current_user
-from ..project.text import count_of, printable
+from ..project.text import count_of, format_number, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -190,7 +190,7 @@ def _values(alert: dict) -> str:
     "The values of an alert, a line each"
     values = {"severity": alert["severity"], "value": alert["value"], "limit": alert["bound"]}
     values |= {"last seen": local_time(alert["last_seen"])} | alert["details"]
-    shown = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in values.items()}
+    shown = {name: format_number(value) if isinstance(value, float) else value for name, value in values.items()}
     return "\n".join(rich_escaped(f"{name}: {value}") for name, value in shown.items() if value not in (None, ""))
 
 

@@ -124,8 +124,8 @@ class Binary(Problem, frozen=True, tag="binary"):
         metrics |= _resampled_ranking(draws, number, y, p)
         if objective:
             metrics[objective.name] = 1000 * total(objective(labels, outputs)) / rows
-        known = {name: quantile_interval(values) for name, values in metrics.items() if not np.isnan(values).all()}
-        return known | {"ece": _ece_interval(draws, rows, number, y, p)}
+        intervals = {name: quantile_interval(values) for name, values in metrics.items() if not np.isnan(values).all()}
+        return intervals | {"ece": _ece_interval(draws, rows, number, y, p)}
 
     def baselines(self, labels: np.ndarray) -> dict[str, np.ndarray]:
         return {"base rate": np.array([float(np.mean(labels))])}

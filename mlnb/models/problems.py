@@ -227,10 +227,10 @@ def problem_class(kind: str, covers: Callable[[str], bool] = lambda module: Fals
 
     `covers` says whether a module is trusted, see `mlnb.models.trust.Trust.covers`.
     """
-    found = {point.name: point.value for point in metadata.entry_points(group=ENTRY_POINTS)} | _BUILT_IN
-    if kind not in found:
-        raise BundleError(f"problem {kind!r} is not known{did_you_mean(kind, found)}; there are {', '.join(found)}")
-    module, _, name = found[kind].partition(":")
+    classes = {point.name: point.value for point in metadata.entry_points(group=ENTRY_POINTS)} | _BUILT_IN
+    if kind not in classes:
+        raise BundleError(f"problem {kind!r} is not known{did_you_mean(kind, classes)}; there are {', '.join(classes)}")
+    module, _, name = classes[kind].partition(":")
     if kind not in _BUILT_IN and not covers(module):
         problem = f"problem {kind!r} comes from {module}, which is not trusted"
         raise BundleError(f"{problem}; name its package in trusted_packages of [tool.mlnb]")

@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 from ..project.errors import NotebookError
 from ..project.settings import Settings
-from ..project.text import count_of, markdown_text
+from ..project.text import count_of, format_number, markdown_text
 
 # %% ../../nbs/monitoring/24_alert_opener.ipynb #676cd976
 TEMPLATES = files("mlnb.monitoring") / "alert_notebooks"  # KIND.ipynb for each kind of rule
@@ -33,7 +33,7 @@ def _introduction(alert: dict) -> str:
         facts["window"] = f"{details['since'][:16]} to {details['until'][:16]} UTC"
     facts |= {name: str(details[name]) for name in ("version", "segment") if details.get(name)}
     if alert["value"] is not None and alert["bound"] is not None:
-        facts["value"] = f"{alert['value']:.4g}, the limit is {alert['bound']:.4g}"
+        facts["value"] = f"{format_number(alert['value'])}, the limit is {format_number(alert['bound'])}"
     rows = "".join(f"| {name} | {markdown_text(text)} |\n" for name, text in facts.items())
     steps = f"To acknowledge it: `mlnb alerts ack {alert['id']} --note ...`. "
     steps += f"When it is over: `mlnb alerts resolve {alert['id']}`."
